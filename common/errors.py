@@ -1,0 +1,190 @@
+"""Every error that Shardhold raises inside its servers and tools.
+
+    ShardholdError
+    ├── UnavailableError            try again later
+    │   ├── SealedError
+    │   ├── RecoveringError
+    │   ├── StoreUnavailableError
+    │   ├── AuditUnavailableError
+    │   ├── KeeperUnreachableError
+    │   ├── IdentityUnavailableError
+    │   └── OverloadedError
+    ├── RefusedError                the caller has to change something
+    │   ├── InvalidArgumentError
+    │   ├── UnauthenticatedError
+    │   ├── DeniedError
+    │   ├── NotFoundError
+    │   ├── ConflictError
+    │   ├── WrongStateError
+    │   └── ConfigError             exit code 2, before a port opens
+    └── IntegrityError              page someone: what was read is not what was written
+        ├── DecryptionError
+        ├── CorruptRowError
+        ├── BadShardError
+        ├── TooFewShardsError
+        ├── MixedShardsError
+        ├── StatementError
+        ├── WordsError
+        └── ProtectionError         memory cannot be protected as configured
+
+Messages say what was got and what was wanted, and never hold a secret, a key or a share. The families say what a handler can
+do; the one table from errors to gRPC codes is in `common.edge`.
+"""
+
+from typing import ClassVar
+
+
+class ShardholdError(Exception):
+    """Base of all errors inside. `reason` is stable: it goes out in google.rpc.ErrorInfo and callers match on it."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+
+class UnavailableError(ShardholdError):
+    """The same call may work later."""
+
+    reason = "UNAVAILABLE"
+
+
+class SealedError(UnavailableError):
+    """The nexus is sealed; only custodians bring it back."""
+
+    reason = "NEXUS_SEALED"
+
+
+class RecoveringError(UnavailableError):
+    """The nexus has no root key yet and is on its way to one."""
+
+    reason = "NEXUS_RECOVERING"
+
+
+class StoreUnavailableError(UnavailableError):
+    """The store cannot be read or written now; the change was not made."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class AuditUnavailableError(UnavailableError):
+    """The audit entry cannot be written, so the call is refused."""
+
+    reason = "AUDIT_UNAVAILABLE"
+
+
+class KeeperUnreachableError(UnavailableError):
+    """A keeper does not answer."""
+
+    reason = "KEEPER_UNREACHABLE"
+
+
+class IdentityUnavailableError(UnavailableError):
+    """No SVID, or an expired one."""
+
+    reason = "IDENTITY_UNAVAILABLE"
+
+
+class OverloadedError(UnavailableError):
+    """A limit of calls or statements in flight is reached."""
+
+    reason = "OVERLOADED"
+
+
+class RefusedError(ShardholdError):
+    """The same call will be refused again."""
+
+    reason = "REFUSED"
+
+
+class InvalidArgumentError(RefusedError):
+    """An argument breaks a rule; the message names the field, what it was and the limit."""
+
+    reason = "INVALID_ARGUMENT"
+
+
+class UnauthenticatedError(RefusedError):
+    """The peer has no usable SPIFFE ID."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class DeniedError(RefusedError):
+    """No role or policy allows the call; the message names the caller and the permission, never what exists."""
+
+    reason = "DENIED"
+
+
+class NotFoundError(RefusedError):
+    """What was asked for does not exist, or no longer."""
+
+    reason = "NOT_FOUND"
+
+
+class ConflictError(RefusedError):
+    """A check-and-set found another version than expected; the message names both."""
+
+    reason = "VERSION_CONFLICT"
+
+
+class WrongStateError(RefusedError):
+    """The call is not served in this state, and waiting does not change that."""
+
+    reason = "WRONG_STATE"
+
+
+class ConfigError(RefusedError):
+    """An option is wrong; the message names it, what it was and what is wanted."""
+
+    reason = "CONFIG"
+
+
+class IntegrityError(ShardholdError):
+    """Something stored or received is not what it has to be."""
+
+    reason = "INTEGRITY"
+
+
+class DecryptionError(IntegrityError):
+    """A ciphertext does not open. Never an empty value, never skipped."""
+
+    reason = "DECRYPTION"
+
+
+class CorruptRowError(IntegrityError):
+    """A stored row does not verify or does not decode."""
+
+    reason = "CORRUPT_ROW"
+
+
+class BadShardError(IntegrityError):
+    """A shard does not match its commitment, or has the wrong shape."""
+
+    reason = "BAD_SHARD"
+
+
+class TooFewShardsError(IntegrityError):
+    """Fewer shards than the threshold."""
+
+    reason = "TOO_FEW_SHARDS"
+
+
+class MixedShardsError(IntegrityError):
+    """Shards of two sets, or two shards for one x; combining them would give noise."""
+
+    reason = "MIXED_SHARDS"
+
+
+class StatementError(IntegrityError):
+    """A signed statement does not verify, or states something else than was asked."""
+
+    reason = "STATEMENT"
+
+
+class WordsError(IntegrityError):
+    """Recovery words are not a share, or not of this set."""
+
+    reason = "WORDS"
+
+
+class ProtectionError(IntegrityError):
+    """Memory cannot be protected as configured."""
+
+    reason = "MEMORY_PROTECTION"
