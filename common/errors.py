@@ -5,6 +5,7 @@
     │   ├── SealedError
     │   ├── RecoveringError
     │   ├── StoreUnavailableError
+    │   │   └── OutcomeUnknownError  it may or may not have happened: the process exits
     │   ├── AuditUnavailableError
     │   ├── KeeperUnreachableError
     │   ├── IdentityUnavailableError
@@ -62,6 +63,12 @@ class StoreUnavailableError(UnavailableError):
     """The store cannot be read or written now; the change was not made."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class OutcomeUnknownError(StoreUnavailableError):
+    """A commit failed and nobody can say whether it happened; only a new start can."""
+
+    reason = "OUTCOME_UNKNOWN"
 
 
 class AuditUnavailableError(UnavailableError):

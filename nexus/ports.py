@@ -1,0 +1,95 @@
+"""What the nexus core needs from the outside, as Protocols; the edges implement them.
+
+The store's Protocol is in `nexus.store.protocol`, the clock's in `common.clock`.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.protected import ProtectedBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class SetLabel:
+    """Names one shard set and where it stands; bound into everything that is sealed for it."""
+
+    cluster_id: bytes  # 16 bytes
+    genesis: bytes  # 32 bytes, fingerprint of the genesis record
+    timeline: int
+    generation: int
+    set_id: bytes  # 16 bytes
+    set_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSet:
+    """A set that a keeper says it holds."""
+
+    label: SetLabel
+    x: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperReport:
+    """What a keeper says of itself."""
+
+    boot_id: bytes  # 16 bytes, new at each start
+    cluster_id: bytes  # empty: not pinned yet
+    genesis: bytes  # empty: not pinned yet
+    sets: tuple[HeldSet, ...]
+    version: str
+    memory_protection: int
+
+
+class KeeperLink(Protocol):
+    """One keeper, over mTLS. Thread-safe; every call takes its own time limit in seconds.
+
+    Every method raises `KeeperUnreachableError` when there is no answer in time, `DeniedError` when the keeper does not
+    accept this nexus, and `WrongStateError` when it refuses what was asked (the message is the keeper's).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def address(self) -> str: ...
+
+    def fetch_report(self, *, timeout: float) -> KeeperReport: ...
+
+    def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
+        """Fetch the keeper's shard, 33 bytes, into protected memory, and return the keeper's boot id.
+
+        The shard is what the keeper says it is: the caller compares it with its commitment.
+
+        Raises:
+            NotFoundError: The keeper holds no such set.
+            BadShardError: What came does not open or is no shard.
+        """
+        ...
+
+    def put_shard(self, label: SetLabel, shard: ProtectedBuffer, *, commitment: bytes, timeout: float) -> bytes:
+        """Give the keeper its shard, sealed to the exact SPIFFE ID of this link, and return the keeper's boot id.
+
+        Raises:
+            StatementError: The keeper's statement does not verify; nothing was sealed or sent.
+        """
+        ...
+
+    def drop_set(self, cluster_id: bytes, set_id: bytes, *, timeout: float) -> bytes:
+        """Make the keeper forget a set, and return the keeper's boot id."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Signer(Protocol):
+    """Signs with the audit key of the current generation, Ed25519."""
+
+    @property
+    def public_key(self) -> bytes:
+        """32 bytes."""
+        ...
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the signature, 64 bytes."""
+        ...

@@ -1,0 +1,175 @@
+"""What a nexus keeps on disk, and how it is read and changed. Every backend passes one contract test class.
+
+Rules:
+- All that depends on the root key is here as ciphertext or under the manifest; the store never sees a key.
+- A change is a function that gets a `Writer`. It either happens whole, with its audit entry and the next revision, or not at
+  all. Changes run one after the other; changes that wait together are committed together, each undone alone if it raises.
+- A read sees one committed state.
+"""
+
+import enum
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Phase(enum.StrEnum):
+    """How far the store has come with its cluster."""
+
+    EMPTY = "empty"
+    INITIALISING = "initialising"
+    INITIALISED = "initialised"
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The one row about the store itself. The `last_` numbers are the highest ever given out and never go down."""
+
+    phase: Phase
+    cluster_id: bytes  # 16 bytes; empty in phase EMPTY
+    sealed: bool
+    timeline: int  # 0 before the first init is complete, then 1, 2, 3 …
+    revision: int  # up by one at each change
+    control_revision: int  # up by one at each change that touches a control row
+    manifest: bytes  # 32-byte HMAC over all control rows; empty before the first init is complete
+    last_generation: int
+    last_set_number: int
+    last_kek_id: int
+    last_init_attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRow:
+    kind: str
+    name: str
+    body: bytes
+    digest: bytes  # 32 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRow:
+    path: str
+    incarnation: bytes  # 16 bytes
+    current_version: int  # newest version ever written in this incarnation
+    updated_at: int  # microseconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    path: str
+    incarnation: bytes  # 16 bytes
+    version: int
+    kek_id: int
+    dek_id: bytes  # 16 bytes
+    wrapped_dek: bytes
+    value: bytes  # ciphertext of the fields
+    created_at: int  # microseconds since 1970
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MadeByRequest:
+    """What a mutating request made, found again by its id."""
+
+    path: str
+    incarnation: bytes
+    versions: tuple[int, ...]  # written or deleted by it
+    revision: int
+
+
+class Reader(Protocol):
+    """One committed state."""
+
+    def load_meta(self) -> Meta: ...
+
+    def load_control(self, kind: str, name: str) -> ControlRow | None: ...
+
+    def load_controls(self) -> list[ControlRow]:
+        """Load all control rows, by kind and name."""
+        ...
+
+    def load_secret(self, path: str) -> SecretRow | None: ...
+
+    def load_version(self, path: str, version: int) -> VersionRow | None:
+        """Load one version, 0: the newest, in one indexed query. A deleted one is returned and says so."""
+        ...
+
+    def load_live_versions(self, path: str) -> list[int]:
+        """Load the numbers of the versions that are not deleted, ascending."""
+        ...
+
+    def list_secrets(self, prefix: str, *, after: str, limit: int) -> list[SecretRow]:
+        """List secrets with a version left, at *prefix* or below it by whole segments (empty: all), in byte order of their
+        paths, beginning behind *after* (empty: at the start)."""
+        ...
+
+    def find_request(self, caller: str, request_id: bytes) -> MadeByRequest | None:
+        """Find what *caller* made with *request_id*, while the rows that it made are there."""
+        ...
+
+
+class Writer(Reader, Protocol):
+    """One change. Reads see what it wrote before."""
+
+    @property
+    def revision(self) -> int:
+        """The revision that this change will have."""
+        ...
+
+    def save_meta(self, meta: Meta) -> None:
+        """Replace the row; its `revision` is ignored: the store counts."""
+        ...
+
+    def save_control(self, row: ControlRow) -> None:
+        """Create or replace the row of this kind and name."""
+        ...
+
+    def delete_control(self, kind: str, name: str) -> bool: ...
+
+    def insert_version(self, row: VersionRow, *, caller: str, request_id: bytes) -> None:
+        """Insert the newest version of a secret, or the first one of a new secret or incarnation.
+
+        A new incarnation needs `delete_secret` first.
+
+        Raises:
+            StoreUnavailableError: The row cannot be written.
+        """
+        ...
+
+    def mark_deleted(self, path: str, versions: Sequence[int], *, caller: str, request_id: bytes) -> None: ...
+
+    def delete_secret(self, path: str) -> None:
+        """Remove all rows of the secret."""
+        ...
+
+    def append_audit(self, entry: bytes) -> None:
+        """Add the change's audit entry to the outbox, under this change's revision."""
+        ...
+
+
+class Store(Protocol):
+    """Thread-safe."""
+
+    def read(self) -> AbstractContextManager[Reader]: ...
+
+    def write(self, change: Callable[[Writer], T]) -> T:
+        """Run *change* and commit it, durably, before returning what it returned.
+
+        Raises:
+            StoreUnavailableError: Not committed; nothing changed.
+            OutcomeUnknownError: The commit failed and the store could not be opened again to see: the process has to exit.
+        """
+        ...
+
+    def load_audit(self, *, limit: int) -> list[tuple[int, bytes]]:
+        """Load the oldest entries of the audit outbox, with their revisions."""
+        ...
+
+    def discard_audit(self, through: int) -> None:
+        """Remove outbox entries up to revision *through*: they are in the audit files, synced. Is not a change."""
+        ...
+
+    def close(self) -> None: ...
