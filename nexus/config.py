@@ -1,0 +1,93 @@
+"""The configuration of a nexus: one frozen model, built once at start; nobody else reads files or environment for it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from common.config import IdentityOptions, ListenOptions, LogOptions, MemoryOptions, check_address, load
+from common.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "SHARDHOLD_NEXUS"
+
+
+class NexusListenOptions(ListenOptions, frozen=True, forbid_unknown_fields=True):
+    # host:port of gRPC
+    address: str = "127.0.0.1:8553"
+    # host:port of /livez, /readyz and /metrics
+    http: str = "127.0.0.1:9553"
+
+
+class StorageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # file of the embedded store; its folder must exist and be writable
+    path: str = "/var/lib/shardhold/nexus.db"
+
+
+class AuditOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # folder of the audit segments; must exist and be writable
+    directory: str = "/var/lib/shardhold/audit"
+
+
+class KeeperOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # name of the keeper; its server name is NAME.keeper.shardhold
+    name: str
+    # host:port
+    address: str
+    # exact SPIFFE ID; empty: spiffe://TRUST_DOMAIN/shardhold/keeper/NAME
+    spiffe_id: str = ""
+
+
+class RoleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # path of the SPIFFE IDs of people; ROLE and PERSON stand for one segment each
+    pattern: str = "/shardhold/pilot/role/ROLE/PERSON"
+
+
+class ShutdownOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # seconds that calls in flight get before they are cut off
+    drain_s: float = 5.0
+
+
+class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    # name of this nexus; its SPIFFE ID is spiffe://TRUST_DOMAIN/shardhold/nexus/NAME
+    name: str
+    # development: plain memory may stand in for protected memory
+    dev: bool = False
+    identity: IdentityOptions
+    listen: NexusListenOptions = NexusListenOptions()
+    storage: StorageOptions = StorageOptions()
+    audit: AuditOptions = AuditOptions()
+    roles: RoleOptions = RoleOptions()
+    memory: MemoryOptions = MemoryOptions()
+    shutdown: ShutdownOptions = ShutdownOptions()
+    log: LogOptions = LogOptions()
+    # keepers that the first init uses; afterwards only their addresses count
+    keepers: tuple[KeeperOptions, ...] = ()
+
+
+def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, object] | None = None) -> NexusConfig:
+    """Build and check the model from file, environment and flags.
+
+    Raises:
+        ConfigError: The option is named, with what it was and what is wanted.
+    """
+    config = load(NexusConfig, path=path, environ=environ, prefix=ENVIRONMENT_PREFIX, flags=flags or {})
+    check_address("listen.address", config.listen.address)
+    check_address("listen.http", config.listen.http)
+    _check_keepers(config.keepers)
+    if config.memory.lowest_level < 2 and not config.dev:
+        raise ConfigError(f"memory.lowest_level: got {config.memory.lowest_level}, want 2 or 3 (1 only with dev = true)")
+    return config
+
+
+def _check_keepers(keepers: tuple[KeeperOptions, ...]) -> None:
+    if not 2 <= len(keepers) <= 255:
+        raise ConfigError(f"keepers: got {len(keepers)}, want 2 to 255")
+    for index, keeper in enumerate(keepers):
+        check_address(f"keepers[{index}].address", keeper.address)
+        if not keeper.name:
+            raise ConfigError(f"keepers[{index}].name: got nothing, want a name")
+    for option in ("name", "address", "spiffe_id"):
+        values = [getattr(keeper, option) for keeper in keepers if getattr(keeper, option)]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"keepers: {option} {twice!r} stands twice, want each once")
