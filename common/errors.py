@@ -21,6 +21,7 @@
     └── IntegrityError              page someone: what was read is not what was written
         ├── DecryptionError
         ├── CorruptRowError
+        ├── WrongRootKeyError
         ├── BadShardError
         ├── TooFewShardsError
         ├── MixedShardsError
@@ -159,6 +160,12 @@ class CorruptRowError(IntegrityError):
     """A stored row does not verify or does not decode."""
 
     reason = "CORRUPT_ROW"
+
+
+class WrongRootKeyError(IntegrityError):
+    """A rebuilt key is not the root key of this cluster and generation."""
+
+    reason = "WRONG_ROOT_KEY"
 
 
 class BadShardError(IntegrityError):

@@ -1,0 +1,101 @@
+"""The bodies of control rows, as JSON that an operator can read with `sqlite3`; bytes are base64."""
+
+from typing import TypeVar
+
+import msgspec
+
+from common.errors import CorruptRowError
+from nexus.ports import SetLabel
+
+T = TypeVar("T")
+
+# The keys of the control rows that exist once.
+GENESIS = ("genesis", "current")
+KEYRING = ("keyring", "current")
+CANARY = ("canary", "current")
+RECOVERY_KEY = ("recovery-key", "current")
+ESCROW = ("escrow", "current")
+KCV = ("kcv", "current")
+SHARD_SET = ("shard-set", "current")
+
+
+class GenesisRecord(msgspec.Struct, frozen=True):
+    record: bytes  # as `nexus.genesis` encodes it
+
+
+class KcvRecord(msgspec.Struct, frozen=True):
+    generation: int
+    kcv: bytes  # 32 bytes
+
+
+class KeyringRecord(msgspec.Struct, frozen=True):
+    current_kek_id: int
+    wraps: dict[str, bytes]  # 98-byte wrap by KEK number
+
+
+class CanaryRecord(msgspec.Struct, frozen=True):
+    kek_id: int
+    dek_id: bytes
+    wrapped_dek: bytes
+    value: bytes
+
+
+class ShareHashRecord(msgspec.Struct, frozen=True):
+    salt: bytes  # 16 bytes
+    digest: bytes  # 32 bytes
+
+
+class RecoveryKeyRecord(msgspec.Struct, frozen=True):
+    public_key: bytes  # 1216 bytes
+    threshold: int
+    shares: tuple[ShareHashRecord, ...]  # in the order of the custodians' numbers
+
+
+class EscrowRecord(msgspec.Struct, frozen=True):
+    generation: int
+    sealed: bytes  # the root key, sealed to the recovery public key
+
+
+class MemberRecord(msgspec.Struct, frozen=True):
+    name: str
+    spiffe_id: str
+    address: str
+    x: int
+    commitment: bytes  # 32 bytes
+
+
+class ShardSetRecord(msgspec.Struct, frozen=True):
+    """One shard set: who holds which point of which polynomials."""
+
+    generation: int
+    set_id: bytes  # 16 bytes
+    set_number: int
+    timeline: int  # in which the set was drawn
+    threshold: int
+    members: tuple[MemberRecord, ...]
+
+    def label(self, cluster_id: bytes, genesis: bytes) -> SetLabel:
+        """Return the label that goes with each of its shards."""
+        return SetLabel(cluster_id, genesis, self.timeline, self.generation, self.set_id, self.set_number)
+
+    @property
+    def quorum(self) -> int:
+        """Keepers that have to hold their shards before the set may be relied on."""
+        return min(len(self.members), max(self.threshold + 1, len(self.members) - 1))
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """Encode the body of a row."""
+    return msgspec.json.encode(record)
+
+
+def decode(kind: type[T], body: bytes) -> T:
+    """Decode the body of a row.
+
+    Raises:
+        CorruptRowError: It is not a record of this kind.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        raise CorruptRowError(f"control row is no {kind.__name__}") from exc
