@@ -2,7 +2,7 @@
 
 Rules:
 - A node is what a glob has seen so far; globs with the same beginning share nodes.
-- A rule is a number, and a set of rules is an int with one bit for each: a node of rules that nobody wants is not entered.
+- A rule is a number, a set of rules an int with one bit for each: a node of rules that nobody wants is not entered.
 - Matching follows every node that is still possible, segment by segment; `**` stays where it is and goes on at once.
 """
 
