@@ -1,0 +1,194 @@
+"""Every error that the SDK raises, and the one table from gRPC codes to them.
+
+    Error
+    ├── UnavailableError               the same call may work later
+    │   ├── SealedError                only custodians bring the nexus back
+    │   ├── RecoveringError            the nexus is on its way back by itself
+    │   └── OverloadedError            a limit of calls or sizes is reached
+    ├── DeadlineError                  no answer in time; a change may have been made or not
+    ├── CancelledError                 this side gave the call up
+    ├── IdentityUnavailableError       this process has no usable SVID
+    ├── UnauthenticatedError           the server takes this SVID for nobody
+    ├── DeniedError                    no role or policy allows the call
+    ├── NotFoundError                  no such secret, version or policy
+    ├── ConflictError                  check-and-set found another version
+    ├── InvalidArgumentError           an argument breaks a rule that the message names
+    ├── WrongStateError                not served in this state; waiting does not change that
+    ├── UnsupportedError               the server does not know this call
+    ├── IntegrityError                 what the server read is not what was written: tell its operators
+    └── InternalError                  a fault of the server
+
+`reason` is the stable word of google.rpc.ErrorInfo, empty when no Shardhold server answered; match on it rather than on messages.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import grpc
+
+# Only ErrorInfo of this domain is ours.
+ERROR_DOMAIN = "shardhold"
+
+
+class Error(Exception):
+    """Base of all errors of the SDK.
+
+    `message` says what happened and never holds a secret; `code` is the gRPC code, None when no call was made; `reason` is the
+    server's stable word; `hint` says what to look at next. Both may be empty.
+    """
+
+    def __init__(self, message: str, code: grpc.StatusCode | None = None, reason: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UnavailableError(Error):
+    """The same call may work later."""
+
+
+class SealedError(UnavailableError):
+    """The nexus is sealed; only custodians bring it back."""
+
+
+class RecoveringError(UnavailableError):
+    """The nexus has no root key yet and is on its way to one."""
+
+
+class OverloadedError(UnavailableError):
+    """A limit of calls in flight, of rate or of message size is reached."""
+
+
+class DeadlineError(Error):
+    """No answer within the deadline. A change may have been made or not: the same `request_id` tells."""
+
+
+class CancelledError(Error):
+    """The call was given up on this side, for example because the client was closed."""
+
+
+class IdentityUnavailableError(Error):
+    """This process has no SVID, or an expired one."""
+
+
+class UnauthenticatedError(Error):
+    """The server found no usable SPIFFE ID in this side's certificate."""
+
+
+class DeniedError(Error):
+    """No role or policy allows the call; whether the path exists is not said."""
+
+
+class NotFoundError(Error):
+    """What was asked for does not exist, or no longer."""
+
+
+class ConflictError(Error):
+    """A check-and-set found another version than expected; the message names both."""
+
+
+class InvalidArgumentError(Error):
+    """An argument breaks a rule; the message names it."""
+
+
+class WrongStateError(Error):
+    """The call is not served in this state, and waiting does not change that."""
+
+
+class UnsupportedError(Error):
+    """The server does not know this call: it is older than this SDK, or no nexus at all."""
+
+
+class IntegrityError(Error):
+    """Something stored is not what was written. The rest goes on working; the server's operators have to look."""
+
+
+class InternalError(Error):
+    """A fault of the server; its log has the details."""
+
+
+_BY_CODE: Mapping[grpc.StatusCode, type[Error]] = MappingProxyType(
+    {
+        grpc.StatusCode.OK: InternalError,  # an RpcError that says OK is nobody's answer
+        grpc.StatusCode.CANCELLED: CancelledError,
+        grpc.StatusCode.UNKNOWN: InternalError,
+        grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+        grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+        grpc.StatusCode.NOT_FOUND: NotFoundError,
+        grpc.StatusCode.ALREADY_EXISTS: ConflictError,
+        grpc.StatusCode.PERMISSION_DENIED: DeniedError,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+        grpc.StatusCode.FAILED_PRECONDITION: WrongStateError,
+        grpc.StatusCode.ABORTED: ConflictError,
+        grpc.StatusCode.OUT_OF_RANGE: InvalidArgumentError,
+        grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+        grpc.StatusCode.INTERNAL: InternalError,
+        grpc.StatusCode.UNAVAILABLE: UnavailableError,
+        grpc.StatusCode.DATA_LOSS: IntegrityError,
+        grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    }
+)
+
+# Reasons that say more than their code.
+_BY_REASON: Mapping[str, type[Error]] = MappingProxyType(
+    {
+        "NEXUS_SEALED": SealedError,
+        "NEXUS_RECOVERING": RecoveringError,
+        "OVERLOADED": OverloadedError,
+    }
+)
+
+_NO_SERVER = "nothing listens there: check the address, and that the server runs"
+_NO_HANDSHAKE = (
+    "no server accepted this SVID, or none showed the expected name: check the trust domain, that the SVID is current, "
+    "and that the address is a nexus"
+)
+_BAD_ADDRESS = "the address cannot be resolved: check it"
+
+
+def from_rpc(error: grpc.RpcError) -> Error:
+    """Turn what a stub raised into the SDK's error; total over all gRPC codes.
+
+    The reason decides where it says more than the code. Use it as ``raise from_rpc(exc) from exc``.
+    """
+    code = error.code()
+    details = error.details() or ""
+    reason = _read_reason(error)
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, InternalError)
+    return kind(details or f"the call failed with {code.name}", code, reason, _hint(code, details, reason))
+
+
+def _read_reason(error: grpc.RpcError) -> str:
+    # Imported here: a process that meets no error does not pay for it.
+    from google.protobuf.message import DecodeError
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+
+    try:
+        status = rpc_status.from_call(error)
+        if status is None:
+            return ""
+        for detail in status.details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+                return str(info.reason)
+    except (ValueError, DecodeError):  # details that contradict the code, or no message at all: not ours
+        return ""
+    return ""
+
+
+def _hint(code: grpc.StatusCode, details: str, reason: str) -> str:
+    """Guess what a transport failure means: the server shows no handler, and so no reason, a refused handshake."""
+    if code is not grpc.StatusCode.UNAVAILABLE or reason:
+        return ""
+    lowered = details.lower()
+    if "connection refused" in lowered or "no such file" in lowered:
+        return _NO_SERVER
+    if "dns" in lowered or "resolve" in lowered or "resolution" in lowered:
+        return _BAD_ADDRESS
+    return _NO_HANDSHAKE
