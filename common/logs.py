@@ -1,0 +1,180 @@
+"""Structured logs on stderr: one JSON object for each line, or a readable form on a terminal.
+
+Values that may be key material never come out: what can be read as bytes is shown as "<32 bytes>", and of an object
+only the name of its type. That holds inside dicts, lists and the arguments of exceptions, and for what libraries log
+through `logging`. It cannot hold for text that somebody formats himself, so an event is a literal of lower-case words,
+and what varies is context: `log.info("shard stored", set_number=7)`.
+"""
+
+import json
+import logging
+import math
+import sys
+import traceback
+from collections.abc import Mapping, Sequence, Set
+from datetime import date
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+import structlog
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_FIRST = ("timestamp", "level", "logger", "event")
+
+
+def configure(level: str = "info", format: str = "auto") -> None:  # noqa: A002 — named as the option
+    """Send all logs of this process to stderr, those of `logging` and warnings included.
+
+    *level* is debug, info, warning or error. *format* is json, console, or auto: console when stderr is a terminal.
+    """
+    is_console = format == "console" or (format == "auto" and sys.stderr.isatty())
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.ExceptionRenderer(_render_exception),
+        _conceal_event,
+        _render_console if is_console else _render_json,
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=_Logger,
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(handlers=[_Handler()], level=_LEVELS[level], force=True)
+    logging.captureWarnings(True)
+
+
+def conceal(value: Any) -> Any:
+    """Return what may be shown of *value*, in types that JSON has."""
+    match value:
+        case Enum():
+            return value.name.lower()
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case date():
+            return value.isoformat()
+        case PurePath() | UUID():
+            return str(value)
+        case BaseException():
+            return _mask(str(value), value)
+    size = _size(value)
+    if size is not None:
+        return f"<{size} bytes>"
+    match value:
+        case Mapping():
+            return {str(conceal(key)): conceal(item) for key, item in value.items()}
+        case Sequence() | Set():
+            return [conceal(item) for item in value]
+        case _:
+            return f"<{type(value).__name__}>"
+
+
+class _Logger:
+    """Writes lines to stderr; `name` is what `structlog.get_logger` got, else the module that logs."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name or _calling_module()
+
+    def write(self, line: str) -> None:
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            pass  # full disk, reader gone, closed at exit: no call may fail for it, and there is nowhere to say it
+
+    debug = info = warning = error = critical = write
+
+
+class _Handler(logging.Handler):
+    """Takes the records of `logging` the same way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = str(conceal(record.msg))
+        arguments = record.args
+        if isinstance(arguments, Mapping):
+            arguments = {key: _conceal_argument(value) for key, value in arguments.items()}
+        elif arguments:
+            arguments = tuple(map(_conceal_argument, arguments))
+        try:
+            message = message % arguments if arguments else message
+        except (TypeError, ValueError, KeyError):
+            pass  # a format that does not fit its arguments is no reason to lose the line
+        level = max(number for number in (*_LEVELS.values(), 0) if number <= record.levelno)
+        context = {"exc_info": record.exc_info} if record.exc_info else {}
+        structlog.get_logger(record.name).log(level or logging.DEBUG, message, **context)
+
+
+def _conceal_argument(value: Any) -> Any:
+    return value if isinstance(value, int | float) else conceal(value)  # %d and %f want the number itself
+
+
+def _conceal_event(logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    shown = {key: conceal(value) for key, value in event.items()} | {"logger": logger.name}
+    return {key: shown.pop(key) for key in _FIRST} | shown
+
+
+def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return json.dumps(event)
+
+
+def _render_console(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    exception = event.pop("exception", None)
+    timestamp, level, logger, text = (event.pop(key) for key in _FIRST)
+    context = "".join(f"  {key}={_printable(str(value))}" for key, value in event.items())
+    line = f"{timestamp[11:23]} {level:<7} {logger}: {_printable(str(text), spaces=True)}{context}"
+    if exception:
+        line += "".join(f"\n    {_printable(part, spaces=True)}" for part in exception.splitlines())
+    return line
+
+
+def _printable(text: str, *, spaces: bool = False) -> str:
+    """Quote what a terminal would obey, or what would look like two values."""
+    return text if text.isprintable() and (spaces or " " not in text) else repr(text)
+
+
+def _render_exception(exc_info: ExcInfo) -> str:
+    return _mask("".join(traceback.format_exception(*exc_info)).rstrip(), exc_info[1])
+
+
+def _mask(text: str, error: BaseException | None) -> str:
+    """Replace bytes that are arguments of *error*, or of what it comes from, where they stand in *text*."""
+    seen: list[BaseException] = []
+    rest = [error]
+    while rest:
+        exc = rest.pop()
+        if exc is None or exc in seen:
+            continue
+        seen.append(exc)
+        rest += [exc.__cause__, exc.__context__]
+        for argument in exc.args:
+            size = _size(argument)
+            if size is not None:
+                text = text.replace(repr(argument), f"<{size} bytes>")
+    return text
+
+
+def _size(value: Any) -> int | None:
+    """Return the size in bytes of bytes and of a protected buffer; None for anything else."""
+    try:
+        with memoryview(value) as view:
+            return view.nbytes
+    except TypeError:
+        pass  # not bytes
+    except ValueError:
+        return 0  # a released view
+    # By name: this module stays free of ctypes and is imported by everybody.
+    return len(value) if type(value).__name__ == "ProtectedBuffer" else None
+
+
+def _calling_module() -> str:
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("structlog", __name__)):
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", ""))
