@@ -1,7 +1,8 @@
 """Who this process is: sources of X.509-SVIDs that follow rotation.
 
-A source holds the newest good SVID. `current` is cheap and never waits; what goes wrong later (the agent gone, the entry deleted,
-half-written files) is logged as a warning while the last good SVID serves until it expires, and raised from then on.
+A source holds the newest good SVID. `current` is cheap and never waits; what goes wrong later (the agent gone, the
+entry deleted, half-written files) is logged as a warning while the last good SVID serves until it expires, and raised
+from then on.
 """
 
 import logging
@@ -15,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from shardhold._errors import IdentityUnavailableError
+from shardhold._errors import IdentityUnavailableError as IdentityUnavailableError  # part of this module's contract
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -50,7 +51,8 @@ class Svid:
         """Build from PEM, and check that the parts belong together.
 
         Raises:
-            ValueError: Something does not parse, the leaf has not exactly one URI SAN with a SPIFFE ID, or the key is another's.
+            ValueError: Something does not parse, the leaf has not exactly one URI SAN with a SPIFFE ID, or the key is
+                another's.
         """
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
@@ -178,14 +180,18 @@ class WorkloadAPI:
             source = X509Source(
                 socket_path=f"unix:{self._socket}", timeout_in_seconds=self._timeout, svid_picker=self._pick
             )
-            self._take(source)
         except PySpiffeError as exc:
             if self._refusal is not None:
                 raise IdentityUnavailableError(str(self._refusal)) from self._refusal
             raise IdentityUnavailableError(
-                f"no SVID from the Workload API at {self._socket} within {self._timeout:g} s: {exc}",
+                f"no SVID from the Workload API at {self._socket}, waited at most {self._timeout:g} s: {exc}",
                 hint="is this process registered there, and does the agent run?",
             ) from exc
+        try:
+            self._take(source)
+        except IdentityUnavailableError:
+            source.close()
+            raise
         source.subscribe_for_updates(lambda: self._follow(source))
         self._follow(source)  # what came between the first take and the subscription
         return source
@@ -205,9 +211,13 @@ class WorkloadAPI:
 
     def _take(self, source: "X509Source") -> None:
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+        from spiffe.errors import PySpiffeError
 
         with self._update_lock:  # so that an older context never replaces a newer one
-            context = source.get_x509_context()
+            try:
+                context = source.get_x509_context()
+            except PySpiffeError as exc:
+                raise IdentityUnavailableError(f"the Workload API at {self._socket} closed the stream: {exc}") from exc
             svid = context.default_svid
             bundle = context.x509_bundle_set.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
             authorities = sorted(
@@ -225,11 +235,9 @@ class WorkloadAPI:
                 raise IdentityUnavailableError(f"unusable SVID from the Workload API at {self._socket}: {exc}") from exc
 
     def _follow(self, source: "X509Source") -> None:
-        from spiffe.errors import PySpiffeError
-
         try:
             self._take(source)
-        except (PySpiffeError, IdentityUnavailableError) as exc:
+        except IdentityUnavailableError as exc:
             _logger.warning("the update of the SVID was not usable, the one before stays: %s", exc)
 
     def _watch(self) -> None:
@@ -255,7 +263,8 @@ class WorkloadAPI:
 class SvidFiles:
     """SVIDs from `svid.pem`, `svid_key.pem` and `bundle.pem` in one directory, followed as they are replaced.
 
-    A set that is half-written or does not belong together is left alone until it does; the last good one serves meanwhile.
+    A set that is half-written or does not belong together is left alone until it does; the last good one serves
+    meanwhile.
 
     Raises:
         IdentityUnavailableError: There is no usable set at the start.
@@ -288,7 +297,7 @@ class SvidFiles:
         self._watcher.join(timeout=_POLL_S)
 
     def _mark(self) -> tuple[tuple[int, int, int], ...]:
-        states = (os.stat(self._directory / name) for name in (SVID_FILE, KEY_FILE, BUNDLE_FILE))
+        states = ((self._directory / name).stat() for name in (SVID_FILE, KEY_FILE, BUNDLE_FILE))
         return tuple((state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
 
     def _load(self) -> tuple[tuple[int, int, int], ...]:
@@ -300,7 +309,7 @@ class SvidFiles:
         return mark
 
     def _warn_of_readers(self) -> None:
-        mode = stat.S_IMODE(os.stat(self._directory / KEY_FILE).st_mode)
+        mode = stat.S_IMODE((self._directory / KEY_FILE).stat().st_mode)
         if mode & 0o077:
             _logger.warning(
                 "%s has mode %04o, want 0600: others can take this identity", self._directory / KEY_FILE, mode
@@ -389,7 +398,7 @@ def _find_socket(socket: str | None) -> str:
         raise IdentityUnavailableError(f"{ENDPOINT_VARIABLE} is {named!r}, want unix:/path")
     path = "/" + path.lstrip("/")
     try:
-        is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
+        is_socket = stat.S_ISSOCK(Path(path).stat().st_mode)
     except OSError as exc:
         raise IdentityUnavailableError(
             f"no Workload API at {path}: {exc.strerror}", hint="does the SPIRE agent, or the development provider, run?"
