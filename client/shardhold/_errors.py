@@ -18,7 +18,8 @@
     ├── IntegrityError                 what the server read is not what was written: tell its operators
     └── InternalError                  a fault of the server
 
-`reason` is the stable word of google.rpc.ErrorInfo, empty when no Shardhold server answered; match on it rather than on messages.
+`reason` is the stable word of google.rpc.ErrorInfo, empty when no Shardhold server answered; match on it rather than on
+messages.
 """
 
 from collections.abc import Mapping
@@ -33,8 +34,8 @@ ERROR_DOMAIN = "shardhold"
 class Error(Exception):
     """Base of all errors of the SDK.
 
-    `message` says what happened and never holds a secret; `code` is the gRPC code, None when no call was made; `reason` is the
-    server's stable word; `hint` says what to look at next. Both may be empty.
+    `message` says what happened and never holds a secret; `code` is the gRPC code, None when no call was made; `reason`
+    is the server's stable word; `hint` says what to look at next. Both may be empty.
     """
 
     def __init__(self, message: str, code: grpc.StatusCode | None = None, reason: str = "", hint: str = "") -> None:

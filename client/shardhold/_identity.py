@@ -40,9 +40,9 @@ class Svid:
 
     spiffe_id: str
     trust_domain: str
-    certificates_pem: bytes
+    certificates_pem: bytes = field(repr=False)
     key_pem: bytes = field(repr=False)
-    bundle_pem: bytes
+    bundle_pem: bytes = field(repr=False)
     not_before: datetime
     expires_at: datetime
 
@@ -336,6 +336,7 @@ class _HeldSvid:
         self._origin = origin
         self._lock = threading.Lock()
         self._svid: Svid | None = None
+        self._worry_at = datetime.max.replace(tzinfo=UTC)
         self._callbacks: list[Callable[[], None]] = []
         self._complaint: tuple[Svid, str] | None = None
 
@@ -355,6 +356,7 @@ class _HeldSvid:
             if svid == self._svid:
                 return
             self._svid = svid
+            self._worry_at = svid.expires_at - (svid.expires_at - datetime.now(UTC)) / 4
             callbacks = list(self._callbacks)
         for callback in callbacks:
             try:
@@ -367,12 +369,12 @@ class _HeldSvid:
             self._callbacks.append(callback)
 
     def check_age(self) -> None:
-        """Warn once when the SVID was not renewed in three quarters of its life, and once when it expired."""
+        """Warn once when the SVID was not renewed in three quarters of what it had left, and once when it expired."""
         svid = self._svid
         if svid is None:
             return
-        now, left = datetime.now(UTC), (svid.expires_at - svid.not_before) / 4
-        stage = "expired" if svid.expires_at <= now else "will soon expire" if svid.expires_at - left <= now else ""
+        now = datetime.now(UTC)
+        stage = "has expired" if svid.expires_at <= now else "will soon expire" if self._worry_at <= now else ""
         if stage and self._complaint != (svid, stage):
             self._complaint = (svid, stage)
             _logger.warning(
