@@ -1,0 +1,276 @@
+"""A whole development cluster: an identity provider, keepers and a nexus as processes, started and ended together.
+
+Rules: the processes belong to the directory, not to the command that started them; every command finds them again in
+the state file. Ports are chosen once. A keeper that ends forgets its shard, so a cluster whose processes all ended
+needs its recovery shares: starting it again brings up the processes and no root key.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pilot.dev.configuration import socket_path, write_config
+from pilot.dev.directory import DevDirectory, DevError, Plan, Ports
+from pilot.dev.identities import (
+    SUPERUSER_PATH,
+    Identity,
+    add_identities,
+    is_answering,
+    server_identity,
+)
+from pilot.dev.ports import HOST, choose_ports, is_free
+from pilot.dev.probes import says_yes, wait_until
+from pilot.dev.processes import Processes
+
+IDENTITY = "identity"  # the provider's name among the processes
+START_TIMEOUT_S = 30.0  # a start takes a second; a busy machine may need many
+STOP_GRACE_S = 10.0  # the nexus drains for 5 s
+PORT_ATTEMPTS = 4
+LOG_LINES = 15
+RECOVERY = "3/5"
+
+
+class DevCluster:
+    """One development cluster. Methods change the state file: hold `directory.locked()` around them."""
+
+    def __init__(self, directory: DevDirectory) -> None:
+        self.directory = directory
+        self.state = directory.load()
+        self.processes = Processes()
+
+    @classmethod
+    def create(cls, directory: DevDirectory, plan: Plan) -> "DevCluster":
+        """Prepare a new cluster in an empty or missing directory.
+
+        Raises:
+            DevError: The directory holds anything else.
+        """
+        state = directory.create(plan)
+        ports = choose_ports(2 * len(plan.servers))
+        state.ports = {name: Ports(grpc=ports.pop(), http=ports.pop()) for name in plan.servers}
+        directory.save(state)
+        return cls(directory)
+
+    @property
+    def address(self) -> str:
+        """host:port of the nexus."""
+        return f"{HOST}:{self.state.ports['nexus'].grpc}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All processes, in the order of their start."""
+        return (IDENTITY, *reversed(self.state.plan.servers))
+
+    def reload(self) -> None:
+        """Read the state again, as another command may have changed it."""
+        self.state = self.directory.load()
+
+    def is_alive(self, name: str) -> bool:
+        record = self.state.processes.get(name)
+        return record is not None and self.processes.is_alive(record)
+
+    def check_name(self, name: str) -> None:
+        """Raise `DevError` unless *name* is the nexus or a keeper of this cluster."""
+        servers = self.state.plan.servers
+        if name not in servers:
+            raise DevError(f"got {name!r}, want {servers[0]} or {servers[1]} to {servers[-1]}", exit_code=2)
+
+    def start(self, names: Iterable[str] | None = None) -> None:
+        """Start those of the processes that do not run, all by default, and wait until each answers.
+
+        A port that somebody else took is replaced, but only when all are asked for: else others rely on it.
+
+        Raises:
+            DevError: One does not start; its last log lines are the hint.
+        """
+        if not self.is_alive(IDENTITY):
+            self._start_provider()
+        wanted = self.names if names is None else tuple(names)
+        servers = [name for name in wanted if name != IDENTITY and not self.is_alive(name)]
+        for attempt in range(PORT_ATTEMPTS):
+            for name in servers:
+                write_config(self.directory, self.state, name)
+                self._launch(name, server_command(self.directory, name))
+            servers = self._wait_live(servers, may_move=names is None and attempt < PORT_ATTEMPTS - 1)
+            if not servers:
+                return
+
+    def start_instead(self, name: str, command: Sequence[str]) -> None:
+        """Start *command* as the server *name*, without waiting; identity and ports come by the configuration file."""
+        write_config(self.directory, self.state, name)
+        self._launch(name, command)
+
+    def stop(self, names: Iterable[str] | None = None) -> list[str]:
+        """End processes, all by default, in the reverse order of their start; return those that had to be killed."""
+        killed = []
+        for name in [name for name in reversed(self.names) if names is None or name in names]:
+            record = self.state.processes.pop(name, None)
+            if record is not None and not self.processes.stop(record, grace=STOP_GRACE_S):
+                killed.append(name)
+        self.directory.save(self.state)
+        return killed
+
+    def kill(self, name: str) -> bool:
+        """End one process with SIGKILL; return whether it ran."""
+        record = self.state.processes.pop(name, None)
+        self.directory.save(self.state)
+        return record is not None and self.processes.kill(record)
+
+    def init(self) -> None:
+        """Initialise the cluster with the real command, as the superuser.
+
+        Raises:
+            DevError: It fails; what it wrote is the hint.
+        """
+        plan, shares = self.state.plan, self.directory.recovery_shares
+        for card in shares.glob("*") if shares.is_dir() else ():
+            card.unlink()  # of an attempt that never became a cluster: they open nothing
+        if shares.is_dir():
+            shares.rmdir()
+        command = [
+            "init",
+            "--shares-dir",
+            str(shares),
+            "--keeper-threshold",
+            str(plan.threshold),
+            "--recovery",
+            RECOVERY,
+        ]
+        done = self.run_pilot(command)
+        if done.returncode != 0:
+            raise DevError("pilot init failed", hint=f"{done.stdout}{done.stderr}".strip())
+
+    def run_pilot(self, arguments: Sequence[str], *, path: str = SUPERUSER_PATH) -> subprocess.CompletedProcess[str]:
+        """Run pilot against this cluster, with the identity *path*."""
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "pilot", *arguments],
+            env=self.environ(Identity(path=path)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def load_status(self) -> dict[str, Any]:
+        """Return what `pilot status -o json` says.
+
+        Raises:
+            DevError: The nexus does not answer.
+        """
+        done = self.run_pilot(["status", "-o", "json"])
+        if done.returncode != 0:
+            raise DevError("pilot status failed", hint=done.stderr.strip(), exit_code=5)
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    def add_identity(self, identity: Identity) -> Path:
+        """Have the provider hand out an identity, and return its socket once somebody answers there.
+
+        Raises:
+            DevError: The provider does not run, or does not take it up.
+        """
+        add_identities(self.directory, identity)
+        path = Path(self.state.sockets) / identity.socket_name
+        if not self.is_alive(IDENTITY):
+            raise DevError("the identity provider does not run", hint="start the cluster: pilot dev up", exit_code=5)
+        if not wait_until(lambda: is_answering(path), timeout=START_TIMEOUT_S):
+            raise DevError(
+                f"the identity provider does not hand out {identity.spiffe_id}", hint=self.log_tail(IDENTITY)
+            )
+        return path
+
+    def variables(self, identity: Identity) -> dict[str, str]:
+        """Return what makes pilot and the SDK talk to this cluster as *identity*."""
+        return {
+            "SHARDHOLD_ADDRESS": self.address,
+            "SPIFFE_ENDPOINT_SOCKET": f"unix:{Path(self.state.sockets) / identity.socket_name}",
+        }
+
+    def environ(self, identity: Identity) -> dict[str, str]:
+        """Return the environment for a client of this cluster."""
+        return clean_environ() | self.variables(identity)
+
+    def is_ready(self, name: str = "nexus") -> bool:
+        """Return whether the server answers /readyz with yes."""
+        return self._probe(name, "/readyz")
+
+    def wait_ready(self, *, timeout: float) -> float | None:
+        """Wait until the nexus is ready; return the seconds it took, None when *timeout* or the nexus ended first."""
+        started = time.monotonic()
+        wait_until(lambda: self.is_ready() or not self.is_alive("nexus"), timeout=timeout)
+        return time.monotonic() - started if self.is_ready() else None
+
+    def log_tail(self, name: str, lines: int = LOG_LINES) -> str:
+        """Return the last lines of a process's log."""
+        log = self.directory.log(name)
+        text = log.read_text(errors="replace") if log.is_file() else ""
+        return "\n".join([f"the end of {log}:", *text.splitlines()[-lines:]])
+
+    def _start_provider(self) -> None:
+        servers = [server_identity(name) for name in self.state.plan.servers]
+        add_identities(self.directory, *servers, Identity(path=SUPERUSER_PATH))
+        command = [sys.executable, "-P", "-m", "pilot", "dev", "identity", "--dir", str(self.directory.root)]
+        self._launch(IDENTITY, [*command, "--lifetime", f"{self.state.plan.lifetime_s:g}"])
+        sockets = [socket_path(self.state, name) for name in self.state.plan.servers]
+        self._wait(IDENTITY, lambda: all(is_answering(path) for path in sockets))
+
+    def _launch(self, name: str, command: Sequence[str]) -> None:
+        self.state.processes[name] = self.processes.start(
+            command, log=self.directory.log(name), environ=clean_environ(), directory=self.directory.root
+        )
+        self.directory.save(self.state)
+
+    def _wait_live(self, names: Sequence[str], *, may_move: bool) -> list[str]:
+        """Wait until the servers answer /livez; return those to start again since a port was taken meanwhile.
+
+        The nexus is among them when a keeper moved, since it has the keepers' addresses in its configuration.
+        """
+        moved = []
+        for name in names:
+            try:
+                self._wait(name, functools.partial(self._probe, name, "/livez"))
+            except DevError:
+                ports = self.state.ports[name]
+                if not may_move or self.is_alive(name) or (is_free(ports.grpc) and is_free(ports.http)):
+                    raise
+                taken = {port for pair in self.state.ports.values() for port in (pair.grpc, pair.http)}
+                grpc, http_port = choose_ports(2, taken=taken)
+                self.state.ports[name] = Ports(grpc=grpc, http=http_port)
+                moved.append(name)
+        if moved and "nexus" not in moved:
+            self.stop(["nexus"])
+            moved.append("nexus")
+        return moved
+
+    def _wait(self, name: str, answers: Callable[[], bool]) -> None:
+        if not wait_until(lambda: answers() or not self.is_alive(name), timeout=START_TIMEOUT_S):
+            raise DevError(f"{name} does not answer after {START_TIMEOUT_S:g} s", hint=self.log_tail(name))
+        if not self.is_alive(name):
+            code = self.processes.find_exit_code(self.state.processes[name])
+            raise DevError(f"{name} ended with exit code {code}", hint=self.log_tail(name))
+
+    def _probe(self, name: str, path: str) -> bool:
+        return says_yes(self.state.ports[name].http, path)
+
+
+def server_command(directory: DevDirectory, name: str) -> list[str]:
+    """Return the command line of the server *name*."""
+    program = "nexus" if name == "nexus" else "keeper"
+    # -P: a folder in the working directory is never taken for a package.
+    return [sys.executable, "-P", "-m", program, "--config", str(directory.config(name))]
+
+
+def clean_environ() -> dict[str, str]:
+    """Return this process's environment without what would configure Shardhold, and with no proxy for loopback."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDHOLD_", "SPIFFE_"))}
+    return kept | {
+        "no_proxy": ",".join(filter(None, (kept.get("no_proxy"), HOST, "localhost"))),
+        "PYTHONUNBUFFERED": "1",
+    }

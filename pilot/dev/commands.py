@@ -1,0 +1,309 @@
+"""`pilot dev`: a whole cluster on one machine, for development."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+
+from pilot.dev.cluster import DevCluster
+from pilot.dev.directory import DevDirectory, DevError, Plan
+from pilot.dev.identities import (
+    SUPERUSER_PATH,
+    TRUST_DOMAIN,
+    Identity,
+    add_identities,
+    load_identities,
+    parse_workload,
+    server_identity,
+)
+
+app = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine, for development only.")
+
+DEFAULT_DIRECTORY = Path("shardhold-dev")
+RECOVERY_TIMEOUT_S = 20.0  # a recovery takes a second
+WATCH_INTERVAL_S = 0.5
+
+DirectoryOption = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", help="Directory of the cluster.", show_default=True)
+]
+NameArgument = Annotated[str, typer.Argument(metavar="nexus|keeper-N", help="The process.")]
+
+_console = Console(highlight=False)
+
+
+@app.command()
+def up(
+    dir_: DirectoryOption = DEFAULT_DIRECTORY,
+    keepers: Annotated[int | None, typer.Option(min=2, max=255, help="Keepers of a new cluster (default 5).")] = None,
+    threshold: Annotated[
+        int | None, typer.Option(min=2, max=255, help="Keepers that a recovery needs (default 3, or more than half).")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave it running and return.")] = False,
+) -> None:
+    """Start a cluster and initialise it; without --detach take it down at Ctrl-C."""
+    with _errors(), _signals_as_interrupt():
+        directory = DevDirectory(dir_)
+        started = time.monotonic()
+        _console.print(
+            Panel(f"trust domain {TRUST_DOMAIN} · never keep a real secret here", title="FOR DEVELOPMENT ONLY")
+        )
+        cluster = _open(directory, keepers, threshold)
+        before = {name for name in cluster.names if cluster.is_alive(name)}
+        try:
+            with directory.locked():
+                ready = _bring_up(cluster, before)
+        except BaseException:
+            with _undisturbed():
+                cluster.stop([name for name in cluster.names if name not in before])
+            raise
+        if ready:
+            _console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s")
+        _show_way_on(dir_, ready=ready)
+        if detach:
+            raise typer.Exit(0 if ready else 5)
+        _stay(cluster)
+
+
+@app.command()
+def down(dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
+    """End all processes of the cluster; its files stay."""
+    with _errors():
+        directory = DevDirectory(dir_)
+        cluster = DevCluster(directory)
+        with directory.locked():
+            cluster.reload()
+            _take_down(cluster)
+
+
+@app.command()
+def kill(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
+    """Kill a process with SIGKILL."""
+    with _errors():
+        directory = DevDirectory(dir_)
+        cluster = DevCluster(directory)
+        cluster.check_name(name)
+        with directory.locked():
+            cluster.reload()
+            ran = cluster.kill(name)
+        _console.print(f"{name} killed" if ran else f"{name} did not run")
+
+
+@app.command()
+def restart(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
+    """End a process if it runs, and start it again."""
+    with _errors():
+        directory = DevDirectory(dir_)
+        cluster = DevCluster(directory)
+        cluster.check_name(name)
+        with directory.locked():
+            cluster.reload()
+            started = time.monotonic()
+            cluster.stop([name])
+            cluster.start([name])
+            if name == "nexus" and cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
+                raise DevError("nexus runs and is not ready", hint=_describe_blocks(cluster), exit_code=5)
+        _console.print(f"{name} {'ready' if name == 'nexus' else 'runs'} after {time.monotonic() - started:.1f} s")
+
+
+@app.command()
+def env(dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
+    """Print what makes pilot and the SDK talk to the cluster as superuser: eval "$(pilot dev env)"."""
+    with _errors():
+        cluster = DevCluster(DevDirectory(dir_))
+        for variable, value in cluster.variables(Identity(path=SUPERUSER_PATH)).items():
+            print(f"export {variable}={shlex.quote(value)}")
+        if not cluster.is_alive("nexus"):
+            print("pilot: hint: the nexus does not run", file=sys.stderr)
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def exec_(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="The command and its arguments.")],
+    as_: Annotated[str, typer.Option("--as", metavar="PATH", help="Path of the SPIFFE ID, such as /team/app.")],
+    dir_: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Run a command with a workload's identity."""
+    with _errors():
+        directory = DevDirectory(dir_)
+        cluster = DevCluster(directory)
+        identity = parse_workload(as_)
+        with directory.locked():
+            cluster.add_identity(identity)
+        environ = {**os.environ, **cluster.variables(identity)}
+        try:
+            os.execvpe(command[0], command, environ)
+        except OSError as exc:
+            raise DevError(f"{command[0]}: {exc.strerror}", exit_code=127) from exc
+
+
+@app.command()
+def identity(
+    dir_: DirectoryOption = DEFAULT_DIRECTORY,
+    lifetime: Annotated[float, typer.Option(min=5, metavar="SECONDS", help="Lifetime of SVIDs.")] = 300,
+    keepers: Annotated[int, typer.Option(min=2, max=255, help="Keepers that have an identity from the start.")] = 5,
+    also: Annotated[list[str] | None, typer.Option("--as", metavar="PATH", help="A workload more.")] = None,
+) -> None:
+    """Hand out SVIDs and nothing else: a Workload API with one unix socket for each identity, until Ctrl-C."""
+    with _errors(), _signals_as_interrupt():
+        # Imported here, since it brings grpc and spiffe with it.
+        from pilot.dev.serving import serve_identities
+
+        directory = DevDirectory(dir_)
+        directory.claim()
+        known = load_identities(directory)
+        wanted = [parse_workload(path) for path in also or ()]
+        if not known:
+            wanted += [Identity(path=SUPERUSER_PATH), *map(server_identity, Plan(keepers=keepers).servers)]
+        if not set(wanted) <= set(known):  # `up` holds the lock, and has put all of its own on the list
+            with directory.locked():
+                add_identities(directory, *wanted)
+        try:
+            serve_identities(
+                directory, lifetime=timedelta(seconds=lifetime), stop=threading.Event(), announce=_announce_identity
+            )
+        except KeyboardInterrupt:
+            return
+
+
+def _announce_identity(line: str) -> None:
+    print(line, flush=True)
+
+
+def _open(directory: DevDirectory, keepers: int | None, threshold: int | None) -> DevCluster:
+    if directory.exists:
+        cluster = DevCluster(directory)
+        plan = cluster.state.plan
+        if keepers not in (None, plan.keepers) or threshold not in (None, plan.threshold):
+            raise DevError(
+                f"the cluster in {directory.root} has {plan.keepers} keepers and threshold {plan.threshold}",
+                hint="leave --keepers and --threshold out, or name another directory with --dir",
+                exit_code=2,
+            )
+        return cluster
+    keepers = keepers or Plan().keepers
+    threshold = threshold or (Plan().threshold if keepers == Plan().keepers else keepers // 2 + 1)
+    if threshold > keepers:
+        raise DevError(f"--threshold: got {threshold}, want 2 to {keepers}, the number of keepers", exit_code=2)
+    return DevCluster.create(directory, Plan(keepers=keepers, threshold=threshold))
+
+
+def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
+    """Start what does not run, initialise what never was; return whether the nexus is ready."""
+    plan = cluster.state.plan
+    with _console.status(f"starting an identity provider, {plan.keepers} keepers and a nexus"):
+        cluster.start()
+    _console.print(f"an identity provider, {plan.keepers} keepers and a nexus run, logs in {cluster.directory.logs}")
+    if cluster.is_ready():
+        return True
+    if cluster.load_status()["state"] in ("uninitialised", "initialising"):
+        with _console.status("initialising"):
+            cluster.init()
+        _console.print(
+            f"initialised: any {plan.threshold} of {plan.keepers} keepers bring the nexus back; "
+            f"recovery shares in {cluster.directory.recovery_shares}",
+            soft_wrap=True,
+        )
+        if cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
+            raise DevError("the nexus is initialised and not ready", hint=cluster.log_tail("nexus"))
+        return True
+    # Keepers that were started just now are empty: with fewer than a threshold of others there is nothing to wait for.
+    held = len(before - {"nexus", "identity"})
+    with _console.status("recovering"):
+        return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S if held >= plan.threshold else 1) is not None
+
+
+def _describe_blocks(cluster: DevCluster) -> str:
+    return "; ".join(cluster.load_status()["blocked_by"]) or cluster.log_tail("nexus")
+
+
+def _show_way_on(directory: Path, *, ready: bool) -> None:
+    option = "" if directory == DEFAULT_DIRECTORY else f" --dir {shlex.quote(str(directory))}"
+    if ready:
+        _console.print(f'go on:  eval "$(pilot dev env{option})" && pilot status', soft_wrap=True)
+        return
+    _console.print(
+        "[yellow]not ready[/]: the keepers were all down at once and forgot their shards, as they must. What is stored "
+        "can only come back by the recovery shares, and unsealing with them is not built yet.\n"
+        f"start over:  pilot dev down{option} && rm -r {shlex.quote(str(directory))} && pilot dev up{option}",
+        soft_wrap=True,
+    )
+
+
+def _stay(cluster: DevCluster) -> None:
+    """Stay until Ctrl-C, SIGTERM or a hang-up, say which processes end meanwhile, and take everything down."""
+    _console.print("Ctrl-C takes it all down")
+    alive = set(cluster.names)
+    pause = threading.Event()
+    try:
+        while cluster.state.processes:
+            pause.wait(WATCH_INTERVAL_S)
+            cluster.reload()
+            now = {name for name in cluster.names if cluster.is_alive(name)}
+            for name in sorted(alive ^ now):
+                _console.print(f"{name} runs again" if name in now else f"[yellow]{name} ended[/]")
+            alive = now
+    except KeyboardInterrupt:
+        _console.print()
+        with _undisturbed(), cluster.directory.locked():
+            cluster.reload()
+            _take_down(cluster)
+
+
+def _take_down(cluster: DevCluster) -> None:
+    with _console.status("ending"):
+        killed = cluster.stop()
+    for name in killed:
+        _console.print(f"[yellow]{name} did not end in time and was killed[/]")
+    _console.print(f"down; the files stay in {cluster.directory.root}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _signals_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM and a closed terminal like Ctrl-C."""
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal interrupt a clean-up, which ends by itself."""
+    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in signums}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except DevError as exc:
+        print(f"pilot: error: {exc}", file=sys.stderr)
+        if exc.hint:
+            print(f"pilot: hint: {exc.hint}", file=sys.stderr)
+        raise typer.Exit(exc.exit_code) from exc
+    except KeyboardInterrupt as exc:
+        raise typer.Exit(130) from exc

@@ -1,0 +1,186 @@
+"""The directory of a development cluster: what lies where, and what it remembers between commands."""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from common.errors import ShardholdError
+from pilot.dev.processes import ProcessRecord
+
+MARKER = "FOR-DEVELOPMENT-ONLY.txt"
+MARKER_TEXT = """\
+This directory holds a Shardhold cluster for development, made by `pilot dev`.
+
+Its identities come from a certificate authority that trusts everybody who can open its sockets, all recovery shares lie
+side by side in one folder, and everything runs as one user on one machine. Never keep a real secret in it.
+"""
+SOCKET_LIMIT = 107  # bytes of a unix socket's path, see unix(7)
+LONGEST_SOCKET_NAME = 40  # bytes
+
+
+class DevError(ShardholdError):
+    """A `pilot dev` command cannot do what was asked."""
+
+    reason = "DEVELOPMENT"
+
+    def __init__(self, message: str, *, hint: str = "", exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+class Ports(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    grpc: int
+    http: int
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is chosen once, at the first start."""
+
+    keepers: int = 5
+    threshold: int = 3
+    lifetime_s: float = 300.0  # of SVIDs; they are replaced at half of it
+    # Memory protection, see common.protected: development runs where locked memory is short.
+    lowest_level: int = 1
+    highest_level: int = 3
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Names of the servers, as on the command line."""
+        return ("nexus", *(f"keeper-{number}" for number in range(1, self.keepers + 1)))
+
+
+class State(msgspec.Struct, forbid_unknown_fields=True):
+    """What the directory remembers; the file dev.json."""
+
+    plan: Plan
+    sockets: str  # absolute path of the folder of the Workload API sockets
+    ports: dict[str, Ports] = {}
+    processes: dict[str, ProcessRecord] = {}
+
+
+class DevDirectory:
+    """Paths and state of one development cluster."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit"
+
+    @property
+    def recovery_shares(self) -> Path:
+        return self.root / "recovery-shares"
+
+    @property
+    def identities(self) -> Path:
+        return self.root / "identities.json"
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def config(self, name: str) -> Path:
+        return self.root / f"{name}.toml"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a development cluster was ever started here."""
+        return (self.root / MARKER).is_file() and self._state.is_file()
+
+    @property
+    def _state(self) -> Path:
+        return self.root / "dev.json"
+
+    def create(self, plan: Plan) -> State:
+        """Make an empty or missing directory the home of a new development cluster.
+
+        Raises:
+            DevError: It holds anything else, or cannot be written.
+        """
+        self.claim()
+        for folder in (self.logs, self.data, self.audit):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        state = State(plan=plan, sockets=str(self._make_sockets_folder()))
+        self.save(state)
+        return state
+
+    def claim(self) -> None:
+        """Mark an empty or missing directory as one for development; one that is marked stays as it is.
+
+        Raises:
+            DevError: It holds anything else, or cannot be written.
+        """
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            others = sorted(entry.name for entry in self.root.iterdir())
+            if others and MARKER not in others:
+                raise DevError(
+                    f"{self.root} holds {others[0]!r}, which no development cluster made",
+                    hint="name an empty or new directory with --dir",
+                )
+            (self.root / MARKER).write_text(MARKER_TEXT)
+        except OSError as exc:
+            raise DevError(
+                f"{self.root} cannot be used: {exc.strerror}", hint="name another directory with --dir"
+            ) from exc
+
+    def load(self) -> State:
+        """Read the state.
+
+        Raises:
+            DevError: There is none, or it is damaged.
+        """
+        try:
+            state = msgspec.json.decode(self._state.read_bytes(), type=State)
+        except FileNotFoundError as exc:
+            raise DevError(f"there is no development cluster in {self.root}", hint="start one: pilot dev up") from exc
+        except msgspec.DecodeError as exc:
+            raise DevError(f"{self._state} is damaged: {exc}", hint="start over in a new directory") from exc
+        if not Path(state.sockets).is_dir():  # a folder for temporary files may have been swept
+            state.sockets = str(self._make_sockets_folder())
+            self.save(state)
+        return state
+
+    def find_sockets(self) -> Path:
+        """Return the folder of the Workload API sockets; without a cluster it is inside the directory."""
+        return Path(self.load().sockets) if self.exists else self.root / "sockets"
+
+    def save(self, state: State) -> None:
+        """Write the state; a reader sees the old or the new one."""
+        self.replace_file(self._state, msgspec.json.format(msgspec.json.encode(state), indent=2))
+
+    def replace_file(self, path: Path, content: bytes) -> None:
+        """Write a file whole, mode 0600; a reader sees the old or the new one."""
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_bytes(content)
+        draft.replace(path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one command at a time change the cluster."""
+        with (self.root / ".lock").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make_sockets_folder(self) -> Path:
+        inside = self.root / "sockets"
+        # Addresses of sockets are read as URIs.
+        if len(os.fsencode(inside)) + 1 + LONGEST_SOCKET_NAME <= SOCKET_LIMIT and not set("%?#") & set(str(inside)):
+            inside.mkdir(mode=0o700, exist_ok=True)
+            return inside
+        return Path(tempfile.mkdtemp(prefix="shardhold-dev-"))  # mode 0700

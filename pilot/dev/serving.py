@@ -1,0 +1,40 @@
+"""Runs the identity provider over the identities of a directory, and takes up those that are added meanwhile."""
+
+import fcntl
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+from pilot.dev.ca import DevelopmentCA
+from pilot.dev.directory import DevDirectory, DevError
+from pilot.dev.identities import TRUST_DOMAIN, load_identities
+from pilot.dev.provider import IdentityProvider
+
+LOOK_INTERVAL_S = 0.1
+
+
+def serve_identities(
+    directory: DevDirectory, *, lifetime: timedelta, stop: threading.Event, announce: Callable[[str], None]
+) -> None:
+    """Hand out SVIDs until *stop* is set; the authority behind them is new at each start.
+
+    Raises:
+        DevError: Another provider serves this directory, or its list of identities is damaged.
+        ConfigError: The lifetime or the sockets' folder is not usable.
+    """
+    with (directory.root / ".identity-lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise DevError(f"another identity provider serves {directory.root}") from exc
+        with IdentityProvider(directory.find_sockets(), DevelopmentCA(TRUST_DOMAIN), lifetime=lifetime) as provider:
+            seen: tuple[int, int] | None = None
+            while True:
+                found = directory.identities.stat()
+                if seen != (found.st_mtime_ns, found.st_ino):  # the file is replaced, never written into
+                    seen = (found.st_mtime_ns, found.st_ino)
+                    for identity in load_identities(directory):
+                        socket = provider.add(identity.path, identity.dns or None, name=identity.socket_name)
+                        announce(f"{identity.spiffe_id}  unix:{socket}")
+                if stop.wait(LOOK_INTERVAL_S):
+                    return
