@@ -2,9 +2,10 @@
 
 A model is a tree of frozen msgspec structs: sections are structs, options their fields, and the comment above a field
 gives its meaning and unit. Durations and sizes are plain numbers with the unit in the name (`_s`, `_ms`, `_bytes`,
-`_mib`). Sources, the later one wins: the TOML file, the environment (`PREFIX__SECTION__OPTION`), flags. Each error names
-the option, what it got and what it wants; what is long or of several lines is not echoed, nor is the value of an unknown
-option.
+`_mib`). Sources, the later one wins: the TOML file, the environment (`PREFIX__SECTION__OPTION`), flags.
+
+Each error names the option, what it got and what it wants. What is long or has several lines is not echoed, nor is the
+value of an unknown option: somebody may have put there what does not belong into a configuration.
 """
 
 import difflib
@@ -26,7 +27,7 @@ _BOOLEANS = {"true": True, "false": False}
 
 
 class IdentityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    # trust domain of the cluster, without spiffe://
+    # trust domain of the cluster
     trust_domain: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,255}\Z", description="a trust domain without spiffe://")]
     # where SVIDs come from: "workload-api", or "files" that something else keeps fresh
     source: Literal["workload-api", "files"] = "workload-api"
@@ -67,7 +68,7 @@ class MemoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.lowest_level > self.highest_level:
             raise ConfigError(
-                f"memory.lowest_level: got {self.lowest_level}, want at most memory.highest_level ({self.highest_level})"
+                f"memory.lowest_level: got {self.lowest_level}, want at most highest_level ({self.highest_level})"
             )
 
 
@@ -81,9 +82,9 @@ def load(
 ) -> T:
     """Build *model* from the file at *path* (None: no file), the environment and flags.
 
-    Of *environ* only names that start with *prefix* and `__` are read, and each of them has to be an option. *flags* maps
-    dotted options to values, as text or as what the option wants; None means not given. Lists of tables come from the file
-    only.
+    Of *environ* only names that start with *prefix* and `__` are read, and each of them has to be an option. *flags*
+    maps dotted options to values, as text or as what the option wants; None means not given. Lists of tables come from
+    the file only.
 
     Raises:
         ConfigError: An option is unknown, missing or wrong, or the file cannot be read.
