@@ -2,9 +2,14 @@
 
 Rules:
 - All that depends on the root key is here as ciphertext or under the manifest; the store never sees a key.
-- A change is a function that gets a `Writer`. It either happens whole, with its audit entry and the next revision, or not at
-  all. Changes run one after the other; changes that wait together are committed together, each undone alone if it raises.
-- A read sees one committed state.
+- A change is a function that gets a `Writer`. It either happens whole, with its audit entries and the next revision,
+  or not at all. Changes run one after the other; changes that wait together are committed together, each undone alone
+  if it raises. A change may run on the thread of another caller that it is committed with; it runs at most once.
+- A read sees one committed state. Reads are short, and nobody waits for a change inside one: a store that has to be
+  opened again waits for them.
+- Every method of `Store`, `Reader` and `Writer` raises `StoreUnavailableError` when the store cannot be read or written
+  now, and `CorruptRowError` when what is stored is not what was written, as far as the store can see. No message holds
+  a stored value.
 """
 
 import enum
@@ -94,7 +99,11 @@ class Reader(Protocol):
     def load_secret(self, path: str) -> SecretRow | None: ...
 
     def load_version(self, path: str, version: int) -> VersionRow | None:
-        """Load one version, 0: the newest, in one indexed query. A deleted one is returned and says so."""
+        """Load one version, 0: the newest, in one indexed query. A deleted one is returned and says so.
+
+        Raises:
+            CorruptRowError: The secret is there and has had this version, but its row is not found.
+        """
         ...
 
     def load_live_versions(self, path: str) -> list[int]:
@@ -102,12 +111,14 @@ class Reader(Protocol):
         ...
 
     def list_secrets(self, prefix: str, *, after: str, limit: int) -> list[SecretRow]:
-        """List secrets with a version left, at *prefix* or below it by whole segments (empty: all), in byte order of their
-        paths, beginning behind *after* (empty: at the start)."""
+        """List secrets with a version left, in byte order of their paths.
+
+        At *prefix* or below it by whole segments (empty: all), beginning behind *after* (empty: at the start).
+        """
         ...
 
     def find_request(self, caller: str, request_id: bytes) -> MadeByRequest | None:
-        """Find what *caller* made with *request_id*, while the rows that it made are there."""
+        """Find what *caller* made with *request_id*, while the secret that it was made in is there."""
         ...
 
 
@@ -120,7 +131,11 @@ class Writer(Reader, Protocol):
         ...
 
     def save_meta(self, meta: Meta) -> None:
-        """Replace the row; its `revision` is ignored: the store counts."""
+        """Replace the row; its `revision` is ignored: the store counts.
+
+        `control_revision` is stored as given: a change that touches a control row saves the meta row with the next one.
+        From phase INITIALISED on, the store refuses a change that touched a control row and left the number as it was.
+        """
         ...
 
     def save_control(self, row: ControlRow) -> None:
@@ -130,23 +145,34 @@ class Writer(Reader, Protocol):
     def delete_control(self, kind: str, name: str) -> bool: ...
 
     def insert_version(self, row: VersionRow, *, caller: str, request_id: bytes) -> None:
-        """Insert the newest version of a secret, or the first one of a new secret or incarnation.
+        """Insert the next version of a secret, or version 1 of a new secret or incarnation.
 
-        A new incarnation needs `delete_secret` first.
+        The secret's `updated_at` becomes the version's `created_at`.
+        A new incarnation needs `delete_secret` first. *request_id* is 16 bytes, or empty: not to be found again.
 
         Raises:
-            StoreUnavailableError: The row cannot be written.
+            StoreUnavailableError: It is not the next version of this incarnation, or *caller* made another version with
+                this *request_id*. The change is lost, even if it catches this.
         """
         ...
 
-    def mark_deleted(self, path: str, versions: Sequence[int], *, caller: str, request_id: bytes) -> None: ...
+    def mark_deleted(
+        self, path: str, versions: Sequence[int], *, caller: str, request_id: bytes, updated_at: int | None = None
+    ) -> None:
+        """Mark versions as deleted; their rows stay. *updated_at*: microseconds since 1970, None: as it was.
+
+        Raises:
+            StoreUnavailableError: One of them is not there, or marked already. The change is lost, even if it catches
+                this.
+        """
+        ...
 
     def delete_secret(self, path: str) -> None:
         """Remove all rows of the secret."""
         ...
 
     def append_audit(self, entry: bytes) -> None:
-        """Add the change's audit entry to the outbox, under this change's revision."""
+        """Add an audit entry of the change to the outbox, under this change's revision."""
         ...
 
 
@@ -159,13 +185,18 @@ class Store(Protocol):
         """Run *change* and commit it, durably, before returning what it returned.
 
         Raises:
-            StoreUnavailableError: Not committed; nothing changed.
-            OutcomeUnknownError: The commit failed and the store could not be opened again to see: the process has to exit.
+            StoreUnavailableError: Not committed; nothing changed. What *change* itself raises comes out as it is, and
+                nothing changed either.
+            OutcomeUnknownError: The commit failed and the store could not be opened again to see: the process has to
+                exit.
         """
         ...
 
-    def load_audit(self, *, limit: int) -> list[tuple[int, bytes]]:
-        """Load the oldest entries of the audit outbox, with their revisions."""
+    def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
+        """Load the oldest entries of the audit outbox behind revision *after*, with their revisions, in order.
+
+        At least *limit* if there are so many: the entries of one change are never parted.
+        """
         ...
 
     def discard_audit(self, through: int) -> None:

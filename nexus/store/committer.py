@@ -1,0 +1,107 @@
+"""Group commit: callers that wait for the writer at the same time share one sync.
+
+Rules:
+- A caller that finds nobody at work leads: it takes all turns that wait, at most `GROUP`, and runs them as one batch.
+- A caller that finds a leader waits until its turn is over, or until it is made the next leader.
+- A leader runs one batch, wakes its callers, and hands on to the first that still waits.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+from common.errors import OutcomeUnknownError
+
+T = TypeVar("T")
+W = TypeVar("W")
+
+GROUP: Final = 128  # turns in one batch; bounds how long one sync keeps others waiting
+
+
+class Turn(Generic[W, T]):
+    """One caller's turn at the writer *W*, and later its outcome."""
+
+    __slots__ = ("_awake", "_error", "_finished", "_result", "_work", "counts", "leads")
+
+    def __init__(self, work: Callable[[W], T], *, counts: bool = True) -> None:
+        """*counts*: it is a change, and takes the next revision."""
+        self._work = work
+        self._result: T
+        self._error: BaseException | None = None
+        self._finished = False
+        self._awake = threading.Lock()
+        self._awake.acquire()
+        self.counts = counts
+        self.leads = False
+
+    def run(self, writer: W) -> bool:
+        """Do the work, and keep what it returned or raised for its caller; True when it returned."""
+        self._finished = True
+        try:
+            self._result = self._work(writer)
+        except BaseException as exc:  # noqa: BLE001 - raised again in the caller whose work it is
+            self._error = exc
+            return False
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Make *error* the outcome; what the work itself raised stays."""
+        self._finished = True
+        if self._error is None:
+            self._error = error
+
+    def finish(self) -> T:
+        """Return or raise the outcome."""
+        if not self._finished:
+            raise OutcomeUnknownError("the batch of this change ended before it")
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def wake(self) -> None:
+        self._awake.release()
+
+    def wait(self) -> None:
+        self._awake.acquire()
+
+
+class GroupCommitter(Generic[W]):
+    """Collects turns into batches. Thread-safe; one batch at a time."""
+
+    def __init__(self, run: Callable[[list[Turn[W, object]]], None]) -> None:
+        """*run* runs one batch and settles the outcome of each turn in it."""
+        self._run = run
+        self._mutex = threading.Lock()
+        self._waiting: deque[Turn[W, object]] = deque()
+        self._is_led = False
+
+    def submit(self, turn: Turn[W, T]) -> T:
+        """Wait for the turn to be over and return or raise its outcome."""
+        with self._mutex:
+            self._waiting.append(turn)  # type: ignore[arg-type]  # only ever run, never given a result from here
+            leads = not self._is_led
+            self._is_led = True
+        if not leads:
+            turn.wait()
+            leads = turn.leads
+        if leads:
+            self._lead()
+        return turn.finish()
+
+    def _lead(self) -> None:
+        with self._mutex:
+            batch = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
+        try:
+            self._run(batch)
+        finally:
+            with self._mutex:
+                follower = self._waiting[0] if self._waiting else None
+                if follower is None:
+                    self._is_led = False
+                else:
+                    follower.leads = True
+            if follower is not None:
+                follower.wake()
+            for turn in batch:
+                turn.wake()

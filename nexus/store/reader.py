@@ -1,0 +1,132 @@
+"""Queries of the SQLite store over one connection."""
+
+import sqlite3
+from typing import Any, Final
+
+from common.errors import CorruptRowError
+from nexus.store.connection import translate
+from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, VersionRow
+
+_META: Final = """
+    SELECT phase, cluster_id, sealed, timeline, revision, control_revision, manifest,
+           last_generation, last_set_number, last_kek_id, last_init_attempt FROM meta"""
+_VERSION: Final = """
+    SELECT path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted
+    FROM versions WHERE path = ?"""
+_VERSION_EXACT: Final = _VERSION + " AND version = ?"
+_VERSION_NEWEST: Final = _VERSION + " ORDER BY version DESC LIMIT 1"
+_SECRET: Final = "SELECT path, incarnation, current_version, updated_at FROM secrets"
+_REQUEST: Final = """
+    SELECT path, incarnation, version, revision FROM versions WHERE request_id = ?1 AND caller = ?2
+    UNION ALL
+    SELECT d.path, s.incarnation, d.version, d.revision FROM deletions AS d JOIN secrets AS s ON s.path = d.path
+    WHERE d.request_id = ?1 AND d.caller = ?2"""
+
+_AUDIT: Final = """
+    SELECT revision, entry FROM audit_outbox WHERE revision > ?1 AND revision <= (
+        SELECT max(revision) FROM (SELECT revision FROM audit_outbox WHERE revision > ?1 ORDER BY revision LIMIT ?2))
+    ORDER BY revision, position"""
+
+
+class SqliteReader:
+    """Reads over one connection, which one thread uses at a time."""
+
+    __slots__ = ("_cursor", "_execute", "connection")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self._cursor = connection.cursor()
+        self._execute = self._cursor.execute
+
+    def begin(self) -> None:
+        """Fix one committed state, from the first query on."""
+        try:
+            self._execute("BEGIN")
+        except sqlite3.Error as exc:
+            raise translate(exc, "begin a read") from exc
+
+    def end(self) -> None:
+        """Let go of the state.
+
+        Raises:
+            sqlite3.Error: The connection is of no more use.
+        """
+        self._execute("COMMIT")
+
+    def load_meta(self) -> Meta:
+        row = self._find(_META)
+        if row is None:
+            raise CorruptRowError("store has no meta row")
+        phase, cluster_id, sealed, *rest = row
+        try:
+            return Meta(Phase(phase), cluster_id, bool(sealed), *rest)
+        except ValueError as exc:
+            raise CorruptRowError("store's meta row has no known phase") from exc
+
+    def load_control(self, kind: str, name: str) -> ControlRow | None:
+        row = self._find("SELECT kind, name, body, digest FROM control WHERE kind = ? AND name = ?", kind, name)
+        return None if row is None else ControlRow(*row)
+
+    def load_controls(self) -> list[ControlRow]:
+        rows = self._load("SELECT kind, name, body, digest FROM control ORDER BY kind, name")
+        return [ControlRow(*row) for row in rows]
+
+    def load_secret(self, path: str) -> SecretRow | None:
+        row = self._find(_SECRET + " WHERE path = ?", path)
+        return None if row is None else SecretRow(*row)
+
+    def load_version(self, path: str, version: int) -> VersionRow | None:
+        row = self._find(_VERSION_EXACT, path, version) if version else self._find(_VERSION_NEWEST, path)
+        if row is None:
+            self._explain_missing(path, version)
+            return None
+        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted = row
+        if found != path or (version and number != version):
+            raise CorruptRowError("store's index of versions leads to another row")
+        return VersionRow(found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, bool(deleted))
+
+    def load_live_versions(self, path: str) -> list[int]:
+        rows = self._load("SELECT version FROM versions WHERE path = ? AND deleted = 0 ORDER BY version", path)
+        return [version for (version,) in rows]
+
+    def list_secrets(self, prefix: str, *, after: str, limit: int) -> list[SecretRow]:
+        if not prefix:
+            return self._list("path > ?", after, limit=limit)
+        at = self._list("path = ? AND path > ?", prefix, after, limit=limit)
+        # "0" is the byte behind "/": all that begins with "prefix/" is between the two.
+        low, high = max(f"{prefix}/", after, key=str.encode), f"{prefix}0"
+        return at + self._list("path > ? AND path < ?", low, high, limit=limit - len(at))
+
+    def find_request(self, caller: str, request_id: bytes) -> MadeByRequest | None:
+        rows = self._load(_REQUEST, request_id, caller) if request_id else []
+        if not rows:
+            return None
+        path, incarnation, _, revision = min(rows, key=lambda row: int(row[3]))
+        return MadeByRequest(path, incarnation, tuple(sorted(row[2] for row in rows if row[3] == revision)), revision)
+
+    def load_audit(self, *, limit: int, after: int) -> list[tuple[int, bytes]]:
+        return self._load(_AUDIT, after, limit)
+
+    def _list(self, where: str, *parameters: str, limit: int) -> list[SecretRow]:
+        sql = f"{_SECRET} WHERE {where} AND live_versions > 0 ORDER BY path LIMIT ?"
+        return [SecretRow(*row) for row in self._load(sql, *parameters, max(limit, 0))]
+
+    def _explain_missing(self, path: str, version: int) -> None:
+        """Tell a version that never was from one whose row is lost: every version ever written has a row."""
+        secret = self.load_secret(path)
+        if secret is not None and version <= secret.current_version:
+            raise CorruptRowError("store has lost a version of a secret")
+
+    def _find(self, sql: str, *parameters: object) -> Any:
+        """Return the only row of a query, or None."""
+        try:
+            self._execute(sql, parameters)
+            return self._cursor.fetchone()
+        except sqlite3.Error as exc:
+            raise translate(exc, "read") from exc
+
+    def _load(self, sql: str, *parameters: object) -> list[Any]:
+        try:
+            return self._execute(sql, parameters).fetchall()
+        except sqlite3.Error as exc:
+            raise translate(exc, "read") from exc
