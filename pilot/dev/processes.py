@@ -53,6 +53,11 @@ class Processes:
         self._children[record] = child
         return record
 
+    @property
+    def started(self) -> tuple[ProcessRecord, ...]:
+        """What this object started."""
+        return tuple(self._children)
+
     def is_alive(self, record: ProcessRecord) -> bool:
         """Return whether the process runs; a zombie does not."""
         self._reap(record)
