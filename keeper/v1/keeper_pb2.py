@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16keeper/v1/keeper.proto\x12\tkeeper.v1\"J\n\x14GetSealingKeyRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"S\n\x15GetSealingKeyResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63\x65rtificates\x18\x03 \x03(\x0c\"y\n\x08SetLabel\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07genesis\x18\x02 \x01(\x0c\x12\x10\n\x08timeline\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06set_id\x18\x05 \x01(\x0c\x12\x12\n\nset_number\x18\x06 \x01(\x04\"\x84\x01\n\x0fPutShardRequest\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\x12\x18\n\x10statement_digest\x18\x03 \x01(\x0c\x12\x14\n\x0csealed_shard\x18\x04 \x01(\x0c\x12\x12\n\ncommitment\x18\x05 \x01(\x0c\"#\n\x10PutShardResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\"4\n\x0e\x44ropSetRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0e\n\x06set_id\x18\x02 \x01(\x0c\"3\n\x0f\x44ropSetResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x08\"K\n\x11\x46\x65tchShardRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0e\n\x06set_id\x18\x02 \x01(\x0c\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\"j\n\x12\x46\x65tchShardResponse\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\x12\x14\n\x0csealed_shard\x18\x03 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\x97\x01\n\x11GetStatusResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0f\n\x07genesis\x18\x03 \x01(\x0c\x12 \n\x04sets\x18\x04 \x03(\x0b\x32\x12.keeper.v1.HeldSet\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x19\n\x11memory_protection\x18\x06 \x01(\r\"8\n\x07HeldSet\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r2\xfd\x02\n\rKeeperService\x12R\n\rGetSealingKey\x12\x1f.keeper.v1.GetSealingKeyRequest\x1a .keeper.v1.GetSealingKeyResponse\x12\x43\n\x08PutShard\x12\x1a.keeper.v1.PutShardRequest\x1a\x1b.keeper.v1.PutShardResponse\x12@\n\x07\x44ropSet\x12\x19.keeper.v1.DropSetRequest\x1a\x1a.keeper.v1.DropSetResponse\x12I\n\nFetchShard\x12\x1c.keeper.v1.FetchShardRequest\x1a\x1d.keeper.v1.FetchShardResponse\x12\x46\n\tGetStatus\x12\x1b.keeper.v1.GetStatusRequest\x1a\x1c.keeper.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16keeper/v1/keeper.proto\x12\tkeeper.v1\"J\n\x14GetSealingKeyRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"S\n\x15GetSealingKeyResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63\x65rtificates\x18\x03 \x03(\x0c\"y\n\x08SetLabel\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07genesis\x18\x02 \x01(\x0c\x12\x10\n\x08timeline\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06set_id\x18\x05 \x01(\x0c\x12\x12\n\nset_number\x18\x06 \x01(\x04\"\x9c\x01\n\x0fPutShardRequest\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\x12\x18\n\x10statement_digest\x18\x03 \x01(\x0c\x12\x14\n\x0csealed_shard\x18\x04 \x01(\x0c\x12\x12\n\ncommitment\x18\x05 \x01(\x0c\x12\x16\n\x0e\x63urrent_set_id\x18\x06 \x01(\x0c\"#\n\x10PutShardResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\"4\n\x0e\x44ropSetRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0e\n\x06set_id\x18\x02 \x01(\x0c\"3\n\x0f\x44ropSetResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x08\"K\n\x11\x46\x65tchShardRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0e\n\x06set_id\x18\x02 \x01(\x0c\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\"j\n\x12\x46\x65tchShardResponse\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\x12\x14\n\x0csealed_shard\x18\x03 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\x97\x01\n\x11GetStatusResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0f\n\x07genesis\x18\x03 \x01(\x0c\x12 \n\x04sets\x18\x04 \x03(\x0b\x32\x12.keeper.v1.HeldSet\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x19\n\x11memory_protection\x18\x06 \x01(\r\"8\n\x07HeldSet\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r2\xfd\x02\n\rKeeperService\x12R\n\rGetSealingKey\x12\x1f.keeper.v1.GetSealingKeyRequest\x1a .keeper.v1.GetSealingKeyResponse\x12\x43\n\x08PutShard\x12\x1a.keeper.v1.PutShardRequest\x1a\x1b.keeper.v1.PutShardResponse\x12@\n\x07\x44ropSet\x12\x19.keeper.v1.DropSetRequest\x1a\x1a.keeper.v1.DropSetResponse\x12I\n\nFetchShard\x12\x1c.keeper.v1.FetchShardRequest\x1a\x1d.keeper.v1.FetchShardResponse\x12\x46\n\tGetStatus\x12\x1b.keeper.v1.GetStatusRequest\x1a\x1c.keeper.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETLABEL']._serialized_start=198
   _globals['_SETLABEL']._serialized_end=319
   _globals['_PUTSHARDREQUEST']._serialized_start=322
-  _globals['_PUTSHARDREQUEST']._serialized_end=454
-  _globals['_PUTSHARDRESPONSE']._serialized_start=456
-  _globals['_PUTSHARDRESPONSE']._serialized_end=491
-  _globals['_DROPSETREQUEST']._serialized_start=493
-  _globals['_DROPSETREQUEST']._serialized_end=545
-  _globals['_DROPSETRESPONSE']._serialized_start=547
-  _globals['_DROPSETRESPONSE']._serialized_end=598
-  _globals['_FETCHSHARDREQUEST']._serialized_start=600
-  _globals['_FETCHSHARDREQUEST']._serialized_end=675
-  _globals['_FETCHSHARDRESPONSE']._serialized_start=677
-  _globals['_FETCHSHARDRESPONSE']._serialized_end=783
-  _globals['_GETSTATUSREQUEST']._serialized_start=785
-  _globals['_GETSTATUSREQUEST']._serialized_end=803
-  _globals['_GETSTATUSRESPONSE']._serialized_start=806
-  _globals['_GETSTATUSRESPONSE']._serialized_end=957
-  _globals['_HELDSET']._serialized_start=959
-  _globals['_HELDSET']._serialized_end=1015
-  _globals['_KEEPERSERVICE']._serialized_start=1018
-  _globals['_KEEPERSERVICE']._serialized_end=1399
+  _globals['_PUTSHARDREQUEST']._serialized_end=478
+  _globals['_PUTSHARDRESPONSE']._serialized_start=480
+  _globals['_PUTSHARDRESPONSE']._serialized_end=515
+  _globals['_DROPSETREQUEST']._serialized_start=517
+  _globals['_DROPSETREQUEST']._serialized_end=569
+  _globals['_DROPSETRESPONSE']._serialized_start=571
+  _globals['_DROPSETRESPONSE']._serialized_end=622
+  _globals['_FETCHSHARDREQUEST']._serialized_start=624
+  _globals['_FETCHSHARDREQUEST']._serialized_end=699
+  _globals['_FETCHSHARDRESPONSE']._serialized_start=701
+  _globals['_FETCHSHARDRESPONSE']._serialized_end=807
+  _globals['_GETSTATUSREQUEST']._serialized_start=809
+  _globals['_GETSTATUSREQUEST']._serialized_end=827
+  _globals['_GETSTATUSRESPONSE']._serialized_start=830
+  _globals['_GETSTATUSRESPONSE']._serialized_end=981
+  _globals['_HELDSET']._serialized_start=983
+  _globals['_HELDSET']._serialized_end=1039
+  _globals['_KEEPERSERVICE']._serialized_start=1042
+  _globals['_KEEPERSERVICE']._serialized_end=1423
 # @@protoc_insertion_point(module_scope)

@@ -124,6 +124,7 @@ class PutShardRequest(_message.Message):
     STATEMENT_DIGEST_FIELD_NUMBER: _builtins.int
     SEALED_SHARD_FIELD_NUMBER: _builtins.int
     COMMITMENT_FIELD_NUMBER: _builtins.int
+    CURRENT_SET_ID_FIELD_NUMBER: _builtins.int
     x: _builtins.int
     """1 to 255; this keeper's point of the set."""
     statement_digest: _builtins.bytes
@@ -132,6 +133,10 @@ class PutShardRequest(_message.Message):
     """HPKE enc, 32 bytes, then the sealed shard, 33 + 16 bytes."""
     commitment: _builtins.bytes
     """SHA-256 commitment of the shard, 32 bytes: a shard that does not match is refused."""
+    current_set_id: _builtins.bytes
+    """The store's current set, 16 bytes: label.set_id itself, unless a new set is being handed out beside the current one.
+    The current set is never evicted for it.
+    """
     @_builtins.property
     def label(self) -> Global___SetLabel: ...
     def __init__(
@@ -142,10 +147,11 @@ class PutShardRequest(_message.Message):
         statement_digest: _builtins.bytes = ...,
         sealed_shard: _builtins.bytes = ...,
         commitment: _builtins.bytes = ...,
+        current_set_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "label", b"label", "sealed_shard", b"sealed_shard", "statement_digest", b"statement_digest", "x", b"x"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "current_set_id", b"current_set_id", "label", b"label", "sealed_shard", b"sealed_shard", "statement_digest", b"statement_digest", "x", b"x"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,8 +78,9 @@ class KeeperServiceServicer(object):
 
     def PutShard(self, request, context):
         """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis, older than what is held,
-        another shard of the same set, statement unknown or used).
+        Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
+        FAILED_PRECONDITION (other cluster or genesis, older than what was held, another shard of the same set, the current
+        set is missing here, statement unknown, used or another's).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,9 @@ class KeeperServiceStub:
     """
     PutShard: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.PutShardRequest, _keeper_pb2.PutShardResponse]
     """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis, older than what is held,
-    another shard of the same set, statement unknown or used).
+    Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
+    FAILED_PRECONDITION (other cluster or genesis, older than what was held, another shard of the same set, the current
+    set is missing here, statement unknown, used or another's).
     """
     DropSet: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.DropSetRequest, _keeper_pb2.DropSetResponse]
     """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster)."""
@@ -66,8 +67,9 @@ class KeeperServiceAsyncStub(KeeperServiceStub):
     """
     PutShard: _aio.UnaryUnaryMultiCallable[_keeper_pb2.PutShardRequest, _keeper_pb2.PutShardResponse]  # type: ignore[assignment]
     """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis, older than what is held,
-    another shard of the same set, statement unknown or used).
+    Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
+    FAILED_PRECONDITION (other cluster or genesis, older than what was held, another shard of the same set, the current
+    set is missing here, statement unknown, used or another's).
     """
     DropSet: _aio.UnaryUnaryMultiCallable[_keeper_pb2.DropSetRequest, _keeper_pb2.DropSetResponse]  # type: ignore[assignment]
     """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster)."""
@@ -100,8 +102,9 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.PutShardResponse, _abc.Awaitable[_keeper_pb2.PutShardResponse]]:
         """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis, older than what is held,
-        another shard of the same set, statement unknown or used).
+        Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
+        FAILED_PRECONDITION (other cluster or genesis, older than what was held, another shard of the same set, the current
+        set is missing here, statement unknown, used or another's).
         """
 
     @_abc_1.abstractmethod
