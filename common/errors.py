@@ -29,8 +29,8 @@
         ├── WordsError
         └── ProtectionError         memory cannot be protected as configured
 
-Messages say what was got and what was wanted, and never hold a secret, a key or a share. The families say what a handler can
-do; the one table from errors to gRPC codes is in `common.edge`.
+Messages say what was got and what was wanted, and never hold a secret, a key or a share. The families say what a
+handler can do; the one table from errors to gRPC codes is in `common.edge`.
 """
 
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The configuration of a nexus: one frozen model, built once at start; nobody else reads files or environment for it."""
+"""The configuration of a nexus: one frozen model, built once at start; nobody else reads its sources."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +64,9 @@ class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     keepers: tuple[KeeperOptions, ...] = ()
 
 
-def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, object] | None = None) -> NexusConfig:
+def load_config(
+    path: Path | None, environ: Mapping[str, str], flags: Mapping[str, object] | None = None
+) -> NexusConfig:
     """Build and check the model from file, environment and flags.
 
     Raises:
@@ -75,7 +77,9 @@ def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[st
     check_address("listen.http", config.listen.http)
     _check_keepers(config.keepers)
     if config.memory.lowest_level < 2 and not config.dev:
-        raise ConfigError(f"memory.lowest_level: got {config.memory.lowest_level}, want 2 or 3 (1 only with dev = true)")
+        raise ConfigError(
+            f"memory.lowest_level: got {config.memory.lowest_level}, want 2 or 3 (1 only with dev = true)"
+        )
     return config
 
 

@@ -1,10 +1,12 @@
 """Control rows under the manifest.
 
 - A control row is (kind, name, body, digest); the digest binds body, kind, name and cluster.
-- The manifest is a row too. Its body lists (kind, name, digest) of all others, with cluster, timeline and control revision;
-  its digest is the HMAC of that body under the control key. It is made again in each change that touches a row.
-- So whoever writes the database without the control key can neither add nor edit nor remove a row unseen: `verify` names each
-  row that is bad, missing or extra. It is refused alone; the rest goes on, unless recovery itself needs the row.
+- The manifest is a row too. Its body lists (kind, name, digest) of all others, with cluster, timeline and control
+  revision; its digest is the HMAC of that body under the control key. It is made again in each change that touches a
+  row.
+- So whoever writes the database without the control key can neither add nor edit nor remove a row unseen: `verify`
+  names each row that is bad, missing or extra. It is refused alone; the rest goes on, unless recovery itself needs the
+  row.
 """
 
 import hashlib
@@ -132,5 +134,6 @@ def _open_manifest(manifest: ControlRow, meta: Meta, root_key: RootKey) -> dict[
     if head != _manifest_head(meta) or len(rows) % 3:
         raise CorruptRowError("control manifest is of another cluster, timeline or control revision than the store")
     return {
-        (kind.decode(), name.decode()): digest for kind, name, digest in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+        (kind.decode(), name.decode()): digest
+        for kind, name, digest in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
     }

@@ -2,8 +2,8 @@
 
     value = format1 ‖ algorithm1 ‖ ciphertext
 
-Both are bound to cluster, path, incarnation, version and DEK: a row copied elsewhere does not open. The value is not bound to
-the KEK, so that a re-wrap leaves it alone.
+Both are bound to cluster, path, incarnation, version and DEK: a row copied elsewhere does not open. The value is not
+bound to the KEK, so that a re-wrap leaves it alone.
 """
 
 import os

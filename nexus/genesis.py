@@ -1,4 +1,4 @@
-"""The genesis record: what a cluster was when it began. Keepers pin its fingerprint, and every share card carries it."""
+"""The genesis record: what a cluster was when it began. Keepers pin its fingerprint; share cards carry it."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The KEKs of a cluster: random keys in protected memory, numbered, stored wrapped under the keyring key of the root key."""
+"""The KEKs of a cluster: random, numbered, in protected memory; stored wrapped under the keyring key."""
 
 from common.codec import fields, u32, u64
 from common.errors import CorruptRowError
@@ -40,7 +40,9 @@ class Keyring:
 
     def wrap_dek(self, dek: memoryview, aad: bytes) -> bytes:
         """Wrap a DEK under the current KEK; *aad* names its place and is joined by the KEK's number."""
-        return wrap_key(dek, under=self._keks[self.current_id].view, aad=_dek_aad(aad, self.current_id), memory=self.memory)
+        return wrap_key(
+            dek, under=self._keks[self.current_id].view, aad=_dek_aad(aad, self.current_id), memory=self.memory
+        )
 
     def unwrap_dek(self, wrap: bytes, kek_id: int, aad: bytes, *, into: memoryview) -> None:
         """Open a DEK that was wrapped under KEK *kek_id*.

@@ -1,22 +1,26 @@
 """The bodies of control rows, as JSON that an operator can read with `sqlite3`; bytes are base64."""
 
+import enum
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
 
 from common.errors import CorruptRowError
 from nexus.ports import SetLabel
+from nexus.store.protocol import ControlRow
 
 T = TypeVar("T")
 
-# The keys of the control rows that exist once.
+# Rows that exist once are named "current"; of the other kinds there is one row for each generation, set or policy.
 GENESIS = ("genesis", "current")
 KEYRING = ("keyring", "current")
 CANARY = ("canary", "current")
 RECOVERY_KEY = ("recovery-key", "current")
-ESCROW = ("escrow", "current")
-KCV = ("kcv", "current")
-SHARD_SET = ("shard-set", "current")
+KCV = "kcv"
+ESCROW = "escrow"
+SHARD_SET = "shard-set"
+POLICY = "policy"
 
 
 class GenesisRecord(msgspec.Struct, frozen=True):
@@ -24,7 +28,6 @@ class GenesisRecord(msgspec.Struct, frozen=True):
 
 
 class KcvRecord(msgspec.Struct, frozen=True):
-    generation: int
     kcv: bytes  # 32 bytes
 
 
@@ -52,7 +55,6 @@ class RecoveryKeyRecord(msgspec.Struct, frozen=True):
 
 
 class EscrowRecord(msgspec.Struct, frozen=True):
-    generation: int
     sealed: bytes  # the root key, sealed to the recovery public key
 
 
@@ -64,9 +66,16 @@ class MemberRecord(msgspec.Struct, frozen=True):
     commitment: bytes  # 32 bytes
 
 
+class SetState(enum.StrEnum):
+    PENDING = "pending"
+    CURRENT = "current"
+    DEAD = "dead"  # for good
+
+
 class ShardSetRecord(msgspec.Struct, frozen=True):
     """One shard set: who holds which point of which polynomials."""
 
+    state: SetState
     generation: int
     set_id: bytes  # 16 bytes
     set_number: int
@@ -99,3 +108,16 @@ def decode(kind: type[T], body: bytes) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as exc:
         raise CorruptRowError(f"control row is no {kind.__name__}") from exc
+
+
+def find_current_set(rows: Iterable[ControlRow]) -> ShardSetRecord:
+    """Find the current set among stored rows, which nothing has verified yet.
+
+    Raises:
+        CorruptRowError: There is not exactly one.
+    """
+    sets = [decode(ShardSetRecord, row.body) for row in rows if row.kind == SHARD_SET]
+    current = [record for record in sets if record.state is SetState.CURRENT]
+    if len(current) != 1:
+        raise CorruptRowError(f"{len(current)} shard sets are current, want 1")
+    return current[0]

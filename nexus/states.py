@@ -3,10 +3,10 @@
     uninitialised ──BeginInit──▶ initialising ──ConfirmInit──▶ ready
     recovering ──a threshold of shards, proved──▶ ready
 
-- A nexus starts in the state that its store tells: an empty store is uninitialised, a begun init is initialising, a sealed
-  store is sealed, any other is recovering.
-- What serves in ready alone needs the root key. Elsewhere it is refused as sealed or recovering, which the caller may wait
-  for, or, before the cluster exists, as a call in the wrong state.
+- A nexus starts in the state that its store tells: an empty store is uninitialised, a begun init is initialising, a
+  sealed store is sealed, any other is recovering.
+- What serves in ready alone needs the root key. Elsewhere it is refused as sealed or recovering, which the caller may
+  wait for, or, before the cluster exists, as a call in the wrong state.
 - What serves in other states is refused outside them as a call in the wrong state.
 - A running operation is a property of ready, not a state.
 """

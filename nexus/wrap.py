@@ -2,8 +2,9 @@
 
     wrap = format1 ‖ algorithm1 ‖ salt16 ‖ commitment32 ‖ ciphertext48
 
-The wrapping key is only ever HKDF-Expand input: with a new salt for each wrap it gives an AEAD key that is used once, so there
-is no limit of nonces, and a commitment tag, so that a wrap opens under one key only (ChaCha20-Poly1305 alone does not commit).
+The wrapping key is only ever HKDF-Expand input: with a new salt for each wrap it gives an AEAD key that is used once,
+so there is no limit of nonces, and a commitment tag, so that a wrap opens under one key only (ChaCha20-Poly1305 alone
+does not commit).
 """
 
 import hmac
@@ -22,7 +23,8 @@ KEY_SIZE = 32
 SALT_SIZE = 16
 WRAP_SIZE = len(FORMAT) + SALT_SIZE + 32 + KEY_SIZE + 16
 
-# Safe because each AEAD key is derived from a random salt of its own and encrypts once. Unsafe as soon as a salt is reused.
+# Safe because each AEAD key is derived from a random salt of its own and encrypts once. Unsafe as soon as a salt is
+# reused.
 _NONCE = bytes(12)
 
 
@@ -43,7 +45,9 @@ def unwrap_key(wrap: bytes, *, under: memoryview, aad: bytes, memory: ProtectedM
         DecryptionError: Not a wrap, not under this key, or not from this place.
     """
     if len(wrap) != WRAP_SIZE or not wrap.startswith(FORMAT):
-        raise DecryptionError(f"wrap is {len(wrap)} bytes of format {wrap[:2].hex()}, want {WRAP_SIZE} of {FORMAT.hex()}")
+        raise DecryptionError(
+            f"wrap is {len(wrap)} bytes of format {wrap[:2].hex()}, want {WRAP_SIZE} of {FORMAT.hex()}"
+        )
     salt, commitment, ciphertext = wrap[2:18], wrap[18:50], wrap[50:]
     if not hmac.compare_digest(commitment, _commitment(under, salt)):
         raise DecryptionError("wrap is under another key")

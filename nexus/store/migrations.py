@@ -20,14 +20,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             timeline INTEGER NOT NULL,
             revision INTEGER NOT NULL,
             control_revision INTEGER NOT NULL,
-            manifest BLOB NOT NULL,
             last_generation INTEGER NOT NULL,
             last_set_number INTEGER NOT NULL,
             last_kek_id INTEGER NOT NULL,
             last_init_attempt INTEGER NOT NULL
         ) STRICT
         """,
-        "INSERT INTO meta VALUES (1, 'empty', x'', 0, 0, 0, 0, x'', 0, 0, 0, 0)",
+        "INSERT INTO meta VALUES (1, 'empty', x'', 0, 0, 0, 0, 0, 0, 0, 0)",
         """
         CREATE TABLE control (
             kind TEXT NOT NULL,

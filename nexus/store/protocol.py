@@ -39,7 +39,6 @@ class Meta:
     timeline: int  # 0 before the first init is complete, then 1, 2, 3 …
     revision: int  # up by one at each change
     control_revision: int  # up by one at each change that touches a control row
-    manifest: bytes  # 32-byte HMAC over all control rows; empty before the first init is complete
     last_generation: int
     last_set_number: int
     last_kek_id: int
@@ -89,6 +88,10 @@ class Reader(Protocol):
     """One committed state."""
 
     def load_meta(self) -> Meta: ...
+
+    def is_empty(self) -> bool:
+        """Whether there is neither a control row nor a row of any secret."""
+        ...
 
     def load_control(self, kind: str, name: str) -> ControlRow | None: ...
 

@@ -8,7 +8,7 @@ from nexus.store.connection import translate
 from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, VersionRow
 
 _META: Final = """
-    SELECT phase, cluster_id, sealed, timeline, revision, control_revision, manifest,
+    SELECT phase, cluster_id, sealed, timeline, revision, control_revision,
            last_generation, last_set_number, last_kek_id, last_init_attempt FROM meta"""
 _VERSION: Final = """
     SELECT path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted
@@ -62,6 +62,10 @@ class SqliteReader:
             return Meta(Phase(phase), cluster_id, bool(sealed), *rest)
         except ValueError as exc:
             raise CorruptRowError("store's meta row has no known phase") from exc
+
+    def is_empty(self) -> bool:
+        query = "SELECT 1 FROM control UNION ALL SELECT 1 FROM secrets UNION ALL SELECT 1 FROM versions LIMIT 1"
+        return self._find(query) is None
 
     def load_control(self, kind: str, name: str) -> ControlRow | None:
         row = self._find("SELECT kind, name, body, digest FROM control WHERE kind = ? AND name = ?", kind, name)

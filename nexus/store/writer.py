@@ -10,7 +10,7 @@ from nexus.store.protocol import ControlRow, Meta, Phase, VersionRow
 from nexus.store.reader import SqliteReader
 
 _SAVE_META: Final = """
-    UPDATE meta SET phase = ?, cluster_id = ?, sealed = ?, timeline = ?, control_revision = ?, manifest = ?,
+    UPDATE meta SET phase = ?, cluster_id = ?, sealed = ?, timeline = ?, control_revision = ?,
         last_generation = ?, last_set_number = ?, last_kek_id = ?, last_init_attempt = ?"""
 _SAVE_CONTROL: Final = """
     INSERT INTO control (kind, name, body, digest) VALUES (?, ?, ?, ?)
@@ -43,7 +43,7 @@ class SqliteWriter(SqliteReader):
         self._failure: StoreUnavailableError | None = None
 
     def save_meta(self, meta: Meta) -> None:
-        head = (str(meta.phase), meta.cluster_id, int(meta.sealed), meta.timeline, meta.control_revision, meta.manifest)
+        head = (str(meta.phase), meta.cluster_id, int(meta.sealed), meta.timeline, meta.control_revision)
         self.control_revision = meta.control_revision
         last = (meta.last_generation, meta.last_set_number, meta.last_kek_id, meta.last_init_attempt)
         self._change(_SAVE_META, *head, *last)

@@ -1,0 +1,74 @@
+"""The identity of a server: the source that its configuration names, once it has a first SVID."""
+
+from typing import Protocol
+
+import structlog
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from common import errors
+from common.config import IdentityOptions
+from shardhold._identity import IdentitySource, IdentityUnavailableError, SvidFiles, WorkloadAPI
+
+_TRY_S = 2.0  # seconds that one try may wait for the Workload API, and so at most for a stop
+_LONGEST_PAUSE_S = 2.0
+
+log = structlog.get_logger()
+
+
+class Stop(Protocol):
+    """Whether to give up; `common.termination.Termination` or a `threading.Event`."""
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
+def wait_for_identity(options: IdentityOptions, stop: Stop) -> IdentitySource:
+    """Open the source of SVIDs that *options* name, and try again until it has one or *stop* is set.
+
+    Raises:
+        IdentityUnavailableError: *stop* was set before there was an SVID.
+        ConfigError: The SVID is of another trust domain than configured.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(IdentityUnavailableError),
+        wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
+        stop=lambda _: stop.is_set(),
+        sleep=stop.wait,
+        before_sleep=_report,
+        reraise=True,
+    )
+    try:
+        source = retrying(open_identity, options)
+    except IdentityUnavailableError as exc:
+        raise errors.IdentityUnavailableError(str(exc)) from exc
+    svid = source.current()
+    log.info("identity", spiffe_id=svid.spiffe_id, expires_at=svid.expires_at)
+    return source
+
+
+def open_identity(options: IdentityOptions) -> IdentitySource:
+    """Open the source of SVIDs that *options* name; it has an SVID now.
+
+    Raises:
+        IdentityUnavailableError: It has none (the SDK's error).
+        ConfigError: The SVID is of another trust domain than configured.
+    """
+    source: IdentitySource
+    if options.source == "files":
+        source = SvidFiles(options.svid_dir)
+    else:
+        source = WorkloadAPI(options.socket or None, timeout=_TRY_S)
+    svid = source.current()
+    if svid.trust_domain != options.trust_domain:
+        source.close()
+        raise errors.ConfigError(
+            f"identity.trust_domain: got {options.trust_domain!r}, but the SVID is {svid.spiffe_id}"
+        )
+    return source
+
+
+def _report(state: RetryCallState) -> None:
+    outcome = state.outcome
+    if outcome is not None and (state.attempt_number <= 3 or state.attempt_number % 10 == 0):
+        log.warning("no svid yet, trying again", attempt=state.attempt_number, error=str(outcome.exception()))

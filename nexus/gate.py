@@ -1,0 +1,160 @@
+"""Authorise and audit every call, inside the domain: no handler can forget it.
+
+- A call is authorised before it reads anything; a denial is audited and says nothing about what exists.
+- A read's entry, with its outcome, is written before the reply; if it cannot be written, the call fails.
+- A change's entry is a row of the change itself; a change that fails gets an entry like a read.
+- A call that the state of the nexus refuses touched nothing and leaves no entry.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+from common.clock import Clock
+from common.errors import DeniedError, OutcomeUnknownError, ShardholdError
+from nexus.audit.entry import Entry
+from nexus.audit.exporter import Exporter
+from nexus.audit.log import AuditLog
+from nexus.lifecycle import Lifecycle
+from nexus.policy import Permission
+from nexus.roles import Role
+from nexus.serving import Serving
+
+# Whom policies can allow anything; every other role reads no secret, whatever a policy says.
+_POLICY_ROLES = frozenset({Role.WORKLOAD, Role.SUPERUSER})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as proven by mTLS."""
+
+    spiffe_id: str
+    role: Role
+    address: str
+
+
+@dataclass(slots=True)
+class Grant:
+    """One authorised call on its way; the domain fills in what it did."""
+
+    caller: Caller
+    action: str
+    path: str = ""
+    policy: str = ""
+    request_id: bytes = b""
+    version: int = 0
+    detail: str = ""
+    in_store: bool = False  # the entry is a row of the change
+
+
+class Gate:
+    """Thread-safe."""
+
+    def __init__(self, lifecycle: Lifecycle, audit: AuditLog, exporter: Exporter, clock: Clock) -> None:
+        self._lifecycle = lifecycle
+        self._audit = audit
+        self._exporter = exporter
+        self._clock = clock
+
+    @contextmanager
+    def secret_call(
+        self, rpc: str, caller: Caller, permission: Permission, path: str, *, request_id: bytes = b""
+    ) -> Iterator[tuple[Grant, Serving]]:
+        """Authorise a call on the secret at *path* by policy, and audit it.
+
+        Raises:
+            DeniedError: No policy allows it.
+            AuditUnavailableError: The entry cannot be written.
+        """
+        self._lifecycle.check_served(rpc)
+        serving = self._lifecycle.require_serving()
+        grant = Grant(caller, f"secret.{permission}", path, request_id=request_id)
+        policy = self._decide(caller, permission, path, serving)
+        if policy is None:
+            self._deny(grant, f"{permission} on this path")
+        grant.policy = policy
+        with self._audited(grant):
+            yield grant, serving
+
+    @contextmanager
+    def listing_call(self, rpc: str, caller: Caller, prefix: str) -> Iterator[tuple[Grant, Serving]]:
+        """Audit a listing; what it may show is asked path by path, with `may_list`."""
+        self._lifecycle.check_served(rpc)
+        serving = self._lifecycle.require_serving()
+        grant = Grant(caller, f"secret.{Permission.LIST}", prefix)
+        if caller.role not in _POLICY_ROLES:
+            self._deny(grant, str(Permission.LIST))
+        with self._audited(grant):
+            yield grant, serving
+
+    def may_list(self, caller: Caller, path: str, serving: Serving) -> bool:
+        """Say whether *caller* may see that there is a secret at *path*."""
+        return self._decide(caller, Permission.LIST, path, serving) is not None
+
+    @contextmanager
+    def role_call(
+        self, rpc: str, caller: Caller, action: str, roles: frozenset[Role], *, reserve: bool = False
+    ) -> Iterator[Grant]:
+        """Authorise a call by the caller's role, and audit it. With *reserve* the entry may use the audit's reserve."""
+        self._lifecycle.check_served(rpc)
+        grant = Grant(caller, action)
+        if caller.role not in roles:
+            self._deny(grant, "role " + " or ".join(sorted(roles)))
+        with self._audited(grant, reserve=reserve):
+            yield grant
+
+    def require_serving(self) -> Serving:
+        """Return what a ready nexus serves with; raises as `Lifecycle.require_serving`."""
+        return self._lifecycle.require_serving()
+
+    def change_entry(self, grant: Grant) -> bytes:
+        """Return the entry of a change, to be written in the change; no other will be."""
+        grant.in_store = True
+        return self._entry(grant, "ok").encode()
+
+    @contextmanager
+    def _audited(self, grant: Grant, *, reserve: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except OutcomeUnknownError as exc:
+            self._lifecycle.give_up(str(exc))
+            raise
+        except ShardholdError as exc:
+            self._append(grant, exc.reason, reserve=reserve)
+            raise
+        except BaseException:
+            self._append(grant, ShardholdError.reason, reserve=reserve)
+            raise
+        if grant.in_store:
+            self._exporter.nudge()
+        else:
+            self._append(grant, "ok", reserve=reserve)
+
+    def _decide(self, caller: Caller, permission: Permission, path: str, serving: Serving) -> str | None:
+        view = serving.view
+        if view.damaged or caller.role not in _POLICY_ROLES:
+            return None
+        return view.policies.decide(caller.spiffe_id, permission, path)
+
+    def _deny(self, grant: Grant, wanted: str) -> NoReturn:
+        self._audit.append(self._entry(grant, DeniedError.reason, decision="deny"))
+        raise DeniedError(f"{grant.caller.spiffe_id} is not allowed: it needs {wanted}")
+
+    def _append(self, grant: Grant, outcome: str, *, reserve: bool) -> None:
+        self._audit.append(self._entry(grant, outcome), reserve=reserve)
+
+    def _entry(self, grant: Grant, outcome: str, *, decision: str = "allow") -> Entry:
+        return Entry(
+            at=int(self._clock.now().timestamp() * 1_000_000),
+            actor=grant.caller.spiffe_id,
+            address=grant.caller.address,
+            action=grant.action,
+            path=grant.path,
+            version=grant.version,
+            decision=decision,
+            policy=grant.policy,
+            outcome=outcome,
+            request_id=grant.request_id.hex(),
+            detail=grant.detail,
+        )

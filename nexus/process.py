@@ -1,0 +1,192 @@
+"""A nexus process: builds every part once, runs it, and takes it down again.
+
+Order of a start: store, audit, keepers, then the gRPC port; so a wrong set-up is told before anybody can call. Order of
+an end: refuse calls, drain, stop the keepers' threads, flush the audit, wipe.
+"""
+
+import threading
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from common.clock import Clock
+from common.edge import GrpcServer
+from common.http import HttpServer
+from common.protected import ProtectedMemory
+from nexus.audit.exporter import Exporter
+from nexus.audit.log import AuditLog
+from nexus.config import KeeperOptions, NexusConfig
+from nexus.gate import Gate
+from nexus.initialise import Initialisation
+from nexus.lifecycle import Lifecycle
+from nexus.metrics import NexusCollector
+from nexus.policies import Policies
+from nexus.policy import superuser_policy
+from nexus.quorum.link import GrpcKeeperLink
+from nexus.quorum.pool import KeeperPool
+from nexus.quorum.shard_set import Member
+from nexus.records import find_current_set
+from nexus.recovery import Recovery
+from nexus.roles import Roles
+from nexus.server.auth import Authenticator
+from nexus.server.cluster import ClusterHandlers
+from nexus.server.methods import list_methods
+from nexus.server.policies import PolicyHandlers
+from nexus.server.secrets import SecretHandlers
+from nexus.states import State, initial_state
+from nexus.status import StatusDesk
+from nexus.store.protocol import Meta, Phase, Store
+from nexus.store.sqlite import SqliteStore
+from nexus.vault import Vault
+from shardhold._identity import IdentitySource
+
+log = structlog.get_logger("nexus")
+
+
+class Nexus:
+    """Built by `__main__`; `run` returns the exit code."""
+
+    def __init__(self, config: NexusConfig, *, memory: ProtectedMemory, identity: IdentitySource, clock: Clock) -> None:
+        """Open the store and the audit, and build the rest on them.
+
+        Raises:
+            StoreUnavailableError: The store cannot be opened, or another nexus holds it.
+            AuditUnavailableError: The audit cannot be opened.
+        """
+        self._config = config
+        self._memory = memory
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._exit_code = 0
+        self._store = SqliteStore.open(Path(config.storage.path))
+        meta = self._load_meta()
+        self._audit = AuditLog.open(
+            Path(config.audit.directory), nexus=config.name, timeline=meta.timeline, clock=clock
+        )
+        self._exporter = Exporter(self._store, self._audit, clock=clock)
+        self._pool = KeeperPool(
+            _find_members(self._store, meta, config),
+            lambda member: GrpcKeeperLink(
+                name=member.name, address=member.address, spiffe_id=member.spiffe_id, identity=identity, clock=clock
+            ),
+            clock=clock,
+            memory=memory,
+        )
+        self._lifecycle = Lifecycle(initial_state(meta), self._pool, on_change=self._tell_state, on_failure=self._fail)
+        registry = CollectorRegistry()
+        self._server = self._build_server(identity, registry)
+        self._http = HttpServer(
+            config.listen.http, is_live=lambda: True, readiness=self._list_obstacles, registry=registry
+        )
+
+    def run(self) -> int:
+        """Serve until `stop`, then drain and wipe; return the exit code."""
+        try:
+            self._http.start()
+            port = self._server.start()
+            self._pool.start()
+            self._exporter.start()
+            log.info("listening", port=port, state=self._lifecycle.state.value, memory_protection=self._memory.level)
+            if self._lifecycle.state is State.INITIALISING:
+                log.warning("an earlier init was not completed: destroy its recovery shares and begin again")
+            if self._lifecycle.state is State.RECOVERING:
+                recovery = Recovery(self._store, self._pool, self._memory, self._clock)
+                self._lifecycle.recover(recovery, self._stopping)
+            self._stopping.wait()
+        finally:
+            self._take_down()
+        return self._exit_code
+
+    def stop(self) -> None:
+        """End `run`; may be called from a signal handler."""
+        self._stopping.set()
+
+    def _build_server(self, identity: IdentitySource, registry: CollectorRegistry) -> GrpcServer:
+        config = self._config
+        gate = Gate(self._lifecycle, self._audit, self._exporter, self._clock)
+        initialisation = Initialisation(
+            store=self._store,
+            gate=gate,
+            lifecycle=self._lifecycle,
+            pool=self._pool,
+            memory=self._memory,
+            first_policy=superuser_policy(config.identity.trust_domain, config.roles.pattern),
+        )
+        desk = StatusDesk(
+            store=self._store,
+            gate=gate,
+            lifecycle=self._lifecycle,
+            pool=self._pool,
+            initialisation=initialisation,
+            memory_protection=self._memory.level,
+        )
+        registry.register(
+            NexusCollector(
+                self._lifecycle,
+                self._pool,
+                memory_protection=self._memory.level,
+                is_audit_failing=lambda: bool(self._audit.failing),
+            )
+        )
+        authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
+        methods = list_methods(
+            SecretHandlers(Vault(self._store, gate, self._clock), authenticator),
+            PolicyHandlers(Policies(self._store, gate), authenticator),
+            ClusterHandlers(desk, initialisation, authenticator),
+        )
+        return GrpcServer(
+            methods,
+            address=config.listen.address,
+            identity=identity,
+            trust_domain=config.identity.trust_domain,
+            workers=config.listen.workers,
+            max_connection_age_s=config.listen.max_connection_age_s,
+            registry=registry,
+        )
+
+    def _load_meta(self) -> Meta:
+        with self._store.read() as reader:
+            return reader.load_meta()
+
+    def _list_obstacles(self) -> list[str]:
+        failing = ["audit entries cannot be written"] if self._audit.failing else []
+        return self._lifecycle.blocked_by + failing
+
+    def _tell_state(self, state: State) -> None:
+        self._server.set_serving(state is State.READY)
+
+    def _fail(self, reason: str) -> None:
+        log.critical("cannot go on", reason=reason)
+        self._exit_code = 1
+        self._stopping.set()
+
+    def _take_down(self) -> None:
+        self._server.set_serving(False)
+        self._server.stop(self._config.shutdown.drain_s)
+        self._http.stop()
+        self._pool.stop()
+        self._exporter.stop()
+        self._audit.close()
+        self._lifecycle.wipe()
+        self._memory.wipe()
+        self._store.close()
+        log.info("stopped", exit_code=self._exit_code)
+
+
+def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]:
+    """The current set says who the keepers are; configuration says so before, and may move their addresses."""
+    configured = [_to_member(options, config.identity.trust_domain) for options in config.keepers]
+    if meta.phase is not Phase.INITIALISED:
+        return configured
+    with store.read() as reader:
+        current = find_current_set(reader.load_controls())
+    addresses = {member.name: member.address for member in configured}
+    return [
+        Member(record.name, record.spiffe_id, addresses.get(record.name, record.address)) for record in current.members
+    ]
+
+
+def _to_member(options: KeeperOptions, trust_domain: str) -> Member:
+    spiffe_id = options.spiffe_id or f"spiffe://{trust_domain}/shardhold/keeper/{options.name}"
+    return Member(options.name, spiffe_id, options.address)

@@ -1,0 +1,155 @@
+"""One keeper as the nexus sees it, and the three duties that it may have towards it.
+
+- Watch: ask how it is, before there is a set.
+- Collect: ask for its shard until there are enough, at recovery.
+- Keep: hold it to its shard: fill it when it is empty, check a shard that this nexus did not give it, once for each
+  boot.
+
+A keeper is believed only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
+fault never stops the others.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from common import shamir
+from common.errors import (
+    BadShardError,
+    DeniedError,
+    KeeperUnreachableError,
+    NotFoundError,
+    ShardholdError,
+)
+from common.protected import ProtectedMemory
+from nexus.ports import KeeperLink, KeeperReport
+from nexus.quorum.collection import Collection
+from nexus.quorum.shard_set import Member, ShardSet, check_shard
+from nexus.records import MemberRecord
+
+CALL_TIMEOUT = 2.0  # seconds for one call to a keeper
+POLL_INTERVAL = 1.0  # seconds between two polls
+RETRY_PAUSE = (0.1, 1.0)  # seconds, full jitter, while recovering
+
+log = structlog.get_logger("keepers")
+
+
+@dataclass(frozen=True, slots=True)
+class SeatStatus:
+    """What is known of one keeper."""
+
+    reachable: bool = False
+    holds_current_set: bool = False
+    fault: str = ""
+    version: str = ""
+    memory_protection: int = 0
+
+
+class Seat:
+    """Used by one thread; `status` may be read by any."""
+
+    def __init__(self, member: Member, link: KeeperLink, memory: ProtectedMemory) -> None:
+        self.member = member
+        self.link = link
+        self.status = SeatStatus()
+        self._memory = memory
+        self._proven_boot = b""  # boot in which its shard was given or checked
+        self._accused_boot = b""  # boot in which it lied
+
+    def watch(self) -> float:
+        """Ask how the keeper is; return the seconds until the next step."""
+        return self._guarded(self._fetch_report, POLL_INTERVAL)
+
+    def collect(self, collection: Collection) -> float:
+        """Offer the keeper's shard to *collection*; return the seconds until the next step."""
+        return self._guarded(lambda: self._offer(collection), random.uniform(*RETRY_PAUSE))  # noqa: S311 — jitter
+
+    def keep(self, shard_set: ShardSet) -> float:
+        """See to it that the keeper holds its shard of *shard_set*; return the seconds until the next step."""
+        record = next((one for one in shard_set.record.members if one.name == self.member.name), None)
+        if record is None:
+            return self.watch()
+        return self._guarded(lambda: self._keep(shard_set, record), POLL_INTERVAL)
+
+    def _offer(self, collection: Collection) -> None:
+        record = collection.members.get(self.member.name)
+        if record is None or collection.has(record.x):
+            return
+        buffer = self._memory.allocate(shamir.SHARD_SIZE)
+        try:
+            boot_id = self.link.fetch_shard(collection.cluster_id, collection.set_id, into=buffer, timeout=CALL_TIMEOUT)
+            check_shard(buffer, record, collection.cluster_id, collection.set_id)
+        except NotFoundError:
+            buffer.release()
+            self._set_status(reachable=True, holds_current_set=False, fault="")
+            return
+        except BaseException:
+            buffer.release()
+            raise
+        self._proven_boot = boot_id
+        self._set_status(reachable=True, holds_current_set=True, fault="")
+        collection.offer(record.x, buffer)
+
+    def _keep(self, shard_set: ShardSet, record: MemberRecord) -> None:
+        report = self._fetch_report()
+        if report.boot_id == self._accused_boot:
+            return
+        if not any(held.label.set_id == shard_set.record.set_id for held in report.sets):
+            self._fill(shard_set, record)
+        elif report.boot_id != self._proven_boot:
+            self._check(shard_set, record, report)
+        self._set_status(reachable=True, holds_current_set=True, fault="")
+
+    def _fill(self, shard_set: ShardSet, record: MemberRecord) -> None:
+        with self._memory.allocate(shamir.SHARD_SIZE) as shard:
+            shard_set.derive_shard(record.x, shard)
+            self._proven_boot = self.link.put_shard(
+                shard_set.label, shard, commitment=record.commitment, timeout=CALL_TIMEOUT
+            )
+        log.info("keeper filled", keeper=self.member.name, set_number=shard_set.record.set_number)
+
+    def _check(self, shard_set: ShardSet, record: MemberRecord, report: KeeperReport) -> None:
+        with self._memory.allocate(shamir.SHARD_SIZE) as shard:
+            set_id = shard_set.record.set_id
+            boot_id = self.link.fetch_shard(shard_set.label.cluster_id, set_id, into=shard, timeout=CALL_TIMEOUT)
+            try:
+                check_shard(shard, record, shard_set.label.cluster_id, set_id)
+            except BadShardError:
+                self._accused_boot = report.boot_id
+                raise
+        self._proven_boot = boot_id
+
+    def _fetch_report(self) -> KeeperReport:
+        report = self.link.fetch_report(timeout=CALL_TIMEOUT)
+        known = report.boot_id in (self._proven_boot, self._accused_boot)
+        self._set_status(
+            reachable=True,
+            holds_current_set=self.status.holds_current_set and known,
+            fault=self.status.fault if known else "",
+            version=report.version,
+            memory_protection=report.memory_protection,
+        )
+        return report
+
+    def _guarded(self, step: Callable[[], object], pause: float) -> float:
+        try:
+            step()
+        except KeeperUnreachableError as exc:
+            self._set_status(reachable=False, holds_current_set=False, fault=str(exc))
+        except DeniedError as exc:
+            self._set_status(reachable=True, holds_current_set=False, fault=f"does not accept this nexus: {exc}")
+        except ShardholdError as exc:
+            self._set_status(reachable=True, holds_current_set=False, fault=str(exc))
+        return pause
+
+    def _set_status(self, **changes: Any) -> None:
+        before = self.status
+        self.status = replace(before, **changes)
+        if self.status.fault != before.fault:
+            say = log.warning if self.status.fault else log.info
+            say(
+                "keeper fault" if self.status.fault else "keeper well", keeper=self.member.name, fault=self.status.fault
+            )

@@ -1,0 +1,100 @@
+"""ClusterService: message → status and init → message."""
+
+from common.edge import Call
+from common.recovery_key import ShareHash
+from nexus import __version__
+from nexus.initialise import Initialisation, Plan, make_recovery
+from nexus.server.auth import Authenticator
+from nexus.states import State
+from nexus.status import ClusterView, KeeperView, StatusDesk
+from shardhold.v1 import cluster_pb2 as pb
+
+_STATES = {
+    State.UNINITIALISED: pb.STATE_UNINITIALISED,
+    State.INITIALISING: pb.STATE_INITIALISING,
+    State.RECOVERING: pb.STATE_RECOVERING,
+    State.SEALED: pb.STATE_SEALED,
+    State.READY: pb.STATE_READY,
+}
+_CONFIRM_WAIT = 10.0  # seconds to wait for keepers when the caller set no deadline
+_ANSWER_TIME = 1.0  # seconds of the caller's deadline that are kept for the answer
+
+
+class ClusterHandlers:
+    def __init__(self, desk: StatusDesk, initialisation: Initialisation, authenticator: Authenticator) -> None:
+        self._desk = desk
+        self._initialisation = initialisation
+        self._identify = authenticator.identify
+
+    def get_status(self, call: Call, _: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        state, view = self._desk.describe(self._identify(call))
+        response = pb.GetStatusResponse(state=_STATES[state], version=__version__)
+        if view is not None:
+            _fill(response, view)
+        return response
+
+    def begin_init(self, call: Call, request: pb.BeginInitRequest) -> pb.BeginInitResponse:
+        hashes = [ShareHash(share.salt, share.digest) for share in request.share_hashes]
+        recovery = make_recovery(request.recovery_public_key, request.recovery_threshold, hashes)
+        begun = self._initialisation.begin(self._identify(call), Plan(request.shard_threshold, recovery))
+        return pb.BeginInitResponse(
+            attempt=begun.attempt,
+            cluster_id=begun.cluster_id,
+            genesis=begun.genesis,
+            challenge=begun.challenge,
+            voided_attempt=begun.attempt - 1,
+        )
+
+    def confirm_init(self, call: Call, request: pb.ConfirmInitRequest) -> pb.ConfirmInitResponse:
+        seconds = _CONFIRM_WAIT if call.deadline is None else max(0.0, call.deadline - _ANSWER_TIME)
+        confirmed = self._initialisation.confirm(self._identify(call), request.attempt, request.answer, seconds=seconds)
+        return pb.ConfirmInitResponse(keepers_filled=confirmed.keepers_filled, keepers_wanted=confirmed.keepers_wanted)
+
+    def abort_init(self, call: Call, request: pb.AbortInitRequest) -> pb.AbortInitResponse:
+        self._initialisation.abort(self._identify(call), request.attempt)
+        return pb.AbortInitResponse()
+
+    def list_keepers(self, call: Call, _: pb.ListKeepersRequest) -> pb.ListKeepersResponse:
+        views = self._desk.list_keepers(self._identify(call))
+        return pb.ListKeepersResponse(keepers=[_to_info(view) for view in views])
+
+
+def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
+    response.blocked_by.extend(view.blocked_by)
+    response.cluster_id = view.meta.cluster_id
+    response.timeline = view.meta.timeline
+    response.revision = view.meta.revision
+    response.memory_protection = view.memory_protection
+    response.keepers.extend(_to_status(keeper) for keeper in view.keepers)
+    if view.init_step is not None:
+        response.operation.kind = "init"
+        response.operation.step = view.init_step
+    if view.serving is not None:
+        shard_set = view.serving.shard_set.record
+        response.genesis = view.serving.genesis.fingerprint
+        response.generation = shard_set.generation
+        response.shard_threshold = shard_set.threshold
+        response.shard_count = len(shard_set.members)
+        response.set_number = shard_set.set_number
+        response.recovery_threshold = view.serving.recovery.threshold
+        response.recovery_shares = len(view.serving.recovery.shares)
+
+
+def _to_status(view: KeeperView) -> pb.KeeperStatus:
+    return pb.KeeperStatus(
+        name=view.member.name,
+        address=view.member.address,
+        reachable=view.status.reachable,
+        holds_current_set=view.status.holds_current_set,
+        fault=view.status.fault,
+    )
+
+
+def _to_info(view: KeeperView) -> pb.KeeperInfo:
+    return pb.KeeperInfo(
+        status=_to_status(view),
+        spiffe_id=view.member.spiffe_id,
+        x=view.x,
+        version=view.status.version,
+        memory_protection=view.status.memory_protection,
+    )

@@ -1,0 +1,58 @@
+"""PolicyService: message → policies → message."""
+
+from common.edge import Call
+from common.errors import InvalidArgumentError
+from nexus.policies import Policies
+from nexus.policy import Permission, Policy
+from nexus.server.auth import Authenticator
+from shardhold.v1 import policies_pb2 as pb
+
+_PERMISSIONS = {
+    pb.PERMISSION_READ: Permission.READ,
+    pb.PERMISSION_WRITE: Permission.WRITE,
+    pb.PERMISSION_DELETE: Permission.DELETE,
+    pb.PERMISSION_LIST: Permission.LIST,
+}
+_NUMBERS = {permission: number for number, permission in _PERMISSIONS.items()}
+
+
+class PolicyHandlers:
+    def __init__(self, policies: Policies, authenticator: Authenticator) -> None:
+        self._policies = policies
+        self._identify = authenticator.identify
+
+    def apply_policies(self, call: Call, request: pb.ApplyPoliciesRequest) -> pb.ApplyPoliciesResponse:
+        policies = [_from_message(message) for message in request.policies]
+        return pb.ApplyPoliciesResponse(revision=self._policies.apply(self._identify(call), policies))
+
+    def list_policies(self, call: Call, _: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
+        view = self._policies.list(self._identify(call))
+        return pb.ListPoliciesResponse(
+            policies=[_to_message(policy) for policy in view.policies.policies], damaged=view.damaged
+        )
+
+    def delete_policy(self, call: Call, request: pb.DeletePolicyRequest) -> pb.DeletePolicyResponse:
+        return pb.DeletePolicyResponse(revision=self._policies.delete(self._identify(call), request.name))
+
+
+def _from_message(message: pb.Policy) -> Policy:
+    unknown = [number for number in message.permissions if number not in _PERMISSIONS]
+    if unknown:
+        raise InvalidArgumentError(
+            f"policy {message.name[:64]}: permissions: got {unknown[0]}, want one of {', '.join(Permission)}"
+        )
+    return Policy(
+        name=message.name,
+        spiffe_ids=tuple(message.spiffe_ids),
+        paths=tuple(message.paths),
+        permissions=tuple(_PERMISSIONS[number] for number in message.permissions),
+    )
+
+
+def _to_message(policy: Policy) -> pb.Policy:
+    return pb.Policy(
+        name=policy.name,
+        spiffe_ids=policy.spiffe_ids,
+        paths=policy.paths,
+        permissions=[_NUMBERS[permission] for permission in policy.permissions],
+    )

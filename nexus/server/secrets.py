@@ -1,0 +1,60 @@
+"""SecretService: message → vault → message."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from common.edge import Call
+from nexus.server.auth import Authenticator
+from nexus.vault import Expected, Vault
+from shardhold.v1 import secrets_pb2 as pb
+
+
+class SecretHandlers:
+    def __init__(self, vault: Vault, authenticator: Authenticator) -> None:
+        self._vault = vault
+        self._identify = authenticator.identify
+
+    def put_secret(self, call: Call, request: pb.PutSecretRequest) -> pb.PutSecretResponse:
+        made = self._vault.put(
+            self._identify(call), request.path, dict(request.fields), _expected(request), request.request_id
+        )
+        return pb.PutSecretResponse(version=made.versions[0], incarnation=made.incarnation, revision=made.revision)
+
+    def get_secret(self, call: Call, request: pb.GetSecretRequest) -> pb.GetSecretResponse:
+        secret = self._vault.get(self._identify(call), request.path, request.version)
+        return pb.GetSecretResponse(
+            path=secret.path,
+            version=secret.version,
+            incarnation=secret.incarnation,
+            fields=secret.fields,
+            created_at=_timestamp(secret.created_at),
+        )
+
+    def list_secrets(self, call: Call, request: pb.ListSecretsRequest) -> pb.ListSecretsResponse:
+        rows, next_page = self._vault.list(
+            self._identify(call), request.prefix, after=request.page_token, limit=request.page_size
+        )
+        entries = (
+            pb.SecretEntry(
+                path=row.path,
+                current_version=row.current_version,
+                incarnation=row.incarnation,
+                updated_at=_timestamp(row.updated_at),
+            )
+            for row in rows
+        )
+        return pb.ListSecretsResponse(secrets=entries, next_page_token=next_page)
+
+    def delete_secret(self, call: Call, request: pb.DeleteSecretRequest) -> pb.DeleteSecretResponse:
+        made = self._vault.delete(
+            self._identify(call), request.path, request.versions, _expected(request), request.request_id
+        )
+        return pb.DeleteSecretResponse(versions=made.versions, revision=made.revision)
+
+
+def _expected(request: pb.PutSecretRequest | pb.DeleteSecretRequest) -> Expected:
+    version = request.expected_version if request.HasField("expected_version") else None
+    return Expected(version, request.expected_incarnation)
+
+
+def _timestamp(microseconds: int) -> Timestamp:
+    return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)

@@ -1,0 +1,152 @@
+"""What a ready nexus works with: all that the root key opened, and the proof that it is the right one.
+
+The proof, in this order: the kcv matches; the manifest verifies; genesis, kcv, keyring, current set and canary are rows
+of it; every KEK opens; the canary opens. A key that failed it is wiped and goes nowhere.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from common.errors import CorruptRowError
+from common.protected import ProtectedBuffer, ProtectedMemory
+from nexus import control, records
+from nexus.control import Controls
+from nexus.envelope import Place, SealedValue, open_value, seal_value
+from nexus.genesis import Genesis, decode_genesis
+from nexus.keyring import Keyring
+from nexus.policy import PolicySet, decode_policy
+from nexus.quorum.shard_set import ShardSet
+from nexus.root_key import RootKey
+from nexus.store.protocol import ControlRow, Meta, Store
+
+_CANARY_BODY = b"shardhold-canary-v1"
+
+log = structlog.get_logger("nexus")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyView:
+    """The policies in force, and the names of those that were changed behind Shardhold's back."""
+
+    policies: PolicySet
+    damaged: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Serving:
+    """Owns root key, keyring and points; `release` wipes them."""
+
+    genesis: Genesis
+    root_key: RootKey
+    keyring: Keyring
+    shard_set: ShardSet
+    recovery: records.RecoveryKeyRecord
+    view: PolicyView
+    _reload: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def cluster_id(self) -> bytes:
+        return self.genesis.cluster_id
+
+    def reload_policies(self, store: Store) -> None:
+        """Take the policies as they stand in the store now."""
+        with self._reload:
+            with store.read() as reader:
+                meta, rows = reader.load_meta(), reader.load_controls()
+            self.view = build_view(control.verify(meta, rows, self.root_key))
+
+    def release(self) -> None:
+        """Wipe every key."""
+        self.shard_set.release()
+        self.keyring.release()
+        self.root_key.release()
+
+
+def make_canary(cluster_id: bytes, keyring: Keyring) -> records.CanaryRecord:
+    """Seal the known value that every recovery opens."""
+    sealed = seal_value(_CANARY_BODY, _canary_place(cluster_id), keyring)
+    return records.CanaryRecord(sealed.kek_id, sealed.dek_id, sealed.wrapped_dek, sealed.value)
+
+
+def prove(
+    candidate: ProtectedBuffer,
+    points: Sequence[ProtectedBuffer],
+    *,
+    meta: Meta,
+    rows: Sequence[ControlRow],
+    memory: ProtectedMemory,
+) -> Serving:
+    """Prove that *candidate*, 32 bytes, is the root key of the stored cluster, and open all that it opens.
+
+    Takes over *candidate* and *points*: on failure they are wiped.
+
+    Raises:
+        WrongRootKeyError: It does not match the kcv.
+        CorruptRowError, DecryptionError: The store is not what this key left; the message names the row.
+    """
+    current = records.find_current_set(rows)
+    root_key = RootKey(candidate, cluster_id=meta.cluster_id, generation=current.generation, memory=memory)
+    keyring = Keyring(memory)
+    try:
+        return _prove(root_key, keyring, points, current, meta=meta, rows=rows)
+    except BaseException:
+        keyring.release()
+        root_key.release()
+        for point in points:
+            point.release()
+        raise
+
+
+def _prove(
+    root_key: RootKey,
+    keyring: Keyring,
+    points: Sequence[ProtectedBuffer],
+    current: records.ShardSetRecord,
+    *,
+    meta: Meta,
+    rows: Sequence[ControlRow],
+) -> Serving:
+    kcv_name = str(current.generation)
+    kcv = next((row.body for row in rows if (row.kind, row.name) == (records.KCV, kcv_name)), None)
+    if kcv is None:
+        raise CorruptRowError(f"control row {records.KCV}/{kcv_name} is missing")
+    root_key.check(records.decode(records.KcvRecord, kcv).kcv)
+    controls = control.verify(meta, rows, root_key)
+    controls.need(records.KCV, kcv_name)
+    controls.need(records.SHARD_SET, str(current.set_number))
+    genesis = decode_genesis(records.decode(records.GenesisRecord, controls.need(*records.GENESIS)).record)
+    recovery = records.decode(records.RecoveryKeyRecord, controls.need(*records.RECOVERY_KEY))
+    _open_keyring(controls, keyring, root_key)
+    _open_canary(controls, keyring, meta.cluster_id)
+    for kind, name in sorted(controls.damaged):
+        log.error("control row does not verify", kind=kind, name=name)
+    label = current.label(meta.cluster_id, genesis.fingerprint)
+    return Serving(genesis, root_key, keyring, ShardSet(current, label, points), recovery, build_view(controls))
+
+
+def build_view(controls: Controls) -> PolicyView:
+    """Compile the policies that verify."""
+    policies = [decode_policy(body) for body in controls.of_kind(records.POLICY).values()]
+    return PolicyView(PolicySet(policies), tuple(controls.damaged_of_kind(records.POLICY)))
+
+
+def _open_keyring(controls: Controls, keyring: Keyring, root_key: RootKey) -> None:
+    record = records.decode(records.KeyringRecord, controls.need(*records.KEYRING))
+    for name, wrap in record.wraps.items():
+        keyring.open_kek(int(name), wrap, root_key)
+    keyring.current_id = record.current_kek_id
+
+
+def _open_canary(controls: Controls, keyring: Keyring, cluster_id: bytes) -> None:
+    record = records.decode(records.CanaryRecord, controls.need(*records.CANARY))
+    sealed = SealedValue(record.kek_id, record.dek_id, record.wrapped_dek, record.value)
+    if open_value(sealed, _canary_place(cluster_id), keyring) != _CANARY_BODY:
+        raise CorruptRowError("canary opens to another value")
+
+
+def _canary_place(cluster_id: bytes) -> Place:
+    # No secret can live here: `shardhold/` is nobody's.
+    return Place(cluster_id, "shardhold/canary", bytes(16), 1)

@@ -1,0 +1,95 @@
+"""How the nexus is, for `pilot status`."""
+
+from dataclasses import dataclass
+
+from nexus.gate import Caller, Gate
+from nexus.initialise import Initialisation
+from nexus.lifecycle import Lifecycle
+from nexus.quorum.pool import KeeperPool
+from nexus.quorum.seat import SeatStatus
+from nexus.quorum.shard_set import Member
+from nexus.roles import PEOPLE, Role
+from nexus.serving import Serving
+from nexus.states import State
+from nexus.store.protocol import Meta, Store
+
+_LISTERS = frozenset({Role.SUPERUSER, Role.OPERATOR, Role.AUDITOR})
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperView:
+    member: Member
+    x: int  # 0: none yet
+    status: SeatStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """What callers with a role see."""
+
+    blocked_by: list[str]
+    meta: Meta
+    serving: Serving | None
+    memory_protection: int
+    keepers: list[KeeperView]
+    init_step: str | None
+
+
+class StatusDesk:
+    """Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        gate: Gate,
+        lifecycle: Lifecycle,
+        pool: KeeperPool,
+        initialisation: Initialisation,
+        memory_protection: int,
+    ) -> None:
+        self._store = store
+        self._gate = gate
+        self._lifecycle = lifecycle
+        self._pool = pool
+        self._initialisation = initialisation
+        self._memory_protection = memory_protection
+
+    def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
+        """Return the state, and the rest when *caller* is a person with a role."""
+        with self._gate.role_call("GetStatus", caller, "status.get", frozenset(Role), reserve=True):
+            state = self._lifecycle.state
+            if caller.role not in PEOPLE:
+                return state, None
+            serving = self._lifecycle.require_serving() if state is State.READY else None
+            with self._store.read() as reader:
+                meta = reader.load_meta()
+            view = ClusterView(
+                blocked_by=self._lifecycle.blocked_by,
+                meta=meta,
+                serving=serving,
+                memory_protection=self._memory_protection,
+                keepers=self._view_keepers(serving),
+                init_step=self._describe_init(state, meta),
+            )
+            return state, view
+
+    def _describe_init(self, state: State, meta: Meta) -> str | None:
+        if state is not State.INITIALISING:
+            return None
+        void = f"attempt {meta.last_init_attempt} is void: destroy its recovery shares and begin again"
+        return self._initialisation.step or void
+
+    def list_keepers(self, caller: Caller) -> list[KeeperView]:
+        """Return the keepers of the current set.
+
+        Raises:
+            DeniedError: The caller is neither superuser, operator nor auditor.
+        """
+        with self._gate.role_call("ListKeepers", caller, "keeper.list", _LISTERS):
+            return self._view_keepers(self._gate.require_serving())
+
+    def _view_keepers(self, serving: Serving | None) -> list[KeeperView]:
+        members = serving.shard_set.record.members if serving else ()
+        xs = {member.name: member.x for member in members}
+        return [KeeperView(seat.member, xs.get(seat.member.name, 0), seat.status) for seat in self._pool.seats]
