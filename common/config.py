@@ -209,5 +209,5 @@ def _kind_of(model: type[msgspec.Struct], name: str, at: str, *, whole: str) -> 
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, n=1)
         hint = f"did you mean {join(at, near[0])}?" if near else f"want one of {', '.join(kinds)}"
-        raise ConfigError(f"{whole}: no such option, {hint}")
+        raise ConfigError(f"{whole.lstrip()}: no such option, {hint}")
     return kinds[name]

@@ -22,7 +22,6 @@ from common.config import split_address
 from common.errors import ConfigError
 
 REQUEST_LIMIT: Final = 8 * 1024  # bytes of request line and headers
-REQUEST_TIMEOUT_S: Final = 5.0  # for the whole request to arrive, and for each write of the answer
 CONNECTION_LIMIT: Final = 32  # at once; further ones are closed unanswered
 
 log = structlog.get_logger()
@@ -32,12 +31,13 @@ class HttpServer(ThreadingMixIn, TCPServer):
     """Serves /livez, /readyz and /metrics from threads of its own.
 
     *readiness* returns the reasons why the process is not ready; none means ready. Both callables are run on any thread
-    and must not wait.
+    and must not wait. *timeout_s* is for the whole request to arrive, and again for the answer to leave.
     """
 
     allow_reuse_address = True  # Linux: past connections do not keep the port; a second listener is still refused
     daemon_threads = True
     block_on_close = False
+    request_queue_size = CONNECTION_LIMIT
 
     def __init__(
         self,
@@ -46,11 +46,12 @@ class HttpServer(ThreadingMixIn, TCPServer):
         is_live: Callable[[], bool],
         readiness: Callable[[], list[str]],
         registry: CollectorRegistry,
+        timeout_s: float = 5.0,
     ) -> None:
         host, port = split_address("listen.http", address)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler, bind_and_activate=False)
-        self.is_live, self.readiness, self.registry = is_live, readiness, registry
+        self.is_live, self.readiness, self.registry, self.timeout_s = is_live, readiness, registry, timeout_s
         self._free = threading.BoundedSemaphore(CONNECTION_LIMIT)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
 
@@ -98,10 +99,10 @@ class HttpServer(ThreadingMixIn, TCPServer):
 class _Request(io.RawIOBase):
     """Reads one request from a socket, within its limits of size and time; beyond them it raises TimeoutError."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, timeout_s: float) -> None:
         self._connection = connection
         self._left = REQUEST_LIMIT
-        self._deadline = monotonic() + REQUEST_TIMEOUT_S
+        self._deadline = monotonic() + timeout_s
 
     def readable(self) -> bool:
         return True
@@ -109,7 +110,7 @@ class _Request(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         seconds = self._deadline - monotonic()
         if seconds <= 0 or not self._left:
-            raise TimeoutError(f"request exceeds {REQUEST_TIMEOUT_S} s or {REQUEST_LIMIT} bytes")
+            raise TimeoutError(f"request is late, or longer than {REQUEST_LIMIT} bytes")
         self._connection.settimeout(seconds)
         count = self._connection.recv_into(buffer, min(len(buffer), self._left))
         self._left -= count
@@ -123,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = io.BufferedReader(_Request(self.connection))
+        self.rfile = io.BufferedReader(_Request(self.connection, self.server.timeout_s))
 
     def do_GET(self) -> None:
         match self.path:
@@ -152,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass  # probes and scrapes come every few seconds
 
     def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
-        self.connection.settimeout(REQUEST_TIMEOUT_S)
+        self.connection.settimeout(self.server.timeout_s)
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

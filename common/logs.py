@@ -1,14 +1,15 @@
 """Structured logs on stderr: one JSON object for each line, or a readable form on a terminal.
 
-Values that may be key material never come out: what can be read as bytes is shown as "<32 bytes>", and of an object
-only the name of its type. That holds inside dicts, lists and the arguments of exceptions, and for what libraries log
-through `logging`. It cannot hold for text that somebody formats himself, so an event is a literal of lower-case words,
-and what varies is context: `log.info("shard stored", set_number=7)`.
+Values that may be key material never come out: what can be read as bytes is shown as "<32 bytes>", a bytes literal inside
+a text as "<bytes>", and of an object only the name of its type. That holds inside dicts and lists, for exceptions, and
+for what libraries log through `logging`. It cannot hold for hex and the like in a text that somebody formats, so an
+event is a literal of lower-case words, and what varies is context: `log.info("shard stored", set_number=7)`.
 """
 
 import json
 import logging
 import math
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence, Set
@@ -22,6 +23,7 @@ import structlog
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_BYTES_LITERAL = re.compile(r"""\bb(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 _FIRST = ("timestamp", "level", "logger", "event")
 
 
@@ -54,8 +56,10 @@ def conceal(value: Any) -> Any:
     match value:
         case Enum():
             return value.name.lower()
-        case None | bool() | int() | str():
+        case None | bool() | int():
             return value
+        case str():
+            return _mask(value)
         case float():
             return value if math.isfinite(value) else str(value)
         case date():
@@ -63,7 +67,7 @@ def conceal(value: Any) -> Any:
         case PurePath() | UUID():
             return str(value)
         case BaseException():
-            return _mask(str(value), value)
+            return _mask(str(value))
     size = _size(value)
     if size is not None:
         return f"<{size} bytes>"
@@ -140,24 +144,12 @@ def _printable(text: str, *, spaces: bool = False) -> str:
 
 
 def _render_exception(exc_info: ExcInfo) -> str:
-    return _mask("".join(traceback.format_exception(*exc_info)).rstrip(), exc_info[1])
+    return "".join(traceback.format_exception(*exc_info)).rstrip()
 
 
-def _mask(text: str, error: BaseException | None) -> str:
-    """Replace bytes that are arguments of *error*, or of what it comes from, where they stand in *text*."""
-    seen: list[BaseException] = []
-    rest = [error]
-    while rest:
-        exc = rest.pop()
-        if exc is None or exc in seen:
-            continue
-        seen.append(exc)
-        rest += [exc.__cause__, exc.__context__]
-        for argument in exc.args:
-            size = _size(argument)
-            if size is not None:
-                text = text.replace(repr(argument), f"<{size} bytes>")
-    return text
+def _mask(text: str) -> str:
+    """Take out bytes literals, which libraries put into their messages."""
+    return _BYTES_LITERAL.sub("<bytes>", text)
 
 
 def _size(value: Any) -> int | None:
