@@ -5,23 +5,22 @@ Exit codes: 0 ended as told, or healthy; 1 failed, or not serving; 2 wrong confi
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
-
-import structlog
 
 from common import logs
 from common.clock import SystemClock
 from common.errors import ConfigError, ShardholdError
 from common.hardening import harden_process
-from common.identity import check_health, open_identity
+from common.health import is_serving
+from common.identity import open_identity, wait_for_identity
 from common.protected import Level, ProtectedMemory
+from common.termination import Termination
 from nexus.config import NexusConfig, load_config
+from shardhold._identity import IdentityUnavailableError
 
 SERVER_NAME = "nexus.shardhold"
-
-log = structlog.get_logger("nexus")
+HEALTH_TIMEOUT_S = 3.0
 
 
 def main() -> None:
@@ -33,34 +32,32 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, os.environ)
-    except ConfigError as exc:
-        print(f"nexus: error: {exc}", file=sys.stderr)  # noqa: T201 — logs are not configured yet
-        sys.exit(2)
-    if arguments.check_config:
-        sys.exit(0)
-    logs.configure(config.log.level, config.log.format)
-    if arguments.command == "health":
-        sys.exit(check_health(config.identity, config.listen.address, SERVER_NAME))
-    sys.exit(_run(config))
+        if arguments.check_config:
+            sys.exit(0)
+        logs.configure(config.log.level, config.log.format)
+        sys.exit(_ask_health(config) if arguments.command == "health" else _run(config))
+    except (ConfigError, IdentityUnavailableError) as exc:
+        sys.stderr.write(f"nexus: error: {exc}\n")
+        sys.exit(2 if isinstance(exc, ConfigError) else 1)
+    except ShardholdError as exc:
+        sys.stderr.write(f"nexus: error: {exc} ({exc.reason})\n")
+        sys.exit(1)
+
+
+def _ask_health(config: NexusConfig) -> int:
+    identity = open_identity(config.identity)
+    is_up = is_serving(config.listen.address, identity, server_name=SERVER_NAME, timeout=HEALTH_TIMEOUT_S)
+    return 0 if is_up else 1
 
 
 def _run(config: NexusConfig) -> int:
-    try:
-        harden_process()
-        memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
-        identity = open_identity(config.identity)
-        from nexus.process import Nexus
+    termination = Termination()
+    harden_process()
+    memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
+    identity = wait_for_identity(config.identity, termination)
+    from nexus.process import Nexus  # while the Workload API answers, nothing of this is needed
 
-        nexus = Nexus(config, memory=memory, identity=identity, clock=SystemClock())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: nexus.stop())
-        return nexus.run()
-    except ConfigError as exc:
-        log.critical("cannot start", error=str(exc))
-        return 2
-    except ShardholdError as exc:
-        log.critical("cannot start", error=str(exc), reason=exc.reason)
-        return 1
+    return Nexus(config, memory=memory, identity=identity, clock=SystemClock()).run(termination)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Order of a start: store, audit, keepers, then the gRPC port; so a wrong set-up i
 an end: refuse calls, drain, stop the keepers' threads, flush the audit, wipe.
 """
 
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from common.clock import Clock
 from common.edge import GrpcServer
 from common.http import HttpServer
 from common.protected import ProtectedMemory
+from common.termination import Termination
 from nexus.audit.exporter import Exporter
 from nexus.audit.log import AuditLog
 from nexus.config import KeeperOptions, NexusConfig
@@ -74,14 +77,18 @@ class Nexus:
             memory=memory,
         )
         self._lifecycle = Lifecycle(initial_state(meta), self._pool, on_change=self._tell_state, on_failure=self._fail)
+        recovery = Recovery(self._store, self._pool, memory, clock)
+        self._recovery = threading.Thread(
+            target=self._lifecycle.recover, args=(recovery, self._stopping), name="recovery", daemon=True
+        )
         registry = CollectorRegistry()
         self._server = self._build_server(identity, registry)
         self._http = HttpServer(
             config.listen.http, is_live=lambda: True, readiness=self._list_obstacles, registry=registry
         )
 
-    def run(self) -> int:
-        """Serve until `stop`, then drain and wipe; return the exit code."""
+    def run(self, termination: Termination) -> int:
+        """Serve until *termination*, then drain and wipe; return the exit code."""
         try:
             self._http.start()
             port = self._server.start()
@@ -91,16 +98,11 @@ class Nexus:
             if self._lifecycle.state is State.INITIALISING:
                 log.warning("an earlier init was not completed: destroy its recovery shares and begin again")
             if self._lifecycle.state is State.RECOVERING:
-                recovery = Recovery(self._store, self._pool, self._memory, self._clock)
-                self._lifecycle.recover(recovery, self._stopping)
-            self._stopping.wait()
+                self._recovery.start()
+            termination.wait()
         finally:
             self._take_down()
         return self._exit_code
-
-    def stop(self) -> None:
-        """End `run`; may be called from a signal handler."""
-        self._stopping.set()
 
     def _build_server(self, identity: IdentitySource, registry: CollectorRegistry) -> GrpcServer:
         config = self._config
@@ -159,12 +161,15 @@ class Nexus:
     def _fail(self, reason: str) -> None:
         log.critical("cannot go on", reason=reason)
         self._exit_code = 1
-        self._stopping.set()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _take_down(self) -> None:
+        self._stopping.set()
         self._server.set_serving(False)
         self._server.stop(self._config.shutdown.drain_s)
         self._http.stop()
+        if self._recovery.ident is not None:
+            self._recovery.join()
         self._pool.stop()
         self._exporter.stop()
         self._audit.close()

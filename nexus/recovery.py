@@ -18,6 +18,7 @@ from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import records
 from nexus.quorum.collection import Collection
 from nexus.quorum.pool import KeeperPool
+from nexus.quorum.seat import SeatStatus
 from nexus.root_key import ROOT_KEY_SIZE
 from nexus.serving import Serving, prove
 from nexus.store.protocol import Store
@@ -69,10 +70,12 @@ class Recovery:
     def _describe(self, collection: Collection) -> str:
         record = collection.record
         absent = [
-            f"{seat.member.name} {seat.status.fault or ('is empty' if seat.status.reachable else 'was not reached
-            yet')}" for seat in self._pool.seats if not seat.status.holds_current_set ] have = f"{collection.gathered}
-            of {record.threshold} shards of set {record.set_number}" return f"{have}, generation {record.generation}:
-            {'; '.join(absent)}"
+            f"{seat.member.name} {_describe_absence(seat.status)}"
+            for seat in self._pool.seats
+            if not seat.status.holds_current_set
+        ]
+        have = f"{collection.gathered} of {record.threshold} shards of set {record.set_number}"
+        return f"{have}, generation {record.generation}: {'; '.join(absent)}"
 
     def _say(self, missing: str) -> None:
         if missing != self.missing:
@@ -88,3 +91,9 @@ class Recovery:
                 buffer.release()
             raise
         return candidate
+
+
+def _describe_absence(status: SeatStatus) -> str:
+    if status.fault:
+        return status.fault
+    return "is empty" if status.reachable else "was not reached yet"
