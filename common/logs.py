@@ -1,9 +1,10 @@
 """Structured logs on stderr: one JSON object for each line, or a readable form on a terminal.
 
-Values that may be key material never come out: what can be read as bytes is shown as "<32 bytes>", a bytes literal inside
-a text as "<bytes>", and of an object only the name of its type. That holds inside dicts and lists, for exceptions, and
-for what libraries log through `logging`. It cannot hold for hex and the like in a text that somebody formats, so an
-event is a literal of lower-case words, and what varies is context: `log.info("shard stored", set_number=7)`.
+Values that may be key material never come out: what can be read as bytes is shown as "<32 bytes>", a bytes literal
+inside a text as "<bytes>", and of an object only the name of its type. That holds inside dicts and lists, for
+exceptions, and for what libraries log through `logging`. It cannot hold for hex and the like in a text that somebody
+formats, so an event is a literal of lower-case words, and what varies is context:
+`log.info("shard stored", set_number=7)`.
 """
 
 import json
