@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
     from spiffe import X509Source, X509Svid
 
+__all__ = [
+    "ENDPOINT_VARIABLE",
+    "IdentitySource",
+    "IdentityUnavailableError",
+    "Svid",
+    "SvidFiles",
+    "WorkloadAPI",
+]
+
 ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 
 # Names that spiffe-helper writes.
