@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from common import errors
 from common.peer import PeerCheck
 from common.tls import server_credentials
-from shardhold._identity import IdentitySource
+from shardhold._identity import IdentitySource, IdentityUnavailableError
 
 ERROR_DOMAIN = "shardhold"
 
@@ -213,6 +213,9 @@ class GrpcServer:
             except errors.ShardholdError as exc:
                 code = code_of(exc)
                 _refuse(context, code, exc.reason, str(exc))
+            except IdentityUnavailableError as exc:  # the SVID of this server; the SDK's error
+                code = grpc.StatusCode.UNAVAILABLE
+                _refuse(context, code, errors.IdentityUnavailableError.reason, str(exc))
             except Exception:
                 if code is not grpc.StatusCode.OK:  # our own abort
                     raise

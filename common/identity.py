@@ -7,7 +7,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from common import errors
 from common.config import IdentityOptions
-from shardhold._identity import IdentitySource, IdentityUnavailableError, SvidFiles, WorkloadAPI
+from shardhold._identity import IdentitySource as IdentitySource  # the keeper reaches the SDK through here only
+from shardhold._identity import IdentityUnavailableError, SvidFiles, WorkloadAPI
 
 _TRY_S = 2.0  # seconds that one try may wait for the Workload API, and so at most for a stop
 _LONGEST_PAUSE_S = 2.0
@@ -30,20 +31,24 @@ def wait_for_identity(options: IdentityOptions, stop: Stop) -> IdentitySource:
         IdentityUnavailableError: *stop* was set before there was an SVID.
         ConfigError: The SVID is of another trust domain than configured.
     """
+
+    def pause(seconds: float) -> None:
+        stop.wait(seconds)
+
     retrying = Retrying(
         retry=retry_if_exception_type(IdentityUnavailableError),
         wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
         stop=lambda _: stop.is_set(),
-        sleep=stop.wait,
+        sleep=pause,
         before_sleep=_report,
         reraise=True,
     )
     try:
         source = retrying(open_identity, options)
+        svid = source.current()
     except IdentityUnavailableError as exc:
         raise errors.IdentityUnavailableError(str(exc)) from exc
-    svid = source.current()
-    log.info("identity", spiffe_id=svid.spiffe_id, expires_at=svid.expires_at)
+    log.info("identity found", spiffe_id=svid.spiffe_id, expires_at=svid.expires_at)
     return source
 
 

@@ -1,0 +1,53 @@
+"""What a sealed shard is bound to on its way between nexus and keeper: the HPKE `info`, built alike on both sides.
+
+A shard that was sealed for one set, point, statement or keeper opens for no other.
+"""
+
+from typing import Protocol
+
+from common.codec import fields, u32, u64
+
+_PUT = b"shardhold-put-shard-v1"
+_FETCH = b"shardhold-fetch-shard-v1"
+
+
+class SetLabel(Protocol):
+    """Names one shard set and where it stands."""
+
+    @property
+    def cluster_id(self) -> bytes: ...
+    @property
+    def genesis(self) -> bytes: ...
+    @property
+    def timeline(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def set_id(self) -> bytes: ...
+    @property
+    def set_number(self) -> int: ...
+
+
+def build_put_info(
+    label: SetLabel, *, statement_digest: bytes, x: int, commitment: bytes, current_set_id: bytes
+) -> bytes:
+    """Bind a shard on its way to a keeper. The statement brings the keeper's and the nexus's exact SPIFFE ID."""
+    return fields(_PUT, statement_digest, *_encode(label), u32(x), commitment, current_set_id)
+
+
+def build_fetch_info(
+    label: SetLabel, *, x: int, boot_id: bytes, keeper_id: str, nexus_id: str, public_key: bytes
+) -> bytes:
+    """Bind a shard on its way back to the nexus with the SPIFFE ID *nexus_id* and the one-shot *public_key*."""
+    return fields(_FETCH, *_encode(label), u32(x), boot_id, keeper_id.encode(), nexus_id.encode(), public_key)
+
+
+def _encode(label: SetLabel) -> tuple[bytes, ...]:
+    return (
+        label.cluster_id,
+        label.genesis,
+        u64(label.timeline),
+        u64(label.generation),
+        label.set_id,
+        u64(label.set_number),
+    )

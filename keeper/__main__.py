@@ -1,0 +1,78 @@
+"""`keeper --config FILE [--check-config]`: run a keeper. `keeper health --config FILE`: ask it how it is.
+
+Exit codes: 0 ended as told, or serving; 1 failed, or not serving; 2 wrong configuration, before a port is opened.
+A keeper writes no file. What it holds is wiped when it ends, and gone when it is killed.
+"""
+
+import argparse
+import os
+import sys
+import threading
+from pathlib import Path
+
+import structlog
+
+from common import logs
+from common.errors import ConfigError, IdentityUnavailableError, ShardholdError
+from common.hardening import harden_process
+from common.health import is_serving
+from common.identity import wait_for_identity
+from common.protected import Level, ProtectedMemory
+from common.termination import Termination
+from keeper.config import KeeperConfig, load_config
+from keeper.process import Keeper
+
+_HEALTH_TIMEOUT_S = 3.0
+
+log = structlog.get_logger("keeper")
+
+
+def main() -> None:
+    """Parse the command line, and exit with the documented code."""
+    parser = argparse.ArgumentParser(prog="keeper", description="Holds one shard of a Shardhold cluster's root key.")
+    parser.add_argument("command", nargs="?", choices=["health"], help="ask the keeper of this configuration how it is")
+    parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, os.environ)
+        if arguments.check_config:
+            sys.exit(0)
+        logs.configure(config.log.level, config.log.format)
+        if arguments.command == "health":
+            sys.exit(_ask_health(config))
+        _run(config)
+    except ConfigError as exc:
+        print(f"keeper: error: {exc}", file=sys.stderr)  # noqa: T201 — for the person who starts it, logs or not
+        sys.exit(2)
+    except ShardholdError as exc:
+        print(f"keeper: error: {exc} ({exc.reason})", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _ask_health(config: KeeperConfig) -> int:
+    given_up = threading.Event()
+    given_up.set()
+    identity = wait_for_identity(config.identity, given_up)  # one try
+    serving = is_serving(config.listen.address, identity, server_name=config.server_name, timeout=_HEALTH_TIMEOUT_S)
+    return 0 if serving else 1
+
+
+def _run(config: KeeperConfig) -> None:
+    termination = Termination()
+    harden_process()
+    memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
+    try:
+        identity = wait_for_identity(config.identity, termination)
+    except IdentityUnavailableError:
+        if termination.is_set():
+            return
+        raise
+    try:
+        Keeper(config, memory, identity).run(termination)
+    finally:
+        identity.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A keeper from start to end: memory, server, probes, and in which order they come and go."""
+
+import os
+
+import structlog
+from prometheus_client import CollectorRegistry, Gauge
+
+from common.clock import SystemClock
+from common.edge import GrpcServer
+from common.http import HttpServer
+from common.identity import IdentitySource
+from common.protected import ProtectedMemory
+from common.statement import StatementDesk
+from common.termination import Termination
+from keeper import __version__
+from keeper.config import KeeperConfig
+from keeper.service import KeeperService
+from keeper.slots import ShardSlots
+
+_TICK_S = 30.0  # how often one-shot keys that nobody used are looked for
+
+log = structlog.get_logger("keeper")
+
+
+class Keeper:
+    """One keeper process."""
+
+    def __init__(self, config: KeeperConfig, memory: ProtectedMemory, identity: IdentitySource) -> None:
+        self._config = config
+        self._memory = memory
+        self._slots = ShardSlots(self._memory)
+        self._desk = StatementDesk(SystemClock())
+        self._boot_id = os.urandom(16)
+        registry = CollectorRegistry()
+        self._register_metrics(registry)
+        service = KeeperService(
+            self._slots,
+            desk=self._desk,
+            memory=self._memory,
+            identity=identity,
+            boot_id=self._boot_id,
+            nexuses=config.nexuses,
+        )
+        self._server = GrpcServer(
+            service.list_methods(),
+            address=config.listen.address,
+            identity=identity,
+            trust_domain=config.identity.trust_domain,
+            workers=config.listen.workers,
+            max_connection_age_s=config.listen.max_connection_age_s,
+            registry=registry,
+        )
+        self._is_serving = False
+        self._http = HttpServer(
+            config.listen.http, is_live=lambda: True, readiness=self._list_obstacles, registry=registry
+        )
+
+    def run(self, termination: Termination) -> None:
+        """Serve until told to stop; then refuse new calls, let those in flight end, and wipe.
+
+        Raises:
+            ConfigError: An address cannot be bound.
+        """
+        try:
+            self._http.start()
+            port = self._server.start()
+            self._set_serving(True)
+            log.info(
+                "keeper serves",
+                name=self._config.name,
+                version=__version__,
+                port=port,
+                http_port=self._http.port,
+                boot_id=self._boot_id.hex(),
+                memory_protection=self._memory.level.value,
+            )
+            while not termination.wait(_TICK_S):
+                self._desk.expire()
+        finally:
+            self._set_serving(False)
+            self._server.stop(self._config.shutdown.drain_s)
+            self._slots.wipe()
+            self._memory.wipe()
+            self._http.stop()
+        log.info("keeper ended", name=self._config.name)
+
+    def _set_serving(self, serving: bool) -> None:
+        self._is_serving = serving
+        self._server.set_serving(serving)
+
+    def _list_obstacles(self) -> list[str]:
+        return [] if self._is_serving else ["not serving"]
+
+    def _register_metrics(self, registry: CollectorRegistry) -> None:
+        sets = Gauge("shardhold_keeper_sets", "Shard sets held, 0 to 2", registry=registry)
+        sets.set_function(lambda: len(self._slots.list_held()))
+        level = Gauge(
+            "shardhold_memory_protection_level",
+            "3 memfd_secret, 2 locked memory, 1 plain (development only)",
+            registry=registry,
+        )
+        level.set(self._memory.level)

@@ -1,0 +1,219 @@
+"""The keeper's RPCs as plain functions: messages to rules and back.
+
+Shards come and go sealed, so that only ciphertext is ever in gRPC's buffers; opened they stand in protected memory.
+Every RPC is for the nexuses of the configuration alone.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import structlog
+from google.protobuf.message import Message
+
+from common import shamir
+from common.delivery import build_fetch_info, build_put_info
+from common.edge import Call, Method
+from common.errors import DecryptionError, DeniedError, InvalidArgumentError, StatementError
+from common.identity import IdentitySource
+from common.protected import ProtectedMemory
+from common.sealing import KEY_SIZE, OVERHEAD, seal
+from common.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, StatementDesk
+from keeper import __version__
+from keeper.slots import HeldSet, SetLabel, ShardSlots
+from keeper.v1 import keeper_pb2 as pb
+
+_DIGEST_SIZE = 32  # bytes of SHA-256: statement digests, commitments, the genesis fingerprint
+
+log = structlog.get_logger()
+
+
+class KeeperService:
+    """Answers every RPC of keeper.v1.KeeperService. Thread-safe.
+
+    Args:
+        slots: The rules, and what is held.
+        desk: Keeps the one-shot keys of open statements.
+        memory: For shards on their way.
+        identity: Signs statements; its SPIFFE ID is bound into what is sealed.
+        boot_id: 16 random bytes of this start.
+        nexuses: The exact SPIFFE IDs that may call.
+    """
+
+    def __init__(
+        self,
+        slots: ShardSlots,
+        *,
+        desk: StatementDesk,
+        memory: ProtectedMemory,
+        identity: IdentitySource,
+        boot_id: bytes,
+        nexuses: Collection[str],
+    ) -> None:
+        self._slots = slots
+        self._desk = desk
+        self._memory = memory
+        self._identity = identity
+        self._boot_id = boot_id
+        self._nexuses = frozenset(nexuses)
+
+    def list_methods(self) -> list[Method]:
+        """Return the table for `common.edge`."""
+        return [
+            self._bind("GetSealingKey", pb.GetSealingKeyRequest, pb.GetSealingKeyResponse, self.get_sealing_key),
+            self._bind("PutShard", pb.PutShardRequest, pb.PutShardResponse, self.put_shard),
+            self._bind("DropSet", pb.DropSetRequest, pb.DropSetResponse, self.drop_set),
+            self._bind("FetchShard", pb.FetchShardRequest, pb.FetchShardResponse, self.fetch_shard),
+            self._bind("GetStatus", pb.GetStatusRequest, pb.GetStatusResponse, self.get_status),
+        ]
+
+    def get_sealing_key(self, call: Call, request: pb.GetSealingKeyRequest) -> pb.GetSealingKeyResponse:
+        """State a one-shot key for the caller."""
+        _check_sizes(cluster_id=(request.cluster_id, ID_SIZE), nonce=(request.nonce, NONCE_SIZE))
+        if request.purpose != PUT_SHARD:
+            raise InvalidArgumentError(f"purpose is {request.purpose[:64]!r}, want {PUT_SHARD!r}")
+        signed = self._desk.issue(
+            cluster_id=request.cluster_id,
+            audience=call.caller,
+            purpose=request.purpose,
+            nonce=request.nonce,
+            boot_id=self._boot_id,
+            svid=self._identity.current(),
+        )
+        return pb.GetSealingKeyResponse(
+            statement=signed.statement, signature=signed.signature, certificates=signed.certificates
+        )
+
+    def put_shard(self, call: Call, request: pb.PutShardRequest) -> pb.PutShardResponse:
+        """Open a shard and give it to the rules. Its statement is used up, whatever they say."""
+        label = _read_label(request)
+        if not 1 <= request.x <= shamir.MAX_SHARDS:
+            raise InvalidArgumentError(f"x is {request.x}, want 1 to {shamir.MAX_SHARDS}")
+        _check_sizes(
+            statement_digest=(request.statement_digest, _DIGEST_SIZE),
+            sealed_shard=(request.sealed_shard, shamir.SHARD_SIZE + OVERHEAD),
+            commitment=(request.commitment, _DIGEST_SIZE),
+            current_set_id=(request.current_set_id, ID_SIZE),
+        )
+        statement, key = self._desk.take(request.statement_digest)
+        if (statement.audience, statement.cluster_id, statement.purpose) != (call.caller, label.cluster_id, PUT_SHARD):
+            key.forget()
+            raise StatementError("statement is for another caller, cluster or purpose")
+        info = build_put_info(
+            label,
+            statement_digest=request.statement_digest,
+            x=request.x,
+            commitment=request.commitment,
+            current_set_id=request.current_set_id,
+        )
+        with self._memory.allocate(shamir.SHARD_SIZE) as shard:
+            try:
+                key.open(request.sealed_shard, info=info, into=shard.view)
+            except DecryptionError as exc:
+                raise InvalidArgumentError("sealed_shard does not open: changed, or sealed for something else") from exc
+            self._slots.put(
+                label,
+                shard.view,
+                x=request.x,
+                commitment=request.commitment,
+                current_set_id=request.current_set_id,
+            )
+        log.info("shard held", set_number=label.set_number, generation=label.generation, x=request.x, nexus=call.caller)
+        return pb.PutShardResponse(boot_id=self._boot_id)
+
+    def drop_set(self, call: Call, request: pb.DropSetRequest) -> pb.DropSetResponse:
+        """Forget a set."""
+        _check_sizes(cluster_id=(request.cluster_id, ID_SIZE), set_id=(request.set_id, ID_SIZE))
+        dropped = self._slots.drop(request.cluster_id, request.set_id)
+        if dropped:
+            log.info("set dropped", set_id=request.set_id.hex(), nexus=call.caller)
+        return pb.DropSetResponse(boot_id=self._boot_id, dropped=dropped)
+
+    def fetch_shard(self, call: Call, request: pb.FetchShardRequest) -> pb.FetchShardResponse:
+        """Seal a shard to the caller's one-shot key; mTLS says whose key it is."""
+        _check_sizes(
+            cluster_id=(request.cluster_id, ID_SIZE),
+            set_id=(request.set_id, ID_SIZE),
+            public_key=(request.public_key, KEY_SIZE),
+        )
+        with self._memory.allocate(shamir.SHARD_SIZE) as shard:
+            held = self._slots.copy_shard(request.cluster_id, request.set_id, into=shard.view)
+            info = build_fetch_info(
+                held.label,
+                x=held.x,
+                boot_id=self._boot_id,
+                keeper_id=self._identity.current().spiffe_id,
+                nexus_id=call.caller,
+                public_key=request.public_key,
+            )
+            sealed = seal(shard.view, recipient=request.public_key, info=info)
+        log.info("shard given", set_number=held.label.set_number, nexus=call.caller)
+        return pb.FetchShardResponse(
+            label=_write_label(held.label), x=held.x, sealed_shard=sealed, boot_id=self._boot_id
+        )
+
+    def get_status(self, call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        """Say what is held."""
+        pin = self._slots.pin
+        return pb.GetStatusResponse(
+            boot_id=self._boot_id,
+            cluster_id=pin.cluster_id if pin else b"",
+            genesis=pin.genesis if pin else b"",
+            sets=[_write_held(held) for held in self._slots.list_held()],
+            version=__version__,
+            memory_protection=self._memory.level,
+        )
+
+    def _bind(
+        self, rpc: str, request: type[Message], response: type[Message], answer: Callable[[Call, Any], Message]
+    ) -> Method:
+        def answer_nexus(call: Call, message: Message) -> Message:
+            if call.caller not in self._nexuses:
+                raise DeniedError(f"{call.caller} may not call {rpc}: it is not a nexus of this keeper")
+            return answer(call, message)
+
+        return Method(f"/keeper.v1.KeeperService/{rpc}", request, response, answer_nexus)
+
+
+def _check_sizes(**parts: tuple[bytes, int]) -> None:
+    for name, (part, size) in parts.items():
+        if len(part) != size:
+            raise InvalidArgumentError(f"{name} is {len(part)} bytes, want {size}")
+
+
+def _read_label(request: pb.PutShardRequest) -> SetLabel:
+    if not request.HasField("label"):
+        raise InvalidArgumentError("label is missing")
+    label = request.label
+    _check_sizes(
+        **{
+            "label.cluster_id": (label.cluster_id, ID_SIZE),
+            "label.genesis": (label.genesis, _DIGEST_SIZE),
+            "label.set_id": (label.set_id, ID_SIZE),
+        }
+    )
+    for name in ("generation", "set_number"):
+        if not getattr(label, name):
+            raise InvalidArgumentError(f"label.{name} is 0, want 1 or more")
+    return SetLabel(
+        cluster_id=label.cluster_id,
+        genesis=label.genesis,
+        timeline=label.timeline,
+        generation=label.generation,
+        set_id=label.set_id,
+        set_number=label.set_number,
+    )
+
+
+def _write_label(label: SetLabel) -> pb.SetLabel:
+    return pb.SetLabel(
+        cluster_id=label.cluster_id,
+        genesis=label.genesis,
+        timeline=label.timeline,
+        generation=label.generation,
+        set_id=label.set_id,
+        set_number=label.set_number,
+    )
+
+
+def _write_held(held: HeldSet) -> pb.HeldSet:
+    return pb.HeldSet(label=_write_label(held.label), x=held.x)
