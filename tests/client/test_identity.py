@@ -1,0 +1,438 @@
+"""Where SVIDs come from: the Workload API, and files."""
+
+import logging
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from spiffe._proto import workload_pb2, workload_pb2_grpc
+
+from pilot.dev.ca import DevelopmentCA
+from pilot.dev.provider import IdentityProvider
+from shardhold._identity import (
+    BUNDLE_FILE,
+    ENDPOINT_VARIABLE,
+    KEY_FILE,
+    SVID_FILE,
+    IdentityUnavailableError,
+    Svid,
+    SvidFiles,
+    WorkloadAPI,
+)
+
+WaitUntil: TypeAlias = Callable[..., None]
+
+
+Line: TypeAlias = workload_pb2.X509SVIDResponse | grpc.StatusCode | threading.Event
+
+
+class ScriptedAPI(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
+    """A Workload API that plays one script for each stream: responses, events to wait for, a code to end with."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._scripts: queue.Queue[tuple[Line, ...]] = queue.Queue()
+
+    def play(self, *lines: Line) -> None:
+        """Set the script of the next stream. A stream without one gets PERMISSION_DENIED."""
+        self._scripts.put(lines)
+
+    def FetchX509SVID(  # noqa: N802, the name is the contract's
+        self, request: workload_pb2.X509SVIDRequest, context: grpc.ServicerContext
+    ) -> Iterator[workload_pb2.X509SVIDResponse]:
+        """Play the next script, then stay open."""
+        try:
+            lines = self._scripts.get_nowait()
+        except queue.Empty:
+            lines = (grpc.StatusCode.PERMISSION_DENIED,)
+        for line in lines:
+            if isinstance(line, grpc.StatusCode):
+                context.abort(line, "as the script says")
+            elif isinstance(line, threading.Event):
+                assert line.wait(10)
+            else:
+                yield line
+        while context.is_active() and not self.ended.wait(0.05):
+            pass
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Iterator[tuple[ScriptedAPI, str]]:
+    """Run a scripted Workload API and give its socket."""
+    api = ScriptedAPI()
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    workload_pb2_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)  # type: ignore[no-untyped-call]
+    path = tmp_path / "api.sock"
+    server.add_insecure_port(f"unix:{path}")
+    server.start()
+    yield api, str(path)
+    api.ended.set()
+    server.stop(1).wait()
+
+
+def _say(*svids: Svid, federated: DevelopmentCA | None = None) -> workload_pb2.X509SVIDResponse:
+    return workload_pb2.X509SVIDResponse(
+        svids=[
+            workload_pb2.X509SVID(
+                spiffe_id=svid.spiffe_id,
+                x509_svid=svid.leaf().public_bytes(Encoding.DER),
+                x509_svid_key=svid.private_key().private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
+                bundle=b"".join(authority.public_bytes(Encoding.DER) for authority in svid.bundle()),
+            )
+            for svid in svids
+        ],
+        federated_bundles={f"spiffe://{federated.trust_domain}": federated.bundle_der} if federated else {},
+    )
+
+
+def _write(directory: Path, svid: Svid, *names: str) -> None:
+    parts = {SVID_FILE: svid.certificates_pem, KEY_FILE: svid.key_pem, BUNDLE_FILE: svid.bundle_pem}
+    for name in names or tuple(parts):
+        (directory / name).write_bytes(parts[name])
+        (directory / name).chmod(0o600)
+
+
+def _certify(
+    ca: DevelopmentCA, *, uris: tuple[str, ...] = ("spiffe://example.org/team/app",), expired: bool = False
+) -> tuple[bytes, bytes]:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    leaf = ca.certify(
+        key.public_key(),
+        uris=uris,
+        not_before=now - timedelta(hours=2),
+        not_after=now + (-timedelta(hours=1) if expired else timedelta(hours=1)),
+    )
+    return leaf.public_bytes(Encoding.PEM), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+class TestSvid:
+    """What is an SVID and what is not."""
+
+    def test_parts(self, ca: DevelopmentCA) -> None:
+        """Names, times and certificates come from the leaf, and the text form shows no key."""
+        svid = ca.issue("/team/app")
+        assert (svid.spiffe_id, svid.trust_domain) == ("spiffe://example.org/team/app", "example.org")
+        assert svid.chain() == (svid.leaf(),)
+        assert svid.bundle() == (ca.certificate,)
+        assert svid.not_before < datetime.now(UTC) < svid.expires_at
+        assert "BEGIN" not in repr(svid)
+
+    @pytest.mark.parametrize(
+        ("uris", "problem"),
+        [
+            pytest.param((), r"URI SANs \[\]", id="no URI SAN"),
+            pytest.param(("spiffe://example.org/a", "spiffe://example.org/b"), "want exactly one", id="two URI SANs"),
+            pytest.param(("https://example.org/a",), "want exactly one SPIFFE ID", id="no SPIFFE ID"),
+        ],
+    )
+    def test_names(self, ca: DevelopmentCA, uris: tuple[str, ...], problem: str) -> None:
+        """A leaf has exactly one URI SAN, and it is a SPIFFE ID."""
+        certificates, key = _certify(ca, uris=uris)
+        with pytest.raises(ValueError, match=problem):
+            Svid.parse(certificates, key, ca.bundle_pem)
+
+    def test_key_of_another(self, ca: DevelopmentCA) -> None:
+        """A key that is not the leaf's is refused."""
+        with pytest.raises(ValueError, match="private key is not the SVID's"):
+            Svid.parse(_certify(ca)[0], _certify(ca)[1], ca.bundle_pem)
+
+    def test_half_a_certificate(self, ca: DevelopmentCA) -> None:
+        """A bundle whose last certificate is cut off is refused whole, not taken in part."""
+        bundle = ca.bundle_pem + DevelopmentCA("example.org").bundle_pem[:-40]
+        with pytest.raises(ValueError):  # noqa: PT011, the parser's words or ours, by where it was cut
+            Svid.parse(*_certify(ca), bundle)
+
+    def test_foreign_authorities_are_left_out(self, ca: DevelopmentCA) -> None:
+        """Only authorities of the SVID's own trust domain count, since a foreign one could mint our names."""
+        stranger = DevelopmentCA("stranger.example")
+        svid = Svid.parse(*_certify(ca), stranger.bundle_pem + ca.bundle_pem)
+        assert svid.bundle() == (ca.certificate,)
+        with pytest.raises(ValueError, match=r"the bundle has no authority of example\.org"):
+            Svid.parse(*_certify(ca), stranger.bundle_pem)
+
+
+class TestWorkloadAPI:
+    """SVIDs from the Workload API."""
+
+    def test_follows_rotation(self, provider: IdentityProvider, wait_until: WaitUntil) -> None:
+        """A pushed SVID becomes the current one, and subscribers hear of it."""
+        source = WorkloadAPI(str(provider.add("/team/app")))
+        heard: list[Svid] = []
+        source.subscribe(lambda: heard.append(source.current()))
+        first = source.current()
+        provider.rotate()
+        wait_until(lambda: heard)
+        assert heard == [source.current()]
+        assert source.current().spiffe_id == first.spiffe_id
+        assert source.current() != first
+        source.close()
+
+    def test_subscriber_that_fails(
+        self, provider: IdentityProvider, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A failing subscriber is logged and keeps neither rotation nor the others from going on."""
+        source = WorkloadAPI(str(provider.add("/team/app")))
+        heard: list[int] = []
+        source.subscribe(lambda: 1 // 0)  # type: ignore[arg-type]
+        source.subscribe(lambda: heard.append(1))
+        provider.rotate()
+        wait_until(lambda: heard)
+        assert "ZeroDivisionError" in caplog.text
+        source.close()
+
+    @pytest.mark.parametrize("form", ["{}", "unix:{}", "unix://{}"])
+    def test_forms_of_the_address(self, provider: IdentityProvider, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+        """A plain path and both URI forms work, from the environment too."""
+        monkeypatch.setenv(ENDPOINT_VARIABLE, form.format(provider.add("/team/app")))
+        source = WorkloadAPI()
+        assert source.current().spiffe_id == "spiffe://example.org/team/app"
+        source.close()
+
+    def test_no_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a socket named anywhere, the error names the variable."""
+        monkeypatch.delenv(ENDPOINT_VARIABLE, raising=False)
+        with pytest.raises(IdentityUnavailableError, match="SPIFFE_ENDPOINT_SOCKET is not set"):
+            WorkloadAPI()
+
+    def test_not_a_unix_socket(self, tmp_path: Path) -> None:
+        """TCP, a missing socket and a plain file are refused at once, by name."""
+        (tmp_path / "file").touch()
+        with pytest.raises(IdentityUnavailableError, match="want unix:/path"):
+            WorkloadAPI("tcp://127.0.0.1:1")
+        with pytest.raises(IdentityUnavailableError, match=f"no Workload API at {tmp_path}/none"):
+            WorkloadAPI(str(tmp_path / "none"))
+        with pytest.raises(IdentityUnavailableError, match="not a unix socket"):
+            WorkloadAPI(str(tmp_path / "file"))
+
+    def test_nobody_answers(self, tmp_path: Path) -> None:
+        """A socket that somebody left behind gives an error within the time-out, with a hint."""
+        path = tmp_path / "dead.sock"
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+        with pytest.raises(IdentityUnavailableError, match=r"waited at most 0\.3 s") as caught:
+            WorkloadAPI(str(path), timeout=0.3)
+        assert "registered" in caught.value.hint
+
+    def test_not_registered(self, scripted: tuple[ScriptedAPI, str]) -> None:
+        """PERMISSION_DENIED, which spiffe retries in silence for ever, ends at the time-out."""
+        api, path = scripted
+        api.play(grpc.StatusCode.PERMISSION_DENIED)
+        with pytest.raises(IdentityUnavailableError, match="waited at most"):
+            WorkloadAPI(path, timeout=0.5)
+
+    def test_only_the_own_bundle(self, scripted: tuple[ScriptedAPI, str], ca: DevelopmentCA) -> None:
+        """Federated bundles stay out of the roots."""
+        api, path = scripted
+        api.play(_say(ca.issue("/team/app"), federated=DevelopmentCA("friend.example")))
+        source = WorkloadAPI(path)
+        assert source.current().bundle() == (ca.certificate,)
+        source.close()
+
+    def test_select(self, scripted: tuple[ScriptedAPI, str], ca: DevelopmentCA) -> None:
+        """With several SVIDs the first is taken, or the one that *select* says."""
+        api, path = scripted
+        for _ in range(2):
+            api.play(_say(ca.issue("/team/app"), ca.issue("/shardhold/pilot/role/operator/ann")))
+        first = WorkloadAPI(path)
+        chosen = WorkloadAPI(path, select=lambda offered: next(name for name in offered if "operator" in name))
+        assert first.current().spiffe_id == "spiffe://example.org/team/app"
+        assert chosen.current().spiffe_id == "spiffe://example.org/shardhold/pilot/role/operator/ann"
+        first.close()
+        chosen.close()
+
+    def test_select_that_refuses(self, scripted: tuple[ScriptedAPI, str], ca: DevelopmentCA) -> None:
+        """What *select* says against the offer reaches the caller in its own words."""
+        api, path = scripted
+        api.play(_say(ca.issue("/team/app")))
+
+        def refuse(offered: object) -> str:
+            raise IdentityUnavailableError("no SVID with the role operator")
+
+        with pytest.raises(IdentityUnavailableError, match="^no SVID with the role operator$"):
+            WorkloadAPI(path, select=refuse)
+        api.play(_say(ca.issue("/team/app")))
+        with pytest.raises(IdentityUnavailableError, match=r"offers spiffe://example.org/team/app, not spiffe://x/y"):
+            WorkloadAPI(path, select=lambda offered: "spiffe://x/y")
+
+    @pytest.mark.parametrize(
+        "trouble",
+        [
+            pytest.param(workload_pb2.X509SVIDResponse(), id="an empty update"),
+            pytest.param(grpc.StatusCode.INVALID_ARGUMENT, id="an error that spiffe does not retry"),
+        ],
+    )
+    def test_closed_stream_is_opened_again(
+        self,
+        scripted: tuple[ScriptedAPI, str],
+        ca: DevelopmentCA,
+        wait_until: WaitUntil,
+        caplog: pytest.LogCaptureFixture,
+        trouble: workload_pb2.X509SVIDResponse | grpc.StatusCode,
+    ) -> None:
+        """What closes spiffe's source is logged; the last SVID serves until a new stream brings another."""
+        api, path = scripted
+        before, after = ca.issue("/team/app"), ca.issue("/team/app")
+        go_on = threading.Event()
+        api.play(_say(before), go_on, trouble)
+        api.play(_say(after))
+        source = WorkloadAPI(path)
+        heard: list[Svid] = []
+        source.subscribe(lambda: heard.append(source.current()))
+        assert source.current().leaf() == before.leaf()
+        go_on.set()
+        wait_until(lambda: heard)
+        assert source.current().leaf() == after.leaf()
+        wait_until(lambda: "it is open again" in caplog.text)
+        source.close()
+
+    def test_agent_restarts(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
+        """An agent that goes away and comes back, with another authority even, is followed."""
+        with IdentityProvider(tmp_path, ca) as provider:
+            source = WorkloadAPI(str(provider.add("/team/app")))
+        assert source.current().bundle() == (ca.certificate,)
+        successor = DevelopmentCA("example.org")
+        with IdentityProvider(tmp_path, successor) as provider:
+            provider.add("/team/app")
+            wait_until(lambda: source.current().bundle() == (successor.certificate,), timeout=30)
+            source.close()
+
+    def test_alarm_and_expiry(
+        self,
+        scripted: tuple[ScriptedAPI, str],
+        ca: DevelopmentCA,
+        wait_until: WaitUntil,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """An SVID that is not renewed is warned of before it expires, and refused from then on."""
+        api, path = scripted
+        api.play(_say(ca.issue("/team/app", lifetime=timedelta(seconds=5))))
+        source = WorkloadAPI(path)
+        wait_until(lambda: "will soon expire" in caplog.text)
+        source.current()
+        wait_until(lambda: "has expired" in caplog.text)
+        with pytest.raises(IdentityUnavailableError, match=r"spiffe://example\.org/team/app expired at"):
+            source.current()
+        assert [record.levelno for record in caplog.records if "SVID of" in record.message] == [logging.WARNING] * 2
+        source.close()
+
+    def test_closed(self, provider: IdentityProvider) -> None:
+        """After close there is no identity; closing twice is fine."""
+        source = WorkloadAPI(str(provider.add("/team/app")))
+        source.close()
+        source.close()
+        with pytest.raises(IdentityUnavailableError, match="was closed"):
+            source.current()
+
+
+class TestSvidFiles:
+    """SVIDs from files."""
+
+    def test_follows_replacement(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
+        """A new set becomes the current one, and subscribers hear of it."""
+        _write(tmp_path, ca.issue("/team/app"))
+        source = SvidFiles(tmp_path)
+        heard: list[Svid] = []
+        source.subscribe(lambda: heard.append(source.current()))
+        after = ca.issue("/team/app")
+        _write(tmp_path, after)
+        wait_until(lambda: heard)
+        assert source.current() == after
+        source.close()
+
+    def test_half_written_set(
+        self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """While certificate and key do not belong together the last good set serves; then the new one does."""
+        before, after = ca.issue("/team/app"), ca.issue("/team/app")
+        _write(tmp_path, before)
+        source = SvidFiles(tmp_path)
+        _write(tmp_path, after, SVID_FILE)
+        wait_until(lambda: "the private key is not the SVID's" in caplog.text)
+        assert source.current() == before
+        (tmp_path / BUNDLE_FILE).unlink()
+        wait_until(lambda: BUNDLE_FILE in caplog.text)
+        assert source.current() == before
+        _write(tmp_path, after)
+        wait_until(lambda: source.current() == after)
+        source.close()
+
+    @pytest.mark.parametrize("missing", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
+    def test_missing_file(self, ca: DevelopmentCA, tmp_path: Path, missing: str) -> None:
+        """A set that is not whole at the start is refused, and the file named."""
+        _write(tmp_path, ca.issue("/team/app"))
+        (tmp_path / missing).unlink()
+        with pytest.raises(IdentityUnavailableError, match=missing):
+            SvidFiles(tmp_path)
+
+    @pytest.mark.parametrize("damaged", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
+    def test_damaged_file(self, ca: DevelopmentCA, tmp_path: Path, damaged: str) -> None:
+        """A file that is no PEM gives our error and shows nothing of its content."""
+        _write(tmp_path, ca.issue("/team/app"))
+        (tmp_path / damaged).write_bytes(b"canary-of-a-key")
+        with pytest.raises(IdentityUnavailableError, match="no usable SVID in") as caught:
+            SvidFiles(tmp_path)
+        assert "canary" not in str(caught.value)
+
+    def test_readable_key_is_warned_of(
+        self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A key that group or others can read works and is named in a warning."""
+        _write(tmp_path, ca.issue("/team/app"))
+        (tmp_path / KEY_FILE).chmod(0o640)
+        SvidFiles(tmp_path).close()
+        assert f"{tmp_path / KEY_FILE} has mode 0640, want 0600" in caplog.text
+
+    def test_private_key_is_not_warned_of(
+        self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A key that only its owner reads gives no warning."""
+        _write(tmp_path, ca.issue("/team/app"))
+        SvidFiles(tmp_path).close()
+        assert caplog.text == ""
+
+    def test_expired(self, ca: DevelopmentCA, tmp_path: Path) -> None:
+        """Files that hold an expired SVID load, and using it says when it expired."""
+        _write(tmp_path, Svid.parse(*_certify(ca, expired=True), ca.bundle_pem))
+        source = SvidFiles(tmp_path)
+        with pytest.raises(IdentityUnavailableError, match="expired at"):
+            source.current()
+        source.close()
+
+    def test_intermediates(self, ca: DevelopmentCA, tmp_path: Path) -> None:
+        """The chain is kept in order, leaf first."""
+        svid = ca.issue("/team/app")
+        _write(tmp_path, svid)
+        (tmp_path / SVID_FILE).write_bytes(svid.certificates_pem + ca.bundle_pem)
+        source = SvidFiles(tmp_path)
+        assert source.current().chain() == (svid.leaf(), ca.certificate)
+        assert x509.load_pem_x509_certificates(source.current().certificates_pem)[0] == svid.leaf()
+        source.close()
+
+
+def test_import_is_light() -> None:
+    """A server that reads this module does not pay for spiffe, cryptography or the SDK's client until it uses them."""
+    heavy = "{'spiffe', 'cryptography', 'tenacity', 'shardhold._client'} & set(sys.modules)"
+    code = f"import sys, shardhold._identity, shardhold._channel; print({heavy} or 'light')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "light\n"
+
+
+def test_process_ends_without_close(provider: IdentityProvider) -> None:
+    """A process that never closes its source still ends at once."""
+    code = (
+        "import sys; from shardhold._identity import WorkloadAPI; print(WorkloadAPI(sys.argv[1]).current().spiffe_id)"
+    )
+    command = [sys.executable, "-c", code, str(provider.add("/team/app"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    assert done.stdout == "spiffe://example.org/team/app\n"
