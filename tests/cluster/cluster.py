@@ -1,0 +1,224 @@
+"""A real cluster for tests: the processes of `pilot dev`, and what a test does to them and asks of them.
+
+Every wait has a deadline, and what did not come in time is an error that carries the end of every log.
+"""
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pilot.dev.cluster import DevCluster
+from pilot.dev.directory import DevDirectory, Plan
+from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, parse_workload
+from pilot.dev.probes import wait_until
+from shardhold import Client, WorkloadAPI
+
+WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
+LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
+Status = Mapping[str, Any]
+
+
+class ClusterError(AssertionError):
+    """The cluster did not do in time what was waited for."""
+
+
+class Cluster:
+    """One cluster in *root*, a directory of its own. Not thread-safe, but for the clients that it makes."""
+
+    def __init__(self, root: Path, plan: Plan | None = None) -> None:
+        self.directory = DevDirectory(root)
+        self.dev = DevCluster.create(self.directory, plan or Plan())
+        self._clients: dict[str, tuple[Client, WorkloadAPI]] = {}
+        self._replaced: set[str] = set()
+
+    @property
+    def plan(self) -> Plan:
+        return self.dev.state.plan
+
+    @property
+    def keepers(self) -> tuple[str, ...]:
+        """Names of all keepers."""
+        return self.plan.servers[1:]
+
+    def start(self) -> None:
+        """Start everything, initialise, and wait until the nexus is ready."""
+        self.start_uninitialised()
+        self.dev.init()
+        self.wait_ready()
+
+    def start_uninitialised(self) -> None:
+        """Start everything and leave it without a root key."""
+        self.dev.start()
+
+    def close(self) -> None:
+        """End everything. The directory stays, for whoever looks for what went wrong."""
+        for client, identity in self._clients.values():
+            client.close()
+            identity.close()
+        self._clients.clear()
+        self.dev.stop()
+        sockets = Path(self.dev.state.sockets)
+        if self.directory.root not in sockets.parents:
+            shutil.rmtree(sockets, ignore_errors=True)
+
+    def kill(self, *names: str) -> None:
+        """Kill processes with SIGKILL; each must have run."""
+        for name in names:
+            assert self.dev.kill(name), f"{name} did not run"
+
+    def stop(self, *names: str) -> None:
+        """End processes as an operator does, with SIGTERM; each must end in time."""
+        killed = self.dev.stop(names)
+        assert not killed, f"{killed} did not end after SIGTERM\n{self.logs()}"
+
+    def run(self, *names: str) -> None:
+        """Start processes that do not run, and wait until each answers."""
+        self.dev.start(names)
+
+    def freeze(self, *names: str) -> None:
+        """Stop processes with SIGSTOP: their ports stay open and nobody answers."""
+        self._send(names, signal.SIGSTOP)
+
+    def thaw(self, *names: str) -> None:
+        """Let frozen processes go on."""
+        self._send(names, signal.SIGCONT)
+
+    def restore(self) -> None:
+        """Make it whole again: only true processes, all of them running and filled."""
+        for name in self._replaced:
+            self.dev.kill(name)
+        self._replaced.clear()
+        self.thaw(*(name for name in self.dev.names if self.dev.is_alive(name)))
+        self.dev.start(self.dev.names)
+        self.wait_ready()
+        self.wait_filled()
+
+    def restart_nexus(self) -> float:
+        """Kill the nexus with -9 and start it; return the seconds from its start until it was ready."""
+        self.kill("nexus")
+        started = time.monotonic()
+        self.run("nexus")
+        self.wait_ready()
+        return time.monotonic() - started
+
+    def replace_keeper(self, name: str, lie: str) -> None:
+        """Put a keeper of another kind in the place of a true one: its identity, its port, and a *lie* to tell.
+
+        The kinds are those of `lying_keeper.py`.
+        """
+        if self.dev.is_alive(name):
+            self.kill(name)
+        command = [sys.executable, str(LYING_KEEPER), "--config", str(self.directory.config(name)), "--lie", lie]
+        self.dev.start_instead(name, command)
+        self._replaced.add(name)
+        address = ("127.0.0.1", self.dev.state.ports[name].grpc)
+        self.wait(f"{name} ({lie}) listens", lambda: self._is_listening(address))
+
+    def wait(self, what: str, condition: Callable[[], bool], *, timeout: float = WAIT_S) -> float:
+        """Wait until *condition* holds; return the seconds it took.
+
+        Raises:
+            ClusterError: It did not within *timeout* seconds; the logs are in the message.
+        """
+        started = time.monotonic()
+        if not wait_until(condition, timeout=timeout):
+            raise ClusterError(f"not within {timeout:g} s: {what}\n{self.logs()}")
+        return time.monotonic() - started
+
+    def wait_ready(self, *, timeout: float = WAIT_S) -> float:
+        """Wait until the nexus is ready; return the seconds it took."""
+        return self.wait("the nexus is ready", self.dev.is_ready, timeout=timeout)
+
+    def status(self) -> Status:
+        """Return what `pilot status -o json` says."""
+        return self.dev.load_status()
+
+    def wait_status(self, what: str, condition: Callable[[Status], bool], *, timeout: float = WAIT_S) -> Status:
+        """Wait for a status that fulfils *condition*, and return it."""
+        last: Status = {}
+
+        def look() -> bool:
+            nonlocal last
+            last = self.status()
+            return condition(last)
+
+        try:
+            self.wait(what, look, timeout=timeout)
+        except ClusterError as exc:
+            raise ClusterError(f"{exc}\nlast status: {msgspec.json.encode(last).decode()}") from exc
+        return last
+
+    def wait_filled(self, *names: str, timeout: float = WAIT_S) -> Status:
+        """Wait until keepers, all by default, hold their shards."""
+        wanted = set(names or self.keepers)
+        return self.wait_status(
+            f"{', '.join(sorted(wanted))} hold their shards",
+            lambda status: wanted <= {keeper["name"] for keeper in status["keepers"] if keeper["holds_current_set"]},
+            timeout=timeout,
+        )
+
+    def workload(self, path: str) -> Client:
+        """Return the SDK's client with the identity of a workload, one for each path; it ends with the cluster."""
+        if path not in self._clients:
+            endpoint = self.dev.add_identity(parse_workload(path))
+            identity = WorkloadAPI(f"unix:{endpoint}")
+            self._clients[path] = (Client(self.dev.address, identity=identity), identity)
+        return self._clients[path][0]
+
+    def allow(self, path: str, paths: Sequence[str], permissions: Sequence[str]) -> None:
+        """Let the workload *path* do something, by a policy that pilot applies."""
+        name = path.strip("/").replace("/", "-")
+        policy = {
+            "name": name,
+            "spiffe_ids": [f"spiffe://{TRUST_DOMAIN}{path}"],
+            "paths": list(paths),
+            "permissions": list(permissions),
+        }
+        file = self.directory.root / f"policy-{name}.json"
+        file.write_bytes(msgspec.json.encode({"policies": [policy]}))
+        self.pilot("policy", "apply", str(file))
+
+    def pilot(
+        self, *arguments: str, path: str = SUPERUSER_PATH, exit_code: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run pilot and compare its exit code; None takes any."""
+        done = self.dev.run_pilot(arguments, path=path)
+        if exit_code is not None and done.returncode != exit_code:
+            raise ClusterError(
+                f"pilot {' '.join(arguments)}: exit code {done.returncode}, want {exit_code}\n"
+                f"{done.stdout}{done.stderr}\n{self.logs()}"
+            )
+        return done
+
+    def logs(self, lines: int = 25) -> str:
+        """Return the end of every log."""
+        return "\n\n".join(self.dev.log_tail(name, lines) for name in self.dev.names)
+
+    def _send(self, names: Sequence[str], signum: signal.Signals) -> None:
+        for name in names:
+            assert self.dev.processes.send_signal(self.dev.state.processes[name], signum), f"{name} does not run"
+
+    def _is_listening(self, address: tuple[str, int]) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def running(root: Path, plan: Plan | None = None) -> Iterator[Cluster]:
+    """A cluster that is ready, and that ends with the block."""
+    cluster = Cluster(root, plan)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()

@@ -1,0 +1,152 @@
+"""Shows Shardhold's main job on real processes; `make demo`. Exit code 0 only if every step held."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+
+from pilot.dev.directory import DevError, Plan
+from shardhold import DeniedError, Error
+from tests.cluster.cluster import Cluster, ClusterError
+
+APP, STRANGER = "/demo/app", "/demo/stranger"
+PATH, PASSWORD = "demo/database", b"correct horse battery staple"
+LOST = ("keeper-4", "keeper-5")
+LIAR = "keeper-2"
+
+Step = Callable[[Cluster], str]
+
+
+def start(cluster: Cluster) -> str:
+    """Starting an identity provider, five keepers and a nexus, and making the first root key"""
+    cluster.start()
+    status = cluster.wait_filled()
+    held(status["state"] == "ready" and status["generation"] == 1, "ready with generation 1")
+    held((status["shard_threshold"], status["shard_count"]) == (3, 5), "threshold 3 of 5")
+    held(not list(cluster.directory.root.rglob("keeper-*.db")), "no keeper wrote a file")
+    return "the root key is in the nexus's memory and, in shards, in five keepers': any three bring it back"
+
+
+def put_and_get(cluster: Cluster) -> str:
+    """Putting a secret as a workload, and getting it back"""
+    cluster.allow(APP, ["demo/**"], ["read", "write"])
+    cluster.workload(APP).put(PATH, {"password": PASSWORD})
+    held_secret(cluster)
+    try:
+        cluster.workload(STRANGER).get(PATH)
+    except DeniedError:
+        return f"{APP} put and got {PATH} over mTLS as a policy allows; {STRANGER} was denied"
+    raise ClusterError(f"{STRANGER} got {PATH} without a policy")
+
+
+def kill_nexus(cluster: Cluster) -> str:
+    """Killing the nexus with -9"""
+    seconds = cluster.restart_nexus()
+    held_secret(cluster)
+    return f"ready again {seconds:.1f} s after its start, without a human, and the secret is served"
+
+
+def kill_keepers(cluster: Cluster) -> str:
+    """Killing two keepers with -9"""
+    client = cluster.workload(APP)
+    cluster.kill(*LOST)
+    for number in range(100):
+        client.put("demo/counter", {"value": b"%d" % number})
+        held(client.get("demo/counter").fields == {"value": b"%d" % number}, "each get returns what was put last")
+    return f"{' and '.join(LOST)} are gone and nothing is felt: 100 puts and gets went well"
+
+
+def kill_nexus_with_three(cluster: Cluster) -> str:
+    """Killing the nexus with -9 while two keepers are gone"""
+    seconds = cluster.restart_nexus()
+    held_secret(cluster)
+    return f"three shards of five were enough: ready again after {seconds:.1f} s"
+
+
+def refill(cluster: Cluster) -> str:
+    """Starting the two keepers again; a keeper forgets its shard when it ends"""
+    cluster.run(*LOST)
+    started = time.monotonic()
+    cluster.wait_filled()
+    return f"the nexus gave both their shards again within {time.monotonic() - started:.1f} s"
+
+
+def outvote_liar(cluster: Cluster) -> str:
+    """Putting a keeper that lies in the place of a true one, and killing the nexus with -9"""
+    cluster.replace_keeper(LIAR, "flip")
+    cluster.wait_filled(LIAR)
+    seconds = cluster.restart_nexus()
+    held_secret(cluster)
+    status = cluster.wait_status(f"{LIAR} is named", lambda status: bool(fault_of(status, LIAR)))
+    others = [keeper["name"] for keeper in status["keepers"] if keeper["fault"] and keeper["name"] != LIAR]
+    held(not others, f"nobody but {LIAR} is named, not {others}")
+    return f"ready again after {seconds:.1f} s, and the liar is named: {LIAR}: {fault_of(status, LIAR)}"
+
+
+STEPS: tuple[Step, ...] = (
+    start,
+    put_and_get,
+    kill_nexus,
+    kill_keepers,
+    kill_nexus_with_three,
+    refill,
+    outvote_liar,
+)
+
+
+def held(truth: bool, claim: str) -> None:
+    """Raise `ClusterError` unless *claim* is true."""
+    if not truth:
+        raise ClusterError(f"does not hold: {claim}")
+
+
+def held_secret(cluster: Cluster) -> None:
+    """Raise `ClusterError` unless the workload gets exactly what it put."""
+    held(cluster.workload(APP).get(PATH).fields == {"password": PASSWORD}, "the workload gets what it put")
+
+
+def fault_of(status: object, name: str) -> str:
+    """Return what the nexus says is wrong with a keeper; empty when nothing is."""
+    assert isinstance(status, dict)
+    return next((str(keeper["fault"] or "") for keeper in status["keepers"] if keeper["name"] == name), "")
+
+
+def main() -> int:
+    """Run all steps on a cluster of their own; return the exit code."""
+    console = Console(highlight=False)
+    console.rule("[bold]Shardhold: it gets its key back")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="shardhold-demo-") as folder:
+        cluster = Cluster(Path(folder) / "dev", Plan(keepers=5, threshold=3))
+        try:
+            for number, step in enumerate(STEPS, start=1):
+                if not run(console, cluster, number, step):
+                    return 1
+        finally:
+            cluster.close()
+    console.rule(f"[green]every step held[/], in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def run(console: Console, cluster: Cluster, number: int, step: Step) -> bool:
+    """Run one step and say what it proved, or show the logs."""
+    doing = (step.__doc__ or step.__name__).strip()
+    try:
+        with console.status(doing):
+            proof = step(cluster)
+    except (ClusterError, DevError, Error) as exc:
+        console.print(f"[red]✗ {number}[/] {doing}")
+        console.print(escape(f"{exc} {getattr(exc, 'hint', '')}\n\n{cluster.logs()}"), soft_wrap=True)
+        return False
+    console.print(f"[green]✓[/] [bold]{number}[/] {doing}")
+    console.print(Padding(f"[dim]{escape(proof)}[/]", (0, 0, 0, 4)))
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""A keeper that lies: the real keeper's parts, put together so that one of them does not do what it should.
+
+    flip       gives back its shard with one bit flipped
+    foreign    gives back random bytes at its own x, as a shard of another set
+    slow       answers every call 5 s late
+    half-open  accepts connections and never says a word
+
+It takes shards like a true one: their commitments are checked, and what it gives back is sealed as it should be. It
+lies about the shard itself, so that nothing but the commitment in the nexus's store can find it out.
+"""
+
+import argparse
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from common import logs
+from common.clock import SystemClock
+from common.config import split_address
+from common.edge import Call, GrpcServer, Method
+from common.http import HttpServer
+from common.identity import wait_for_identity
+from common.protected import Level, ProtectedMemory
+from common.statement import StatementDesk
+from common.termination import Termination
+from keeper.config import KeeperConfig, load_config
+from keeper.service import KeeperService
+from keeper.slots import HeldSet, ShardSlots
+
+DELAY_S = 5.0  # more than a nexus waits for one call
+LIES = ("flip", "foreign", "slow", "half-open")
+
+
+class FlippingSlots(ShardSlots):
+    """Gives back what it holds with one bit flipped."""
+
+    def copy_shard(self, cluster_id: bytes, set_id: bytes, *, into: memoryview) -> HeldSet:
+        held = super().copy_shard(cluster_id, set_id, into=into)
+        into[7] ^= 0x10
+        return held
+
+
+class ForeignSlots(ShardSlots):
+    """Gives back another shard at the same x."""
+
+    def copy_shard(self, cluster_id: bytes, set_id: bytes, *, into: memoryview) -> HeldSet:
+        held = super().copy_shard(cluster_id, set_id, into=into)
+        into[:-1] = os.urandom(len(into) - 1)
+        return held
+
+
+def delay(method: Method) -> Method:
+    """Return the method, later."""
+
+    def answer(call: Call, request: Any) -> Any:
+        threading.Event().wait(DELAY_S)
+        return method.handle(call, request)
+
+    return replace(method, handle=answer)
+
+
+def run(
+    config: KeeperConfig, termination: Termination, slots_type: type[ShardSlots], change: Callable[[Method], Method]
+) -> None:
+    """Serve like `keeper.process`, with other slots or changed methods, until told to stop."""
+    memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
+    identity = wait_for_identity(config.identity, termination)
+    service = KeeperService(
+        slots_type(memory),
+        desk=StatementDesk(SystemClock()),
+        memory=memory,
+        identity=identity,
+        boot_id=os.urandom(16),
+        nexuses=config.nexuses,
+    )
+    registry = CollectorRegistry()
+    server = GrpcServer(
+        [change(method) for method in service.list_methods()],
+        address=config.listen.address,
+        identity=identity,
+        trust_domain=config.identity.trust_domain,
+        workers=config.listen.workers,
+        registry=registry,
+    )
+    probes = HttpServer(config.listen.http, is_live=lambda: True, readiness=list, registry=registry)
+    probes.start()
+    server.start()
+    server.set_serving(True)
+    termination.wait()
+    server.stop(0)
+    probes.stop()
+    identity.close()
+
+
+def stay_silent(config: KeeperConfig, termination: Termination) -> None:
+    """Accept every connection and keep it open."""
+    connections = []
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            connections.append(listener.accept())
+
+    listener = socket.create_server(split_address("listen.address", config.listen.address))
+    threading.Thread(target=accept, args=(listener,), daemon=True).start()
+    termination.wait()
+
+
+def main() -> None:
+    """Lie as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="TOML file of the keeper whose place this one takes")
+    parser.add_argument("--lie", choices=LIES, required=True)
+    arguments = parser.parse_args()
+    termination = Termination()
+    config = load_config(arguments.config, os.environ)
+    logs.configure(config.log.level, config.log.format)
+    match arguments.lie:
+        case "flip":
+            run(config, termination, FlippingSlots, lambda method: method)
+        case "foreign":
+            run(config, termination, ForeignSlots, lambda method: method)
+        case "slow":
+            run(config, termination, ShardSlots, delay)
+        case _:
+            stay_silent(config, termination)
+
+
+if __name__ == "__main__":
+    main()

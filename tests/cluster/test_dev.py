@@ -1,0 +1,202 @@
+"""`pilot dev` as its user sees it."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pilot.dev.cluster import DevCluster, clean_environ
+from pilot.dev.directory import MARKER, DevDirectory
+from pilot.dev.probes import wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.timeout(300)]
+
+PILOT = [sys.executable, "-m", "pilot"]
+
+
+def pilot(*arguments: str | Path, exit_code: int = 0, environ: dict[str, str] | None = None) -> str:
+    """Run pilot, compare its exit code, and return what it said."""
+    done = subprocess.run(
+        [*PILOT, *map(str, arguments)],
+        env=environ or clean_environ(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == exit_code, f"{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def read_env(folder: Path) -> dict[str, str]:
+    """Return the environment that `eval "$(pilot dev env)"` makes in a shell."""
+    command = f'eval "$({" ".join(PILOT)} dev env --dir "$1")"; env -0'
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", str(folder)], env=clean_environ(), capture_output=True, text=True, check=True
+    )
+    return dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A place for a development cluster, whose name needs quoting; whatever runs there ends with the test."""
+    chosen = tmp_path / "it's dev"
+    yield chosen
+    if DevDirectory(chosen).exists:
+        DevCluster(DevDirectory(chosen)).stop()
+
+
+def test_from_up_to_down(folder: Path) -> None:
+    """One cluster through all commands: up, env, exec, kill, restart, up again, down, and up once more."""
+    said = pilot("dev", "up", "--dir", folder, "--keepers", "3", "--threshold", "2", "--detach")
+    assert "FOR DEVELOPMENT ONLY" in said
+    assert "pilot dev env --dir" in said
+    assert (folder / MARKER).is_file()
+
+    environ = read_env(folder)
+    assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "ready"
+    assert "role/superuser/dev" in pilot("whoami", environ=environ)
+
+    print_environ = [sys.executable, "-c", "import os; print(os.environ['SPIFFE_ENDPOINT_SOCKET'])"]
+    assert "unix:" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", *print_environ)
+    assert "/team/app" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", *PILOT, "whoami")
+    pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", "sh", "-c", "exit 7", exit_code=7)
+
+    cluster = DevCluster(DevDirectory(folder))
+    assert "keeper-2 killed" in pilot("dev", "kill", "keeper-2", "--dir", folder)
+    assert not cluster.is_alive("keeper-2")
+    assert "did not run" in pilot("dev", "kill", "keeper-2", "--dir", folder)
+    assert "runs after" in pilot("dev", "restart", "keeper-2", "--dir", folder)
+    assert "nexus killed" in pilot("dev", "kill", "nexus", "--dir", folder)
+    assert "nexus ready after" in pilot("dev", "restart", "nexus", "--dir", folder)
+    pilot("dev", "kill", "keeper-1", "--dir", folder)
+    assert "ready" in pilot("dev", "up", "--dir", folder, "--detach")
+    cluster.reload()
+    assert all(cluster.is_alive(name) for name in cluster.names)
+    assert read_env(folder)["SHARDHOLD_ADDRESS"] == environ["SHARDHOLD_ADDRESS"]
+
+    assert "down" in pilot("dev", "down", "--dir", folder)
+    assert not any(cluster.is_alive(name) for name in cluster.names)
+    said = pilot("dev", "up", "--dir", folder, "--detach", exit_code=5)
+    assert "forgot their shards" in said
+    assert "not built yet" in said
+    assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "recovering"
+
+
+def test_in_the_foreground_it_ends_with_the_terminal(folder: Path) -> None:
+    """Without --detach it stays, says which process ended, and takes everything down at the signal."""
+    log = folder.parent / "log"
+    with log.open("wb") as output:
+        up = subprocess.Popen(
+            [*PILOT, "dev", "up", "--dir", str(folder), "--keepers", "2", "--threshold", "2"],
+            env=clean_environ() | {"PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            assert wait_until(lambda: "Ctrl-C" in log.read_text() or up.poll() is not None, timeout=60), log.read_text()
+            cluster = DevCluster(DevDirectory(folder))
+            assert all(cluster.is_alive(name) for name in cluster.names), log.read_text()
+            pilot("dev", "kill", "keeper-1", "--dir", folder)
+            assert wait_until(lambda: "keeper-1 ended" in log.read_text(), timeout=10)
+            up.send_signal(signal.SIGINT)
+            assert up.wait(timeout=30) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                up.kill()
+            up.wait()
+    assert not any(cluster.is_alive(name) for name in cluster.names)
+
+
+def test_a_start_that_fails_leaves_nothing_running(folder: Path) -> None:
+    """When a process does not start its last words are shown, and the others are taken down."""
+    folder.mkdir()
+    (folder / MARKER).write_text("x")
+    (folder / "data").write_text("a file where a folder has to be")
+    assert "data" in pilot("dev", "up", "--dir", folder, "--detach", exit_code=1)
+    assert not DevDirectory(folder).exists
+
+
+def test_a_nexus_that_does_not_start_takes_the_others_with_it(folder: Path) -> None:
+    """A damaged store keeps the nexus from starting: its log is shown, and no keeper stays behind."""
+    pilot("dev", "up", "--dir", folder, "--keepers", "2", "--threshold", "2", "--detach")
+    pilot("dev", "down", "--dir", folder)
+    (folder / "data" / "nexus.db").write_bytes(b"this is no database " * 1000)
+    said = pilot("dev", "up", "--dir", folder, "--detach", exit_code=1)
+    assert "nexus ended with exit code 1" in said
+    assert "nexus.log" in said
+    cluster = DevCluster(DevDirectory(folder))
+    assert not any(cluster.is_alive(name) for name in cluster.names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        pytest.param(["kill", "nexus"], 1, "there is no development cluster", id="kill without a cluster"),
+        pytest.param(["down"], 1, "there is no development cluster", id="down without a cluster"),
+        pytest.param(["env"], 1, "there is no development cluster", id="env without a cluster"),
+        pytest.param(["up", "--keepers", "2", "--threshold", "3"], 2, "--threshold: got 3", id="threshold too high"),
+        pytest.param(["up", "--keepers", "1"], 2, "--keepers", id="one keeper"),
+    ],
+)
+def test_usage_errors(folder: Path, arguments: list[str], exit_code: int, message: str) -> None:
+    """What cannot be done is said, with the documented exit code, and makes no directory."""
+    said = pilot("dev", arguments[0], "--dir", folder, *arguments[1:], exit_code=exit_code)
+    assert message in said
+    assert not folder.exists()
+
+
+def test_a_foreign_directory_is_refused(folder: Path) -> None:
+    """Nothing is started beside somebody's files."""
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("x")
+    assert "'thesis.tex', which no development cluster made" in pilot("dev", "up", "--dir", folder, exit_code=1)
+    assert [entry.name for entry in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_identities_alone(folder: Path) -> None:
+    """`pilot dev identity` serves one socket for each identity and rotates; a second one is refused."""
+    command = [
+        *PILOT,
+        "dev",
+        "identity",
+        "--dir",
+        str(folder),
+        "--lifetime",
+        "5",
+        "--keepers",
+        "2",
+        "--as",
+        "/team/app",
+    ]
+    with subprocess.Popen(command, env=clean_environ(), stdout=subprocess.PIPE, text=True) as provider:
+        try:
+            assert provider.stdout is not None
+            lines = [provider.stdout.readline() for _ in range(5)]
+            sockets = {line.split()[0]: line.split()[1] for line in lines}
+            assert "another identity provider" in pilot("dev", "identity", "--dir", folder, exit_code=1)
+            watch_rotation(sockets["spiffe://dev.shardhold/team/app"])
+        finally:
+            provider.terminate()
+        assert provider.wait(timeout=20) == 0
+    assert not list((folder / "sockets").iterdir())
+
+
+def watch_rotation(socket: str) -> None:
+    """Wait until the Workload API at *socket* has pushed another SVID than the first."""
+    from shardhold import WorkloadAPI
+
+    identity = WorkloadAPI(socket)
+    try:
+        first = identity.current()
+        assert first.spiffe_id == "spiffe://dev.shardhold/team/app"
+        assert wait_until(lambda: identity.current() != first, timeout=20)
+    finally:
+        identity.close()
