@@ -151,12 +151,22 @@ class PinnedChannel(grpc.Channel):
         return connection
 
     def _give_back(self, connection: "_Connection") -> None:
+        if self._is_done_with(connection):
+            connection.channel.close()
+
+    def _give_back_from_callback(self, connection: "_Connection") -> None:
+        if self._is_done_with(connection):
+            # gRPC runs callbacks on the channel's own thread, where closing the channel would wait for itself.
+            threading.Thread(target=connection.channel.close, name="shardhold-close", daemon=True).start()
+
+    def _is_done_with(self, connection: "_Connection") -> bool:
+        """Count one call less, and return whether that was the last one of a retired connection."""
         with self._lock:
             connection.calls -= 1
             if connection.calls or connection not in self._retired:
-                return
+                return False
             self._retired.remove(connection)
-        connection.channel.close()
+            return True
 
     def _connect(self, svid: Svid) -> grpc.Channel:
         credentials = grpc.ssl_channel_credentials(
@@ -215,6 +225,6 @@ class _UnaryStream(_MultiCallable, _UnaryStreamBase):
         except BaseException:
             self._owner._give_back(connection)
             raise
-        if not stream.add_callback(lambda: self._owner._give_back(connection)):
+        if not stream.add_callback(lambda: self._owner._give_back_from_callback(connection)):
             self._owner._give_back(connection)  # it has ended already
         return stream

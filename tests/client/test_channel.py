@@ -1,0 +1,378 @@
+"""The pinned channel, against real grpcio servers over mTLS."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import TypeAlias
+
+import grpc
+import pytest
+
+from common.tls import server_credentials
+from pilot.dev.ca import DevelopmentCA
+from pilot.dev.provider import IdentityProvider
+from shardhold._channel import MESSAGE_LIMIT, PinnedChannel
+from shardhold._errors import DeadlineError, OverloadedError, UnavailableError, from_rpc
+from shardhold._identity import IdentitySource, IdentityUnavailableError, Svid, WorkloadAPI
+
+WaitUntil: TypeAlias = Callable[..., None]
+
+NEXUS = "/shardhold/nexus/a"
+SERVER_NAME = "nexus.shardhold"
+
+
+class FixedIdentity:
+    """An identity that a test turns by hand."""
+
+    def __init__(self, svid: Svid | None) -> None:
+        self.svid = svid
+
+    def current(self) -> Svid:
+        """Return what was set."""
+        if self.svid is None:
+            raise IdentityUnavailableError("none set")
+        return self.svid
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Nobody is told: the channel has to ask."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Server(grpc.GenericRpcHandler):
+    """Echoes, waits and streams, and notes which certificates it saw."""
+
+    def __init__(self, identity: IdentitySource, port: int = 0) -> None:
+        self.seen: set[object] = set()
+        self.go_on = threading.Event()
+        self.waiting = threading.Event()
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(16),
+            handlers=[self],
+            options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 2 * MESSAGE_LIMIT)),
+        )
+        self.port = self._server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
+        self._server.start()
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """Cut everything off."""
+        self.go_on.set()
+        self._server.stop(0).wait()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
+        if handler_call_details.method == "/test/Echo":
+            return grpc.unary_unary_rpc_method_handler(self._echo)
+        if handler_call_details.method == "/test/Wait":
+            return grpc.unary_unary_rpc_method_handler(self._wait)
+        if handler_call_details.method == "/test/Count":
+            return grpc.unary_stream_rpc_method_handler(self._count)
+        return None
+
+    def _echo(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.seen.add(next(iter(context.auth_context()["x509_pem_cert"])))
+        context.set_trailing_metadata(tuple(item for item in context.invocation_metadata() if item[0] == "x-test"))
+        return request
+
+    def _wait(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.waiting.set()
+        self.go_on.wait(20)
+        return request
+
+    def _count(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield b"first"
+        self.go_on.wait(20)
+        yield b"second"
+
+
+@pytest.fixture
+def server(ca: DevelopmentCA) -> Iterator[Server]:
+    """Run a server that is nexus.shardhold."""
+    server = Server(FixedIdentity(ca.issue(NEXUS, dns=SERVER_NAME)))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def identity(ca: DevelopmentCA) -> FixedIdentity:
+    """Return a workload's identity."""
+    return FixedIdentity(ca.issue("/team/app"))
+
+
+@pytest.fixture
+def channel(server: Server, identity: FixedIdentity) -> Iterator[PinnedChannel]:
+    """Connect the workload to the server."""
+    with PinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
+        yield channel
+
+
+def _echo(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
+    return channel.unary_unary("/test/Echo")
+
+
+def _wait(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
+    return channel.unary_unary("/test/Wait")
+
+
+def test_rotation_drops_no_call(provider: IdentityProvider) -> None:
+    """While both sides' SVIDs rotate again and again under calls from several threads, every call succeeds."""
+    server_identity = WorkloadAPI(str(provider.add(NEXUS, SERVER_NAME)))
+    client_identity = WorkloadAPI(str(provider.add("/team/app")))
+    server = Server(server_identity)
+    failures: list[Exception] = []
+    stop = threading.Event()
+    answered = [0] * 6
+
+    channel = PinnedChannel(server.address, client_identity, server_name=SERVER_NAME)
+
+    def call_on(number: int) -> None:
+        while not stop.is_set():
+            try:
+                assert _echo(channel)(b"ping", timeout=20) == b"ping"
+                answered[number] += 1
+            except grpc.RpcError as exc:
+                failures.append(exc)
+                return
+
+    with channel:
+        threads = [threading.Thread(target=call_on, args=(number,)) for number in range(len(answered))]
+        for thread in threads:
+            thread.start()
+        for rotation in range(1, 21):
+            before, seen = sum(answered), len(server.seen)
+            provider.rotate()
+            pause = threading.Event()
+            while not failures and (len(server.seen) <= seen or sum(answered) < before + 20):
+                pause.wait(0.005)
+            assert failures == [], f"rotation {rotation}"
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert len(server.seen) >= 20
+    server.stop()
+    server_identity.close()
+    client_identity.close()
+
+
+def test_call_in_flight_outlives_its_svid(
+    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA
+) -> None:
+    """A call that began before the rotation ends well, and its connection is closed after it."""
+    answers: list[bytes] = []
+    thread = threading.Thread(target=lambda: answers.append(_wait(channel)(b"slow", timeout=20)))
+    thread.start()
+    assert server.waiting.wait(10)
+    identity.svid = ca.issue("/team/app")
+    assert _echo(channel)(b"quick", timeout=10) == b"quick"
+    assert len(channel._retired) == 1
+    server.go_on.set()
+    thread.join()
+    assert answers == [b"slow"]
+    assert len(channel._retired) == 0
+
+
+def test_stream_outlives_its_svid(
+    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA, wait_until: WaitUntil
+) -> None:
+    """A stream keeps the connection that it began on, which is closed when the stream ends."""
+    count: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test/Count")
+    stream = count(b"", timeout=20)
+    assert next(stream) == b"first"
+    identity.svid = ca.issue("/team/app")
+    assert _echo(channel)(b"quick", timeout=10) == b"quick"
+    server.go_on.set()
+    assert list(stream) == [b"second"]
+    wait_until(lambda: not channel._retired)
+
+
+def test_abandoned_stream(
+    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA, wait_until: WaitUntil
+) -> None:
+    """A stream that is cancelled, or forgotten, holds no old connection open."""
+    count: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test/Count")
+    cancelled, forgotten = count(b"", timeout=20), count(b"", timeout=20)
+    assert (next(cancelled), next(forgotten)) == (b"first", b"first")
+    identity.svid = ca.issue("/team/app")
+    _echo(channel)(b"", timeout=10)
+    assert len(channel._retired) == 1
+    cancelled.cancel()
+    del forgotten
+    wait_until(lambda: not channel._retired)
+
+
+def test_svid_of_the_call(channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA) -> None:
+    """Each call is made with the SVID that is current when it begins, and a connection is kept while that stays."""
+    for svid in (identity.current(), identity.current(), ca.issue("/team/app")):
+        identity.svid = svid
+        _echo(channel)(b"", timeout=10)
+    assert len(server.seen) == 2
+
+
+def test_equal_svid_keeps_the_connection(channel: PinnedChannel, identity: FixedIdentity, ca: DevelopmentCA) -> None:
+    """A source that gives an equal SVID as a new object costs no new connection."""
+    svid = identity.current()
+    _echo(channel)(b"", timeout=10)
+    first = channel._current
+    identity.svid = Svid.parse(svid.certificates_pem, svid.key_pem, svid.bundle_pem)
+    _echo(channel)(b"", timeout=10)
+    assert channel._current is first
+
+
+def test_no_svid(channel: PinnedChannel, identity: FixedIdentity) -> None:
+    """Without an SVID a call raises at once, and works again when there is one."""
+    svid, identity.svid = identity.svid, None
+    with pytest.raises(IdentityUnavailableError, match="none set"):
+        _echo(channel)(b"", timeout=10)
+    identity.svid = svid
+    assert _echo(channel)(b"x", timeout=10) == b"x"
+
+
+@pytest.mark.parametrize("size", [0, 1, MESSAGE_LIMIT - 64])
+def test_message_sizes(channel: PinnedChannel, size: int) -> None:
+    """Messages up to 5 MiB pass; gRPC's own default of 4 MiB would be too small for a batch."""
+    assert len(_echo(channel)(b"x" * size, timeout=20)) == size
+
+
+def test_message_too_large(channel: PinnedChannel) -> None:
+    """A message above the limit is refused on this side."""
+    with pytest.raises(grpc.RpcError) as caught:
+        _echo(channel)(b"x" * (MESSAGE_LIMIT + 1), timeout=20)
+    assert type(from_rpc(caught.value)) is OverloadedError
+
+
+def test_metadata_and_call(channel: PinnedChannel) -> None:
+    """Metadata goes there and comes back, and `with_call` gives the call beside the answer."""
+    answer, call = _echo(channel).with_call(b"x", timeout=10, metadata=(("x-test", "1"),))
+    assert (answer, call.code()) == (b"x", grpc.StatusCode.OK)
+    assert ("x-test", "1") in {(item[0], item[1]) for item in call.trailing_metadata()}
+
+
+def test_deadline(channel: PinnedChannel) -> None:
+    """The time-out of a call is kept, and the connection is given back."""
+    with pytest.raises(grpc.RpcError) as caught:
+        _wait(channel)(b"", timeout=0.05)
+    assert type(from_rpc(caught.value)) is DeadlineError
+    assert channel._current is not None
+    assert channel._current.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "dns"),
+    [
+        pytest.param("/team/app", None, id="a workload's SVID"),
+        pytest.param("/shardhold/keeper/k1", "k1.keeper.shardhold", id="a keeper's SVID"),
+        pytest.param("/team/app", "127.0.0.1.example", id="another DNS name"),
+    ],
+)
+def test_server_of_another_name(ca: DevelopmentCA, identity: FixedIdentity, path: str, dns: str | None) -> None:
+    """A server of the same trust domain without the pinned name is refused: a workload cannot pass for the nexus."""
+    server = Server(FixedIdentity(ca.issue(path, dns=dns)))
+    with PinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            _echo(channel)(b"", timeout=10)
+        error = from_rpc(caught.value)
+        assert (type(error), error.reason) == (UnavailableError, "")
+        assert "none showed the expected name" in error.hint
+    assert server.seen == set()
+    server.stop()
+
+
+def test_foreign_client_is_refused(server: Server) -> None:
+    """A client of another authority is refused in the handshake, and the error has a hint about it."""
+    stranger = DevelopmentCA("example.org").issue("/team/app")
+    with PinnedChannel(server.address, FixedIdentity(stranger), server_name=SERVER_NAME) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            _echo(channel)(b"", timeout=10)
+        assert "no server accepted this SVID" in from_rpc(caught.value).hint
+
+
+def test_client_that_only_the_server_refuses(server: Server, ca: DevelopmentCA) -> None:
+    """A client that trusts the server but not the other way round gets the hint: TLS 1.3 refuses it late."""
+    other = DevelopmentCA("example.org").issue("/team/app")
+    half_trusted = Svid.parse(other.certificates_pem, other.key_pem, ca.bundle_pem)
+    with PinnedChannel(server.address, FixedIdentity(half_trusted), server_name=SERVER_NAME) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            _echo(channel)(b"", timeout=10)
+        error = from_rpc(caught.value)
+        assert type(error) is UnavailableError
+        assert "no server accepted this SVID" in error.hint
+    assert server.seen == set()
+
+
+def test_nothing_listens(server: Server, identity: FixedIdentity) -> None:
+    """Where nothing listens, the hint says so."""
+    server.stop()
+    with PinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            _echo(channel)(b"", timeout=10)
+        assert "nothing listens there" in from_rpc(caught.value).hint
+
+
+def test_server_that_returns_is_found_soon(
+    ca: DevelopmentCA, server: Server, channel: PinnedChannel, wait_until: WaitUntil
+) -> None:
+    """A restarted server is found again within two seconds, not after gRPC's default of up to twenty."""
+    _echo(channel)(b"", timeout=10)
+    server.stop()
+    for _ in range(20):  # enough refusals for gRPC's own backoff to have grown
+        with pytest.raises(grpc.RpcError):
+            _echo(channel)(b"", timeout=1)
+    successor = Server(FixedIdentity(ca.issue(NEXUS, dns=SERVER_NAME)), server.port)
+
+    def answers() -> bool:
+        try:
+            return _echo(channel)(b"x", timeout=2) == b"x"
+        except grpc.RpcError:
+            return False
+
+    wait_until(answers, timeout=2)
+    successor.stop()
+
+
+def test_options_of_the_caller_win(server: Server, identity: FixedIdentity) -> None:
+    """An option given to the channel replaces the default."""
+    options = (("grpc.max_send_message_length", 10),)
+    with PinnedChannel(server.address, identity, server_name=SERVER_NAME, options=options) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            _echo(channel)(b"x" * 11, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_what_it_does_not_do(channel: PinnedChannel) -> None:
+    """Futures, client streams and connectivity are refused in words."""
+    with pytest.raises(NotImplementedError, match="use the callable itself, or with_call"):
+        _echo(channel).future(b"")
+    with pytest.raises(NotImplementedError, match="unary and server-streaming"):
+        channel.stream_unary("/test/Echo")
+    with pytest.raises(NotImplementedError, match="unary and server-streaming"):
+        channel.stream_stream("/test/Echo")
+    with pytest.raises(NotImplementedError, match="connectivity"):
+        channel.subscribe(print)
+    channel.unsubscribe(print)
+
+
+def test_closed(channel: PinnedChannel, server: Server) -> None:
+    """Closing cancels calls in flight, is repeatable, and later calls are refused."""
+    failures: list[Exception] = []
+
+    def call() -> None:
+        try:
+            _wait(channel)(b"", timeout=20)
+        except grpc.RpcError as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert server.waiting.wait(10)
+    channel.close()
+    channel.close()
+    thread.join()
+    assert len(failures) == 1
+    with pytest.raises(ValueError, match="the channel is closed"):
+        _echo(channel)(b"", timeout=10)
