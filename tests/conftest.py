@@ -1,0 +1,60 @@
+"""What some tests need of the machine: without it they are skipped, or fail where `TEST_REQUIRE` asks for it.
+
+`TEST_REQUIRE=memory,memfd_secret` is how CI makes sure that nothing is skipped in silence.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import ProtectionError
+from common.protected import Level, ProtectedMemory
+
+_CAP_SYS_PTRACE = 19
+
+
+def _may_read_memory() -> bool:
+    """Whether this process may read the memory of one that made itself non-dumpable."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False  # not Linux
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _CAP_SYS_PTRACE & 1)
+
+
+def _has_memfd_secret() -> bool:
+    try:
+        ProtectedMemory(size=4096, lowest=Level.SECRET)
+    except ProtectionError:
+        return False
+    return True
+
+
+# part: (whether it is there, how one gets it)
+PARTS: dict[str, tuple[Callable[[], bool], str]] = {
+    "memory": (_may_read_memory, "run as root, or with CAP_SYS_PTRACE"),
+    "memfd_secret": (_has_memfd_secret, "needs Linux with memfd_secret (secretmem.enable=1) and enough RLIMIT_MEMLOCK"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test of the memory scan the need that all of them have."""
+    for item in items:
+        if item.get_closest_marker("memory"):
+            item.add_marker(pytest.mark.needs("memory"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that lacks a part, or fail it when the part is required."""
+    required = os.environ.get("TEST_REQUIRE", "").replace(" ", "").split(",")
+    for marker in item.iter_markers("needs"):
+        for part in marker.args:
+            is_there, remedy = PARTS[part]
+            if is_there():
+                continue
+            if part in required:
+                pytest.fail(f"TEST_REQUIRE has {part}, which is missing: {remedy}", pytrace=False)
+            pytest.skip(f"{part} is missing: {remedy}")
