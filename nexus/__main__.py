@@ -17,6 +17,7 @@ from common.identity import open_identity, wait_for_identity
 from common.protected import Level, ProtectedMemory
 from common.termination import Termination
 from nexus.config import NexusConfig, load_config
+from nexus.process import Nexus
 from shardhold._identity import IdentityUnavailableError
 
 SERVER_NAME = "nexus.shardhold"
@@ -55,8 +56,6 @@ def _run(config: NexusConfig) -> int:
     harden_process()
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
     identity = wait_for_identity(config.identity, termination)
-    from nexus.process import Nexus  # while the Workload API answers, nothing of this is needed
-
     return Nexus(config, memory=memory, identity=identity, clock=SystemClock()).run(termination)
 
 
