@@ -44,6 +44,8 @@ def decode_genesis(encoded: bytes) -> Genesis:
         CorruptRowError: It is not a genesis record.
     """
     match parse_fields(encoded):
-        case [purpose, cluster_id, _, generation, kcv, audit, recovery, escrow] if purpose == _PURPOSE:
-            return Genesis(cluster_id, int.from_bytes(generation, "big"), kcv, audit, recovery, escrow)
+        case [_, cluster_id, _, generation, kcv, audit, recovery, escrow]:
+            genesis = Genesis(cluster_id, int.from_bytes(generation, "big"), kcv, audit, recovery, escrow)
+            if len(generation) == 8 and genesis.encode() == encoded:  # the purpose, and seq 0
+                return genesis
     raise CorruptRowError("genesis record does not decode")

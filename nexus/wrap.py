@@ -51,12 +51,14 @@ def unwrap_key(wrap: bytes, *, under: memoryview, aad: bytes, memory: ProtectedM
     salt, commitment, ciphertext = wrap[2:18], wrap[18:50], wrap[50:]
     if not hmac.compare_digest(commitment, _commitment(under, salt)):
         raise DecryptionError("wrap is under another key")
-    with memory.allocate(KEY_SIZE) as aead_key:
+    with memory.allocate(KEY_SIZE) as aead_key, memory.allocate(KEY_SIZE) as opened:
         expand(under, _info(salt, b"key"), aead_key.view)
         try:
-            ChaCha20Poly1305(aead_key.view).decrypt_into(_NONCE, ciphertext, aad, into)
+            # Writes what it decrypts before it has checked the tag, so not straight to where a key is expected.
+            ChaCha20Poly1305(aead_key.view).decrypt_into(_NONCE, ciphertext, aad, opened.view)
         except InvalidTag as exc:
             raise DecryptionError("wrap does not open at this place") from exc
+        into[:] = opened.view
 
 
 def _commitment(under: memoryview, salt: bytes) -> bytes:
