@@ -1,0 +1,118 @@
+"""The files of the audit: which segments there are, and where the last one ends."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from common.errors import CorruptRowError
+from nexus.audit.line import ChangeLine, TornTailLine, decode_first_line, decode_line
+
+_NAME: Final = re.compile(r"(?P<nexus>[A-Za-z0-9._-]{1,64})\.(?P<timeline>[0-9]{6})\.(?P<number>[0-9]{6})\.jsonl")
+_CHECKPOINT: Final = b'\n{"kind":"checkpoint"'
+_GLANCE: Final = 4 << 20  # bytes at the end of a segment that normally hold two checkpoints
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Segment:
+    """One file of one chain; they sort in the order in which they were written."""
+
+    nexus: str
+    timeline: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.nexus}.{self.timeline:06}.{self.number:06}.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Where a segment ends."""
+
+    seq: int  # of the last whole line; 0: there is none
+    digest: bytes  # its hash
+    end: int  # bytes up to the end of that line
+    rest: bytes  # what is behind it: nothing, or what a crash left
+
+
+def list_segments(directory: Path, nexus: str | None = None) -> list[Segment]:
+    """List the segments of one nexus, None: of all, in order. Other files are left out."""
+    names = (_NAME.fullmatch(path.name) for path in directory.iterdir())
+    found = (Segment(name["nexus"], int(name["timeline"]), int(name["number"])) for name in names if name is not None)
+    return sorted(segment for segment in found if nexus is None or segment.nexus == nexus)
+
+
+def find_tail(path: Path) -> Tail:
+    """Find the last line of a segment that follows from those before it.
+
+    It looks from the second-last checkpoint on, which was synced before the last one was written; what is before is for
+    `verify` to check.
+    """
+    size = path.stat().st_size
+    data = path.read_bytes() if size <= _GLANCE else _read_end(path)
+    start = data.rfind(_CHECKPOINT, 0, max(data.rfind(_CHECKPOINT), 0))
+    if start < 0 and len(data) < size:
+        data = path.read_bytes()
+    tail = _follow(data[start + 1 :], has_header=start < 0)
+    before = size - len(data) + start + 1
+    return Tail(tail.seq, tail.digest, before + tail.end, tail.rest)
+
+
+def load_recent_changes(directory: Path, nexus: str, *, since: int) -> dict[int, set[bytes]]:
+    """Load the entries of changes with revision *since* and later, by revision, from the last two segments."""
+    changes: dict[int, set[bytes]] = {}
+    ends: dict[str, int] = {}
+    for segment in reversed(list_segments(directory, nexus)[-2:]):
+        for line in _list_lines(directory / segment.name, ends.get(segment.name)):
+            if isinstance(line, TornTailLine):
+                ends[line.file] = line.offset
+            elif line.revision >= since:
+                changes.setdefault(line.revision, set()).add(bytes(line.entry))
+    return changes
+
+
+def hash_rest(rest: bytes) -> str:
+    """Return the SHA-256 by which a torn tail is named, in hex."""
+    return hashlib.sha256(rest).hexdigest()
+
+
+def _read_end(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-_GLANCE, 2)
+        return file.read()
+
+
+def _follow(data: bytes, *, has_header: bool) -> Tail:
+    seq, digest, end = 0, b"", 0
+    for encoded in data.splitlines(keepends=True):
+        try:
+            if end == 0:
+                line, found = decode_first_line(encoded, is_header=has_header)
+            else:
+                line, found = decode_line(encoded, digest)
+        except CorruptRowError:
+            break
+        if end and line.seq != seq + 1:
+            break
+        seq, digest, end = line.seq, found, end + len(encoded)
+    return Tail(seq, digest, end, data[end:])
+
+
+def _list_lines(path: Path, end: int | None) -> Iterator[ChangeLine | TornTailLine]:
+    decoder = msgspec.json.Decoder(ChangeLine | TornTailLine)
+    offset = 0
+    with path.open("rb") as file:
+        for encoded in file:
+            offset += len(encoded)
+            if (end is not None and offset > end) or not encoded.endswith(b"\n"):
+                return
+            if encoded.startswith((b'{"kind":"change"', b'{"kind":"torn-tail"')):
+                try:
+                    yield decoder.decode(encoded)
+                except msgspec.DecodeError:
+                    return
