@@ -1,0 +1,58 @@
+"""Start pilot; the only place that exits."""
+
+import logging
+import os
+import sys
+from typing import NoReturn, cast
+
+# grpc's own lines on stderr say in C++ what our errors say in words; read when grpc is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import typer
+
+from pilot.app import app
+from pilot.errors import FAILED, INTERRUPTED, USAGE, PilotError, UsageError, report
+
+# The base of typer's usage errors, by its public subclass: the module that it lives in differs between versions.
+_BaseUsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    logging.basicConfig(level=logging.WARNING, format="pilot: warning: %(message)s")
+    logging.getLogger("spiffe").setLevel(logging.CRITICAL)  # its errors come back as exceptions
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        code = app(arguments, prog_name="pilot", standalone_mode=False)
+    except PilotError as exc:
+        report(exc)
+        return exc.exit_code
+    except _BaseUsageError as exc:
+        return _report_usage(exc)
+    except typer.Abort:
+        print("pilot: error: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader is gone; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code if isinstance(code, int) else 0
+
+
+def _report_usage(error: Exception) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(getattr(error, "message", ""), file=sys.stderr)
+        return USAGE
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "pilot"
+    message = str(getattr(error, "format_message", error.__str__)()).replace("Value error, ", "")
+    report(UsageError(message, f"'{command} --help' shows how it is used"))
+    return USAGE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The command line: global options, and commands that are imported when they are run."""
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from pilot.options import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    FirstAddressOption,
+    OutputOption,
+    RoleOption,
+    Settings,
+    SvidDirOption,
+    TimeoutOption,
+)
+from pilot.output import Output
+
+# Command → module and name of its typer.Typer.
+_COMMANDS = {
+    "status": "pilot.status:status_app",
+    "whoami": "pilot.status:whoami_app",
+    "init": "pilot.init:app",
+    "secret": "pilot.secret:app",
+    "policy": "pilot.policy:app",
+    "keeper": "pilot.keeper:app",
+    "dev": "pilot.dev.commands:app",
+    "version": "pilot.status:version_app",
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Imports a command's module when it is run or when help lists it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            module, _, name = _COMMANDS[cmd_name].partition(":")
+            command = typer.main.get_command(getattr(importlib.import_module(module), name))
+            command.name = cmd_name
+            self.commands[cmd_name] = command
+        return self.commands[cmd_name]
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    name="pilot",
+    help="Run a Shardhold cluster, and its secrets.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A traceback with locals would show secrets.
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+@app.callback()
+def _set_up(
+    context: typer.Context,
+    output: OutputOption = None,
+    address: FirstAddressOption = None,
+    svid_dir: SvidDirOption = None,
+    timeout: TimeoutOption = None,
+    role: RoleOption = None,
+) -> None:
+    context.obj = Settings(
+        output=output or Output.TABLE,
+        address=address or DEFAULT_ADDRESS,
+        svid_dir=svid_dir,
+        timeout=timeout or DEFAULT_TIMEOUT_S,
+        role=role,
+    )

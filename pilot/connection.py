@@ -1,0 +1,107 @@
+"""The connection to the nexus: identity, channel, stubs, and a time limit on every call."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from pilot.options import Settings
+from shardhold._channel import PinnedChannel
+from shardhold._errors import IdentityUnavailableError, from_rpc
+from shardhold._identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
+from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
+from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
+from shardhold.v1.secrets_pb2_grpc import SecretServiceStub
+
+SERVER_NAME = "nexus.shardhold"
+ROLES = ("superuser", "operator", "recover", "auditor")
+WORKLOAD = ""
+
+
+def role_of(spiffe_id: str) -> str:
+    """Return the role that a SPIFFE ID names in one of its segments, or "": a workload. Only the nexus decides."""
+    return next((segment for segment in spiffe_id.split("/")[3:] if segment in ROLES), WORKLOAD)
+
+
+def choose_identity(offered: Sequence[str], *, role: str | None, preferred: Sequence[str]) -> str:
+    """Choose a SPIFFE ID among those *offered*: with *role*, else with the best of the *preferred* roles, else the first.
+
+    Raises:
+        IdentityUnavailableError: None has the role asked for.
+    """
+    if role is not None:
+        for spiffe_id in offered:
+            if role_of(spiffe_id) == role:
+                return spiffe_id
+        raise IdentityUnavailableError(f"no SVID with the role {role}", hint=f"there are: {', '.join(offered)}")
+    for wanted in preferred:
+        for spiffe_id in offered:
+            if role_of(spiffe_id) == wanted:
+                return spiffe_id
+    return offered[0]
+
+
+def open_identity(settings: Settings, *, preferred: Sequence[str] = ()) -> IdentitySource:
+    """Open the source of SVIDs that the options name.
+
+    Raises:
+        IdentityUnavailableError: No usable SVID, or none with the role asked for.
+    """
+
+    def choose(offered: Sequence[str]) -> str:
+        return choose_identity(offered, role=settings.role, preferred=preferred)
+
+    if settings.svid_dir is None:
+        return WorkloadAPI(select=choose, timeout=settings.timeout)
+    files = SvidFiles(settings.svid_dir)
+    try:
+        choose([files.current().spiffe_id])
+    except IdentityUnavailableError:
+        files.close()
+        raise
+    return files
+
+
+class Connection:
+    """The nexus, as one caller. *preferred* are the roles that the command works with, best first."""
+
+    def __init__(self, settings: Settings, *, preferred: Sequence[str] = ()) -> None:
+        self._settings = settings
+        self._identity = open_identity(settings, preferred=preferred)
+        self._channel = PinnedChannel(settings.address, self._identity, server_name=SERVER_NAME)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._channel.close()
+        self._identity.close()
+
+    @property
+    def svid(self) -> Svid:
+        return self._identity.current()
+
+    @cached_property
+    def cluster(self) -> ClusterServiceStub:
+        return ClusterServiceStub(self._channel)
+
+    @cached_property
+    def secrets(self) -> SecretServiceStub:
+        return SecretServiceStub(self._channel)
+
+    @cached_property
+    def policies(self) -> PolicyServiceStub:
+        return PolicyServiceStub(self._channel)
+
+    def call(self, method: Callable[..., Any], request: Any, *, timeout: float | None = None) -> Any:
+        """Call a stub's method, within *timeout* seconds or the option's.
+
+        Raises:
+            Error: Of the SDK, whatever went wrong.
+        """
+        try:
+            return method(request, timeout=timeout or self._settings.timeout)
+        except grpc.RpcError as exc:
+            raise from_rpc(exc) from exc

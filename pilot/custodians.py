@@ -1,0 +1,173 @@
+"""How recovery shares get to their custodians, and a threshold of them back as proof.
+
+`ScreenCustodians` shows one card at a time to one person; `FileCustodians` writes files, for automation.
+"""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from common.errors import WordsError
+from common.recovery_key import ShareHash
+from common.words import RecoveryShare, encode_share, read_share
+from pilot.card import Card, read_words
+from pilot.errors import PilotError, UsageError
+from pilot.terminal import Terminal
+
+
+class ShareCheck:
+    """Says whether typed words are a share of this attempt, by the hashes that the nexus has."""
+
+    def __init__(self, hashes: Sequence[ShareHash], *, threshold: int) -> None:
+        self._hashes = hashes
+        self.threshold = threshold
+
+    def check(self, typed: str) -> RecoveryShare:
+        """Return the share.
+
+        Raises:
+            WordsError: Mistyped, or a share of something else.
+        """
+        share = read_share(typed)
+        if share.number > len(self._hashes) or not self._hashes[share.number - 1].matches(encode_share(typed)):
+            raise WordsError("the words are a good share, and not one of this attempt: an older card?")
+        return share
+
+
+class Custodians(Protocol):
+    """Where cards go. What was handed out stays known to say which cards to destroy."""
+
+    def prepare(self) -> None:
+        """Check that cards can be handed out, before anything is made."""
+        ...
+
+    def hand_out(self, cards: Sequence[Card]) -> None: ...
+
+    def read_back(self, check: ShareCheck) -> list[str]:
+        """Return at least a threshold of shares, in canonical form, read from where custodians have them."""
+        ...
+
+    def discard(self) -> list[str]:
+        """Say what to do with the cards handed out so far, now that they open nothing; one line for each hint."""
+        ...
+
+
+class ScreenCustodians:
+    """Custodians in front of one terminal, one after the other."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._shown: list[int] = []
+        self._attempt = ""
+
+    def prepare(self) -> None:
+        """Check that there is a terminal."""
+        self._terminal.check("share cards are shown to custodians; for automation write them with --shares-dir DIR")
+
+    def hand_out(self, cards: Sequence[Card]) -> None:
+        """Show each card alone, on a cleared screen."""
+        self._terminal.say(f"{len(cards)} custodians now come to this screen, one at a time and alone.")
+        for card in cards:
+            self._terminal.ask(
+                f"custodian {card.number} of {len(cards)}: press Enter when nobody else sees the screen "
+            )
+            self._attempt = f"attempt {card.attempt}, genesis {card.genesis[:4].hex(' ', 2)} …"
+            self._shown.append(card.number)
+            with self._terminal.alone(card.format()):
+                self._terminal.ask("press Enter when every word is written down and compared; this is not shown again ")
+
+    def read_back(self, check: ShareCheck) -> list[str]:
+        """Ask a threshold of custodians for their words, hidden, each until the words are right."""
+        self._terminal.say(
+            f"Proof: {check.threshold} custodians now enter their words from their cards. Nothing is shown."
+        )
+        shares: dict[int, str] = {}
+        while len(shares) < check.threshold:
+            typed = self._terminal.ask_hidden(f"words of a custodian ({len(shares) + 1} of {check.threshold}): ")
+            try:
+                share = check.check(typed)
+            except WordsError as exc:
+                self._terminal.say(f"not accepted: {exc}")
+                continue
+            if share.number in shares:
+                self._terminal.say(f"not accepted: custodian {share.number} was already here")
+                continue
+            shares[share.number] = share.words
+            self._terminal.say(f"custodian {share.number}: right")
+        return list(shares.values())
+
+    def discard(self) -> list[str]:
+        """Name the cards that were shown."""
+        if not self._shown:
+            return ["no share card was shown, so there is none to destroy"]
+        numbers = ", ".join(map(str, self._shown))
+        return [f"destroy the cards of custodians {numbers} ({self._attempt}): they open nothing"]
+
+
+class FileCustodians:
+    """Custodians that are files `custodian-N.txt` of mode 0600 in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made_directory = False
+        self._written: list[Path] = []
+
+    def prepare(self) -> None:
+        """Check that the directory is empty, or make it, mode 0700.
+
+        Raises:
+            UsageError: It holds something, is no directory, or cannot be made.
+        """
+        try:
+            if self._directory.is_dir():
+                if any(self._directory.iterdir()):
+                    raise UsageError(f"{self._directory} is not empty", "name a new or empty directory for the shares")
+                return
+            self._directory.mkdir(mode=0o700)
+            self._made_directory = True
+        except OSError as exc:
+            raise UsageError(f"{self._directory}: {exc.strerror}") from exc
+
+    def hand_out(self, cards: Sequence[Card]) -> None:
+        """Write one new file for each custodian."""
+        for card in cards:
+            path = self._directory / f"custodian-{card.number}.txt"
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                self._written.append(path)
+                with os.fdopen(fd, "w", encoding="ascii") as file:
+                    os.fchmod(fd, 0o600)  # whatever the umask took away
+                    file.write(card.format())
+                    file.flush()
+                    os.fsync(fd)
+            except OSError as exc:
+                raise PilotError(f"{path}: {exc.strerror}") from exc
+
+    def read_back(self, check: ShareCheck) -> list[str]:
+        """Read all files again and check each."""
+        shares = []
+        for path in self._written:
+            try:
+                shares.append(check.check(read_words(path.read_text(encoding="ascii"))).words)
+            except OSError as exc:
+                raise PilotError(f"{path}: {exc.strerror}") from exc
+            except (UnicodeDecodeError, WordsError) as exc:
+                raise PilotError(f"{path}: is not the card that was written: {exc}") from exc
+        return shares
+
+    def discard(self) -> list[str]:
+        """Remove the files that were written, and the directory if it was made here."""
+        kept = []
+        for path in self._written:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                kept.append(path)
+        if self._made_directory and not kept:
+            with contextlib.suppress(OSError):
+                self._directory.rmdir()
+        if kept:
+            return [f"destroy {', '.join(map(str, kept))}: they open nothing"]
+        return ["the share files opened nothing and were removed"] if self._written else []

@@ -1,0 +1,108 @@
+"""What pilot says when something fails, and with which exit code.
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | error |
+| 2 | usage: the command line, a file or an argument breaks a rule |
+| 3 | not found |
+| 4 | denied |
+| 5 | sealed or unavailable |
+| 130 | interrupted with Ctrl-C |
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from common.errors import ConfigError, InvalidArgumentError, ShardholdError
+
+if TYPE_CHECKING:
+    from shardhold._errors import Error
+
+FAILED = 1
+USAGE = 2
+NOT_FOUND = 3
+DENIED = 4
+UNAVAILABLE = 5
+INTERRUPTED = 130
+
+
+class PilotError(Exception):
+    """An error with what to do about it, one line for each hint."""
+
+    def __init__(self, message: str, *hints: str, exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.hints = tuple(hint for hint in hints if hint)
+        self.exit_code = exit_code
+
+
+class UsageError(PilotError):
+    """The command line, or a file that it names, is wrong."""
+
+    def __init__(self, message: str, *hints: str) -> None:
+        super().__init__(message, *hints, exit_code=USAGE)
+
+
+def report(error: PilotError) -> None:
+    """Print an error and its hints to stderr: lower case, no full stop."""
+    print(f"pilot: error: {_tidy(str(error))}", file=sys.stderr)
+    for hint in error.hints:
+        print(f"pilot: hint: {_tidy(hint)}", file=sys.stderr)
+
+
+@contextmanager
+def described() -> Iterator[None]:
+    """Turn errors of the SDK and of `common` into a `PilotError`; others are faults of pilot and pass."""
+    try:
+        yield
+    except PilotError:
+        raise
+    except ShardholdError as exc:
+        is_usage = isinstance(exc, InvalidArgumentError | ConfigError)
+        raise PilotError(str(exc), exit_code=USAGE if is_usage else FAILED) from exc
+    except Exception as exc:
+        # Imported only now: it brings grpc with it.
+        from shardhold._errors import Error
+
+        if isinstance(exc, Error):
+            raise describe(exc) from exc
+        raise
+
+
+def describe(error: "Error") -> PilotError:
+    """Say what an error of the SDK means for the exit code, and add what usually helps."""
+    from shardhold import _errors as sdk
+
+    table: tuple[tuple[type[sdk.Error], int, str], ...] = (
+        (sdk.SealedError, UNAVAILABLE, "only custodians bring a sealed nexus back, with their recovery shares"),
+        (sdk.RecoveringError, UNAVAILABLE, "it waits for keepers: 'pilot status' says what is missing"),
+        (sdk.OverloadedError, UNAVAILABLE, "try again in a moment"),
+        (sdk.UnavailableError, UNAVAILABLE, ""),
+        (sdk.DeadlineError, UNAVAILABLE, "give it longer with --timeout SECONDS"),
+        (sdk.IdentityUnavailableError, UNAVAILABLE, ""),
+        (sdk.UnauthenticatedError, DENIED, "'pilot whoami' shows your SVID; it has to be of the nexus's trust domain"),
+        (sdk.DeniedError, DENIED, "'pilot whoami' shows who you are; --role chooses among several SVIDs"),
+        (sdk.NotFoundError, NOT_FOUND, ""),
+        (sdk.ConflictError, FAILED, "read the current version and decide again"),
+        (sdk.InvalidArgumentError, USAGE, ""),
+        (sdk.WrongStateError, FAILED, "'pilot status' shows the state of the nexus"),
+        (sdk.UnsupportedError, FAILED, "is the address a nexus, and as new as this pilot?"),
+        (sdk.IntegrityError, FAILED, "stop and look: what is stored is not what was written"),
+    )
+    exit_code, hint = next(
+        ((code, hint) for kind, code, hint in table if isinstance(error, kind)), (FAILED, "the nexus's log says more")
+    )
+    hints = [error.hint or hint]
+    if isinstance(error, sdk.IdentityUnavailableError):
+        hints.append("SVID files are named with --svid-dir; a cluster of 'pilot dev' with: eval \"$(pilot dev env)\"")
+    return PilotError(error.message, *hints, exit_code=exit_code)
+
+
+def _tidy(text: str) -> str:
+    """Lower the first letter of an ordinary word (not of NAMES or I/O) and drop a full stop."""
+    text = text.strip()
+    text = text[:-1] if text.endswith(".") and not text.endswith("..") else text
+    is_word = len(text) > 1 and text[0].isupper() and text[1].islower()
+    return text[0].lower() + text[1:] if is_word else text

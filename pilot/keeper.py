@@ -1,0 +1,49 @@
+"""`pilot keeper`: the keepers, as the nexus knows them."""
+
+from typing import Any
+
+import typer
+
+from pilot.options import Settings, with_globals
+from pilot.output import Output, print_json, print_table
+from pilot.status import keeper_document, to_row
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Keepers.")
+
+_ROLES = ("operator", "superuser", "auditor")
+
+
+@app.command("list")
+@with_globals
+def list_(settings: Settings) -> None:
+    """List the keepers of the current shard set, or the configured ones before there is a set."""
+    from pilot.connection import Connection
+    from shardhold.v1.cluster_pb2 import ListKeepersRequest
+
+    with Connection(settings, preferred=_ROLES) as connection:
+        response = connection.call(connection.cluster.ListKeepers, ListKeepersRequest())
+    documents = [to_document(keeper) for keeper in response.keepers]
+    if settings.output is Output.JSON:
+        print_json(documents)
+        return
+    print_table(
+        ("keeper", "address", "shard", "x", "version", "memory", "SPIFFE ID", "fault"),
+        [_to_row(one) for one in documents],
+    )
+
+
+def to_document(info: Any) -> dict[str, Any]:
+    """Return a KeeperInfo as JSON, null for what is not known."""
+    return {
+        **keeper_document(info.status),
+        "spiffe_id": info.spiffe_id,
+        "x": info.x or None,
+        "version": info.version or None,
+        "memory_protection": info.memory_protection or None,
+    }
+
+
+def _to_row(document: dict[str, Any]) -> tuple[str, ...]:
+    name, address, shard, fault = to_row(document)
+    known = (str(document[key] or "") for key in ("x", "version", "memory_protection"))
+    return name, address, shard, *known, document["spiffe_id"], fault

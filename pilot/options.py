@@ -1,0 +1,84 @@
+"""The global options: before the command or behind it; behind wins."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pilot.errors import described
+from pilot.output import Output
+
+DEFAULT_ADDRESS = "127.0.0.1:8553"
+DEFAULT_TIMEOUT_S = 10.0
+ADDRESS_VARIABLE = "SHARDHOLD_ADDRESS"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the global options say."""
+
+    output: Output = Output.TABLE
+    address: str = DEFAULT_ADDRESS
+    svid_dir: Path | None = None
+    timeout: float = DEFAULT_TIMEOUT_S  # seconds for each call
+    role: str | None = None
+
+
+OutputOption = Annotated[Output | None, typer.Option("-o", "--output", help="Form of the output. Default: table.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT", help=f"The nexus. Default: {ADDRESS_VARIABLE}, or {DEFAULT_ADDRESS}."
+    ),
+]
+# Before the command the environment counts as well.
+FirstAddressOption = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", envvar=ADDRESS_VARIABLE, help="The nexus.")
+]
+SvidDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--svid-dir", metavar="DIR", help="Take the SVID from svid.pem, svid_key.pem and bundle.pem, not from SPIRE."
+    ),
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Limit for each call. Default: 10.")
+]
+RoleOption = Annotated[
+    str | None, typer.Option("--role", metavar="ROLE", help="Among several SVIDs take the one with this role.")
+]
+
+_GLOBALS: dict[str, Any] = {
+    "output": OutputOption,
+    "address": AddressOption,
+    "svid_dir": SvidDirOption,
+    "timeout": TimeoutOption,
+    "role": RoleOption,
+}
+
+
+def with_globals(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of *function*: its first parameter becomes the `Settings`, and errors are described."""
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+
+    def run(**given: Any) -> None:
+        settings: Settings = given.pop("context").find_root().obj or Settings()
+        changes = {name: value for name in _GLOBALS if (value := given.pop(name)) is not None}
+        with described():
+            function(replace(settings, **changes), **given)
+
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in _GLOBALS.items()
+        ),
+    ]
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    return run

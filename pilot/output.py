@@ -1,0 +1,93 @@
+"""How results are shown: tables for people, JSON for programs, raw bytes for pipes."""
+
+import enum
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from pilot.errors import PilotError
+
+
+class Output(enum.StrEnum):
+    """Form of the output."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print names and values in two columns."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {clean(value)}".rstrip())
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their columns; as wide as they are when no terminal limits them."""
+    # Imported here: only tables need it.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    width = None if sys.stdout.isatty() else 1000
+    Console(width=width, highlight=False).print(table, soft_wrap=width is not None)
+
+
+def write_raw(value: bytes) -> None:
+    """Write bytes to stdout as they are; to a terminal only text, and with a newline behind it.
+
+    Raises:
+        PilotError: Binary for a terminal.
+    """
+    if not sys.stdout.isatty():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(value)
+        sys.stdout.buffer.flush()
+        return
+    text = to_text(value)
+    if text is None or clean(text) != text:
+        raise PilotError("the value is binary and stdout is a terminal", "redirect it to a file, or use -o json")
+    print(text, end="" if text.endswith("\n") else "\n")
+
+
+def to_text(value: bytes) -> str | None:
+    """Return *value* as text, None when it is not UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def clean(text: str) -> str:
+    """Replace what would steer a terminal; line ends and tabs stay."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
+def show_value(value: bytes) -> str:
+    """Return a value for a table: text, or how many bytes it has."""
+    text = to_text(value)
+    return text if text is not None and clean(text) == text else f"<{len(value)} bytes>"
+
+
+def show_time(moment: datetime) -> str:
+    """Return a moment in UTC, to the second."""
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def group_hex(data: bytes) -> str:
+    """Return bytes as hex in groups of four letters, as people compare them."""
+    text = data.hex()
+    return " ".join(text[start : start + 4] for start in range(0, len(text), 4))

@@ -1,0 +1,79 @@
+"""The terminal: questions without echo, and a screen of its own for what only one person may see."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from pilot.errors import UsageError
+
+# Alternate screen, which is not kept when it is left; emptied with its scroll-back at both ends.
+_ENTER = "\x1b[?1049h\x1b[3J\x1b[2J\x1b[H"
+_LEAVE = "\x1b[3J\x1b[2J\x1b[H\x1b[?1049l"
+
+
+class Terminal:
+    """Asks on *source* and shows on *screen*, which are terminals."""
+
+    def __init__(self, source: TextIO | None = None, screen: TextIO | None = None) -> None:
+        self._source = source if source is not None else sys.stdin
+        self._screen = screen if screen is not None else sys.stderr
+
+    def check(self, hint: str) -> None:
+        """Check that somebody is there.
+
+        Raises:
+            UsageError: Standard input or output is no terminal.
+        """
+        if not (self._source.isatty() and self._screen.isatty()):
+            raise UsageError("there is no terminal to ask on", hint)
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        self._screen.write(text + "\n")
+        self._screen.flush()
+
+    def ask(self, prompt: str) -> str:
+        """Ask for a line.
+
+        Raises:
+            EOFError: The input ended.
+        """
+        self._screen.write(prompt)
+        self._screen.flush()
+        line = self._source.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    def ask_hidden(self, prompt: str) -> str:
+        """Ask for a line that is not shown. Works on the given streams, where `getpass` takes /dev/tty.
+
+        Raises:
+            EOFError: The input ended.
+        """
+        # Imported here: it exists on Unix only, and few commands ask.
+        import termios
+
+        fd = self._source.fileno()
+        before = termios.tcgetattr(fd)
+        hidden = termios.tcgetattr(fd)
+        hidden[3] &= ~termios.ECHO
+        termios.tcsetattr(fd, termios.TCSAFLUSH, hidden)
+        try:
+            return self.ask(prompt)
+        finally:
+            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+            self._screen.write("\n")
+            self._screen.flush()
+
+    @contextmanager
+    def alone(self, text: str) -> Iterator[None]:
+        """Show *text* on a cleared screen of its own while the block runs, and clear that screen after it."""
+        self._screen.write(_ENTER + text + "\n")
+        self._screen.flush()
+        try:
+            yield
+        finally:
+            self._screen.write(_LEAVE)
+            self._screen.flush()

@@ -1,0 +1,94 @@
+"""Values of `pilot secret put`: from files, standard input or a hidden prompt, never from the command line.
+
+`FIELD=@FILE` and `FIELD=-` name a field; `@FILE` and `-` alone are the field `value`; with none there is a prompt for
+it. What a file or standard input holds is taken as it is, with any newline at its end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pilot.errors import UsageError
+
+DEFAULT_FIELD = "value"
+MAX_VALUE_BYTES = 1024 * 1024  # 1 MiB; the nexus has the same limit for all fields together
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one field comes from."""
+
+    field: str
+    file: Path | None  # None: standard input
+
+
+def parse_sources(arguments: Sequence[str]) -> list[Source]:
+    """Read `FIELD=@FILE`, `FIELD=-`, `@FILE` and `-`.
+
+    Raises:
+        UsageError: A value stands on the command line, a field stands twice, or standard input would be read twice.
+            What may be a secret is not repeated.
+    """
+    sources = [_parse(position, argument) for position, argument in enumerate(arguments, start=1)]
+    for position, source in enumerate(sources):
+        if any(source.field == other.field for other in sources[:position]):
+            raise UsageError(f"field {source.field} stands twice")
+    if sum(source.file is None for source in sources) > 1:
+        raise UsageError("standard input stands twice", "put all fields but one into files: FIELD=@FILE")
+    return sources
+
+
+def read_values(sources: Sequence[Source], *, stdin: BinaryIO, ask: Callable[[str], str]) -> dict[str, bytes]:
+    """Read the fields; without sources *ask* (a hidden prompt) twice for the field `value`.
+
+    Raises:
+        UsageError: A file cannot be read, a value is too long, or the two answers differ.
+    """
+    if not sources:
+        return {DEFAULT_FIELD: _ask_twice(ask)}
+    return {source.field: _read(source, stdin) for source in sources}
+
+
+def _parse(position: int, argument: str) -> Source:
+    field, equals, origin = argument.partition("=") if not argument.startswith("@") else (DEFAULT_FIELD, "=", argument)
+    if not equals:
+        field, origin = DEFAULT_FIELD, argument
+    if origin == "-":
+        return _checked(field, None)
+    if origin.startswith("@") and len(origin) > 1:
+        return _checked(field, Path(origin[1:]))
+    where = f"field {field}" if equals and field else f"value {position}"
+    raise UsageError(
+        f"{where}: a value on the command line would stay in the shell's history and in the list of processes",
+        f"use {field if equals and field else 'FIELD'}=@FILE or FIELD=- (standard input), or name no field to be asked",
+    )
+
+
+def _checked(field: str, file: Path | None) -> Source:
+    if not field:
+        raise UsageError("a field has no name", "use FIELD=@FILE, or @FILE for the field 'value'")
+    return Source(field, file)
+
+
+def _read(source: Source, stdin: BinaryIO) -> bytes:
+    if source.file is None:
+        value = stdin.read(MAX_VALUE_BYTES + 1)
+    else:
+        try:
+            with source.file.open("rb") as file:
+                value = file.read(MAX_VALUE_BYTES + 1)
+        except OSError as exc:
+            raise UsageError(f"field {source.field}: {source.file}: {exc.strerror}") from exc
+    if len(value) > MAX_VALUE_BYTES:
+        raise UsageError(f"field {source.field}: got more than {MAX_VALUE_BYTES} bytes, want at most 1 MiB")
+    return value
+
+
+def _ask_twice(ask: Callable[[str], str]) -> bytes:
+    value = ask("value: ")
+    if not value:
+        raise UsageError("got an empty value", "an empty value can be put from a file: @/dev/null")
+    if ask("once more: ") != value:
+        raise UsageError("the two values differ; nothing was written")
+    return value.encode()
