@@ -6,9 +6,9 @@
 3. proof: a threshold of shares is read back, and only what was read back opens the challenge.
 4. confirm: the answer makes the nexus commit. Sent again, it does no harm.
 
-Up to the commit everything is void when anything fails: the shares open nothing and the cards are to be destroyed. After
-it the cards are the real ones. When the answer to 4 is lost, the nexus's state tells which; as long as nobody knows, the
-cards are kept.
+Up to the commit everything is void when anything fails: the shares open nothing and the cards are to be destroyed.
+After it the cards are the real ones. When the answer to 4 is lost, the nexus's state tells which it is; as long as
+nobody knows, the cards are kept.
 """
 
 import os
@@ -203,7 +203,7 @@ class Ceremony:
         raise _explain(
             failure,
             "nobody can say now whether the cluster is initialised: keep all share cards",
-            f"when 'pilot status' shows the genesis {genesis[:4]} {genesis[4:8]} …, it is, and the cards are the real ones",
+            f"when 'pilot status' shows the genesis {genesis[:4]} {genesis[4:8]} …, it is, and the cards are real",
             "when it shows another genesis, or the state uninitialised or initialising, destroy the cards of attempt "
             f"{begun.attempt}; without a genesis run 'pilot init' again",
             exit_code=UNAVAILABLE,

@@ -26,7 +26,7 @@ def role_of(spiffe_id: str) -> str:
 
 
 def choose_identity(offered: Sequence[str], *, role: str | None, preferred: Sequence[str]) -> str:
-    """Choose a SPIFFE ID among those *offered*: with *role*, else with the best of the *preferred* roles, else the first.
+    """Choose one of the SPIFFE IDs *offered*: with *role*, else with the best of the *preferred* roles, else the first.
 
     Raises:
         IdentityUnavailableError: None has the role asked for.

@@ -8,9 +8,14 @@ from pilot.options import Settings, with_globals
 from pilot.output import Output, print_json, print_table
 from pilot.status import keeper_document, to_row
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Keepers.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 _ROLES = ("operator", "superuser", "auditor")
+
+
+@app.callback()
+def _keep_as_group() -> None:
+    """Keepers."""
 
 
 @app.command("list")
