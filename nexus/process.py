@@ -4,6 +4,7 @@ Order of a start: store, audit, keepers, then the gRPC port; so a wrong set-up i
 an end: refuse calls, drain, stop the keepers' threads, flush the audit, wipe.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -14,9 +15,11 @@ from prometheus_client import CollectorRegistry
 
 from common.clock import Clock
 from common.edge import GrpcServer
+from common.errors import AuditUnavailableError
 from common.http import HttpServer
 from common.protected import ProtectedMemory
 from common.termination import Termination
+from nexus.audit.entry import Entry
 from nexus.audit.exporter import Exporter
 from nexus.audit.log import AuditLog
 from nexus.config import KeeperOptions, NexusConfig
@@ -75,6 +78,7 @@ class Nexus:
             ),
             clock=clock,
             memory=memory,
+            note=self._note,
         )
         self._lifecycle = Lifecycle(initial_state(meta), self._pool, on_change=self._tell_state, on_failure=self._fail)
         recovery = Recovery(self._store, self._pool, memory, clock)
@@ -89,12 +93,15 @@ class Nexus:
 
     def run(self, termination: Termination) -> int:
         """Serve until *termination*, then drain and wipe; return the exit code."""
+        threading.excepthook = self._fail_by_thread
         try:
             self._http.start()
             port = self._server.start()
             self._pool.start()
             self._exporter.start()
-            log.info("listening", port=port, state=self._lifecycle.state.value, memory_protection=self._memory.level)
+            log.info(
+                "listening", port=port, state=self._lifecycle.state.value, memory_protection=self._memory.level.value
+            )
             if self._lifecycle.state is State.INITIALISING:
                 log.warning("an earlier init was not completed: destroy its recovery shares and begin again")
             if self._lifecycle.state is State.RECOVERING:
@@ -156,14 +163,30 @@ class Nexus:
         return self._lifecycle.blocked_by + failing
 
     def _tell_state(self, state: State) -> None:
+        if state is State.READY:
+            serving = self._lifecycle.require_serving()
+            self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
+            self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
         self._server.set_serving(state is State.READY)
+
+    def _note(self, action: str, keeper: str, detail: str) -> None:
+        """Audit what the nexus does by itself. It goes on when that fails: the audit says so on every other way."""
+        at = int(self._clock.now().timestamp() * 1_000_000)
+        with contextlib.suppress(AuditUnavailableError):
+            self._audit.append(Entry(at=at, actor="", action=action, path=keeper, detail=detail), reserve=True)
 
     def _fail(self, reason: str) -> None:
         log.critical("cannot go on", reason=reason)
         self._exit_code = 1
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def _fail_by_thread(self, hook: threading.ExceptHookArgs) -> None:
+        """A thread that died of a mistake of ours would leave its work undone for good; a new start does not."""
+        log.critical("thread died", thread=hook.thread and hook.thread.name, exc_info=hook.exc_value)
+        self._fail("a thread died")
+
     def _take_down(self) -> None:
+        threading.excepthook = threading.__excepthook__
         self._stopping.set()
         self._server.set_serving(False)
         self._server.stop(self._config.shutdown.drain_s)

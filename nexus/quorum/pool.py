@@ -7,7 +7,7 @@ from common.clock import Clock
 from common.protected import ProtectedMemory
 from nexus.ports import KeeperLink
 from nexus.quorum.collection import Collection
-from nexus.quorum.seat import Seat
+from nexus.quorum.seat import Note, Seat, note_nothing
 from nexus.quorum.shard_set import Member, ShardSet
 
 Duty = Callable[[Seat], float]
@@ -23,8 +23,9 @@ class KeeperPool:
         *,
         clock: Clock,
         memory: ProtectedMemory,
+        note: Note = note_nothing,
     ) -> None:
-        self.seats = tuple(Seat(member, connect(member), memory) for member in members)
+        self.seats = tuple(Seat(member, connect(member), memory, note) for member in members)
         self._clock = clock
         self._duty: Duty = Seat.watch
         self._stopped = False

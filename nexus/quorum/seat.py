@@ -24,7 +24,7 @@ from common.errors import (
     NotFoundError,
     ShardholdError,
 )
-from common.protected import ProtectedMemory
+from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus.ports import KeeperLink, KeeperReport
 from nexus.quorum.collection import Collection
 from nexus.quorum.shard_set import Member, ShardSet, check_shard
@@ -34,7 +34,14 @@ CALL_TIMEOUT = 2.0  # seconds for one call to a keeper
 POLL_INTERVAL = 1.0  # seconds between two polls
 RETRY_PAUSE = (0.1, 1.0)  # seconds, full jitter, while recovering
 
+# What was done, with which keeper, and the details.
+Note = Callable[[str, str, str], None]
+
 log = structlog.get_logger("keepers")
+
+
+def note_nothing(action: str, keeper: str, detail: str) -> None:
+    """For whoever keeps no audit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,10 @@ class SeatStatus:
 class Seat:
     """Used by one thread; `status` may be read by any."""
 
-    def __init__(self, member: Member, link: KeeperLink, memory: ProtectedMemory) -> None:
+    def __init__(self, member: Member, link: KeeperLink, memory: ProtectedMemory, note: Note = note_nothing) -> None:
+        """*note* hears what was done with the keeper and what went wrong, for the audit."""
         self.member = member
+        self._note = note
         self.link = link
         self.status = SeatStatus()
         self._memory = memory
@@ -81,7 +90,7 @@ class Seat:
         buffer = self._memory.allocate(shamir.SHARD_SIZE)
         try:
             boot_id = self.link.fetch_shard(collection.cluster_id, collection.set_id, into=buffer, timeout=CALL_TIMEOUT)
-            check_shard(buffer, record, collection.cluster_id, collection.set_id)
+            self._check_shard(buffer, record, collection.cluster_id, collection.set_id, boot_id)
         except NotFoundError:
             buffer.release()
             self._set_status(reachable=True, holds_current_set=False, fault="")
@@ -100,7 +109,7 @@ class Seat:
         if not any(held.label.set_id == shard_set.record.set_id for held in report.sets):
             self._fill(shard_set, record)
         elif report.boot_id != self._proven_boot:
-            self._check(shard_set, record, report)
+            self._check(shard_set, record)
         self._set_status(reachable=True, holds_current_set=True, fault="")
 
     def _fill(self, shard_set: ShardSet, record: MemberRecord) -> None:
@@ -109,18 +118,25 @@ class Seat:
             self._proven_boot = self.link.put_shard(
                 shard_set.label, shard, commitment=record.commitment, timeout=CALL_TIMEOUT
             )
-        log.info("keeper filled", keeper=self.member.name, set_number=shard_set.record.set_number)
+        set_number = shard_set.record.set_number
+        log.info("keeper filled", keeper=self.member.name, set_number=set_number)
+        self._note("keeper.fill", self.member.name, f"set {set_number}")
 
-    def _check(self, shard_set: ShardSet, record: MemberRecord, report: KeeperReport) -> None:
+    def _check(self, shard_set: ShardSet, record: MemberRecord) -> None:
         with self._memory.allocate(shamir.SHARD_SIZE) as shard:
             set_id = shard_set.record.set_id
             boot_id = self.link.fetch_shard(shard_set.label.cluster_id, set_id, into=shard, timeout=CALL_TIMEOUT)
-            try:
-                check_shard(shard, record, shard_set.label.cluster_id, set_id)
-            except BadShardError:
-                self._accused_boot = report.boot_id
-                raise
+            self._check_shard(shard, record, shard_set.label.cluster_id, set_id, boot_id)
         self._proven_boot = boot_id
+
+    def _check_shard(
+        self, shard: ProtectedBuffer, record: MemberRecord, cluster_id: bytes, set_id: bytes, boot_id: bytes
+    ) -> None:
+        try:
+            check_shard(shard, record, cluster_id, set_id)
+        except BadShardError:
+            self._accused_boot = boot_id
+            raise
 
     def _fetch_report(self) -> KeeperReport:
         report = self.link.fetch_report(timeout=CALL_TIMEOUT)
@@ -149,7 +165,11 @@ class Seat:
         before = self.status
         self.status = replace(before, **changes)
         if self.status.fault != before.fault:
-            say = log.warning if self.status.fault else log.info
-            say(
-                "keeper fault" if self.status.fault else "keeper well", keeper=self.member.name, fault=self.status.fault
-            )
+            self._tell(self.status.fault)
+
+    def _tell(self, fault: str) -> None:
+        if fault:
+            log.warning("keeper fault", keeper=self.member.name, fault=fault)
+        else:
+            log.info("keeper well", keeper=self.member.name)
+        self._note("keeper.fault" if fault else "keeper.well", self.member.name, fault)
