@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from common.errors import CorruptRowError
 
 _LENGTH = struct.Struct(">I")
+_pack_length = _LENGTH.pack
 
 
 def fields(*parts: bytes | bytearray | memoryview) -> bytes:
     """Encode *parts*, each at most 2**32 - 1 bytes."""
-    return b"".join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))
+    return b"".join([piece for part in parts for piece in (_pack_length(len(part)), part)])
 
 
 def parse_fields(encoded: bytes | memoryview) -> list[bytes]:
