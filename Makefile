@@ -66,8 +66,8 @@ generate: $(READY)  ## Write the code that the contracts in proto/ give
 
 .PHONY: lock
 lock: .venv-uv/.ready  ## Resolve requirements/*.in anew; UPGRADE=--upgrade takes the newest versions
-	$(COMPILE) $(UPGRADE) requirements/server.in -o requirements/server.lock
 	$(COMPILE) $(UPGRADE) requirements/dev.in -o requirements/dev.lock
+	$(COMPILE) $(UPGRADE) requirements/server.in -c requirements/dev.lock -o requirements/server.lock
 	$(COMPILE) $(UPGRADE) --resolution lowest-direct client/pyproject.toml requirements/sdk-lowest.in \
 		-o requirements/sdk-lowest.lock
 

@@ -179,6 +179,15 @@ def test_every_line_of_a_lock_has_hashes(name: str) -> None:
     assert [entry[0] for entry in entries if "--hash=sha256:" not in entry[2]] == []
 
 
+def test_what_is_tested_is_what_is_installed() -> None:
+    """The lock of images pins the versions that the tests ran with."""
+    tested, installed = (
+        set(re.findall(r"(?m)^([a-z0-9._-]+==[^\s;]+)", (ROOT / "requirements" / f"{name}.lock").read_text()))
+        for name in ("dev", "server")
+    )
+    assert installed <= tested
+
+
 def test_both_distributions_carry_the_licence() -> None:
     """The wheel of the SDK is built in its own folder, which has a copy of the text."""
     assert (ROOT / "LICENSE").read_bytes() == (ROOT / "client" / "LICENSE").read_bytes()
