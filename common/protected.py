@@ -77,7 +77,8 @@ class ProtectedMemory:
         else:
             raise ProtectionError(_refusal(size, refusals))
         self._pages = (ctypes.c_char * size).from_address(address)
-        weakref.finalize(self._pages, _unmap, address, size).atexit = False  # other threads may still run at exit
+        self._mapping = weakref.finalize(self._pages, _unmap, address, size)
+        self._mapping.atexit = False  # other threads may still run at exit
         self._address = address
         self._size = size
         self._lock = threading.Lock()
@@ -164,6 +165,10 @@ class ProtectedBuffer:
         try:
             offset, length = self._held.pop()
         except IndexError:
+            return
+        if not self._memory._mapping.alive:  # collected in one cycle with its arena, which is wiped and unmapped
+            return
+        if not self._memory._mapped:
             return
         wipe_bytes_at(self._memory._address + offset, length)
         try:
@@ -288,7 +293,8 @@ def _advise(address: int, size: int, advice: int) -> None:
         raise OSError(failure, f"madvise {advice}: {os.strerror(failure)}")
 
 
-def _unmap(address: int, size: int) -> None:
+def _unmap(address: int, size: int, mapped: list[bool]) -> None:
+    mapped.clear()
     wipe_bytes_at(address, size)
     _libc.munmap(address, size)
 
