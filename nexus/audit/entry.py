@@ -1,4 +1,4 @@
-"""What one call leaves in the audit: who did what to which path, whether it was allowed, how it ended. Never a value."""
+"""What one call leaves in the audit: who did what to which path, whether it was allowed, how it ended. No values."""
 
 import msgspec
 

@@ -1,8 +1,8 @@
 """Moves the entries of changes from the store's outbox into the audit files.
 
 - An entry is in the store, durably, with its change; here it is appended, synced, and only then discarded there.
-- After a crash in between it is found in the segments and not appended again: the same revision with the same bytes. (By
-  its revision alone it could be taken for one of another store that wrote here before.)
+- After a crash in between it is found in the segments and not appended again: the same revision with the same bytes.
+  (By its revision alone it could be taken for one of another store that wrote here before.)
 - Discards are bundled: each costs a sync of the store.
 """
 
@@ -19,9 +19,8 @@ from nexus.audit.log import AuditLog
 from nexus.store.protocol import Store
 
 GROUP_S: Final = 0.02  # changes committed within this time are exported together
-POLL_S: Final = (
-    1.0  # how soon a failed export is tried again, a change without a nudge found, and what is done discarded
-)
+# How soon a failed export is tried again, a change without a nudge is found, and what is exported is discarded.
+POLL_S: Final = 1.0
 DISCARD_AT: Final = 1000  # revisions
 _BATCH: Final = 500  # entries
 

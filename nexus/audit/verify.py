@@ -1,17 +1,29 @@
 """Check the audit files offline: every line, every segment, every checkpoint.
 
-What it cannot see by itself: that the newest lines were cut off. Compare the last number and hash with those of an earlier
-check, or with a checkpoint that was kept elsewhere.
+What it cannot see by itself: that the newest lines were cut off. Compare the last number and hash with those of an
+earlier check, or with a checkpoint that was kept elsewhere.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from nexus.audit.directory import Segment, list_segments
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from common.errors import CorruptRowError
+from nexus.audit.directory import Segment, hash_rest, list_segments
 from nexus.audit.line import (
+    FORMAT,
     NO_HASH,
+    CheckpointLine,
+    Line,
+    SegmentLine,
+    TornTailLine,
+    checkpoint_message,
+    decode_first_line,
+    decode_line,
 )
 
 
@@ -154,15 +166,9 @@ class _Walk:
             self._check_signature(line, here)
 
     def _check_header(self, line: SegmentLine, segment: Segment, here: Fault) -> None:
-        if (line.format, line.nexus, line.timeline, line.segment) != (
-            FORMAT,
-            segment.nexus,
-            segment.timeline,
-            segment.number,
-        ):
-            self._raise(
-                replace(here, why=f"segment says it is {line.segment} of {line.nexus}, timeline {line.timeline}")
-            )
+        says = Segment(line.nexus, line.timeline, line.segment)
+        if line.format != FORMAT or says != segment:
+            self._raise(replace(here, why=f"segment says that it is {says.name} in format {line.format}"))
         previous = bytes.fromhex(line.previous)
         is_first = here.line == 1 and segment.number == 1
         if here.line != 1 or (previous not in self._met if is_first else previous != self._chain.digest):
