@@ -1,1 +1,81 @@
-"""The SDK of Shardhold."""
+"""The SDK of Shardhold: secrets for services, by their SPIFFE identity.
+
+    from shardhold import Client
+
+    with Client() as client:
+        client.put("team/app/db", {"password": "correct horse"})
+        password = client.get("team/app/db").fields["password"]
+
+Names are loaded when they are first used, so that a program pays only for what it needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardhold._client import Client, Deleted, Entry, Secret, State, Status, Written
+    from shardhold._errors import (
+        CancelledError,
+        ConflictError,
+        DeadlineError,
+        DeniedError,
+        Error,
+        IdentityUnavailableError,
+        IntegrityError,
+        InternalError,
+        InvalidArgumentError,
+        NotFoundError,
+        OverloadedError,
+        RecoveringError,
+        SealedError,
+        UnauthenticatedError,
+        UnavailableError,
+        UnsupportedError,
+        WrongStateError,
+    )
+    from shardhold._identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
+
+__all__ = [
+    "Client",
+    "Secret",
+    "Written",
+    "Deleted",
+    "Entry",
+    "Status",
+    "State",
+    "IdentitySource",
+    "WorkloadAPI",
+    "SvidFiles",
+    "Svid",
+    "Error",
+    "UnavailableError",
+    "SealedError",
+    "RecoveringError",
+    "OverloadedError",
+    "DeadlineError",
+    "CancelledError",
+    "IdentityUnavailableError",
+    "UnauthenticatedError",
+    "DeniedError",
+    "NotFoundError",
+    "ConflictError",
+    "InvalidArgumentError",
+    "WrongStateError",
+    "UnsupportedError",
+    "IntegrityError",
+    "InternalError",
+]
+
+_CLIENT = frozenset({"Client", "Secret", "Written", "Deleted", "Entry", "Status", "State"})
+_IDENTITY = frozenset({"IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    owner = "_client" if name in _CLIENT else "_identity" if name in _IDENTITY else "_errors"
+    return getattr(import_module(f"{__name__}.{owner}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

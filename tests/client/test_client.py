@@ -1,0 +1,409 @@
+"""The client, against a server of ours over mTLS whose answers each test writes."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any, TypeAlias
+
+import pytest
+from google.protobuf.message import Message
+
+import shardhold
+from common.edge import Call, GrpcServer, Method
+from common.errors import (
+    AuditUnavailableError,
+    ConflictError,
+    DeniedError,
+    NotFoundError,
+    OutcomeUnknownError,
+    OverloadedError,
+    RecoveringError,
+    SealedError,
+    ShardholdError,
+    StoreUnavailableError,
+)
+from pilot.dev.ca import DevelopmentCA
+from pilot.dev.provider import IdentityProvider
+from shardhold import Client, Deleted, State, Status, Written
+from shardhold._client import SERVER_NAME
+from shardhold._identity import ENDPOINT_VARIABLE, Svid
+from shardhold.v1 import cluster_pb2, secrets_pb2
+
+Answer: TypeAlias = Callable[[Any], Message]
+INCARNATION = bytes(range(16))
+
+
+class FixedIdentity:
+    """One SVID that never changes."""
+
+    def __init__(self, svid: Svid) -> None:
+        self.closed = False
+        self._svid = svid
+
+    def current(self) -> Svid:
+        """Return it."""
+        return self._svid
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Nothing ever changes."""
+
+    def close(self) -> None:
+        """Note that it was closed."""
+        self.closed = True
+
+
+class Nexus:
+    """Serves the SDK's calls with the answers that a test sets, and keeps the requests."""
+
+    def __init__(self, ca: DevelopmentCA, port: int = 0) -> None:
+        self.requests: list[Any] = []
+        self.callers: set[str] = set()
+        self.answers: dict[str, Answer] = {}
+        package = {"SecretService": secrets_pb2, "ClusterService": cluster_pb2}
+        self._server = GrpcServer(
+            [
+                Method(
+                    f"/shardhold.v1.{service}/{rpc}",
+                    getattr(package[service], f"{rpc}Request"),
+                    getattr(package[service], f"{rpc}Response"),
+                    self._answer_with(rpc),
+                )
+                for service, rpc in (
+                    ("SecretService", "PutSecret"),
+                    ("SecretService", "GetSecret"),
+                    ("SecretService", "ListSecrets"),
+                    ("SecretService", "DeleteSecret"),
+                    ("ClusterService", "GetStatus"),
+                )
+            ],
+            address=f"127.0.0.1:{port}",
+            identity=FixedIdentity(ca.issue("/shardhold/nexus/a", dns=SERVER_NAME)),
+            trust_domain=ca.trust_domain,
+        )
+        self.port = self._server.start()
+        self.address = f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """Cut everything off."""
+        self._server.stop(0)
+
+    def fail(self, rpc: str, *failures: ShardholdError, then: Message) -> None:
+        """Answer with each failure once, and then well."""
+        left = list(failures)
+
+        def answer(_: Any) -> Message:
+            if left:
+                raise left.pop(0)
+            return then
+
+        self.answers[rpc] = answer
+
+    def _answer_with(self, rpc: str) -> Callable[[Call, Any], Message]:
+        def answer(call: Call, request: Any) -> Message:
+            self.requests.append(request)
+            self.callers.add(call.caller)
+            return self.answers[rpc](request)
+
+        return answer
+
+
+@pytest.fixture
+def nexus(ca: DevelopmentCA) -> Iterator[Nexus]:
+    """Run a server."""
+    nexus = Nexus(ca)
+    yield nexus
+    nexus.stop()
+
+
+@pytest.fixture
+def client(nexus: Nexus, ca: DevelopmentCA) -> Iterator[Client]:
+    """Connect to it as the workload /team/app."""
+    with Client(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10) as client:
+        yield client
+
+
+def _secret(**parts: Any) -> secrets_pb2.GetSecretResponse:
+    return secrets_pb2.GetSecretResponse(path="team/app/db", version=3, incarnation=INCARNATION, **parts)
+
+
+class TestCalls:
+    """What goes to the server and what comes back."""
+
+    def test_put(self, client: Client, nexus: Nexus) -> None:
+        """Fields go as bytes, text as UTF-8, with a request id of 16 bytes; the answer says what was made."""
+        nexus.fail("PutSecret", then=secrets_pb2.PutSecretResponse(version=1, incarnation=INCARNATION, revision=7))
+        assert client.put("team/app/db", {"user": "münchen", "key": b"\x00\xff"}) == Written(1, INCARNATION, 7)
+        (request,) = nexus.requests
+        assert dict(request.fields) == {"user": "münchen".encode(), "key": b"\x00\xff"}
+        assert len(request.request_id) == 16
+        assert not request.HasField("expected_version")
+        assert nexus.callers == {"spiffe://example.org/team/app"}
+
+    def test_put_with_check_and_set(self, client: Client, nexus: Nexus) -> None:
+        """Version 0, the secret that must not exist, is told from no check; a given request id is used."""
+        nexus.fail("PutSecret", then=secrets_pb2.PutSecretResponse())
+        client.put("a", {"value": b""}, expected_version=0, expected_incarnation=INCARNATION, request_id=b"r" * 16)
+        (request,) = nexus.requests
+        assert request.HasField("expected_version")
+        assert (request.expected_version, request.expected_incarnation) == (0, INCARNATION)
+        assert request.request_id == b"r" * 16
+
+    def test_each_put_is_its_own(self, client: Client, nexus: Nexus) -> None:
+        """Two puts never share a request id."""
+        nexus.fail("PutSecret", then=secrets_pb2.PutSecretResponse())
+        client.put("a", {"value": b"1"})
+        client.put("a", {"value": b"1"})
+        assert len({request.request_id for request in nexus.requests}) == 2
+
+    def test_get(self, client: Client, nexus: Nexus) -> None:
+        """The secret comes with its version, incarnation and time; its text form shows names, never values."""
+        answer = _secret(fields={"password": b"canary-5f1c", "user": b"canary-77aa"})
+        answer.created_at.FromDatetime(datetime(2026, 1, 2, tzinfo=UTC))
+        nexus.fail("GetSecret", then=answer)
+        secret = client.get("team/app/db", version=3)
+        assert secret.fields == {"password": b"canary-5f1c", "user": b"canary-77aa"}
+        assert (secret.path, secret.version, secret.incarnation) == ("team/app/db", 3, INCARNATION)
+        assert secret.created_at == datetime(2026, 1, 2, tzinfo=UTC)
+        assert repr(secret) == str(secret) == "Secret(path='team/app/db', version=3, fields=['password', 'user'])"
+        assert nexus.requests[0].version == 3
+
+    def test_list_fetches_pages_as_needed(self, client: Client, nexus: Nexus) -> None:
+        """Pages are fetched one after the other, an empty one in the middle ends nothing, and none is fetched early."""
+        pages = {"": (["a", "b"], "t1"), "t1": ([], "t2"), "t2": (["c"], "")}
+
+        def answer(request: secrets_pb2.ListSecretsRequest) -> Message:
+            paths, token = pages[request.page_token]
+            return secrets_pb2.ListSecretsResponse(
+                secrets=[secrets_pb2.SecretEntry(path=path, current_version=1) for path in paths],
+                next_page_token=token,
+            )
+
+        nexus.answers["ListSecrets"] = answer
+        entries = client.list("team", page_size=2)
+        assert nexus.requests == []
+        assert [next(entries).path, next(entries).path] == ["a", "b"]
+        assert len(nexus.requests) == 1
+        assert [entry.path for entry in entries] == ["c"]
+        assert [(request.prefix, request.page_size) for request in nexus.requests] == [("team", 2)] * 3
+
+    def test_delete(self, client: Client, nexus: Nexus) -> None:
+        """Some versions, or all that are left, with check-and-set and a request id."""
+        nexus.fail("DeleteSecret", then=secrets_pb2.DeleteSecretResponse(versions=[1, 2], revision=9))
+        assert client.delete("a", [1, 2], expected_version=2) == Deleted((1, 2), 9)
+        client.delete("a")
+        some, all_left = nexus.requests
+        assert (list(some.versions), some.expected_version, len(some.request_id)) == ([1, 2], 2, 16)
+        assert (list(all_left.versions), all_left.HasField("expected_version")) == ([], False)
+
+    def test_delete_of_no_version(self, client: Client, nexus: Nexus) -> None:
+        """A list of versions that came out empty deletes nothing, least of all everything."""
+        with pytest.raises(shardhold.InvalidArgumentError, match="versions: got none"):
+            client.delete("a", (version for version in (1, 2) if version > 2))
+        assert nexus.requests == []
+
+    @pytest.mark.parametrize(
+        ("state", "wanted"),
+        [
+            (cluster_pb2.STATE_UNSPECIFIED, State.UNKNOWN),
+            (cluster_pb2.STATE_UNINITIALISED, State.UNINITIALISED),
+            (cluster_pb2.STATE_INITIALISING, State.INITIALISING),
+            (cluster_pb2.STATE_RECOVERING, State.RECOVERING),
+            (cluster_pb2.STATE_SEALED, State.SEALED),
+            (cluster_pb2.STATE_READY, State.READY),
+        ],
+    )
+    def test_status(self, client: Client, nexus: Nexus, state: cluster_pb2.State.ValueType, wanted: State) -> None:
+        """Every state of the contract has its word."""
+        nexus.fail("GetStatus", then=cluster_pb2.GetStatusResponse(state=state, version="0.1.0", blocked_by=["x"]))
+        assert client.status() == Status(wanted, "0.1.0", ("x",))
+
+    def test_states_are_those_of_the_contract(self) -> None:
+        """A state that the contract gains is noticed here."""
+        names = {name.removeprefix("STATE_").lower() for name in cluster_pb2.State.DESCRIPTOR.values_by_name}
+        assert names - {"unspecified"} == {state.value for state in State} - {"unknown"}
+
+    def test_many_threads(self, client: Client, nexus: Nexus) -> None:
+        """One client serves many threads."""
+        nexus.fail("GetSecret", then=_secret(fields={"value": b"x"}))
+        read: list[bytes] = []
+        threads = [
+            threading.Thread(target=lambda: read.extend(client.get("a").fields["value"] for _ in range(20)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert read == [b"x"] * 160
+
+
+class TestRetries:
+    """What is called again, and for how long."""
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            pytest.param(RecoveringError("2 of 3 shards"), id="recovering"),
+            pytest.param(StoreUnavailableError("disk full"), id="store away"),
+            pytest.param(OutcomeUnknownError("commit failed"), id="outcome unknown"),
+        ],
+    )
+    def test_passing_trouble(self, client: Client, nexus: Nexus, failure: ShardholdError) -> None:
+        """What passes by itself is tried again with the same request id, and the caller feels nothing."""
+        nexus.fail("PutSecret", failure, failure, then=secrets_pb2.PutSecretResponse(version=1))
+        assert client.put("a", {"value": b"1"}).version == 1
+        assert len(nexus.requests) == 3
+        assert len({request.request_id for request in nexus.requests}) == 1
+
+    @pytest.mark.parametrize(
+        ("failure", "wanted"),
+        [
+            pytest.param(SealedError("sealed"), shardhold.SealedError, id="sealed"),
+            pytest.param(AuditUnavailableError("no audit"), shardhold.UnavailableError, id="audit"),
+            pytest.param(OverloadedError("full"), shardhold.OverloadedError, id="overloaded"),
+            pytest.param(DeniedError("not you"), shardhold.DeniedError, id="denied"),
+            pytest.param(NotFoundError("none"), shardhold.NotFoundError, id="not found"),
+            pytest.param(ConflictError("version 3, expected 2"), shardhold.ConflictError, id="check-and-set"),
+        ],
+    )
+    def test_lasting_trouble(
+        self, client: Client, nexus: Nexus, failure: ShardholdError, wanted: type[shardhold.Error]
+    ) -> None:
+        """What does not pass by itself is said at once, after one call."""
+        nexus.fail("GetSecret", failure, then=_secret())
+        with pytest.raises(wanted, match=str(failure)) as caught:
+            client.get("a")
+        assert type(caught.value) is wanted
+        assert caught.value.reason == failure.reason
+        assert len(nexus.requests) == 1
+
+    def test_the_timeout_is_for_all_tries(self, client: Client, nexus: Nexus) -> None:
+        """A nexus that goes on recovering gives its own error within the time-out, after several tries."""
+        nexus.fail("GetSecret", *[RecoveringError("1 of 3 shards")] * 1000, then=_secret())
+        began = monotonic()
+        with pytest.raises(shardhold.RecoveringError, match="1 of 3 shards"):
+            client.get("a", timeout=1.0)
+        assert monotonic() - began < 2.0
+        assert len(nexus.requests) >= 2
+
+    def test_deadline(self, client: Client, nexus: Nexus) -> None:
+        """A call that is not answered ends at its time-out, once, as a DeadlineError."""
+        go_on = threading.Event()
+
+        def answer(_: Any) -> Message:
+            go_on.wait(10)
+            return _secret()
+
+        nexus.answers["GetSecret"] = answer
+        began = monotonic()
+        with pytest.raises(shardhold.DeadlineError):
+            client.get("a", timeout=0.2)
+        assert monotonic() - began < 2.0
+        go_on.set()
+
+    def test_restarted_nexus(self, client: Client, nexus: Nexus, ca: DevelopmentCA) -> None:
+        """A nexus that dies and comes back within the time-out is not noticed by a caller who waits."""
+        nexus.fail("GetSecret", then=_secret(fields={"value": b"1"}))
+        client.get("a")
+        nexus.stop()
+        read: list[bytes] = []
+        thread = threading.Thread(target=lambda: read.append(client.get("a", timeout=20).fields["value"]))
+        thread.start()
+        successor = Nexus(ca, nexus.port)
+        successor.fail("GetSecret", then=_secret(fields={"value": b"2"}))
+        thread.join()
+        assert read == [b"2"]
+        successor.stop()
+
+
+class TestSetup:
+    """How a client is made and ended."""
+
+    def test_defaults(self, nexus: Nexus, provider: IdentityProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Address and Workload API come from the environment."""
+        monkeypatch.setenv("SHARDHOLD_ADDRESS", nexus.address)
+        monkeypatch.setenv(ENDPOINT_VARIABLE, f"unix://{provider.add('/team/env')}")
+        nexus.fail("GetStatus", then=cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_READY))
+        with Client() as client:
+            assert client.status().state is State.READY
+            assert repr(client) == f"Client('{nexus.address}')"
+        assert nexus.callers == {"spiffe://example.org/team/env"}
+
+    def test_no_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without an address the variable is named."""
+        monkeypatch.delenv("SHARDHOLD_ADDRESS", raising=False)
+        with pytest.raises(shardhold.InvalidArgumentError, match="SHARDHOLD_ADDRESS is not set"):
+            Client()
+
+    def test_no_identity(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a Workload API the variable is named."""
+        monkeypatch.delenv(ENDPOINT_VARIABLE, raising=False)
+        with pytest.raises(shardhold.IdentityUnavailableError, match=ENDPOINT_VARIABLE):
+            Client("127.0.0.1:1")
+
+    @pytest.mark.parametrize("address", ["localhost", "https://nexus:8553", "nexus:port", ":8553", "nexus:8553/x"])
+    def test_bad_address(self, address: str) -> None:
+        """What is not host:port is refused."""
+        with pytest.raises(shardhold.InvalidArgumentError, match="want host:port"):
+            Client(address)
+
+    @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+    def test_bad_timeout(self, client: Client, timeout: float) -> None:
+        """There is no call without a deadline."""
+        with pytest.raises(shardhold.InvalidArgumentError, match="timeout"):
+            client.get("a", timeout=timeout)
+
+    def test_identity_of_the_caller_stays_open(self, nexus: Nexus, ca: DevelopmentCA) -> None:
+        """The client closes what it made itself, and only that; afterwards it makes no call."""
+        identity = FixedIdentity(ca.issue("/team/app"))
+        client = Client(nexus.address, identity)
+        client.close()
+        client.close()
+        assert not identity.closed
+        with pytest.raises(shardhold.CancelledError, match="closed"):
+            client.get("a")
+
+    def test_nobody_there(self, nexus: Nexus, client: Client) -> None:
+        """Where no nexus answers, the error says what to look at."""
+        nexus.stop()
+        with pytest.raises(shardhold.UnavailableError) as caught:
+            client.get("a", timeout=0.3)
+        assert caught.value.hint
+
+
+class TestArguments:
+    """What is refused before it leaves the process."""
+
+    @pytest.mark.parametrize("version", [-1, 2**64])
+    def test_version(self, client: Client, version: int) -> None:
+        """A version that no field can hold is an error of ours."""
+        with pytest.raises(shardhold.InvalidArgumentError):
+            client.get("a", version=version)
+        with pytest.raises(shardhold.InvalidArgumentError):
+            client.put("a", {"value": b""}, expected_version=version)
+
+    def test_request_id(self, client: Client) -> None:
+        """A request id has 16 bytes."""
+        with pytest.raises(shardhold.InvalidArgumentError, match="got 3 bytes, want 16"):
+            client.put("a", {"value": b""}, request_id=b"abc")
+
+    def test_value_of_another_type(self, client: Client) -> None:
+        """A value that is neither bytes nor text is named, not shown."""
+        with pytest.raises(TypeError, match="'pin' is int, want bytes or str"):
+            client.put("a", {"pin": 4711})  # type: ignore[dict-item]
+
+    def test_text_that_is_no_unicode(self, client: Client) -> None:
+        """The error for text that UTF-8 cannot hold carries nothing of it."""
+        with pytest.raises(shardhold.InvalidArgumentError, match="the text of 'pin' is not Unicode") as caught:
+            client.put("a", {"pin": "canary\ud800"})
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
+
+
+def test_public_names() -> None:
+    """Every public name can be had, and an unknown one is an AttributeError."""
+    assert [name for name in shardhold.__all__ if getattr(shardhold, name, None) is None] == []
+    assert set(dir(shardhold)) == set(shardhold.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        shardhold.nothing  # noqa: B018
