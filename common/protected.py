@@ -168,8 +168,6 @@ class ProtectedBuffer:
             return
         if not self._memory._mapping.alive:  # collected in one cycle with its arena, which is wiped and unmapped
             return
-        if not self._memory._mapped:
-            return
         wipe_bytes_at(self._memory._address + offset, length)
         try:
             self.view.release()
@@ -293,8 +291,7 @@ def _advise(address: int, size: int, advice: int) -> None:
         raise OSError(failure, f"madvise {advice}: {os.strerror(failure)}")
 
 
-def _unmap(address: int, size: int, mapped: list[bool]) -> None:
-    mapped.clear()
+def _unmap(address: int, size: int) -> None:
     wipe_bytes_at(address, size)
     _libc.munmap(address, size)
 
