@@ -51,7 +51,7 @@ CODES: Mapping[type[errors.ShardholdError], grpc.StatusCode] = {
 _MAX_MESSAGE = 5 * 1024 * 1024  # bytes; a batch holds at most 4 MiB of secrets
 _MAX_METADATA = 16 * 1024  # bytes of all headers of a call
 _MAX_STREAMS = 256  # calls in flight on one connection
-_MAX_CALLS = 1024  # calls in flight and queued on the server; more get RESOURCE_EXHAUSTED
+MAX_CALLS = 1024  # in flight and queued on one server
 _MAX_CONNECTIONS = 2048
 _CONNECTION_GRACE_MS = 30_000  # for the calls of a connection that grew too old
 _MAX_DETAILS = 2000  # characters of an error's message; it travels in the headers
@@ -66,8 +66,8 @@ _TRANSPORT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.absolute_max_metadata_size", _MAX_METADATA),
     ("grpc.max_concurrent_streams", _MAX_STREAMS),
     ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
-    ("grpc.server.max_pending_requests", _MAX_CALLS),
-    ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_CALLS),
+    ("grpc.server.max_pending_requests", MAX_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_CALLS),
     # Only uncompressed messages: a small one could unpack to gigabytes.
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.per_message_decompression", 0),
@@ -121,6 +121,7 @@ class GrpcServer:
         trust_domain: Of server and callers.
         workers: Threads that run methods.
         max_connection_age_s: Seconds after which a client has to connect, and show its certificate, anew.
+        max_calls: Calls in flight and queued; further ones are refused with RESOURCE_EXHAUSTED.
         registry: Where calls are counted; None: nowhere.
     """
 
@@ -133,6 +134,7 @@ class GrpcServer:
         trust_domain: str,
         workers: int = 8,
         max_connection_age_s: int = 3600,
+        max_calls: int = MAX_CALLS,
         registry: CollectorRegistry | None = None,
     ) -> None:
         self._address = address
@@ -156,7 +158,7 @@ class GrpcServer:
                 ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
                 ("grpc.max_connection_age_grace_ms", _CONNECTION_GRACE_MS),
             ),
-            maximum_concurrent_rpcs=_MAX_CALLS,
+            maximum_concurrent_rpcs=max_calls,
         )
 
     def start(self) -> int:

@@ -10,8 +10,6 @@ import sys
 import threading
 from pathlib import Path
 
-import structlog
-
 from common import logs
 from common.errors import ConfigError, IdentityUnavailableError, ShardholdError
 from common.hardening import harden_process
@@ -23,8 +21,6 @@ from keeper.config import KeeperConfig, load_config
 from keeper.process import Keeper
 
 _HEALTH_TIMEOUT_S = 3.0
-
-log = structlog.get_logger("keeper")
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
@@ -77,6 +79,35 @@ def connect(port: int, credentials: Credentials | None, ca: DevelopmentCA, *, se
     )
     options = [("grpc.ssl_target_name_override", server_name), ("grpc.use_local_subchannel_pool", 1)]
     return grpc.secure_channel(f"127.0.0.1:{port}", secrets, options=options)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended: its code, the message and reason of an error, the bytes of an answer."""
+
+    code: grpc.StatusCode
+    details: str = ""
+    reason: str = ""
+    answer: bytes = b""
+
+
+def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: float = 10.0) -> Outcome:
+    """Call *method*, with its full name, by bytes."""
+    unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+    try:
+        return Outcome(grpc.StatusCode.OK, answer=unary(body, timeout=timeout))
+    except grpc.RpcError as exc:
+        return Outcome(exc.code(), exc.details() or "", read_reason(exc))
+
+
+def read_reason(error: grpc.RpcError) -> str:
+    """Return the reason of our ErrorInfo; empty if there is none."""
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == "shardhold":
+            return str(info.reason)
+    return ""
 
 
 def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S) -> Any:
