@@ -27,6 +27,7 @@ from pilot.dev.identities import (
 from pilot.dev.ports import HOST, choose_ports, is_free
 from pilot.dev.probes import says_yes, wait_until
 from pilot.dev.processes import Processes
+from pilot.errors import UNAVAILABLE, USAGE
 
 IDENTITY = "identity"  # the provider's name among the processes
 START_TIMEOUT_S = 30.0  # a start takes a second; a busy machine may need many
@@ -79,7 +80,7 @@ class DevCluster:
         """Raise `DevError` unless *name* is the nexus or a keeper of this cluster."""
         servers = self.state.plan.servers
         if name not in servers:
-            raise DevError(f"got {name!r}, want {servers[0]} or {servers[1]} to {servers[-1]}", exit_code=2)
+            raise DevError(f"got {name!r}, want {servers[0]} or {servers[1]} to {servers[-1]}", exit_code=USAGE)
 
     def start(self, names: Iterable[str] | None = None) -> None:
         """Start those of the processes that do not run, all by default, and wait until each answers.
@@ -166,7 +167,7 @@ class DevCluster:
         """
         done = self.run_pilot(["status", "-o", "json"])
         if done.returncode != 0:
-            raise DevError("pilot status failed", hint=done.stderr.strip(), exit_code=5)
+            raise DevError("pilot status failed", hint=done.stderr.strip(), exit_code=UNAVAILABLE)
         status: dict[str, Any] = json.loads(done.stdout)
         return status
 
@@ -179,7 +180,9 @@ class DevCluster:
         add_identities(self.directory, identity)
         path = Path(self.state.sockets) / identity.socket_name
         if not self.is_alive(IDENTITY):
-            raise DevError("the identity provider does not run", hint="start the cluster: pilot dev up", exit_code=5)
+            raise DevError(
+                "the identity provider does not run", hint="start the cluster: pilot dev up", exit_code=UNAVAILABLE
+            )
         if not wait_until(lambda: is_answering(path), timeout=START_TIMEOUT_S):
             raise DevError(
                 f"the identity provider does not hand out {identity.spiffe_id}", hint=self.log_tail(IDENTITY)

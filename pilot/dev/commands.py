@@ -28,8 +28,11 @@ from pilot.dev.identities import (
     parse_workload,
     server_identity,
 )
+from pilot.errors import UNAVAILABLE, USAGE, described
 
-app = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine, for development only.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="A whole cluster on this machine, for development only."
+)
 
 DEFAULT_DIRECTORY = Path("shardhold-dev")
 RECOVERY_TIMEOUT_S = 20.0  # a recovery takes a second
@@ -53,7 +56,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running and return.")] = False,
 ) -> None:
     """Start a cluster and initialise it; without --detach take it down at Ctrl-C."""
-    with _errors(), _signals_as_interrupt():
+    with _signals_as_interrupt():
         directory = DevDirectory(dir_)
         started = time.monotonic()
         _console.print(
@@ -72,60 +75,56 @@ def up(
             _console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s")
         _show_way_on(dir_, ready=ready)
         if detach:
-            raise typer.Exit(0 if ready else 5)
+            raise typer.Exit(0 if ready else UNAVAILABLE)
         _stay(cluster)
 
 
 @app.command()
 def down(dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """End all processes of the cluster; its files stay."""
-    with _errors():
-        directory = DevDirectory(dir_)
-        cluster = DevCluster(directory)
-        with directory.locked():
-            cluster.reload()
-            _take_down(cluster)
+    directory = DevDirectory(dir_)
+    cluster = DevCluster(directory)
+    with directory.locked():
+        cluster.reload()
+        _take_down(cluster)
 
 
 @app.command()
 def kill(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Kill a process with SIGKILL."""
-    with _errors():
-        directory = DevDirectory(dir_)
-        cluster = DevCluster(directory)
-        cluster.check_name(name)
-        with directory.locked():
-            cluster.reload()
-            ran = cluster.kill(name)
-        _console.print(f"{name} killed" if ran else f"{name} did not run")
+    directory = DevDirectory(dir_)
+    cluster = DevCluster(directory)
+    cluster.check_name(name)
+    with directory.locked():
+        cluster.reload()
+        ran = cluster.kill(name)
+    _console.print(f"{name} killed" if ran else f"{name} did not run")
 
 
 @app.command()
 def restart(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """End a process if it runs, and start it again."""
-    with _errors():
-        directory = DevDirectory(dir_)
-        cluster = DevCluster(directory)
-        cluster.check_name(name)
-        with directory.locked():
-            cluster.reload()
-            started = time.monotonic()
-            cluster.stop([name])
-            cluster.start([name])
-            if name == "nexus" and cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
-                raise DevError("nexus runs and is not ready", hint=_describe_blocks(cluster), exit_code=5)
-        _console.print(f"{name} {'ready' if name == 'nexus' else 'runs'} after {time.monotonic() - started:.1f} s")
+    directory = DevDirectory(dir_)
+    cluster = DevCluster(directory)
+    cluster.check_name(name)
+    with directory.locked():
+        cluster.reload()
+        started = time.monotonic()
+        cluster.stop([name])
+        cluster.start([name])
+        if name == "nexus" and cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
+            raise DevError("nexus runs and is not ready", hint=_describe_blocks(cluster), exit_code=UNAVAILABLE)
+    _console.print(f"{name} {'ready' if name == 'nexus' else 'runs'} after {time.monotonic() - started:.1f} s")
 
 
 @app.command()
 def env(dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Print what makes pilot and the SDK talk to the cluster as superuser: eval "$(pilot dev env)"."""
-    with _errors():
-        cluster = DevCluster(DevDirectory(dir_))
-        for variable, value in cluster.variables(Identity(path=SUPERUSER_PATH)).items():
-            print(f"export {variable}={shlex.quote(value)}")
-        if not cluster.is_alive("nexus"):
-            print("pilot: hint: the nexus does not run", file=sys.stderr)
+    cluster = DevCluster(DevDirectory(dir_))
+    for variable, value in cluster.variables(Identity(path=SUPERUSER_PATH)).items():
+        print(f"export {variable}={shlex.quote(value)}")
+    if not cluster.is_alive("nexus"):
+        print("pilot: hint: the nexus does not run", file=sys.stderr)
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
@@ -135,17 +134,16 @@ def exec_(
     dir_: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
     """Run a command with a workload's identity."""
-    with _errors():
-        directory = DevDirectory(dir_)
-        cluster = DevCluster(directory)
-        identity = parse_workload(as_)
-        with directory.locked():
-            cluster.add_identity(identity)
-        environ = {**os.environ, **cluster.variables(identity)}
-        try:
-            os.execvpe(command[0], command, environ)
-        except OSError as exc:
-            raise DevError(f"{command[0]}: {exc.strerror}", exit_code=127) from exc
+    directory = DevDirectory(dir_)
+    cluster = DevCluster(directory)
+    identity = parse_workload(as_)
+    with directory.locked():
+        cluster.add_identity(identity)
+    environ = {**os.environ, **cluster.variables(identity)}
+    try:
+        os.execvpe(command[0], command, environ)
+    except OSError as exc:
+        raise DevError(f"{command[0]}: {exc.strerror}", exit_code=127) from exc
 
 
 @app.command()
@@ -156,7 +154,7 @@ def identity(
     also: Annotated[list[str] | None, typer.Option("--as", metavar="PATH", help="A workload more.")] = None,
 ) -> None:
     """Hand out SVIDs and nothing else: a Workload API with one unix socket for each identity, until Ctrl-C."""
-    with _errors(), _signals_as_interrupt():
+    with _signals_as_interrupt():
         # Imported here, since it brings grpc and spiffe with it.
         from pilot.dev.serving import serve_identities
 
@@ -169,12 +167,10 @@ def identity(
         if not set(wanted) <= set(known):  # `up` holds the lock, and has put all of its own on the list
             with directory.locked():
                 add_identities(directory, *wanted)
-        try:
+        with described(), contextlib.suppress(KeyboardInterrupt):
             serve_identities(
                 directory, lifetime=timedelta(seconds=lifetime), stop=threading.Event(), announce=_announce_identity
             )
-        except KeyboardInterrupt:
-            return
 
 
 def _announce_identity(line: str) -> None:
@@ -189,13 +185,13 @@ def _open(directory: DevDirectory, keepers: int | None, threshold: int | None) -
             raise DevError(
                 f"the cluster in {directory.root} has {plan.keepers} keepers and threshold {plan.threshold}",
                 hint="leave --keepers and --threshold out, or name another directory with --dir",
-                exit_code=2,
+                exit_code=USAGE,
             )
         return cluster
     keepers = keepers or Plan().keepers
     threshold = threshold or (Plan().threshold if keepers == Plan().keepers else keepers // 2 + 1)
     if threshold > keepers:
-        raise DevError(f"--threshold: got {threshold}, want 2 to {keepers}, the number of keepers", exit_code=2)
+        raise DevError(f"--threshold: got {threshold}, want 2 to {keepers}, the number of keepers", exit_code=USAGE)
     return DevCluster.create(directory, Plan(keepers=keepers, threshold=threshold))
 
 
@@ -294,16 +290,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except DevError as exc:
-        print(f"pilot: error: {exc}", file=sys.stderr)
-        if exc.hint:
-            print(f"pilot: hint: {exc.hint}", file=sys.stderr)
-        raise typer.Exit(exc.exit_code) from exc
-    except KeyboardInterrupt as exc:
-        raise typer.Exit(130) from exc

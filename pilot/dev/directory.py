@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from common.errors import ShardholdError
 from pilot.dev.processes import ProcessRecord
+from pilot.errors import FAILED, PilotError
 
 MARKER = "FOR-DEVELOPMENT-ONLY.txt"
 MARKER_TEXT = """\
@@ -23,15 +23,11 @@ SOCKET_LIMIT = 107  # bytes of a unix socket's path, see unix(7)
 LONGEST_SOCKET_NAME = 40  # bytes
 
 
-class DevError(ShardholdError):
+class DevError(PilotError):
     """A `pilot dev` command cannot do what was asked."""
 
-    reason = "DEVELOPMENT"
-
-    def __init__(self, message: str, *, hint: str = "", exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.exit_code = exit_code
+    def __init__(self, message: str, *, hint: str = "", exit_code: int = FAILED) -> None:
+        super().__init__(message, hint, exit_code=exit_code)
 
 
 class Ports(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

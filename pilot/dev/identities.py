@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pilot.dev.directory import DevDirectory, DevError
+from pilot.errors import USAGE
 
 TRUST_DOMAIN = "dev.shardhold"
 NEXUS_PATH = "/shardhold/nexus/nexus-1"
@@ -70,10 +71,10 @@ def parse_workload(text: str) -> Identity:
         raise DevError(
             f"--as: got {text!r}, want a path such as /team/app",
             hint=f"the trust domain is {TRUST_DOMAIN}",
-            exit_code=2,
+            exit_code=USAGE,
         )
     if path.startswith(("/shardhold/nexus/", "/shardhold/keeper/")):
-        raise DevError(f"--as: {path} is a server's identity, want a workload's or a person's", exit_code=2)
+        raise DevError(f"--as: {path} is a server's identity, want a workload's or a person's", exit_code=USAGE)
     return Identity(path=path)
 
 

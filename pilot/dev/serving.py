@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.directory import DevDirectory, DevError
-from pilot.dev.identities import TRUST_DOMAIN, load_identities
+from pilot.dev.identities import TRUST_DOMAIN, Identity, load_identities
 from pilot.dev.provider import IdentityProvider
 
 LOOK_INTERVAL_S = 0.1
@@ -29,12 +29,14 @@ def serve_identities(
             raise DevError(f"another identity provider serves {directory.root}") from exc
         with IdentityProvider(directory.find_sockets(), DevelopmentCA(TRUST_DOMAIN), lifetime=lifetime) as provider:
             seen: tuple[int, int] | None = None
-            while True:
+            served: set[Identity] = set()
+            while not stop.wait(LOOK_INTERVAL_S if served else 0):
                 found = directory.identities.stat()
-                if seen != (found.st_mtime_ns, found.st_ino):  # the file is replaced, never written into
-                    seen = (found.st_mtime_ns, found.st_ino)
-                    for identity in load_identities(directory):
+                if seen == (found.st_mtime_ns, found.st_ino):  # the file is replaced, never written into
+                    continue
+                seen = (found.st_mtime_ns, found.st_ino)
+                for identity in load_identities(directory):
+                    if identity not in served:
+                        served.add(identity)
                         socket = provider.add(identity.path, identity.dns or None, name=identity.socket_name)
                         announce(f"{identity.spiffe_id}  unix:{socket}")
-                if stop.wait(LOOK_INTERVAL_S):
-                    return

@@ -1,26 +1,33 @@
 """A real cluster for tests: the processes of `pilot dev`, and what a test does to them and asks of them.
 
-Every wait has a deadline, and what did not come in time is an error that carries the end of every log.
+Every wait has a deadline. What goes wrong is shown together with the end of every log.
 """
 
 import contextlib
+import functools
+import json
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import grpc
 
 from pilot.dev.cluster import DevCluster
 from pilot.dev.directory import DevDirectory, Plan
-from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, parse_workload
+from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, parse_workload
 from pilot.dev.probes import wait_until
+from pilot.status import to_document
 from shardhold import Client, WorkloadAPI
+from shardhold._channel import PinnedChannel
+from shardhold.v1.cluster_pb2 import GetStatusRequest
+from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
@@ -37,7 +44,8 @@ class Cluster:
     def __init__(self, root: Path, plan: Plan | None = None) -> None:
         self.directory = DevDirectory(root)
         self.dev = DevCluster.create(self.directory, plan or Plan())
-        self._clients: dict[str, tuple[Client, WorkloadAPI]] = {}
+        self._clients: dict[str, Client] = {}
+        self._open = contextlib.ExitStack()  # clients and their identities
         self._replaced: set[str] = set()
 
     @property
@@ -61,9 +69,7 @@ class Cluster:
 
     def close(self) -> None:
         """End everything. The directory stays, for whoever looks for what went wrong."""
-        for client, identity in self._clients.values():
-            client.close()
-            identity.close()
+        self._open.close()
         self._clients.clear()
         self.dev.stop()
         sockets = Path(self.dev.state.sockets)
@@ -78,7 +84,7 @@ class Cluster:
     def stop(self, *names: str) -> None:
         """End processes as an operator does, with SIGTERM; each must end in time."""
         killed = self.dev.stop(names)
-        assert not killed, f"{killed} did not end after SIGTERM\n{self.logs()}"
+        assert not killed, f"{killed} did not end after SIGTERM"
 
     def run(self, *names: str) -> None:
         """Start processes that do not run, and wait until each answers."""
@@ -127,11 +133,11 @@ class Cluster:
         """Wait until *condition* holds; return the seconds it took.
 
         Raises:
-            ClusterError: It did not within *timeout* seconds; the logs are in the message.
+            ClusterError: It did not within *timeout* seconds.
         """
         started = time.monotonic()
         if not wait_until(condition, timeout=timeout):
-            raise ClusterError(f"not within {timeout:g} s: {what}\n{self.logs()}")
+            raise ClusterError(f"not within {timeout:g} s: {what}")
         return time.monotonic() - started
 
     def wait_ready(self, *, timeout: float = WAIT_S) -> float:
@@ -143,48 +149,59 @@ class Cluster:
         return self.dev.load_status()
 
     def wait_status(self, what: str, condition: Callable[[Status], bool], *, timeout: float = WAIT_S) -> Status:
-        """Wait for a status that fulfils *condition*, and return it."""
+        """Wait for a status that fulfils *condition*, and return it. Asks the nexus itself, many times a second."""
         last: Status = {}
 
         def look() -> bool:
             nonlocal last
-            last = self.status()
-            return condition(last)
+            with contextlib.suppress(grpc.RpcError):
+                last = to_document(self._ask.GetStatus(GetStatusRequest(), timeout=5))
+                return condition(last)
+            return False
 
         try:
             self.wait(what, look, timeout=timeout)
         except ClusterError as exc:
-            raise ClusterError(f"{exc}\nlast status: {msgspec.json.encode(last).decode()}") from exc
+            raise ClusterError(f"{exc}\n\nlast status: {json.dumps(last, indent=2)}") from exc
         return last
 
     def wait_filled(self, *names: str, timeout: float = WAIT_S) -> Status:
         """Wait until keepers, all by default, hold their shards."""
         wanted = set(names or self.keepers)
+        # The keepers are asked too: the nexus may not have noticed yet that one of them is a new process.
         return self.wait_status(
             f"{', '.join(sorted(wanted))} hold their shards",
-            lambda status: wanted <= {keeper["name"] for keeper in status["keepers"] if keeper["holds_current_set"]},
+            lambda status: (
+                wanted <= {keeper["name"] for keeper in status["keepers"] if keeper["holds_current_set"]}
+                and all(self.count_sets(name) for name in wanted)
+            ),
             timeout=timeout,
         )
+
+    def count_sets(self, name: str) -> int:
+        """Return how many shard sets a keeper says that it holds, by its own metric."""
+        url = f"http://127.0.0.1:{self.dev.state.ports[name].http}/metrics"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith("shardhold_keeper_sets "):
+                    return int(float(line.split()[1]))
+        return 0
 
     def workload(self, path: str) -> Client:
         """Return the SDK's client with the identity of a workload, one for each path; it ends with the cluster."""
         if path not in self._clients:
-            endpoint = self.dev.add_identity(parse_workload(path))
-            identity = WorkloadAPI(f"unix:{endpoint}")
-            self._clients[path] = (Client(self.dev.address, identity=identity), identity)
-        return self._clients[path][0]
+            client = Client(self.dev.address, identity=self._open_identity(parse_workload(path)))
+            self._clients[path] = self._open.enter_context(client)
+        return self._clients[path]
 
     def allow(self, path: str, paths: Sequence[str], permissions: Sequence[str]) -> None:
         """Let the workload *path* do something, by a policy that pilot applies."""
         name = path.strip("/").replace("/", "-")
-        policy = {
-            "name": name,
-            "spiffe_ids": [f"spiffe://{TRUST_DOMAIN}{path}"],
-            "paths": list(paths),
-            "permissions": list(permissions),
-        }
-        file = self.directory.root / f"policy-{name}.json"
-        file.write_bytes(msgspec.json.encode({"policies": [policy]}))
+        file = self.directory.root / f"policy-{name}.toml"
+        file.write_text(
+            f'[[policy]]\nname = "{name}"\nspiffe_ids = ["spiffe://{TRUST_DOMAIN}{path}"]\n'
+            f"paths = {json.dumps(list(paths))}\npermissions = {json.dumps(list(permissions))}\n"
+        )
         self.pilot("policy", "apply", str(file))
 
     def pilot(
@@ -195,13 +212,25 @@ class Cluster:
         if exit_code is not None and done.returncode != exit_code:
             raise ClusterError(
                 f"pilot {' '.join(arguments)}: exit code {done.returncode}, want {exit_code}\n"
-                f"{done.stdout}{done.stderr}\n{self.logs()}"
+                f"{done.stdout}{done.stderr}"
             )
         return done
 
     def logs(self, lines: int = 25) -> str:
         """Return the end of every log."""
         return "\n\n".join(self.dev.log_tail(name, lines) for name in self.dev.names)
+
+    @functools.cached_property
+    def _ask(self) -> ClusterServiceStub:
+        identity = self._open_identity(Identity(path=SUPERUSER_PATH))
+        channel = PinnedChannel(self.dev.address, identity, server_name="nexus.shardhold")
+        self._open.callback(channel.close)
+        return ClusterServiceStub(channel)
+
+    def _open_identity(self, wanted: Identity) -> WorkloadAPI:
+        identity = WorkloadAPI(f"unix:{self.dev.add_identity(wanted)}")
+        self._open.callback(identity.close)
+        return identity
 
     def _send(self, names: Sequence[str], signum: signal.Signals) -> None:
         for name in names:
@@ -220,5 +249,8 @@ def running(root: Path, plan: Plan | None = None) -> Iterator[Cluster]:
     try:
         cluster.start()
         yield cluster
+    except Exception as exc:
+        exc.add_note(cluster.logs())
+        raise
     finally:
         cluster.close()

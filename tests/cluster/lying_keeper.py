@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from common import logs
 from common.clock import SystemClock
@@ -71,8 +71,9 @@ def run(
     """Serve like `keeper.process`, with other slots or changed methods, until told to stop."""
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
     identity = wait_for_identity(config.identity, termination)
+    slots = slots_type(memory)
     service = KeeperService(
-        slots_type(memory),
+        slots,
         desk=StatementDesk(SystemClock()),
         memory=memory,
         identity=identity,
@@ -80,6 +81,8 @@ def run(
         nexuses=config.nexuses,
     )
     registry = CollectorRegistry()
+    sets = Gauge("shardhold_keeper_sets", "Shard sets held, 0 to 2", registry=registry)
+    sets.set_function(lambda: len(slots.list_held()))
     server = GrpcServer(
         [change(method) for method in service.list_methods()],
         address=config.listen.address,
