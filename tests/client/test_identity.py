@@ -179,6 +179,20 @@ class TestWorkloadAPI:
         assert source.current() != first
         source.close()
 
+    def test_same_svid_again(self, scripted: tuple[ScriptedAPI, str], ca: DevelopmentCA, wait_until: WaitUntil) -> None:
+        """An update that changes nothing is no rotation: nobody is told."""
+        api, path = scripted
+        before, after, go_on = ca.issue("/team/app"), ca.issue("/team/app"), threading.Event()
+        api.play(_say(before), go_on, _say(before), _say(before), _say(after))
+        source = WorkloadAPI(path)
+        heard: list[Svid] = []
+        source.subscribe(lambda: heard.append(source.current()))
+        go_on.set()
+        wait_until(lambda: source.current().leaf() == after.leaf())
+        wait_until(lambda: heard)
+        assert [svid.leaf() for svid in heard] == [after.leaf()]
+        source.close()
+
     def test_subscriber_that_fails(
         self, provider: IdentityProvider, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
     ) -> None:
