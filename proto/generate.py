@@ -7,6 +7,7 @@ differs.
 
 import argparse
 import filecmp
+import os
 import shutil
 import sys
 import tempfile
@@ -34,6 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with the committed code, write nothing")
     check = parser.parse_args().check
+    # protoc finds its plugins by PATH; ours are installed beside this Python.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     stale = []
     for package, owner in PACKAGES.items():
         with tempfile.TemporaryDirectory() as folder:
