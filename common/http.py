@@ -52,6 +52,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler, bind_and_activate=False)
         self.is_live, self.readiness, self.registry, self.timeout_s = is_live, readiness, registry, timeout_s
+        self._address = address
         self._free = threading.BoundedSemaphore(CONNECTION_LIMIT)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
 
@@ -71,7 +72,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
             self.server_activate()
         except OSError as exc:
             self.server_close()
-            raise ConfigError(f"listen.http: cannot listen on {self.server_address}: {exc.strerror or exc}") from exc
+            raise ConfigError(f"listen.http: {self._address} cannot be bound: {exc.strerror or exc}") from exc
         self._thread.start()
 
     def stop(self) -> None:
