@@ -1,0 +1,111 @@
+"""Look into the memory of another process, page by page, as root may."""
+
+import base64
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ *(.*)$")
+_CHUNK = 16 * 1024 * 1024
+_OVERLAP = 256  # longer than any form of a key, so that none hides at the border of two chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One mapping of the process."""
+
+    start: int
+    end: int
+    name: str
+    flags: frozenset[str]  # VmFlags of smaps
+
+    @property
+    def is_protected(self) -> bool:
+        """Locked, left out of core dumps and of forks: an arena of level 2. (Of level 3 nothing can be read at all.)"""
+        return {"lo", "dd", "dc"} <= self.flags or "secretmem" in self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One key in one form, where it must not be."""
+
+    key: str
+    form: str
+    address: int
+    region: str
+
+    def __str__(self) -> str:
+        return f"{self.key} as {self.form} at {self.address:#x} in {self.region or 'anonymous memory'}"
+
+
+def list_regions(pid: int) -> list[Region]:
+    """Return all mappings of a process."""
+    regions: list[Region] = []
+    head: tuple[int, int, str] | None = None
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if (mapping := _MAPPING.match(line)) is not None:
+            if mapping[4] == "[vsyscall]":  # of the kernel, the same in every process
+                break
+            head = (int(mapping[1], 16), int(mapping[2], 16), mapping[4])
+        elif line.startswith("VmFlags:") and head is not None:
+            regions.append(Region(*head, frozenset(line.split()[1:])))
+    return regions
+
+
+def read_region(pid: int, region: Region) -> Iterator[tuple[int, bytes]]:
+    """Yield what can be read of a region, in overlapping pieces with their addresses; nothing of unreadable pages."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        position = region.start
+        while position < region.end:
+            memory.seek(position)
+            try:
+                piece = memory.read(min(_CHUNK, region.end - position))
+            except OSError:
+                return
+            if not piece:
+                return
+            yield position, piece
+            position += max(len(piece) - _OVERLAP, 1) if position + len(piece) < region.end else len(piece)
+
+
+def make_forms(key: bytes) -> Mapping[str, bytes]:
+    """Return the forms in which a key could lie in memory: bytes, halves, hex, base64, and the digits of an int."""
+    half = len(key) // 2
+    forms = {
+        "bytes": key,
+        "first half": key[:half],
+        "second half": key[half : 2 * half],
+        "hex": key.hex().encode(),
+        "upper hex": key.hex().upper().encode(),
+        "int, big-endian": _digits(int.from_bytes(key, "big")),
+        "int, little-endian": _digits(int.from_bytes(key, "little")),
+    }
+    for shift in range(3):
+        # Base64 of the key behind `shift` other bytes: without the characters that those have a part in.
+        encoded = base64.b64encode(bytes(shift) + key).rstrip(b"=")
+        forms[f"base64, shifted by {shift}"] = encoded[(0, 2, 3)[shift] : -1]
+    return forms
+
+
+def find_keys(pid: int, keys: Mapping[str, bytes]) -> list[Finding]:
+    """Search every readable region that is not protected for every form of every key."""
+    forms = [(name, form, pattern) for name, key in keys.items() for form, pattern in make_forms(key).items()]
+    search = re.compile(b"|".join(re.escape(pattern) for _, _, pattern in forms))
+    known = {pattern: (name, form) for name, form, pattern in forms}
+    return [
+        Finding(*known[hit.group()], address + hit.start(), region.name)
+        for region in list_regions(pid)
+        if not region.is_protected
+        for address, piece in read_region(pid, region)
+        for hit in search.finditer(piece)
+    ]
+
+
+def _digits(number: int) -> bytes:
+    """The 30-bit digits in which CPython keeps an int, without the highest, which is shorter than the others."""
+    digits = []
+    while number:
+        digits.append(number & (2**30 - 1))
+        number >>= 30
+    return b"".join(digit.to_bytes(4, "little") for digit in digits[:-1])

@@ -1,0 +1,132 @@
+"""The memory promise: no readable page of nexus or keepers holds a key that outlives its call.
+
+Needs CAP_SYS_PTRACE, since both make themselves non-dumpable: `make test-memory`. At level 3 nobody can read the
+protected pages; at level 2 root can, so they are left out, and tell what the shards are.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pilot.dev.directory import Plan
+from tests.cluster.cluster import Cluster, running
+from tests.memory.keys import derive_keys, find_shards, load_stored
+from tests.memory.process_memory import find_keys, list_regions, make_forms, read_region
+
+pytestmark = pytest.mark.memory
+
+REQUESTS = 1_000
+CLIENTS = 16  # more than the nexus has workers, so that each of them has served some
+
+_HOLDER = """
+import sys
+form = bytes.fromhex(sys.stdin.readline())
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+sys.stdin.readline()
+"""
+
+
+def _pid(cluster: Cluster, name: str) -> int:
+    return cluster.dev.state.processes[name].pid
+
+
+def _serve_requests(cluster: Cluster) -> None:
+    """A thousand requests of all kinds, from many clients at once."""
+    cluster.allow("/memory/app", ["memory/**"], ["read", "write", "delete", "list"])
+    client = cluster.workload("/memory/app")
+
+    def work(number: int) -> None:
+        path = f"memory/{number % 50}"
+        match number % 4:
+            case 0:
+                client.put(path, {"value": os.urandom(64)})
+            case 3:
+                assert list(client.list("memory"))
+            case _:
+                assert client.get("memory/fixed").fields["value"] == b"fixed"
+
+    client.put("memory/fixed", {"value": b"fixed"})
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(work, range(REQUESTS)))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(3, id="level 3", marks=pytest.mark.needs("memfd_secret")), pytest.param(2, id="level 2")],
+)
+def used_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster after an init, requests, a refill, a recovery and requests again."""
+    plan = Plan(highest_level=request.param, lowest_level=request.param)
+    with running(tmp_path_factory.mktemp("memory") / "dev", plan) as cluster:
+        cluster.wait_filled()
+        _serve_requests(cluster)
+        cluster.kill("keeper-1")
+        cluster.run("keeper-1")
+        cluster.wait_filled()
+        cluster.restart_nexus()
+        cluster.wait_filled()
+        _serve_requests(cluster)
+        yield cluster
+
+
+def test_no_key_is_readable(used_cluster: Cluster) -> None:
+    """After requests, a refill and a recovery no readable page of nexus or keepers holds a key in any form."""
+    stored = load_stored(used_cluster)
+    keys = derive_keys(stored, used_cluster.directory.recovery_shares)
+    processes = {name: _pid(used_cluster, name) for name in ("nexus", *used_cluster.keepers)}
+    if used_cluster.plan.highest_level == 2:
+        for pid in processes.values():
+            keys |= dict(find_shards(pid, stored))
+        assert {f"shard of {name}" for name in used_cluster.keepers} <= keys.keys()
+    found = {name: [str(one) for one in find_keys(pid, keys)] for name, pid in processes.items()}
+    assert not any(found.values()), "\n".join(f"{name}: {one}" for name, all_ in found.items() for one in all_)
+
+
+def test_what_is_no_secret_is_found(used_cluster: Cluster) -> None:
+    """The scan does read these processes: the cluster id, which they all know, is in their memory."""
+    stored = load_stored(used_cluster)
+    for name in ("nexus", *used_cluster.keepers):
+        assert any(one.form == "bytes" for one in find_keys(_pid(used_cluster, name), {"id": stored.cluster_id})), name
+
+
+def test_protected_pages_are_where_they_should_be(used_cluster: Cluster) -> None:
+    """Each process has an arena: unreadable at level 3; at level 2 locked, in no core dump and in no forked child."""
+    for name in ("nexus", *used_cluster.keepers):
+        pid = _pid(used_cluster, name)
+        protected = [region for region in list_regions(pid) if region.is_protected]
+        assert protected, name
+        if used_cluster.plan.highest_level == 3:
+            secret = [region for region in protected if "secretmem" in region.name]
+            assert secret, name
+            assert not any(list(read_region(pid, region)) for region in secret), name
+
+
+def test_no_core_files(used_cluster: Cluster) -> None:
+    """No process may write a core file."""
+    for name in ("nexus", *used_cluster.keepers):
+        limits = Path(f"/proc/{_pid(used_cluster, name)}/limits").read_text()
+        (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+        assert core.split()[4:6] == ["0", "0"], name
+
+
+@pytest.mark.parametrize("form", make_forms(bytes(range(1, 33))))
+def test_planted_key_is_found(form: str) -> None:
+    """A key that a process does hold is found, in whichever form it lies there."""
+    key = os.urandom(32)
+    command = [sys.executable, "-c", _HOLDER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdin.write(make_forms(key)[form].hex() + "\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline() == "ready\n"
+        found = {finding.form for finding in find_keys(holder.pid, {"planted": key})}
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert form in found
