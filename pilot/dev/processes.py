@@ -59,9 +59,8 @@ class Processes:
         return tuple(self._children)
 
     def is_alive(self, record: ProcessRecord) -> bool:
-        """Return whether the process runs; a zombie does not."""
-        self._reap(record)
-        return _find_start(record.pid) == record.started and not _is_zombie(record.pid)
+        """Return whether the process runs; one that ended and was not waited for does not."""
+        return not self.wait_until_gone(record, timeout=0)
 
     def find_exit_code(self, record: ProcessRecord) -> int | None:
         """Return the exit code, negative for a signal; None while it runs or when it is no child of ours."""
@@ -70,20 +69,19 @@ class Processes:
 
     def send_signal(self, record: ProcessRecord, signum: signal.Signals) -> bool:
         """Send a signal; return False if the process is gone. Never reaches another process with the same pid."""
-        with contextlib.suppress(ProcessLookupError), _open_pidfd(record.pid) as fd:
-            if self.is_alive(record):
-                signal.pidfd_send_signal(fd, signum)
-                return True
-        return False
+        with _open_pidfd(record) as fd:
+            if fd is None or _has_ended(fd, timeout=0):
+                return False
+            signal.pidfd_send_signal(fd, signum)
+            return True
 
     def wait_until_gone(self, record: ProcessRecord, *, timeout: float) -> bool:
         """Wait until the process has ended; return False if it still runs after *timeout* seconds."""
-        with contextlib.suppress(ProcessLookupError), _open_pidfd(record.pid) as fd:
-            if self.is_alive(record):
-                poll = select.poll()
-                poll.register(fd, select.POLLIN)  # readable once the process has ended
-                poll.poll(timeout * 1000)
-        return not self.is_alive(record)
+        with _open_pidfd(record) as fd:
+            gone = fd is None or _has_ended(fd, timeout=timeout)
+        if gone and record in self._children:
+            self._children[record].wait()  # it is no zombie any longer
+        return gone
 
     def stop(self, record: ProcessRecord, *, grace: float) -> bool:
         """End the process: SIGTERM, and SIGKILL after *grace* seconds. Return whether SIGTERM was enough."""
@@ -99,38 +97,34 @@ class Processes:
         self.wait_until_gone(record, timeout=10)
         return ran
 
-    def _reap(self, record: ProcessRecord) -> None:
-        child = self._children.get(record)
-        if child is not None:
-            child.poll()
-
 
 @contextlib.contextmanager
-def _open_pidfd(pid: int) -> Iterator[int]:
-    fd = os.pidfd_open(pid)
+def _open_pidfd(record: ProcessRecord) -> Iterator[int | None]:
+    """Open a file descriptor that stands for the process itself; None when it is gone or its pid is another's."""
     try:
-        yield fd
+        fd = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        # The descriptor pins the process: what is compared now stays so.
+        yield fd if _find_start(record.pid) == record.started else None
     finally:
         os.close(fd)
 
 
+def _has_ended(fd: int, *, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)  # readable once every thread of the process has ended, and so all ports are closed
+    return bool(poll.poll(timeout * 1000))
+
+
 def _find_start(pid: int) -> str | None:
-    fields = _load_stat(pid)
-    if fields is None:
-        return None
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}:{fields[19]}"  # starttime, field 22 of proc(5)
-
-
-def _is_zombie(pid: int) -> bool:
-    fields = _load_stat(pid)
-    return fields is None or fields[0] in ("Z", "X")
-
-
-def _load_stat(pid: int) -> list[str] | None:
-    """Return the fields of /proc/PID/stat from the third on; the second, the program's name, may hold anything."""
+    """Return the boot id of the machine and the start of a process; None when there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return text.rpartition(")")[2].split()
+    # Field 22 of proc(5); the second, the program's name, may hold anything.
+    ticks = text.rpartition(")")[2].split()[19]
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
