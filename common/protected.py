@@ -23,7 +23,7 @@ import threading
 import weakref
 from collections import deque
 from types import TracebackType
-from typing import Never, Self
+from typing import Any, Never, Self
 
 from common.errors import ProtectionError
 
@@ -77,8 +77,7 @@ class ProtectedMemory:
         else:
             raise ProtectionError(_refusal(size, refusals))
         self._pages = (ctypes.c_char * size).from_address(address)
-        self._mapping = weakref.finalize(self._pages, _unmap, address, size)
-        self._mapping.atexit = False  # other threads may still run at exit
+        weakref.finalize(self._pages, _unmap, address, size).atexit = False  # other threads may still run at exit
         self._address = address
         self._size = size
         self._lock = threading.Lock()
@@ -111,6 +110,17 @@ class ProtectedMemory:
             self._free[place : place + 1] = [(offset + length, room - length)] if room > length else []
         return ProtectedBuffer(self, offset, size, length)
 
+    def _lend(self, offset: int, size: int, length: int) -> tuple[memoryview, "weakref.finalize[[int, int], Any]"]:
+        piece = (ctypes.c_char * size).from_address(self._address + offset)
+        # The piece dies with the last view of it, slices too: until then no other key gets the place.
+        lease = weakref.finalize(piece, self._take_back, offset, length)
+        lease.atexit = False
+        return memoryview(piece).cast("B"), lease
+
+    def _take_back(self, offset: int, length: int) -> None:
+        wipe_bytes_at(self._address + offset, length)
+        self._returned.append((offset, length))
+
     def wipe(self) -> None:
         """Zero everything: at a seal, at exit, at SIGTERM. Buffers stay valid, but hold zeros."""
         wipe_bytes_at(self._address, self._size)
@@ -135,17 +145,18 @@ class ProtectedMemory:
 class ProtectedBuffer:
     """A piece of protected memory with one owner, who releases it. Compared by identity; shows its content to nobody.
 
-    Slices of `view` must not outlive the buffer: its place goes to another key.
+    Its place goes to another key only when no slice of `view` is left either. A buffer that is dropped unreleased is
+    wiped then.
     """
 
     view: memoryview  # writable, exactly as many bytes as were asked for; closed by release
 
     def __init__(self, memory: ProtectedMemory, offset: int, size: int, length: int) -> None:
         """Made by `ProtectedMemory.allocate` only."""
-        self._memory = memory
-        self._held = [(offset, length)]  # popped by the first release; list.pop is atomic
+        self._memory = memory  # keeps the pages mapped even while a cycle that holds both is collected
         self._size = size
-        self.view = memoryview(memory._pages).cast("B")[offset : offset + size]
+        self._held = [memory._address + offset]  # popped by the first release; list.pop is atomic
+        self.view, self._lease = memory._lend(offset, size, length)
 
     def __len__(self) -> int:
         return self._size
@@ -163,22 +174,13 @@ class ProtectedBuffer:
     def release(self) -> None:
         """Wipe the buffer and give its place back. Again: nothing happens. Any thread may call it."""
         try:
-            offset, length = self._held.pop()
+            address = self._held.pop()
         except IndexError:
             return
-        if not self._memory._mapping.alive:  # collected in one cycle with its arena, which is wiped and unmapped
-            return
-        wipe_bytes_at(self._memory._address + offset, length)
-        try:
+        if self._lease.alive:  # not collected in a cycle, which took the place back already
+            wipe_bytes_at(address, self._size)
+        with contextlib.suppress(BufferError):  # in use by a call on another thread: closed when that returns
             self.view.release()
-        except BufferError:
-            return  # a call on another thread is writing into it right now: its place must not go to another key
-        self._memory._returned.append((offset, length))
-
-    def __del__(self) -> None:
-        # Missing only when __init__ was never reached.
-        with contextlib.suppress(AttributeError):
-            self.release()
 
     def __repr__(self) -> str:
         return f"<ProtectedBuffer of {self._size} bytes>"

@@ -1,0 +1,67 @@
+"""Clocks: the one of the machine, and the one that tests turn."""
+
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from common.clock import Clock, ManualClock, SystemClock
+
+
+def test_system_clock_is_aware_and_monotonic() -> None:
+    """Wall time is in UTC, monotonic time does not go back, and a set event ends the wait at once."""
+    clock: Clock = SystemClock()
+    assert clock.now().utcoffset() == timedelta(0)
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
+    assert clock.monotonic() <= clock.monotonic()
+    event = threading.Event()
+    assert not clock.wait(event, 0.001)
+    assert not clock.wait(event, -1)
+    event.set()
+    assert clock.wait(event, 3600)
+
+
+def test_manual_clock_stands_still_until_turned() -> None:
+    """Both times move by what the clock is turned, and only then."""
+    clock = ManualClock(datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))))
+    assert clock.now() == datetime(2030, 1, 1, tzinfo=UTC)
+    assert (clock.monotonic(), clock.monotonic()) == (0.0, 0.0)
+    clock.advance(90.5)
+    assert clock.now() == datetime(2030, 1, 1, 0, 1, 30, 500_000, tzinfo=UTC)
+    assert clock.monotonic() == 90.5
+
+
+def test_manual_clock_refuses_to_go_back() -> None:
+    """Time neither goes back nor starts without a zone."""
+    with pytest.raises(ValueError, match="want 0 or more"):
+        ManualClock().advance(-1)
+    with pytest.raises(ValueError, match="aware"):
+        ManualClock(datetime(2030, 1, 1))  # noqa: DTZ001
+
+
+def test_waiter_returns_when_its_time_has_come() -> None:
+    """A waiter sleeps through a turn that is too short and returns after one that is long enough."""
+    clock, event, results = ManualClock(), threading.Event(), list[bool]()
+    waiter = threading.Thread(target=lambda: results.append(clock.wait(event, 10)))
+    waiter.start()
+    assert clock.wait_for_waiters()
+    clock.advance(9)
+    assert clock.wait_for_waiters()
+    assert not results
+    clock.advance(1)
+    waiter.join(5)
+    assert results == [False]
+    assert not clock.wait_for_waiters(timeout=0.01)
+
+
+def test_waiter_returns_when_its_event_is_set() -> None:
+    """Setting the event ends the wait though the clock stands still."""
+    clock, event, results = ManualClock(), threading.Event(), list[bool]()
+    waiter = threading.Thread(target=lambda: results.append(clock.wait(event, 10)))
+    waiter.start()
+    assert clock.wait_for_waiters()
+    event.set()
+    waiter.join(5)
+    assert results == [True]
+    assert clock.wait(event, 10)
+    assert not clock.wait(threading.Event(), 0)
