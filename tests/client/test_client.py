@@ -2,15 +2,19 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, TypeAlias
 
+import grpc
 import pytest
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 
 import shardhold
-from common.edge import Call, GrpcServer, Method
+from common.edge import code_of
 from common.errors import (
     AuditUnavailableError,
     ConflictError,
@@ -23,6 +27,7 @@ from common.errors import (
     ShardholdError,
     StoreUnavailableError,
 )
+from common.tls import server_credentials
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold import Client, Deleted, State, Status, Written
@@ -53,40 +58,47 @@ class FixedIdentity:
         self.closed = True
 
 
-class Nexus:
-    """Serves the SDK's calls with the answers that a test sets, and keeps the requests."""
+class Nexus(grpc.GenericRpcHandler):
+    """Serves the SDK's calls with the answers that a test sets, and keeps the requests.
+
+    It is a plain server of grpcio's, since the SDK works with older versions of grpcio than our own servers do.
+    """
 
     def __init__(self, ca: DevelopmentCA, port: int = 0) -> None:
         self.requests: list[Any] = []
         self.callers: set[str] = set()
         self.answers: dict[str, Answer] = {}
-        package = {"SecretService": secrets_pb2, "ClusterService": cluster_pb2}
-        self._server = GrpcServer(
-            [
-                Method(
-                    f"/shardhold.v1.{service}/{rpc}",
-                    getattr(package[service], f"{rpc}Request"),
-                    getattr(package[service], f"{rpc}Response"),
-                    self._answer_with(rpc),
-                )
-                for service, rpc in (
-                    ("SecretService", "PutSecret"),
-                    ("SecretService", "GetSecret"),
-                    ("SecretService", "ListSecrets"),
-                    ("SecretService", "DeleteSecret"),
-                    ("ClusterService", "GetStatus"),
-                )
-            ],
-            address=f"127.0.0.1:{port}",
-            identity=FixedIdentity(ca.issue("/shardhold/nexus/a", dns=SERVER_NAME)),
-            trust_domain=ca.trust_domain,
-        )
-        self.port = self._server.start()
+        identity = FixedIdentity(ca.issue("/shardhold/nexus/a", dns=SERVER_NAME))
+        self._server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[self], options=(("grpc.so_reuseport", 0),))
+        self.port = self._server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
         self.address = f"127.0.0.1:{self.port}"
+        self._server.start()
 
     def stop(self) -> None:
         """Cut everything off."""
-        self._server.stop(0)
+        self._server.stop(0).wait()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":
+        service, _, rpc = str(handler_call_details.method).removeprefix("/shardhold.v1.").partition("/")
+        messages = {"SecretService": secrets_pb2, "ClusterService": cluster_pb2}[service]
+
+        def answer(request: Any, context: grpc.ServicerContext) -> Message:
+            self.requests.append(request)
+            self.callers |= {name.decode() for name in _names(context)}
+            try:
+                return self.answers[rpc](request)
+            except ShardholdError as exc:
+                detail = any_pb2.Any()
+                detail.Pack(error_details_pb2.ErrorInfo(domain="shardhold", reason=exc.reason))
+                status = status_pb2.Status(code=code_of(exc).value[0], message=str(exc), details=[detail])
+                context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+                context.abort(code_of(exc), str(exc))
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=getattr(messages, f"{rpc}Request").FromString,
+            response_serializer=getattr(messages, f"{rpc}Response").SerializeToString,
+        )
 
     def fail(self, rpc: str, *failures: ShardholdError, then: Message) -> None:
         """Answer with each failure once, and then well."""
@@ -99,13 +111,11 @@ class Nexus:
 
         self.answers[rpc] = answer
 
-    def _answer_with(self, rpc: str) -> Callable[[Call, Any], Message]:
-        def answer(call: Call, request: Any) -> Message:
-            self.requests.append(request)
-            self.callers.add(call.caller)
-            return self.answers[rpc](request)
 
-        return answer
+def _names(context: Any) -> list[bytes]:
+    """Return the caller's SPIFFE IDs; grpcio's stubs have the wrong type for them."""
+    names: list[bytes] = context.auth_context()["peer_spiffe_id"]
+    return names
 
 
 @pytest.fixture
