@@ -1,8 +1,9 @@
 """The bodies of control rows, as JSON that an operator can read with `sqlite3`; bytes are base64."""
 
+import contextlib
 import enum
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -11,6 +12,8 @@ from nexus.ports import SetLabel
 from nexus.store.protocol import ControlRow
 
 T = TypeVar("T")
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what every store can count
+X = Annotated[int, msgspec.Meta(ge=1, le=255)]
 
 # Rows that exist once are named "current"; of the other kinds there is one row for each generation, set or policy.
 GENESIS = ("genesis", "current")
@@ -32,12 +35,12 @@ class KcvRecord(msgspec.Struct, frozen=True):
 
 
 class KeyringRecord(msgspec.Struct, frozen=True):
-    current_kek_id: int
+    current_kek_id: Number
     wraps: dict[str, bytes]  # 98-byte wrap by KEK number
 
 
 class CanaryRecord(msgspec.Struct, frozen=True):
-    kek_id: int
+    kek_id: Number
     dek_id: bytes
     wrapped_dek: bytes
     value: bytes
@@ -62,7 +65,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
     name: str
     spiffe_id: str
     address: str
-    x: int
+    x: X
     commitment: bytes  # 32 bytes
 
 
@@ -76,11 +79,11 @@ class ShardSetRecord(msgspec.Struct, frozen=True):
     """One shard set: who holds which point of which polynomials."""
 
     state: SetState
-    generation: int
+    generation: Number
     set_id: bytes  # 16 bytes
-    set_number: int
-    timeline: int  # in which the set was drawn
-    threshold: int
+    set_number: Number
+    timeline: Number  # in which the set was drawn
+    threshold: Annotated[int, msgspec.Meta(ge=2, le=255)]
     members: tuple[MemberRecord, ...]
 
     def label(self, cluster_id: bytes, genesis: bytes) -> SetLabel:
@@ -111,13 +114,18 @@ def decode(kind: type[T], body: bytes) -> T:
 
 
 def find_current_set(rows: Iterable[ControlRow]) -> ShardSetRecord:
-    """Find the current set among stored rows, which nothing has verified yet.
+    """Find the current set among stored rows, which nothing has verified yet. What is no record of a set is left out.
 
     Raises:
         CorruptRowError: There is not exactly one.
     """
-    sets = [decode(ShardSetRecord, row.body) for row in rows if row.kind == SHARD_SET]
-    current = [record for record in sets if record.state is SetState.CURRENT]
+    current = []
+    for row in rows:
+        if row.kind == SHARD_SET:
+            with contextlib.suppress(CorruptRowError):
+                record = decode(ShardSetRecord, row.body)
+                if record.state is SetState.CURRENT:
+                    current.append(record)
     if len(current) != 1:
         raise CorruptRowError(f"{len(current)} shard sets are current, want 1")
     return current[0]

@@ -4,6 +4,7 @@ The proof, in this order: the kcv matches; the manifest verifies; genesis, kcv, 
 of it; every KEK opens; the canary opens. A key that failed it is wiped and goes nowhere.
 """
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,17 +88,17 @@ def prove(
         WrongRootKeyError: It does not match the kcv.
         CorruptRowError, DecryptionError: The store is not what this key left; the message names the row.
     """
-    current = records.find_current_set(rows)
-    root_key = RootKey(candidate, cluster_id=meta.cluster_id, generation=current.generation, memory=memory)
-    keyring = Keyring(memory)
-    try:
-        return _prove(root_key, keyring, points, current, meta=meta, rows=rows)
-    except BaseException:
-        keyring.release()
-        root_key.release()
-        for point in points:
-            point.release()
-        raise
+    with contextlib.ExitStack() as on_failure:
+        for buffer in (candidate, *points):
+            on_failure.callback(buffer.release)
+        current = records.find_current_set(rows)
+        root_key = RootKey(candidate, cluster_id=meta.cluster_id, generation=current.generation, memory=memory)
+        on_failure.callback(root_key.release)
+        keyring = Keyring(memory)
+        on_failure.callback(keyring.release)
+        serving = _prove(root_key, keyring, points, current, meta=meta, rows=rows)
+        on_failure.pop_all()
+        return serving
 
 
 def _prove(
