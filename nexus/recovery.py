@@ -13,7 +13,7 @@ import structlog
 
 from common import shamir
 from common.clock import Clock
-from common.errors import IntegrityError
+from common.errors import IntegrityError, ShardholdError
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import records
 from nexus.quorum.collection import Collection
@@ -44,6 +44,9 @@ class Recovery:
                     return serving
             except IntegrityError as exc:
                 self._say(f"what the keepers gave does not prove: {exc}")
+                self._clock.wait(stopping, 1.0)
+            except ShardholdError as exc:
+                self._say(str(exc))
                 self._clock.wait(stopping, 1.0)
         return None
 
