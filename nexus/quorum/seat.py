@@ -67,10 +67,11 @@ class Seat:
         self._memory = memory
         self._proven_boot = b""  # boot in which its shard was given or checked
         self._accused_boot = b""  # boot in which it lied
+        self._accusation = ""
 
     def watch(self) -> float:
         """Ask how the keeper is; return the seconds until the next step."""
-        return self._guarded(self._fetch_report, POLL_INTERVAL)
+        return self._guarded(self._watch, POLL_INTERVAL)
 
     def collect(self, collection: Collection) -> float:
         """Offer the keeper's shard to *collection*; return the seconds until the next step."""
@@ -82,6 +83,10 @@ class Seat:
         if record is None:
             return self.watch()
         return self._guarded(lambda: self._keep(shard_set, record), POLL_INTERVAL)
+
+    def _watch(self) -> None:
+        self._fetch_report()
+        self._set_status(fault="")
 
     def _offer(self, collection: Collection) -> None:
         record = collection.members.get(self.member.name)
@@ -105,6 +110,7 @@ class Seat:
     def _keep(self, shard_set: ShardSet, record: MemberRecord) -> None:
         report = self._fetch_report()
         if report.boot_id == self._accused_boot:
+            self._set_status(holds_current_set=False, fault=self._accusation)
             return
         if not any(held.label.set_id == shard_set.record.set_id for held in report.sets):
             self._fill(shard_set, record)
@@ -134,17 +140,15 @@ class Seat:
     ) -> None:
         try:
             check_shard(shard, record, cluster_id, set_id)
-        except BadShardError:
-            self._accused_boot = boot_id
+        except BadShardError as exc:
+            self._accused_boot, self._accusation = boot_id, str(exc)
             raise
 
     def _fetch_report(self) -> KeeperReport:
         report = self.link.fetch_report(timeout=CALL_TIMEOUT)
-        known = report.boot_id in (self._proven_boot, self._accused_boot)
         self._set_status(
             reachable=True,
-            holds_current_set=self.status.holds_current_set and known,
-            fault=self.status.fault if known else "",
+            holds_current_set=self.status.holds_current_set and report.boot_id == self._proven_boot,
             version=report.version,
             memory_protection=report.memory_protection,
         )
