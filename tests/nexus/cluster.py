@@ -1,0 +1,168 @@
+"""A cluster as init leaves it: its rows in a real store, its shards in the hands of the test."""
+
+import ctypes
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common import shamir
+from common.protected import ProtectedBuffer, ProtectedMemory
+from nexus import control, records
+from nexus.genesis import Genesis
+from nexus.keyring import Keyring
+from nexus.policy import Policy, encode_policy, superuser_policy
+from nexus.quorum.shard_set import Member, ShardSet, draw_set
+from nexus.root_key import RootKey
+from nexus.serving import Serving, make_canary, prove
+from nexus.store.protocol import ControlRow, Meta, Phase, Store, Writer
+from nexus.store.sqlite import SqliteStore
+from tests.nexus.keepers import PlayedKeeper
+
+TRUST_DOMAIN = "example.org"
+SUPERUSERS = superuser_policy(TRUST_DOMAIN, "/shardhold/pilot/role/ROLE/PERSON")
+
+
+@dataclass
+class FoundedCluster:
+    """One root key, its store, and what each keeper has to hold."""
+
+    store: Store
+    memory: ProtectedMemory
+    cluster_id: bytes
+    root_key: bytes  # in clear: it protects nothing
+    record: records.ShardSetRecord
+    genesis: bytes
+    shards: dict[str, bytes]  # by keeper
+
+    def load(self) -> tuple[Meta, list[ControlRow]]:
+        """Load meta row and control rows."""
+        with self.store.read() as reader:
+            return reader.load_meta(), reader.load_controls()
+
+    def protect(self, content: bytes) -> ProtectedBuffer:
+        """Put *content* into protected memory."""
+        buffer = self.memory.allocate(len(content))
+        buffer.view[:] = content
+        return buffer
+
+    def make_root_key(self) -> RootKey:
+        """Make the root key of this cluster anew; the caller releases it."""
+        return RootKey(
+            self.protect(self.root_key),
+            cluster_id=self.cluster_id,
+            generation=self.record.generation,
+            memory=self.memory,
+        )
+
+    def points(self) -> list[ProtectedBuffer]:
+        """Give t shards, as recovery does."""
+        return [self.protect(shard) for shard in list(self.shards.values())[: self.record.threshold]]
+
+    def prove(self) -> Serving:
+        """Open the store with the true key."""
+        meta, rows = self.load()
+        return prove(self.protect(self.root_key), self.points(), meta=meta, rows=rows, memory=self.memory)
+
+    def keepers(self) -> list[PlayedKeeper]:
+        """Give every keeper its shard."""
+        label = self.record.label(self.cluster_id, self.genesis)
+        keepers = [PlayedKeeper(name) for name in self.shards]
+        for keeper in keepers:
+            keeper.sets[self.record.set_id] = (label, self.shards[keeper.name])
+        return keepers
+
+
+FoundCluster = Callable[..., FoundedCluster]
+
+
+def members(count: int) -> list[Member]:
+    """Name *count* keepers."""
+    return [
+        Member(f"keeper-{i}", f"spiffe://{TRUST_DOMAIN}/shardhold/keeper/keeper-{i}", f"keeper-{i}.test:8443")
+        for i in range(1, count + 1)
+    ]
+
+
+def found(
+    store: Store,
+    memory: ProtectedMemory,
+    *,
+    keepers: int = 5,
+    threshold: int = 3,
+    policies: Sequence[Policy] = (SUPERUSERS,),
+) -> FoundedCluster:
+    """Write the rows of a cluster as `nexus.initialise` does, without its two phases."""
+    cluster_id = os.urandom(16)
+    secret = os.urandom(32)
+    buffer = memory.allocate(32)
+    buffer.view[:] = secret
+    root_key = RootKey(buffer, cluster_id=cluster_id, generation=1, memory=memory)
+    genesis = Genesis(cluster_id, 1, root_key.kcv, root_key.public_key, bytes(1216), bytes(32))
+    record, points = draw_set(
+        root_key.view,
+        members(keepers),
+        threshold=threshold,
+        generation=1,
+        set_number=1,
+        timeline=1,
+        cluster_id=cluster_id,
+        memory=memory,
+    )
+    shard_set = ShardSet(record, record.label(cluster_id, genesis.fingerprint), points)
+    shards = {}
+    for member in record.members:
+        with memory.allocate(shamir.SHARD_SIZE) as shard:
+            shard_set.derive_shard(member.x, shard)
+            shards[member.name] = bytes(shard.view)
+    shard_set.release()
+    keyring = Keyring(memory)
+    wrap = keyring.make_kek(1, root_key)
+    rows = {
+        records.GENESIS: records.GenesisRecord(genesis.encode()),
+        records.KEYRING: records.KeyringRecord(1, {"1": wrap}),
+        records.CANARY: make_canary(cluster_id, keyring),
+        records.RECOVERY_KEY: records.RecoveryKeyRecord(bytes(1216), 1, ()),
+        (records.KCV, "1"): records.KcvRecord(root_key.kcv),
+        (records.ESCROW, "1"): records.EscrowRecord(b"escrow"),
+        (records.SHARD_SET, "1"): record,
+    }
+    bodies = {key: records.encode(row) for key, row in rows.items()}
+    bodies |= {(records.POLICY, policy.name): encode_policy(policy) for policy in policies}
+
+    def write(writer: Writer) -> None:
+        meta = replace(
+            writer.load_meta(),
+            phase=Phase.INITIALISED,
+            cluster_id=cluster_id,
+            timeline=1,
+            last_generation=1,
+            last_set_number=1,
+            last_kek_id=1,
+        )
+        writer.save_meta(control.first_manifest(meta, bodies, root_key, writer))
+
+    store.write(write)
+    keyring.release()
+    root_key.release()
+    return FoundedCluster(store, memory, cluster_id, secret, record, genesis.fingerprint, shards)
+
+
+def open_store(folder: Path) -> SqliteStore:
+    """Open the store that tests keep in *folder*."""
+    return SqliteStore.open(folder / "nexus.db")
+
+
+def tamper(folder: Path, sql: str, *parameters: object) -> None:
+    """Change the database behind Shardhold's back, as somebody without the root key can."""
+    with closing(sqlite3.connect(folder / "nexus.db", timeout=5)) as connection, connection:
+        assert connection.execute(sql, parameters).rowcount == 1, sql
+
+
+def is_wiped(memory: ProtectedMemory) -> bool:
+    """Whether every buffer was given back, and every byte is zero."""
+    (first, last), *_ = memory.ranges
+    memory.allocate(last - first).release()  # raises when anything is still held
+    return ctypes.string_at(first, last - first) == bytes(last - first)

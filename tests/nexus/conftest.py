@@ -1,0 +1,49 @@
+"""What the tests of the nexus core share: protected memory, a real store, clusters in it, waiting for a condition."""
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from common.protected import Level, ProtectedMemory
+from nexus.store.protocol import Store
+from tests.nexus import cluster
+from tests.nexus.cluster import FoundCluster
+
+WaitUntil = Callable[..., None]
+
+
+@pytest.fixture
+def memory() -> ProtectedMemory:
+    """An arena of its own for each test, so that a test can see what was given back."""
+    return ProtectedMemory(highest=Level.LOCKED)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A real store, empty."""
+    store = cluster.open_store(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def found(store: Store, memory: ProtectedMemory) -> FoundCluster:
+    """Found a cluster in the store: t of n keepers, policies."""
+    return partial(cluster.found, store, memory)
+
+
+@pytest.fixture
+def wait_until() -> WaitUntil:
+    """Wait for a condition, and fail when it does not hold within *timeout* seconds."""
+
+    def wait(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
+        deadline, pause = monotonic() + timeout, threading.Event()
+        while not condition():
+            assert monotonic() < deadline, f"not so within {timeout:g} s"
+            pause.wait(0.005)
+
+    return wait

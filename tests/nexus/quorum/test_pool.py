@@ -1,0 +1,121 @@
+"""All keepers at once: a slow one slows nobody, and a new duty begins at once."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from common.clock import Clock, ManualClock, SystemClock
+from nexus.quorum.collection import Collection
+from nexus.quorum.pool import KeeperPool
+from nexus.quorum.shard_set import ShardSet
+from tests.nexus.cluster import FoundCluster, FoundedCluster, members
+from tests.nexus.conftest import WaitUntil
+from tests.nexus.keepers import PlayedKeeper
+
+
+@contextmanager
+def running(
+    cluster: FoundedCluster, keepers: Sequence[PlayedKeeper], clock: Clock | None = None
+) -> Iterator[KeeperPool]:
+    """Run a pool over *keepers*; its threads have ended and its links are closed when this returns."""
+    links = {keeper.name: keeper for keeper in keepers}
+    pool = KeeperPool(
+        members(len(keepers)), lambda member: links[member.name], clock=clock or SystemClock(), memory=cluster.memory
+    )
+    pool.start()
+    try:
+        yield pool
+    finally:
+        for keeper in keepers:
+            keeper.go.set()
+        pool.stop()
+        assert all(keeper.is_closed for keeper in keepers)
+
+
+def make_set(cluster: FoundedCluster) -> ShardSet:
+    return ShardSet(cluster.record, cluster.record.label(cluster.cluster_id, cluster.genesis), cluster.points())
+
+
+@pytest.fixture
+def cluster(found: FoundCluster) -> FoundedCluster:
+    """3 of 5."""
+    return found()
+
+
+def test_keepers_are_watched_from_the_start(cluster: FoundedCluster, wait_until: WaitUntil) -> None:
+    """Each by its own thread; nobody holds anything yet."""
+    keepers = [PlayedKeeper(f"keeper-{i}") for i in range(1, 6)]
+    with running(cluster, keepers) as pool:
+        wait_until(lambda: all(seat.status.reachable for seat in pool.seats))
+        assert pool.count_holders() == 0
+
+
+def test_empty_keepers_are_filled_at_once(cluster: FoundedCluster, wait_until: WaitUntil) -> None:
+    """A new duty does not wait for the poll of the old one: this clock stands still."""
+    keepers = [PlayedKeeper(f"keeper-{i}") for i in range(1, 6)]
+    clock = ManualClock()
+    with running(cluster, keepers, clock) as pool:
+        assert clock.wait_for_waiters(5)
+        pool.keep(make_set(cluster))
+        wait_until(lambda: pool.count_holders() == 5)
+        assert clock.monotonic() == 0
+    assert {keeper.name: keeper.sets[cluster.record.set_id][1] for keeper in keepers} == cluster.shards
+
+
+def test_a_slow_keeper_delays_no_other(cluster: FoundedCluster, wait_until: WaitUntil) -> None:
+    """Four are filled while one has not answered; it is filled when it does."""
+    keepers = [PlayedKeeper(f"keeper-{i}") for i in range(1, 6)]
+    keepers[0].go.clear()
+    with running(cluster, keepers) as pool:
+        pool.keep(make_set(cluster))
+        assert pool.wait_holders(4, seconds=10) == 4
+        assert not pool.seats[0].status.holds_current_set
+        keepers[0].go.set()
+        wait_until(lambda: pool.count_holders() == 5)
+
+
+def test_waiting_for_holders_ends_in_time(cluster: FoundedCluster) -> None:
+    """With however many there are: the cluster exists all the same."""
+    keepers = [PlayedKeeper(f"keeper-{i}") for i in range(1, 6)]
+    for keeper in keepers[:3]:
+        keeper.is_reachable = False
+    with running(cluster, keepers) as pool:
+        pool.keep(make_set(cluster))
+        assert pool.wait_holders(2, seconds=10) == 2
+        assert pool.wait_holders(4, seconds=0.05) == 2
+
+
+def test_a_restarted_keeper_is_full_again_within_two_polls(cluster: FoundedCluster, wait_until: WaitUntil) -> None:
+    """Nobody has to ask for it."""
+    keepers = cluster.keepers()
+    with running(cluster, keepers) as pool:
+        pool.keep(make_set(cluster))
+        wait_until(lambda: pool.count_holders() == 5)
+        keepers[2].restart()
+        wait_until(lambda: cluster.record.set_id in keepers[2].sets, timeout=2.5)
+
+
+def test_collecting_asks_all_keepers_until_there_are_enough(cluster: FoundedCluster, wait_until: WaitUntil) -> None:
+    """A late one completes it; then no shard is fetched any more."""
+    keepers = cluster.keepers()
+    for keeper in keepers[2:]:
+        keeper.is_reachable = False
+    collection = Collection(cluster.record, cluster.cluster_id)
+    with running(cluster, keepers) as pool:
+        pool.collect(collection)
+        wait_until(lambda: collection.gathered == 2)
+        assert not collection.wait(SystemClock(), 0)
+        keepers[4].is_reachable = True
+        assert collection.wait(SystemClock(), 10)
+        assert [keeper.count("put_shard") for keeper in keepers] == [0] * 5
+    for point in collection.take():
+        point.release()
+
+
+def test_a_pool_that_never_started_stops(cluster: FoundedCluster) -> None:
+    """When the start of a nexus fails half way."""
+    keeper = PlayedKeeper("keeper-1")
+    pool = KeeperPool(members(1), lambda member: keeper, clock=SystemClock(), memory=cluster.memory)
+    pool.stop()
+    assert keeper.is_closed
