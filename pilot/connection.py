@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import grpc
 
+from pilot.errors import UNAVAILABLE, PilotError
 from pilot.options import Settings
 from shardhold._channel import PinnedChannel
 from shardhold._errors import IdentityUnavailableError, from_rpc
@@ -29,13 +30,13 @@ def choose_identity(offered: Sequence[str], *, role: str | None, preferred: Sequ
     """Choose one of the SPIFFE IDs *offered*: with *role*, else with the best of the *preferred* roles, else the first.
 
     Raises:
-        IdentityUnavailableError: None has the role asked for.
+        PilotError: None has the role asked for.
     """
     if role is not None:
         for spiffe_id in offered:
             if role_of(spiffe_id) == role:
                 return spiffe_id
-        raise IdentityUnavailableError(f"no SVID with the role {role}", hint=f"there are: {', '.join(offered)}")
+        raise PilotError(f"no SVID with the role {role}", f"there are: {', '.join(offered)}", exit_code=UNAVAILABLE)
     for wanted in preferred:
         for spiffe_id in offered:
             if role_of(spiffe_id) == wanted:
@@ -47,18 +48,24 @@ def open_identity(settings: Settings, *, preferred: Sequence[str] = ()) -> Ident
     """Open the source of SVIDs that the options name.
 
     Raises:
-        IdentityUnavailableError: No usable SVID, or none with the role asked for.
+        IdentityUnavailableError: No usable SVID.
+        PilotError: None has the role asked for.
     """
 
     def choose(offered: Sequence[str]) -> str:
         return choose_identity(offered, role=settings.role, preferred=preferred)
 
     if settings.svid_dir is None:
-        return WorkloadAPI(select=choose, timeout=settings.timeout)
+        try:
+            return WorkloadAPI(select=choose, timeout=settings.timeout)
+        except IdentityUnavailableError as exc:
+            if isinstance(exc.__cause__, PilotError):
+                raise exc.__cause__ from exc
+            raise
     files = SvidFiles(settings.svid_dir)
     try:
         choose([files.current().spiffe_id])
-    except IdentityUnavailableError:
+    except (IdentityUnavailableError, PilotError):
         files.close()
         raise
     return files

@@ -30,7 +30,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their columns; as wide as they are when no terminal limits them."""
+    """Print rows under their columns; as wide as they are where no terminal limits them."""
     # Imported here: only tables need it.
     from rich import box
     from rich.console import Console
@@ -42,8 +42,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 1000
-    Console(width=width, highlight=False).print(table, soft_wrap=width is not None)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    console = Console(width=1000, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def write_raw(value: bytes) -> None:
@@ -77,9 +83,9 @@ def clean(text: str) -> str:
 
 
 def show_value(value: bytes) -> str:
-    """Return a value for a table: text, or how many bytes it has."""
+    """Return a value for a table: text without the line end behind it, or how many bytes it has."""
     text = to_text(value)
-    return text if text is not None and clean(text) == text else f"<{len(value)} bytes>"
+    return text.rstrip("\n") if text is not None and clean(text) == text else f"<{len(value)} bytes>"
 
 
 def show_time(moment: datetime) -> str:

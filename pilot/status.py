@@ -58,7 +58,8 @@ def whoami(settings: Settings) -> None:
     if settings.output is Output.JSON:
         print_json(document)
     else:
-        print_facts({name.replace("_", " "): value for name, value in document.items()})
+        labels = {"spiffe_id": "SPIFFE ID", "trust_domain": "trust domain", "expires_at": "expires at"}
+        print_facts({labels.get(name, name): value for name, value in document.items()})
 
 
 @version_app.command()

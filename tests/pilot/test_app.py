@@ -1,0 +1,234 @@
+"""The command line as transcripts: what is typed, what is said, and the exit code. No nexus is needed for these."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from pilot.__main__ import run
+from pilot.errors import PilotError, describe, described
+from shardhold import _errors as sdk
+
+NO_IDENTITY = """\
+pilot: error: no identity: SPIFFE_ENDPOINT_SOCKET is not set
+pilot: hint: set it to the Workload API's socket, or use SVID files
+pilot: hint: SVID files are named with --svid-dir; a cluster of 'pilot dev' with: eval "$(pilot dev env)"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("SPIFFE_ENDPOINT_SOCKET", "SHARDHOLD_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "exit_code", "out", "err"),
+    [
+        pytest.param("version", 0, "pilot 0.1.0\n", "", id="version"),
+        pytest.param("version -o json", 0, '{\n  "version": "0.1.0"\n}\n', "", id="option behind the command"),
+        pytest.param("-o json version", 0, '{\n  "version": "0.1.0"\n}\n', "", id="option before the command"),
+        pytest.param("-o json version -o table", 0, "pilot 0.1.0\n", "", id="behind wins"),
+        pytest.param("status", 5, "", NO_IDENTITY, id="no identity"),
+        pytest.param("whoami", 5, "", NO_IDENTITY, id="no identity to show"),
+        pytest.param(
+            "nope",
+            2,
+            "",
+            "pilot: error: no such command 'nope'\npilot: hint: 'pilot --help' shows how it is used\n",
+            id="unknown command",
+        ),
+        pytest.param(
+            "secret get",
+            2,
+            "",
+            "pilot: error: missing argument 'PATH'\npilot: hint: 'pilot secret get --help' shows how it is used\n",
+            id="missing argument",
+        ),
+        pytest.param(
+            "keeper list --output xml",
+            2,
+            "",
+            "pilot: error: invalid value for '-o' / '--output': 'xml' is not one of 'table', 'json'\n"
+            "pilot: hint: 'pilot keeper list --help' shows how it is used\n",
+            id="wrong option",
+        ),
+        pytest.param(
+            "secret put team/app password=hunter2",
+            2,
+            "",
+            "pilot: error: field password: a value on the command line would stay in the shell's history and in the "
+            "list of processes\n"
+            "pilot: hint: use password=@FILE or FIELD=- (standard input), or name no field to be asked\n",
+            id="value on the command line",
+        ),
+        pytest.param(
+            "secret put team/app",
+            2,
+            "",
+            "pilot: error: there is no terminal to ask on\npilot: hint: name a file (@FILE) or standard input (-)\n",
+            id="nobody to ask for a value",
+        ),
+        pytest.param(
+            "secret delete a --expected-version 1 --expected-incarnation 00ff",
+            2,
+            "",
+            "pilot: error: --expected-incarnation has 2 bytes, want 16\n",
+            id="short incarnation",
+        ),
+        pytest.param(
+            "init --recovery 1/3",
+            2,
+            "",
+            "pilot: error: --recovery: recovery shares: got 1 of 3, want 1 of 1, or 2 to 16 of 2 to 16\n",
+            id="one of three shares",
+        ),
+        pytest.param(
+            "init --recovery three",
+            2,
+            "",
+            "pilot: error: --recovery: got 'three', want K/N, such as 3/5\n",
+            id="no K/N",
+        ),
+        pytest.param(
+            "init --keeper-threshold 1",
+            2,
+            "",
+            "pilot: error: --keeper-threshold: got 1, want at least 2\n"
+            "pilot: hint: with 1 each keeper alone would hold the root key\n",
+            id="threshold 1",
+        ),
+        pytest.param(
+            "policy apply /nonexistent",
+            2,
+            "",
+            "pilot: error: /nonexistent: No such file or directory\n",
+            id="no such file",
+        ),
+        pytest.param(
+            "--svid-dir /nonexistent status",
+            5,
+            "",
+            "pilot: error: no usable SVID in /nonexistent: [Errno 2] No such file or directory: "
+            "'/nonexistent/svid_key.pem'\n" + NO_IDENTITY.splitlines(keepends=True)[2],
+            id="no SVID files",
+        ),
+    ],
+)
+def test_transcript(typed: str, exit_code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is typed gives this output and this exit code."""
+    assert run(typed.split()) == exit_code
+    assert capsys.readouterr() == (out, err)
+
+
+@pytest.mark.parametrize("command", ["", "secret", "policy", "keeper", "dev"])
+def test_without_a_command_there_is_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A group without a command shows its commands and exits with 2."""
+    assert run(command.split()) == 2
+    shown = capsys.readouterr()
+    assert "Commands" in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status",
+        "whoami",
+        "init",
+        "version",
+        "keeper list",
+        "secret put",
+        "secret get",
+        "secret list",
+        "secret delete",
+        "policy apply",
+        "policy list",
+        "policy delete",
+    ],
+)
+def test_every_command_takes_the_global_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command exists and its help names the global options."""
+    assert run([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    for option in ("--output", "--address", "--svid-dir", "--timeout", "--role"):
+        assert option in shown
+
+
+def test_a_command_imports_only_what_it_needs() -> None:
+    """`pilot version` starts without grpc, spiffe or cryptography."""
+    code = (
+        "import sys; from pilot.__main__ import run; run(['version']); "
+        "print([name for name in ('grpc', 'spiffe', 'cryptography', 'rich.table', 'pilot.dev') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["pilot 0.1.0", "[]"]
+
+
+def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
+    """With its output closed, pilot ends quietly."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m pilot -o json version | true"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stderr == ""
+
+
+EXIT_CODES: dict[type[sdk.Error], int] = {
+    sdk.UnavailableError: 5,
+    sdk.SealedError: 5,
+    sdk.RecoveringError: 5,
+    sdk.OverloadedError: 5,
+    sdk.DeadlineError: 5,
+    sdk.CancelledError: 1,
+    sdk.IdentityUnavailableError: 5,
+    sdk.UnauthenticatedError: 4,
+    sdk.DeniedError: 4,
+    sdk.NotFoundError: 3,
+    sdk.ConflictError: 1,
+    sdk.InvalidArgumentError: 2,
+    sdk.WrongStateError: 1,
+    sdk.UnsupportedError: 1,
+    sdk.IntegrityError: 1,
+    sdk.InternalError: 1,
+}
+
+
+def test_every_error_of_the_sdk_has_an_exit_code() -> None:
+    """The table is total over the SDK's errors, and the server's own hint goes before ours."""
+    errors = {kind for kind in vars(sdk).values() if isinstance(kind, type) and issubclass(kind, sdk.Error)} - {
+        sdk.Error
+    }
+    assert errors == EXIT_CODES.keys()
+    for kind, exit_code in EXIT_CODES.items():
+        error = describe(kind("what", grpc.StatusCode.UNKNOWN, "", "its own hint"))
+        assert (str(error), error.hints[0], error.exit_code) == ("what", "its own hint", exit_code)
+
+
+def test_faults_of_pilot_are_not_dressed_up() -> None:
+    """An error that is neither ours nor the SDK's passes as it is."""
+    with pytest.raises(ZeroDivisionError), described():
+        raise ZeroDivisionError
+
+
+def test_messages_are_lower_case_without_a_full_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    """What others wrote is brought into our form; names keep theirs."""
+    from pilot.errors import report
+
+    report(PilotError("Connection refused.", "NEXUS_SEALED stays", "I/O too…"))
+    assert capsys.readouterr().err.splitlines() == [
+        "pilot: error: connection refused",
+        "pilot: hint: NEXUS_SEALED stays",
+        "pilot: hint: I/O too…",
+    ]
+
+
+def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON output parses."""
+    assert run(["version", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": "0.1.0"}
