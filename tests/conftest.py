@@ -4,6 +4,8 @@
 """
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,10 +35,20 @@ def _has_memfd_secret() -> bool:
     return True
 
 
+def _may_mount() -> bool:
+    """Whether this process may start one that mounts a small disk for itself."""
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 # part: (whether it is there, how one gets it)
 PARTS: dict[str, tuple[Callable[[], bool], str]] = {
     "memory": (_may_read_memory, "run as root, or with CAP_SYS_PTRACE"),
     "memfd_secret": (_has_memfd_secret, "needs Linux with memfd_secret (secretmem.enable=1) and enough RLIMIT_MEMLOCK"),
+    "strace": (lambda: shutil.which("strace") is not None, "install strace: it makes the disk fail"),
+    "tmpfs": (_may_mount, "run as root, or where users may make namespaces"),
 }
 
 

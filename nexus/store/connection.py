@@ -17,16 +17,20 @@ from common.errors import CorruptRowError, ShardholdError, StoreUnavailableError
 APPLICATION_ID: Final = 0x53687264  # "Shrd"; in the header of the database file
 BUSY_S: Final = 5.0  # how long a statement waits for a foreign process that has the database locked
 
+# What the driver raises, the second when a message of SQLite quotes damaged text.
+SqliteError = sqlite3.Error | UnicodeDecodeError
+SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+
 _CORRUPT: Final = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_MISMATCH", "SQLITE_FORMAT"}
 
 
-def translate(exc: sqlite3.Error, doing: str) -> ShardholdError:
+def translate(exc: SqliteError, doing: str) -> ShardholdError:
     """Name what SQLite found, without its own message, which could hold a stored value."""
     name = getattr(exc, "sqlite_errorname", None)
     if isinstance(name, str):
         damaged = any(name == kind or name.startswith(f"{kind}_") for kind in _CORRUPT)
         return (CorruptRowError if damaged else StoreUnavailableError)(f"store failed to {doing}: {name}")
-    if isinstance(exc, sqlite3.OperationalError):  # the driver's own: a text that is not UTF-8
+    if isinstance(exc, sqlite3.OperationalError | UnicodeDecodeError):  # the driver's own
         return CorruptRowError(f"store failed to {doing}: a stored text does not decode")
     return StoreUnavailableError(f"store failed to {doing}: {type(exc).__name__}")
 
@@ -81,7 +85,7 @@ def prepare_file(path: Path) -> None:
         # immutable: reads the header and nothing else, so that a foreign file's WAL and journal stay as they are
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as header:
             (found,) = header.execute("PRAGMA application_id").fetchone()
-    except sqlite3.DatabaseError as exc:
+    except SQLITE_ERRORS as exc:
         if getattr(exc, "sqlite_errorname", "") == "SQLITE_NOTADB":
             raise CorruptRowError(f"store {path} is not a SQLite database") from exc
         raise translate(exc, f"read the header of {path}") from exc
@@ -105,7 +109,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
-    except sqlite3.Error:
+    except SQLITE_ERRORS:
         connection.close()
         raise
     return connection
@@ -120,7 +124,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     connection = _connect(path)
     try:
         connection.execute("PRAGMA query_only = ON")
-    except sqlite3.Error:
+    except SQLITE_ERRORS:
         connection.close()
         raise
     return connection
@@ -142,7 +146,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
-    except sqlite3.Error:
+    except SQLITE_ERRORS:
         connection.close()
         raise
     return connection

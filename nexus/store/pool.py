@@ -1,6 +1,5 @@
 """The pool of reading connections of the SQLite store, one for each thread that reads at the same time."""
 
-import sqlite3
 import threading
 import time
 from collections import deque
@@ -8,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from common.errors import StoreUnavailableError
-from nexus.store.connection import connect_reader, translate
+from nexus.store.connection import SQLITE_ERRORS, connect_reader, translate
 from nexus.store.reader import SqliteReader
 
 
@@ -81,7 +80,7 @@ class ReaderPool:
                 raise type(self._refusal)(*self._refusal.args)
             try:
                 reader = SqliteReader(connect_reader(self._path))
-            except sqlite3.Error as exc:
+            except SQLITE_ERRORS as exc:
                 raise translate(exc, "connect") from exc
             self._open += 1
             return reader
@@ -114,7 +113,7 @@ class Reading:
     ) -> None:
         try:
             self._reader.end()
-        except sqlite3.Error:  # what was read stands; the next read gets another connection
+        except SQLITE_ERRORS:  # what was read stands; the next read gets another connection
             self._pool.discard(self._reader)
         else:
             self._pool.put_back(self._reader)

@@ -4,7 +4,7 @@ import sqlite3
 from typing import Any, Final
 
 from common.errors import CorruptRowError
-from nexus.store.connection import translate
+from nexus.store.connection import SQLITE_ERRORS, translate
 from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, VersionRow
 
 _META: Final = """
@@ -42,7 +42,7 @@ class SqliteReader:
         """Fix one committed state, from the first query on."""
         try:
             self._execute("BEGIN")
-        except sqlite3.Error as exc:
+        except SQLITE_ERRORS as exc:
             raise translate(exc, "begin a read") from exc
 
     def end(self) -> None:
@@ -126,11 +126,11 @@ class SqliteReader:
         try:
             self._execute(sql, parameters)
             return self._cursor.fetchone()
-        except sqlite3.Error as exc:
+        except SQLITE_ERRORS as exc:
             raise translate(exc, "read") from exc
 
     def _load(self, sql: str, *parameters: object) -> list[Any]:
         try:
             return self._execute(sql, parameters).fetchall()
-        except sqlite3.Error as exc:
+        except SQLITE_ERRORS as exc:
             raise translate(exc, "read") from exc

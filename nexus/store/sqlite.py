@@ -16,7 +16,15 @@ from typing import Final, TypeVar
 
 from common.errors import OutcomeUnknownError, ShardholdError, StoreUnavailableError
 from nexus.store.committer import GroupCommitter, Turn
-from nexus.store.connection import StoreLock, connect_writer, prepare_file, tighten_mode, translate
+from nexus.store.connection import (
+    SQLITE_ERRORS,
+    SqliteError,
+    StoreLock,
+    connect_writer,
+    prepare_file,
+    tighten_mode,
+    translate,
+)
 from nexus.store.migrations import migrate
 from nexus.store.pool import ReaderPool
 from nexus.store.protocol import Reader, Writer
@@ -99,12 +107,12 @@ class SqliteStore:
                 return
             try:
                 before, after = self._run_changes(batch)
-            except (sqlite3.Error, _NotCommittedError) as exc:
+            except (*SQLITE_ERRORS, _NotCommittedError) as exc:
                 self._roll_back(batch, exc)
                 return
             try:
                 self._writer.execute("COMMIT")
-            except sqlite3.Error as exc:
+            except SQLITE_ERRORS as exc:
                 self._settle(batch, before, after, exc)
 
     def _run_changes(self, batch: _Batch) -> tuple[int, int]:
@@ -134,16 +142,16 @@ class SqliteStore:
         try:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
-        except sqlite3.Error:
+        except SQLITE_ERRORS:
             try:
                 self._reopen()
-            except (sqlite3.Error, StoreUnavailableError) as exc:
+            except (*SQLITE_ERRORS, StoreUnavailableError) as exc:
                 self._refuse_unknown(batch, "store cannot be opened again after a failed rollback", exc)
                 return
-        why = str(translate(cause, "write") if isinstance(cause, sqlite3.Error) else cause)
+        why = str(translate(cause, "write") if isinstance(cause, SQLITE_ERRORS) else cause)
         _fail(batch, StoreUnavailableError, why, cause)
 
-    def _settle(self, batch: _Batch, before: int, after: int, cause: sqlite3.Error) -> None:
+    def _settle(self, batch: _Batch, before: int, after: int, cause: SqliteError) -> None:
         """Find out what a COMMIT that raised has done, and answer accordingly."""
         why = str(translate(cause, "commit"))
         try:
@@ -154,7 +162,7 @@ class SqliteStore:
             if found != after:
                 raise StoreUnavailableError(f"revision is {found}, want {before} or {after}")
             self._copy_wal()
-        except (sqlite3.Error, StoreUnavailableError) as exc:
+        except (*SQLITE_ERRORS, StoreUnavailableError) as exc:
             self._refuse_unknown(batch, f"{why}, and whether it was committed cannot be told", exc)
 
     def _reopen(self) -> int:
@@ -195,12 +203,12 @@ class SqliteStore:
 def _connect_migrated(path: Path) -> sqlite3.Connection:
     try:
         writer = connect_writer(path)
-    except sqlite3.Error as exc:
+    except SQLITE_ERRORS as exc:
         raise translate(exc, f"open {path}") from exc
     try:
         migrate(writer)
         tighten_mode(path)
-    except sqlite3.Error as exc:
+    except SQLITE_ERRORS as exc:
         writer.close()
         raise translate(exc, f"migrate {path}") from exc
     except BaseException:

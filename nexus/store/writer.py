@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from common.errors import StoreUnavailableError
-from nexus.store.connection import translate
+from nexus.store.connection import SQLITE_ERRORS, translate
 from nexus.store.protocol import ControlRow, Meta, Phase, VersionRow
 from nexus.store.reader import SqliteReader
 
@@ -108,7 +108,7 @@ class SqliteWriter(SqliteReader):
             raise StoreUnavailableError("change goes on after a statement of it failed") from self._failure
         try:
             return self._execute(sql, parameters).rowcount
-        except sqlite3.Error as exc:
+        except SQLITE_ERRORS as exc:
             error = translate(exc, "write")
             self._failure = error if isinstance(error, StoreUnavailableError) else StoreUnavailableError(str(error))
             raise error from exc
