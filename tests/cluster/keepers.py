@@ -1,5 +1,6 @@
 """Single keeper processes for tests: started with an identity provider of their own, called as anybody."""
 
+import hashlib
 import json
 import os
 import signal
@@ -19,12 +20,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from common import shamir
+from common.delivery import build_put_info
+from common.sealing import seal
+from common.statement import Statement
+from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold._identity import Svid
 
 WAIT_S = 20.0  # seconds; far more than anything takes, so that a busy machine fails no test
 NEXUS_PATH = "/shardhold/nexus/n1"
+CLUSTER_ID = b"c" * 16
 
 
 class FixedIdentity:
@@ -81,6 +88,33 @@ def connect(port: int, credentials: Credentials | None, ca: DevelopmentCA, *, se
     return grpc.secure_channel(f"127.0.0.1:{port}", secrets, options=options)
 
 
+def make_put(
+    statement: Statement, *, cluster_id: bytes = CLUSTER_ID, number: int = 7, x: int = 3, seed: bytes = b""
+) -> pb.PutShardRequest:
+    """Seal a shard of set *number* for *statement*, all of it right."""
+    label = pb.SetLabel(
+        cluster_id=cluster_id,
+        genesis=b"g" * 32,
+        timeline=1,
+        generation=1,
+        set_id=number.to_bytes(16, "big"),
+        set_number=number,
+    )
+    shard = bytearray(hashlib.sha256(label.set_id + seed).digest() + bytes((x,)))
+    commitment = shamir.commitment(memoryview(shard), cluster_id=cluster_id, set_id=label.set_id)
+    info = build_put_info(
+        label, statement_digest=statement.digest(), x=x, commitment=commitment, current_set_id=label.set_id
+    )
+    return pb.PutShardRequest(
+        label=label,
+        x=x,
+        statement_digest=statement.digest(),
+        sealed_shard=seal(memoryview(shard), recipient=statement.public_key, info=info),
+        commitment=commitment,
+        current_set_id=label.set_id,
+    )
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a call ended: its code, the message and reason of an error, the bytes of an answer."""
@@ -110,12 +144,12 @@ def read_reason(error: grpc.RpcError) -> str:
     return ""
 
 
-def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S) -> Any:
+def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S, pause: float = 0.01) -> Any:
     """Return the first true value of *condition*; fail when there is none in time."""
-    deadline, pause = time.monotonic() + seconds, threading.Event()
+    deadline, never = time.monotonic() + seconds, threading.Event()
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        pause.wait(0.01)
+        never.wait(pause)
     return value
 
 
@@ -123,7 +157,14 @@ class KeeperProcess:
     """One `keeper` in a process of its own. Its SVID comes from *provider*; port 0 takes free ones."""
 
     def __init__(
-        self, directory: Path, provider: IdentityProvider, *, name: str = "k1", port: int = 0, extra: str = ""
+        self,
+        directory: Path,
+        provider: IdentityProvider,
+        *,
+        name: str = "k1",
+        port: int = 0,
+        extra: str = "",
+        socket: Path | None = None,
     ) -> None:
         self.name = name
         self.spiffe_path = f"/shardhold/keeper/{name}"
@@ -133,21 +174,26 @@ class KeeperProcess:
         self._provider = provider
         self._extra = extra
         self._asked_port = port
+        self._socket = socket
         self.config = directory / f"{name}.toml"
-        self.log = directory / f"{name}.log"
-        self.work = directory / f"{name}.work"  # where it runs, and where nothing may appear
+        self.work = directory / f"{name}.work"  # where it runs, its home and its TMPDIR: nothing may appear there
+        self.log: list[str] = []
 
     def start(self, environ: Mapping[str, str] | None = None) -> "KeeperProcess":
         """Start it and return when it serves."""
         self.spawn(environ)
+        self.wait_serving()
+        return self
+
+    def wait_serving(self) -> None:
+        """Return when it serves, with its ports known."""
         line = wait_until(lambda: self._failed() or self.find_log("keeper serves"), what=f"start of {self.name}")
         assert isinstance(line, dict), line
         self.port, self.http_port = int(line["port"]), int(line["http_port"])
-        return self
 
     def spawn(self, environ: Mapping[str, str] | None = None) -> None:
         """Start it without waiting."""
-        socket = self._provider.add(self.spiffe_path, self.server_name)
+        socket = self._socket or self._provider.add(self.spiffe_path, self.server_name)
         self.config.write_text(
             f'name = "{self.name}"\n'
             f'nexuses = ["spiffe://{self._provider.trust_domain}{NEXUS_PATH}"]\n'
@@ -157,15 +203,19 @@ class KeeperProcess:
             '[memory]\nlowest_level = 1\n[log]\nformat = "json"\n' + self._extra
         )
         self.work.mkdir(exist_ok=True)
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "keeper", "--config", str(self.config)],
-                cwd=self.work,
-                env={"PATH": os.environ["PATH"], **(environ or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self.log.clear()
+        work = str(self.work)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "keeper", "--config", str(self.config)],
+            cwd=work,
+            env={"PATH": os.environ["PATH"], "HOME": work, "TMPDIR": work, **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
 
     @property
     def pid(self) -> int:
@@ -174,17 +224,23 @@ class KeeperProcess:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(WAIT_S)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Return the exit code, once it has ended and its last words are read."""
+        code = self.process.wait(WAIT_S)
+        self._reader.join(WAIT_S)
+        return code
 
     def close(self) -> None:
         """End it whatever it does."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(WAIT_S)
+        self.wait()
 
     def find_log(self, event: str) -> dict[str, Any] | None:
         """Return the first log line with this event."""
-        for text in self.log.read_text().splitlines():
+        for text in list(self.log):
             if text.startswith("{"):
                 line: dict[str, Any] = json.loads(text)
                 if line["event"] == event:
@@ -192,5 +248,11 @@ class KeeperProcess:
         return None
 
     def _failed(self) -> str:
-        code = self.process.poll()
-        return "" if code is None else f"{self.name} ended with {code}: {self.log.read_text()}"
+        if self.process.poll() is None:
+            return ""
+        return f"{self.name} ended with {self.wait()}: {self.log}"
+
+    def _read_log(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            self.log.extend(iter(lines.readline, ""))

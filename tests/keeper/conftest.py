@@ -1,0 +1,39 @@
+"""What the keeper's tests share: one authority and one provider for a module, and a shard to send."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from pilot.dev.ca import DevelopmentCA
+from pilot.dev.provider import IdentityProvider
+from tests.cluster.keepers import KeeperProcess
+
+
+@pytest.fixture(scope="session")
+def ca() -> DevelopmentCA:
+    """Authority of example.test."""
+    return DevelopmentCA("example.test")
+
+
+@pytest.fixture(scope="session")
+def provider(ca: DevelopmentCA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdentityProvider]:
+    """Workload API for every keeper of these tests."""
+    with IdentityProvider(tmp_path_factory.mktemp("sockets"), ca, lifetime=timedelta(hours=1)) as provider:
+        yield provider
+
+
+@pytest.fixture(scope="module")
+def shared_keeper(provider: IdentityProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeeperProcess]:
+    """A running keeper that the tests of a module share; they leave it unpinned and empty."""
+    keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider)
+    yield keeper.start()
+    keeper.close()
+
+
+@pytest.fixture
+def keeper(provider: IdentityProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeeperProcess]:
+    """A running keeper for one test."""
+    keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider)
+    yield keeper.start()
+    keeper.close()
