@@ -130,9 +130,8 @@ class Ceremony:
         try:
             return self._nexus.begin(plan, public_key, hashes), shares, hashes
         except (UnavailableError, DeadlineError, KeyboardInterrupt) as exc:
-            raise _explain(
-                exc, "the cluster is not initialised", "no share was handed out: run 'pilot init' again"
-            ) from exc
+            state = "this attempt initialised nothing, and no share was handed out: run 'pilot init' again"
+            raise _explain(exc, state) from exc
 
     def _prove(self, plan: Plan, begun: Begun, shares: list[str], hashes: list[ShareHash]) -> bytes:
         cards = [
@@ -231,7 +230,7 @@ def _explain(failure: BaseException, *hints: str, exit_code: int | None = None) 
     """Return what happened, and behind it what is true now."""
     if isinstance(failure, Error):
         described = describe(failure)
-        return PilotError(str(described), *hints, exit_code=exit_code or described.exit_code)
+        return PilotError(str(described), *hints, *described.hints, exit_code=exit_code or described.exit_code)
     if isinstance(failure, PilotError):
         return PilotError(str(failure), *hints, *failure.hints, exit_code=exit_code or failure.exit_code)
     if isinstance(failure, KeyboardInterrupt | EOFError):

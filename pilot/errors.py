@@ -101,8 +101,9 @@ def describe(error: "Error") -> PilotError:
 
 
 def _tidy(text: str) -> str:
-    """Lower the first letter of an ordinary word (not of NAMES or I/O) and drop a full stop."""
+    """Lower the first letter of an ordinary word (not of NAMES, I/O or BeginInit) and drop a full stop."""
     text = text.strip()
     text = text[:-1] if text.endswith(".") and not text.endswith("..") else text
-    is_word = len(text) > 1 and text[0].isupper() and text[1].islower()
+    first = text.split(maxsplit=1)[0] if text else ""
+    is_word = first[:1].isupper() and first[1:].islower()
     return text[0].lower() + text[1:] if is_word else text

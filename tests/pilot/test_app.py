@@ -220,11 +220,12 @@ def test_messages_are_lower_case_without_a_full_stop(capsys: pytest.CaptureFixtu
     """What others wrote is brought into our form; names keep theirs."""
     from pilot.errors import report
 
-    report(PilotError("Connection refused.", "NEXUS_SEALED stays", "I/O too…"))
+    report(PilotError("Connection refused.", "NEXUS_SEALED stays", "I/O too…", "BeginInit as well"))
     assert capsys.readouterr().err.splitlines() == [
         "pilot: error: connection refused",
         "pilot: hint: NEXUS_SEALED stays",
         "pilot: hint: I/O too…",
+        "pilot: hint: BeginInit as well",
     ]
 
 
