@@ -17,6 +17,7 @@ INCARNATION_SIZE = 16
 REQUEST_ID_SIZE = 16
 MAX_DELETED_VERSIONS = 100
 MAX_PAGE = 1000
+_ROWS_AT_ONCE = MAX_PAGE + 1  # one more than a page tells whether there is another
 MAX_VERSION = 2**63 - 1  # what every store can count
 
 
@@ -125,8 +126,10 @@ class Vault:
             return self._change(lambda writer, serving: self._insert(writer, serving, grant, body, expected), grant)
 
     def list(self, caller: Caller, prefix: str, *, after: str, limit: int) -> tuple[list[SecretRow], str]:
-        """List what the caller may list, up to *limit* looked at; return it and the path to go on behind, empty at the
+        """List what the caller may list, at most *limit*, 0: 1000; return it and the path to go on behind, empty at the
         end.
+
+        That path is one of those listed: whoever lists learns nothing of what was left out.
 
         Raises:
             InvalidArgumentError: Prefix, page size or token.
@@ -138,10 +141,15 @@ class Vault:
             raise InvalidArgumentError(f"page_size: got {limit}, want at most {MAX_PAGE}")
         limit = limit or MAX_PAGE
         with self._gate.listing_call("ListSecrets", caller, prefix) as (_, serving):
-            with self._store.read() as reader:
-                rows = reader.list_secrets(prefix, after=after, limit=limit)
-            shown = [row for row in rows if self._gate.may_list(caller, row.path, serving)]
-            return shown, rows[-1].path if len(rows) == limit else ""
+            shown: list[SecretRow] = []
+            rows_left = True
+            while rows_left and len(shown) <= limit:
+                with self._store.read() as reader:
+                    rows = reader.list_secrets(prefix, after=after, limit=_ROWS_AT_ONCE)
+                shown += (row for row in rows if self._gate.may_list(caller, row.path, serving))
+                rows_left = len(rows) == _ROWS_AT_ONCE
+                after = rows[-1].path if rows else ""
+            return shown[:limit], shown[limit - 1].path if len(shown) > limit else ""
 
     def delete(
         self, caller: Caller, path: str, versions: Sequence[int], expected: Expected, request_id: bytes
