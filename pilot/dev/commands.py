@@ -56,6 +56,8 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running and return.")] = False,
 ) -> None:
     """Start a cluster and initialise it; without --detach take it down at Ctrl-C."""
+    if sys.platform != "linux":
+        raise DevError("the servers run on Linux only", hint="run it in a container, and pilot wherever you like")
     with _signals_as_interrupt():
         directory = DevDirectory(dir_)
         started = time.monotonic()

@@ -180,7 +180,7 @@ def test_identities_alone(folder: Path) -> None:
         try:
             assert provider.stdout is not None
             lines = [provider.stdout.readline() for _ in range(5)]
-            sockets = {line.split()[0]: line.split()[1] for line in lines}
+            sockets = dict(line.rstrip("\n").split("  ", 1) for line in lines)
             assert "another identity provider" in pilot("dev", "identity", "--dir", folder, exit_code=1)
             watch_rotation(sockets["spiffe://dev.shardhold/team/app"])
         finally:
