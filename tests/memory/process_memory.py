@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ *(.*)$")
-_CHUNK = 16 * 1024 * 1024
+_CHUNK = 256 * 1024
+_NOTHING = bytes(_CHUNK)  # untouched pages read as zeros, and there are gigabytes of them
 _OVERLAP = 256  # longer than any form of a key, so that none hides at the border of two chunks
 
 
@@ -40,14 +41,14 @@ class Finding:
 
 
 def list_regions(pid: int) -> list[Region]:
-    """Return all mappings of a process."""
+    """Return all writable mappings of a process: heaps, stacks, arenas and the data of libraries."""
     regions: list[Region] = []
     head: tuple[int, int, str] | None = None
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if (mapping := _MAPPING.match(line)) is not None:
-            if mapping[4] == "[vsyscall]":  # of the kernel, the same in every process
-                break
-            head = (int(mapping[1], 16), int(mapping[2], 16), mapping[4])
+            # What cannot be written is the text and the constants of programs and libraries.
+            is_written = "w" in mapping[3]
+            head = (int(mapping[1], 16), int(mapping[2], 16), mapping[4]) if is_written else None
         elif line.startswith("VmFlags:") and head is not None:
             regions.append(Region(*head, frozenset(line.split()[1:])))
     return regions
@@ -65,7 +66,8 @@ def read_region(pid: int, region: Region) -> Iterator[tuple[int, bytes]]:
                 return
             if not piece:
                 return
-            yield position, piece
+            if piece != _NOTHING:
+                yield position, piece
             position += max(len(piece) - _OVERLAP, 1) if position + len(piece) < region.end else len(piece)
 
 
