@@ -33,15 +33,14 @@ class SegmentFile:
         self._must_rewrite = False
 
     def set_aside(self) -> None:
-        """Set blocks aside, so that there is room for a reserve and more."""
-        self._extend(self.size + RESERVE)
-        self._extend(self.size + RESERVE + AHEAD)
+        """Set blocks aside, at least for the reserve."""
+        self._make_room(0)
 
     def write(self, line: bytes, *, from_reserve: bool) -> None:
         """Write a line whole, with one call, or leave the file as it was as far as later calls see."""
-        if self._has_reserve and self.size + len(line) + (0 if from_reserve else RESERVE) > self._room_end:
+        if self.size + len(line) + RESERVE > self._room_end:
             try:
-                self._extend(self.size + len(line) + RESERVE + AHEAD)
+                self._make_room(len(line))
             except OSError:
                 if not from_reserve:
                     raise
@@ -80,6 +79,13 @@ class SegmentFile:
             os.ftruncate(self._fd, self.size)
         finally:
             os.close(self._fd)
+
+    def _make_room(self, size: int) -> None:
+        """Set blocks aside for *size* bytes and the reserve, and for what comes then if they are there."""
+        try:
+            self._extend(self.size + size + RESERVE + AHEAD)
+        except OSError:
+            self._extend(self.size + size + RESERVE)
 
     def _extend(self, end: int) -> None:
         if not self._has_reserve or end <= self._room_end:
