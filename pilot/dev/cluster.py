@@ -114,6 +114,9 @@ class DevCluster:
             record = self.state.processes.pop(name, None)
             if record is not None and not self.processes.stop(record, grace=STOP_GRACE_S):
                 killed.append(name)
+        if not self.state.processes and self.state.sockets:
+            self.directory.remove_sockets(Path(self.state.sockets))
+            self.state.sockets = ""
         self.directory.save(self.state)
         return killed
 
@@ -217,6 +220,9 @@ class DevCluster:
         return "\n".join([f"the end of {log}:", *text.splitlines()[-lines:]])
 
     def _start_provider(self) -> None:
+        if not self.state.sockets or not Path(self.state.sockets).is_dir():
+            self.state.sockets = str(self.directory.make_sockets())
+            self.directory.save(self.state)
         servers = [server_identity(name) for name in self.state.plan.servers]
         add_identities(self.directory, *servers, Identity(path=SUPERUSER_PATH))
         command = [sys.executable, "-P", "-m", "pilot", "dev", "identity", "--dir", str(self.directory.root)]

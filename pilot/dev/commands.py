@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.panel import Panel
 
-from pilot.dev.cluster import DevCluster
+from pilot.dev.cluster import IDENTITY, DevCluster
 from pilot.dev.directory import DevDirectory, DevError, Plan
 from pilot.dev.identities import (
     SUPERUSER_PATH,
@@ -123,6 +123,8 @@ def restart(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> No
 def env(dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Print what makes pilot and the SDK talk to the cluster as superuser: eval "$(pilot dev env)"."""
     cluster = DevCluster(DevDirectory(dir_))
+    if not cluster.is_alive(IDENTITY):
+        raise DevError("the cluster does not run", hint="start it: pilot dev up", exit_code=UNAVAILABLE)
     for variable, value in cluster.variables(Identity(path=SUPERUSER_PATH)).items():
         print(f"export {variable}={shlex.quote(value)}")
     if not cluster.is_alive("nexus"):
@@ -217,7 +219,7 @@ def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
             raise DevError("the nexus is initialised and not ready", hint=cluster.log_tail("nexus"))
         return True
     # Keepers that were started just now are empty: with fewer than a threshold of others there is nothing to wait for.
-    held = len(before - {"nexus", "identity"})
+    held = len(before - {"nexus", IDENTITY})
     with _console.status("recovering"):
         return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S if held >= plan.threshold else 1) is not None
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     """What the directory remembers; the file dev.json."""
 
     plan: Plan
-    sockets: str  # absolute path of the folder of the Workload API sockets
+    sockets: str = ""  # absolute path of the folder of the Workload API sockets; empty while nothing runs
     ports: dict[str, Ports] = {}
     processes: dict[str, ProcessRecord] = {}
 
@@ -110,7 +111,7 @@ class DevDirectory:
         self.claim()
         for folder in (self.logs, self.data, self.audit):
             folder.mkdir(mode=0o700, exist_ok=True)
-        state = State(plan=plan, sockets=str(self._make_sockets_folder()))
+        state = State(plan=plan)
         self.save(state)
         return state
 
@@ -141,19 +142,30 @@ class DevDirectory:
             DevError: There is none, or it is damaged.
         """
         try:
-            state = msgspec.json.decode(self._state.read_bytes(), type=State)
+            return msgspec.json.decode(self._state.read_bytes(), type=State)
         except FileNotFoundError as exc:
             raise DevError(f"there is no development cluster in {self.root}", hint="start one: pilot dev up") from exc
         except msgspec.DecodeError as exc:
             raise DevError(f"{self._state} is damaged: {exc}", hint="start over in a new directory") from exc
-        if not Path(state.sockets).is_dir():  # a folder for temporary files may have been swept
-            state.sockets = str(self._make_sockets_folder())
-            self.save(state)
-        return state
 
     def find_sockets(self) -> Path:
         """Return the folder of the Workload API sockets; without a cluster it is inside the directory."""
-        return Path(self.load().sockets) if self.exists else self.root / "sockets"
+        chosen = self.load().sockets if self.exists else ""
+        return Path(chosen) if chosen else self.root / "sockets"
+
+    def make_sockets(self) -> Path:
+        """Make a folder, mode 0700, in which the path of every socket is short enough for the kernel."""
+        inside = self.root / "sockets"
+        # Addresses of sockets are read as URIs.
+        if len(os.fsencode(inside)) + 1 + LONGEST_SOCKET_NAME <= SOCKET_LIMIT and not set("%?#") & set(str(inside)):
+            inside.mkdir(mode=0o700, exist_ok=True)
+            return inside
+        return Path(tempfile.mkdtemp(prefix="shardhold-dev-"))
+
+    def remove_sockets(self, folder: Path) -> None:
+        """Remove a folder of sockets that no process uses any more, if it is outside of the directory."""
+        if self.root not in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, state: State) -> None:
         """Write the state; a reader sees the old or the new one."""
@@ -172,11 +184,3 @@ class DevDirectory:
         with (self.root / ".lock").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-    def _make_sockets_folder(self) -> Path:
-        inside = self.root / "sockets"
-        # Addresses of sockets are read as URIs.
-        if len(os.fsencode(inside)) + 1 + LONGEST_SOCKET_NAME <= SOCKET_LIMIT and not set("%?#") & set(str(inside)):
-            inside.mkdir(mode=0o700, exist_ok=True)
-            return inside
-        return Path(tempfile.mkdtemp(prefix="shardhold-dev-"))  # mode 0700

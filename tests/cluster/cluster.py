@@ -6,7 +6,6 @@ Every wait has a deadline. What goes wrong is shown together with the end of eve
 import contextlib
 import functools
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -72,9 +71,6 @@ class Cluster:
         self._open.close()
         self._clients.clear()
         self.dev.stop()
-        sockets = Path(self.dev.state.sockets)
-        if self.directory.root not in sockets.parents:
-            shutil.rmtree(sockets, ignore_errors=True)
 
     def kill(self, *names: str) -> None:
         """Kill processes with SIGKILL; each must have run."""

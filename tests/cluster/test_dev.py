@@ -83,10 +83,12 @@ def test_from_up_to_down(folder: Path) -> None:
 
     assert "down" in pilot("dev", "down", "--dir", folder)
     assert not any(cluster.is_alive(name) for name in cluster.names)
+    assert "does not run" in pilot("dev", "env", "--dir", folder, exit_code=5)
+    assert "does not run" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", "true", exit_code=5)
     said = pilot("dev", "up", "--dir", folder, "--detach", exit_code=5)
     assert "forgot their shards" in said
     assert "not built yet" in said
-    assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "recovering"
+    assert json.loads(pilot("status", "-o", "json", environ=read_env(folder)))["state"] == "recovering"
 
 
 def test_in_the_foreground_it_ends_with_the_terminal(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """The directory of a development cluster and what is written into it."""
 
-import shutil
 import socket
 import stat
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -77,19 +77,29 @@ def test_a_taken_port_is_not_chosen() -> None:
     assert port not in choose_ports(50, taken={port})
 
 
-def test_sockets_move_out_of_a_deep_directory(tmp_path: Path) -> None:
-    """Where a socket's path would be too long for the kernel, a short private folder holds them, swept or not."""
-    directory = DevDirectory(tmp_path / ("deep" * 20))
-    sockets = Path(DevCluster.create(directory, Plan()).state.sockets)
-    try:
-        assert directory.root not in sockets.parents
+@pytest.mark.parametrize("name", [pytest.param("deep" * 20, id="too long"), pytest.param("50% #?", id="read as URI")])
+def test_sockets_move_out_of_an_unusable_directory(tmp_path: Path, name: str) -> None:
+    """Where a socket's path would be too long for the kernel or misread, a short private folder holds them."""
+    directory = DevDirectory(tmp_path / name)
+    directory.claim()
+    sockets = directory.make_sockets()
+    assert directory.root not in sockets.parents
+    assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
+    assert len(bytes(sockets)) + 1 + LONGEST_SOCKET_NAME <= SOCKET_LIMIT
+    directory.remove_sockets(sockets)
+    assert not sockets.exists()
+
+
+def test_sockets_stay_in_a_short_directory() -> None:
+    """Where it is short enough the folder is inside, private, and stays when its sockets are gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = DevDirectory(Path(folder) / "dev")
+        directory.claim()
+        sockets = directory.make_sockets()
+        assert sockets == directory.root / "sockets" == directory.find_sockets()
         assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
-        assert len(bytes(sockets)) + 1 + LONGEST_SOCKET_NAME <= SOCKET_LIMIT
-    finally:
-        shutil.rmtree(sockets)
-    again = Path(DevCluster(directory).state.sockets)
-    assert again.is_dir()
-    again.rmdir()
+        directory.remove_sockets(sockets)
+        assert sockets.is_dir()
 
 
 @pytest.mark.parametrize("name", ["nexus", "keeper-2"])
