@@ -9,11 +9,15 @@ from time import monotonic
 import pytest
 
 from common.protected import Level, ProtectedMemory
+from nexus.policy import Policy
 from nexus.store.protocol import Store
 from tests.nexus import cluster
 from tests.nexus.cluster import FoundCluster
+from tests.nexus.core import NexusCore, make_ready
+from tests.nexus.keepers import PlayedKeeper
 
 WaitUntil = Callable[..., None]
+MakeNexus = Callable[..., NexusCore]
 
 
 @pytest.fixture
@@ -47,3 +51,28 @@ def wait_until() -> WaitUntil:
             pause.wait(0.005)
 
     return wait
+
+
+@pytest.fixture
+def core(tmp_path: Path, store: Store, memory: ProtectedMemory) -> Iterator[NexusCore]:
+    """A nexus on an empty store, with three keepers that nobody asks yet."""
+    core = NexusCore(tmp_path, store, memory, [PlayedKeeper(f"keeper-{i}") for i in (1, 2, 3)])
+    yield core
+    core.close()
+
+
+@pytest.fixture
+def make_nexus(tmp_path: Path, store: Store, memory: ProtectedMemory, found: FoundCluster) -> Iterator[MakeNexus]:
+    """Make a nexus that serves a new cluster, with these policies beside the first one."""
+    made: list[NexusCore] = []
+
+    def make(*policies: Policy) -> NexusCore:
+        founded = found(keepers=3, threshold=2, policies=[cluster.SUPERUSERS, *policies])
+        core = NexusCore(tmp_path, store, memory, founded.keepers())
+        made.append(core)
+        make_ready(core, founded)
+        return core
+
+    yield make
+    for core in made:
+        core.close()

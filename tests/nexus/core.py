@@ -1,0 +1,162 @@
+"""The core of a nexus without its wire: every part real, keepers played; the clock of gate and audit stands still."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from common.clock import ManualClock, SystemClock
+from common.edge import Method
+from common.errors import AuditUnavailableError
+from common.protected import ProtectedMemory
+from nexus.audit.directory import list_segments
+from nexus.audit.entry import Entry, decode_entry
+from nexus.audit.exporter import Exporter
+from nexus.audit.line import EntryLine, Line
+from nexus.audit.log import AuditLog
+from nexus.gate import Caller, Gate
+from nexus.initialise import Initialisation
+from nexus.lifecycle import Lifecycle
+from nexus.policies import Policies
+from nexus.quorum.pool import KeeperPool
+from nexus.roles import Roles
+from nexus.server.auth import Authenticator
+from nexus.server.cluster import ClusterHandlers
+from nexus.server.methods import list_methods
+from nexus.server.policies import PolicyHandlers
+from nexus.server.secrets import SecretHandlers
+from nexus.states import State, initial_state
+from nexus.status import StatusDesk
+from nexus.store.protocol import Store
+from nexus.vault import Vault
+from tests.nexus.cluster import SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
+from tests.nexus.keepers import PlayedKeeper
+
+ROLES = Roles(TRUST_DOMAIN)
+
+
+def identify(path: str) -> Caller:
+    """Make the caller with this path of a SPIFFE ID."""
+    spiffe_id = f"spiffe://{TRUST_DOMAIN}/{path}"
+    return Caller(spiffe_id, ROLES.role_of(spiffe_id), "ipv4:127.0.0.1:4711")
+
+
+SUPERUSER = identify("shardhold/pilot/role/superuser/alice")
+OPERATOR = identify("shardhold/pilot/role/operator/bob")
+RECOVER = identify("shardhold/pilot/role/recover/carol")
+AUDITOR = identify("shardhold/pilot/role/auditor/dan")
+NEXUS = identify("shardhold/nexus/other")
+KEEPER = identify("shardhold/keeper/keeper-1")
+APP = identify("team/app")
+STRANGER = identify("elsewhere/app")
+
+
+class NexusCore:
+    """One nexus on one store, built as `nexus.process` builds it."""
+
+    def __init__(self, folder: Path, store: Store, memory: ProtectedMemory, keepers: Sequence[PlayedKeeper]) -> None:
+        self.folder = folder
+        self.store = store
+        self.memory = memory
+        self.clock = ManualClock()
+        self.keepers = {keeper.name: keeper for keeper in keepers}
+        self.states: list[State] = []
+        self.failures: list[str] = []
+        with store.read() as reader:
+            meta = reader.load_meta()
+        self.audit = AuditLog.open(folder, nexus="n1", timeline=meta.timeline, clock=self.clock)
+        self.exporter = Exporter(store, self.audit, clock=self.clock)
+        self.pool = KeeperPool(
+            members(len(keepers)), lambda member: self.keepers[member.name], clock=SystemClock(), memory=memory
+        )
+        self.lifecycle = Lifecycle(
+            initial_state(meta), self.pool, on_change=self.states.append, on_failure=self.failures.append
+        )
+        self.gate = Gate(self.lifecycle, self.audit, self.exporter, self.clock)
+        self.vault = Vault(store, self.gate, self.clock)
+        self.policies = Policies(store, self.gate)
+        self.initialisation = Initialisation(
+            store=store,
+            gate=self.gate,
+            lifecycle=self.lifecycle,
+            pool=self.pool,
+            memory=memory,
+            first_policy=SUPERUSERS,
+        )
+        self.desk = StatusDesk(
+            store=store,
+            gate=self.gate,
+            lifecycle=self.lifecycle,
+            pool=self.pool,
+            initialisation=self.initialisation,
+            memory_protection=memory.level,
+        )
+
+    def list_methods(self) -> list[Method]:
+        """Return the table of RPCs over real handlers."""
+        authenticator = Authenticator(ROLES)
+        return list_methods(
+            SecretHandlers(self.vault, authenticator),
+            PolicyHandlers(self.policies, authenticator),
+            ClusterHandlers(self.desk, self.initialisation, authenticator),
+        )
+
+    def list_entries(self) -> list[Entry]:
+        """List what the audit files hold: reads, denials, changes that failed."""
+        decoder = msgspec.json.Decoder(Line)
+        lines = [
+            decoder.decode(encoded)
+            for segment in list_segments(self.folder)
+            for encoded in (self.folder / segment.name).read_bytes().splitlines()
+        ]
+        return [line.entry for line in lines if isinstance(line, EntryLine)]
+
+    def list_change_entries(self) -> list[tuple[int, Entry]]:
+        """List what the store holds, by revision: the entries that are part of a change."""
+        return [(revision, decode_entry(entry)) for revision, entry in self.store.load_audit(limit=10_000)]
+
+    @contextmanager
+    def audit_failing(self) -> Iterator[None]:
+        """Let the disk of the audit be full for one write: it refuses all but what may use its reserve."""
+        segment = (self.folder / list_segments(self.folder)[-1].name).resolve()
+        fd = next(fd for fd in _list_descriptors() if _points_to(fd, segment))
+        full, kept = os.open("/dev/full", os.O_RDWR), os.dup(fd)
+        try:
+            os.dup2(full, fd)
+            with pytest.raises(AuditUnavailableError):
+                self.audit.append(Entry(at=0, actor="", action="test"), reserve=True)
+        finally:
+            os.dup2(kept, fd)
+            os.close(full)
+            os.close(kept)
+        yield
+        assert self.audit.failing
+
+    def close(self) -> None:
+        """Take it down as a process does."""
+        for keeper in self.keepers.values():
+            keeper.go.set()
+        self.pool.stop()
+        self.exporter.stop()
+        self.audit.close()
+        self.lifecycle.wipe()
+
+
+def _list_descriptors() -> list[int]:
+    return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
+
+
+def _points_to(fd: int, path: Path) -> bool:
+    try:
+        return Path(f"/proc/self/fd/{fd}").readlink() == path
+    except FileNotFoundError:
+        return False
+
+
+def make_ready(core: NexusCore, cluster: FoundedCluster) -> None:
+    """Let *core* serve *cluster*, as after a recovery."""
+    core.lifecycle.become_ready(cluster.prove())
+    core.states.clear()
