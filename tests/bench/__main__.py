@@ -1,0 +1,75 @@
+"""`make bench`: measure speed and size of a real cluster, each beside its baseline from the same run.
+
+Ratios mean something, on a machine that does nothing else; absolute numbers are this machine's. Nothing is asserted.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import machine, policies, reads, sizes, starts, writes
+from tests.bench.row import Row
+from tests.bench.stage import Pace, Stage, staged
+from tests.bench.table import print_table
+
+Measure = Callable[[Stage], Iterator[Row]]
+
+MEASURES: Mapping[str, Measure] = {
+    "get": reads.get_secret,
+    "history": reads.history,
+    "policies": policies.reads,
+    "decision": policies.decisions,
+    "put": writes.put_secret,
+    "writers": writes.many_writers,
+    "recovery": starts.recovery,
+    "refill": starts.refill,
+    "memory": sizes.resident,
+}
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"only these: {' '.join(MEASURES)}")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--quick", action="store_true", help="short rounds, under a minute")
+    pace.add_argument("--long", action="store_true", help="long rounds, and 100,000 calls for resident memory")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.rows) - MEASURES.keys())
+    if unknown:
+        parser.error(f"no rows {' '.join(unknown)}, want some of: {' '.join(MEASURES)}")
+    wanted = {name: measure for name, measure in MEASURES.items() if not arguments.rows or name in arguments.rows}
+    run(wanted, _choose_pace(quick=arguments.quick, long=arguments.long))
+
+
+def run(measures: Mapping[str, Measure], pace: Pace) -> None:
+    """Measure one after the other on one stage, and print the table."""
+    console = Console(highlight=False)
+    began, title = (
+        time.monotonic(),
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}, medians of {pace.rounds} rounds",
+    )
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="shardhold-bench-") as folder, staged(Path(folder), pace) as stage:
+        for name, measure in measures.items():
+            with console.status(f"{name}: {(measure.__doc__ or '').splitlines()[0]}"):
+                rows += measure(stage)
+    print_table(console, title, rows)
+    console.print(f"[dim]in {time.monotonic() - began:.0f} s; nothing is asserted, and only ratios compare")
+
+
+def _choose_pace(*, quick: bool, long: bool) -> Pace:
+    if quick:
+        return Pace(seconds=0.3, calls=5_000)
+    if long:
+        return Pace(rounds=9, seconds=3.0, calls=100_000)
+    return Pace()
+
+
+if __name__ == "__main__":
+    main()

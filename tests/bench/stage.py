@@ -1,0 +1,128 @@
+"""What the rows measure on: clusters and the empty server, each started when first asked for."""
+
+import contextlib
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilot.dev.cluster import server_command
+from pilot.dev.identities import TRUST_DOMAIN, Identity, parse_workload
+from pilot.dev.ports import choose_ports
+from tests.bench.driver import ROOT, Driver, Load, Server
+from tests.bench.load import FIELDS, Kind
+from tests.cluster.cluster import Cluster
+
+APP = "/bench/app"
+EMPTY = Identity(path="/bench/empty", dns="empty.bench")
+PATH = "bench/database"  # where a secret always is
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long everything takes."""
+
+    rounds: int = 5
+    seconds: float = 1.5  # of one side of one round under load
+    calls: int = 20_000  # over which resident memory is watched
+
+
+class Stage:
+    """All processes of a run, in *folder*; they end with `close`."""
+
+    def __init__(self, folder: Path, pace: Pace) -> None:
+        self.folder = folder
+        self.pace = pace
+        self._open = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """End everything."""
+        self._open.close()
+
+    @functools.cached_property
+    def driver(self) -> Driver:
+        """The load generator."""
+        driver = Driver()
+        self._open.callback(driver.close)
+        return driver
+
+    @functools.cached_property
+    def cluster(self) -> Cluster:
+        """The cluster that most rows share: five keepers, threshold three, a secret at `PATH` that `APP` may use."""
+        return self._start_cluster("cluster")
+
+    @functools.cached_property
+    def crowded(self) -> Cluster:
+        """Another one like it, for a row that changes what every call meets."""
+        return self._start_cluster("crowded")
+
+    @property
+    def nexus(self) -> Server:
+        """The nexus of `cluster`, as it runs now."""
+        return self.nexus_of(self.cluster)
+
+    @functools.cached_property
+    def empty(self) -> Server:
+        """The empty server, on the identities of `cluster`."""
+        process = self.spawn_empty()
+        server = self.empty_at(process)
+        self.driver.wait_served(server, PATH)
+        return server
+
+    def nexus_of(self, cluster: Cluster) -> Server:
+        """Return the nexus of *cluster*, as it runs now."""
+        state = cluster.dev.state
+        return Server(
+            state.processes["nexus"].pid, state.ports["nexus"].grpc, "nexus.shardhold", self._endpoint(cluster)
+        )
+
+    def spawn_nexus(self) -> None:
+        """Start the nexus of `cluster`, which was killed, without waiting."""
+        self.cluster.dev.start_instead("nexus", server_command(self.cluster.directory, "nexus"))
+
+    def spawn_empty(self) -> subprocess.Popen[bytes]:
+        """Start an empty server without waiting; it is killed at the end, if not before."""
+        endpoint = self.cluster.dev.add_identity(EMPTY)
+        command = [sys.executable, "-P", "-m", "tests.bench.empty", f"unix:{endpoint}", TRUST_DOMAIN]
+        with (self.folder / "empty.log").open("ab") as log:
+            process = subprocess.Popen([*command, str(self._empty_port)], cwd=ROOT, stderr=log)
+        self._open.callback(process.wait)
+        self._open.callback(process.kill)
+        return process
+
+    def empty_at(self, process: subprocess.Popen[bytes]) -> Server:
+        """Describe an empty server that was spawned."""
+        return Server(process.pid, self._empty_port, EMPTY.dns, self._endpoint(self.cluster))
+
+    def drive(self, server: Server, kind: Kind, paths: list[str], *, threads: int = 8) -> Load:
+        """Put *server* under load for the seconds of one side of a round."""
+        return self.driver.drive(server, kind, paths, seconds=self.pace.seconds, threads=threads)
+
+    @functools.cached_property
+    def _empty_port(self) -> int:
+        taken = [port for ports in self.cluster.dev.state.ports.values() for port in (ports.grpc, ports.http)]
+        return choose_ports(1, taken=taken)[0]
+
+    def _endpoint(self, cluster: Cluster) -> str:
+        return f"unix:{cluster.dev.add_identity(parse_workload(APP))}"
+
+    def _start_cluster(self, name: str) -> Cluster:
+        cluster = Cluster(self.folder / name)
+        self._open.callback(cluster.close)
+        cluster.start()
+        cluster.wait_filled()
+        cluster.allow(APP, ["bench/**"], ["read", "write"])
+        cluster.workload(APP).put(PATH, FIELDS)
+        return cluster
+
+
+@contextlib.contextmanager
+def staged(folder: Path, pace: Pace) -> Iterator[Stage]:
+    """A stage that ends with the block; what went wrong on it is shown together with the logs."""
+    stage = Stage(folder, pace)
+    try:
+        yield stage
+    finally:
+        stage.close()
