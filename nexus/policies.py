@@ -7,7 +7,7 @@ from nexus import control, records
 from nexus.gate import Caller, Gate, Grant
 from nexus.policy import Policy, check_policy, check_policy_name, encode_policy
 from nexus.roles import Role
-from nexus.serving import PolicyView
+from nexus.serving import PolicyView, build_view
 from nexus.store.protocol import Store, Writer
 
 MAX_APPLIED = 100
@@ -66,7 +66,7 @@ class Policies:
     def _change(
         self, grant: Grant, *, put: dict[control.Key, bytes] | None = None, delete: Sequence[control.Key] = ()
     ) -> int:
-        def change(writer: Writer) -> int:
+        def change(writer: Writer) -> tuple[int, PolicyView]:
             serving = self._gate.require_serving()
             for kind, name in delete:
                 listed = name in serving.view.damaged
@@ -74,8 +74,10 @@ class Policies:
                     raise NotFoundError(f"no policy {name}")
             control.change(writer, serving.root_key, put=put, delete=delete)
             writer.append_audit(self._gate.change_entry(grant))
-            return writer.revision
+            # Read here, where it can still be undone: behind the commit nothing may keep it from being in force.
+            meta = writer.load_meta()
+            return writer.revision, build_view(control.verify(meta, writer.load_controls(), serving.root_key), meta)
 
-        revision = self._store.write(change)
-        self._gate.require_serving().reload_policies(self._store)
+        revision, view = self._store.write(change)
+        self._gate.require_serving().enforce(view)
         return revision

@@ -21,7 +21,7 @@ from nexus.keyring import Keyring
 from nexus.policy import PolicySet, decode_policy
 from nexus.quorum.shard_set import ShardSet
 from nexus.root_key import RootKey
-from nexus.store.protocol import ControlRow, Meta, Store
+from nexus.store.protocol import ControlRow, Meta
 
 _CANARY_BODY = b"shardhold-canary-v1"
 
@@ -34,6 +34,7 @@ class PolicyView:
 
     policies: PolicySet
     damaged: tuple[str, ...]
+    control_revision: int  # of the rows that it shows
 
 
 @dataclass(slots=True)
@@ -46,18 +47,17 @@ class Serving:
     shard_set: ShardSet
     recovery: records.RecoveryKeyRecord
     view: PolicyView
-    _reload: threading.Lock = field(default_factory=threading.Lock)
+    _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def cluster_id(self) -> bytes:
         return self.genesis.cluster_id
 
-    def reload_policies(self, store: Store) -> None:
-        """Take the policies as they stand in the store now."""
-        with self._reload:
-            with store.read() as reader:
-                meta, rows = reader.load_meta(), reader.load_controls()
-            self.view = build_view(control.verify(meta, rows, self.root_key))
+    def enforce(self, view: PolicyView) -> None:
+        """Put *view*, which is committed, in force, unless one of a later change is already."""
+        with self._enforcing:
+            if view.control_revision > self.view.control_revision:
+                self.view = view
 
     def release(self) -> None:
         """Wipe every key."""
@@ -125,13 +125,14 @@ def _prove(
     for kind, name in sorted(controls.damaged):
         log.error("control row does not verify", kind=kind, name=name)
     label = current.label(meta.cluster_id, genesis.fingerprint)
-    return Serving(genesis, root_key, keyring, ShardSet(current, label, points), recovery, build_view(controls))
+    view = build_view(controls, meta)
+    return Serving(genesis, root_key, keyring, ShardSet(current, label, points), recovery, view)
 
 
-def build_view(controls: Controls) -> PolicyView:
+def build_view(controls: Controls, meta: Meta) -> PolicyView:
     """Compile the policies that verify."""
     policies = [decode_policy(body) for body in controls.of_kind(records.POLICY).values()]
-    return PolicyView(PolicySet(policies), tuple(controls.damaged_of_kind(records.POLICY)))
+    return PolicyView(PolicySet(policies), tuple(controls.damaged_of_kind(records.POLICY)), meta.control_revision)
 
 
 def _open_keyring(controls: Controls, keyring: Keyring, root_key: RootKey) -> None:
