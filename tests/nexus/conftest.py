@@ -66,7 +66,7 @@ def make_nexus(tmp_path: Path, store: Store, memory: ProtectedMemory, found: Fou
     """Make a nexus that serves a new cluster, with these policies beside the first one."""
     made: list[NexusCore] = []
 
-    def make(*policies: Policy) -> NexusCore:
+    def make(*policies: Policy, store: Store = store) -> NexusCore:
         founded = found(keepers=3, threshold=2, policies=[cluster.SUPERUSERS, *policies])
         core = NexusCore(tmp_path, store, memory, founded.keepers())
         made.append(core)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from common.clock import SystemClock
-from common.errors import StoreUnavailableError
 from nexus import records
 from nexus.quorum.pool import KeeperPool
 from nexus.recovery import Recovery
 from nexus.serving import Serving
-from nexus.store.protocol import Reader, Store
+from nexus.store.protocol import Store
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members, tamper
 from tests.nexus.conftest import WaitUntil
+from tests.nexus.failing_store import FailingStore
 from tests.nexus.keepers import DEADLINE_S, PlayedKeeper
 
 
@@ -222,30 +222,13 @@ def test_an_edited_set_row_gives_no_key(
     assert is_wiped(cluster.memory)
 
 
-class UnreadableStore:
-    """A store that cannot be read until told otherwise; all else is the real one's."""
-
-    def __init__(self, store: Store) -> None:
-        self.is_readable = False
-        self._store = store
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._store, name)
-
-    @contextmanager
-    def read(self) -> Iterator[Reader]:
-        if not self.is_readable:
-            raise StoreUnavailableError("store failed to read: SQLITE_IOERR")
-        with self._store.read() as reader:
-            yield reader
-
-
 def test_a_store_that_cannot_be_read_is_tried_again(found: FoundCluster, wait_until: WaitUntil) -> None:
     """The recovery goes on for ever; it does not end with its thread."""
     cluster = found()
-    store = UnreadableStore(cluster.store)
-    with recovering(cluster, cluster.keepers(), store) as run:  # type: ignore[arg-type]
+    store = FailingStore(cluster.store)
+    store.cannot_read = True
+    with recovering(cluster, cluster.keepers(), store) as run:
         wait_until(lambda: "SQLITE_IOERR" in run.recovery.missing)
         assert run.is_running
-        store.is_readable = True
+        store.cannot_read = False
         assert run.wait().root_key.view == cluster.root_key

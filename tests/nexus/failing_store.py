@@ -1,0 +1,62 @@
+"""A real store that fails where a test says."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from common.errors import OutcomeUnknownError, StoreUnavailableError
+from nexus.store.protocol import Reader, Store, Writer
+
+T = TypeVar("T")
+
+
+class FailingStore:
+    """Implements `nexus.store.protocol.Store`. Everything works until one of the flags is set."""
+
+    def __init__(self, store: Store) -> None:
+        self.cannot_read = False
+        self.cannot_audit = False  # the entry of a change cannot be written
+        self.cannot_commit = False  # all of a change runs, and is then undone
+        self.forgets_outcome = False  # it is committed, and nobody can say so
+        self._store = store
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        if self.cannot_read:
+            raise StoreUnavailableError("store failed to read: SQLITE_IOERR")
+        with self._store.read() as reader:
+            yield reader
+
+    def write(self, change: Callable[[Writer], T]) -> T:
+        def run(writer: Writer) -> T:
+            result = change(cast(Writer, _NoAudit(writer)) if self.cannot_audit else writer)
+            if self.cannot_commit:
+                raise StoreUnavailableError("store failed to commit: SQLITE_FULL")
+            return result
+
+        result = self._store.write(run)
+        if self.forgets_outcome:
+            raise OutcomeUnknownError("store failed to commit, and cannot be opened again")
+        return result
+
+    def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
+        return self._store.load_audit(limit=limit, after=after)
+
+    def discard_audit(self, through: int) -> None:
+        self._store.discard_audit(through)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class _NoAudit:
+    """A writer that refuses audit entries."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def append_audit(self, entry: bytes) -> None:
+        raise StoreUnavailableError("store failed to write: SQLITE_FULL")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
