@@ -100,7 +100,7 @@ class Gate:
         self._lifecycle.check_served(rpc)
         grant = Grant(caller, action)
         if caller.role not in roles:
-            self._deny(grant, "role " + " or ".join(sorted(roles)))
+            self._deny(grant, "role " + " or ".join(sorted(roles)), reserve=reserve)
         with self._audited(grant, reserve=reserve):
             yield grant
 
@@ -137,8 +137,8 @@ class Gate:
             return None
         return view.policies.decide(caller.spiffe_id, permission, path)
 
-    def _deny(self, grant: Grant, wanted: str) -> NoReturn:
-        self._audit.append(self._entry(grant, DeniedError.reason, decision="deny"))
+    def _deny(self, grant: Grant, wanted: str, *, reserve: bool = False) -> NoReturn:
+        self._audit.append(self._entry(grant, DeniedError.reason, decision="deny"), reserve=reserve)
         raise DeniedError(f"{grant.caller.spiffe_id} is not allowed: it needs {wanted}")
 
     def _append(self, grant: Grant, outcome: str, *, reserve: bool) -> None:
