@@ -165,7 +165,8 @@ class Nexus:
     def _tell_state(self, state: State) -> None:
         if state is State.READY:
             serving = self._lifecycle.require_serving()
-            self._audit.start_timeline(self._load_meta().timeline)
+            with contextlib.suppress(AuditUnavailableError):  # the chain before goes on until the next start
+                self._audit.start_timeline(self._load_meta().timeline)
             self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
             self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
         self._server.set_serving(state is State.READY)
