@@ -8,6 +8,7 @@ from typing import Protocol
 from common.codec import fields, u32, u64
 
 _PUT = b"shardhold-put-shard-v1"
+_SHARE = b"shardhold-submit-share-v1"
 _FETCH = b"shardhold-fetch-shard-v1"
 
 
@@ -40,6 +41,11 @@ def build_fetch_info(
 ) -> bytes:
     """Bind a shard on its way back to the nexus with the SPIFFE ID *nexus_id* and the one-shot *public_key*."""
     return fields(_FETCH, *_encode(label), u32(x), boot_id, keeper_id.encode(), nexus_id.encode(), public_key)
+
+
+def build_share_info(*, statement_digest: bytes, session_id: bytes) -> bytes:
+    """Bind a recovery share on its way to the nexus. The statement brings both SPIFFE IDs."""
+    return fields(_SHARE, statement_digest, session_id)
 
 
 def _encode(label: SetLabel) -> tuple[bytes, ...]:

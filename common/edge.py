@@ -43,6 +43,7 @@ CODES: Mapping[type[errors.ShardholdError], grpc.StatusCode] = {
     errors.ConflictError: grpc.StatusCode.ABORTED,
     errors.IntegrityError: grpc.StatusCode.DATA_LOSS,
     errors.StatementError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.MarkError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.WordsError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.ProtectionError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }

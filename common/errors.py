@@ -26,6 +26,7 @@
         ├── TooFewShardsError
         ├── MixedShardsError
         ├── StatementError
+        ├── MarkError
         ├── WordsError
         └── ProtectionError         memory cannot be protected as configured
 
@@ -190,6 +191,12 @@ class StatementError(IntegrityError):
     """A signed statement does not verify, or states something else than was asked."""
 
     reason = "STATEMENT"
+
+
+class MarkError(IntegrityError):
+    """A rollback mark does not verify."""
+
+    reason = "MARK"
 
 
 class WordsError(IntegrityError):

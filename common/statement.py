@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shardhold._identity import Svid
 
 PUT_SHARD = "put-shard"  # the purpose: a shard for a keeper
+SUBMIT_SHARE = "submit-share"  # the purpose: a recovery share for a nexus
 LIFETIME_S = 60.0  # seconds of the receiver's monotonic clock
 NONCE_SIZE = 32  # bytes, random, the sender's
 ID_SIZE = 16  # bytes of a cluster id and of a boot id

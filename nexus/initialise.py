@@ -25,7 +25,7 @@ from common.recovery_key import ShareHash, challenge_info, check_public_key, esc
 from common.words import check_counts
 from nexus import control, records
 from nexus.gate import Caller, Gate, Grant
-from nexus.genesis import Genesis
+from common.genesis import Genesis
 from nexus.keyring import Keyring
 from nexus.lifecycle import Lifecycle
 from nexus.policy import Policy, encode_policy

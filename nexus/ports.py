@@ -6,6 +6,7 @@ The store's Protocol is in `nexus.store.protocol`, the clock's in `common.clock`
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.mark import SignedMark
 from common.protected import ProtectedBuffer
 
 
@@ -77,6 +78,18 @@ class KeeperLink(Protocol):
 
     def drop_set(self, cluster_id: bytes, set_id: bytes, *, timeout: float) -> bytes:
         """Make the keeper forget a set, and return the keeper's boot id."""
+        ...
+
+    def put_mark(self, mark: SignedMark, *, timeout: float) -> None:
+        """Give the keeper a rollback mark; it keeps the newest.
+
+        Raises:
+            InvalidArgumentError: It does not verify for the keeper.
+        """
+        ...
+
+    def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:
+        """Fetch the rollback mark that the keeper remembers, as it is; None when there is none."""
         ...
 
     def close(self) -> None: ...

@@ -27,7 +27,7 @@ POLICY = "policy"
 
 
 class GenesisRecord(msgspec.Struct, frozen=True):
-    record: bytes  # as `nexus.genesis` encodes it
+    record: bytes  # as `common.genesis` encodes it
 
 
 class KcvRecord(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import control, records
 from nexus.control import Controls
 from nexus.envelope import Place, SealedValue, open_value, seal_value
-from nexus.genesis import Genesis, decode_genesis
+from common.genesis import Genesis, decode_genesis
 from nexus.keyring import Keyring
 from nexus.policy import PolicySet, decode_policy
 from nexus.quorum.shard_set import ShardSet

@@ -56,6 +56,16 @@ class KeeperServiceStub(object):
                 request_serializer=keeper_dot_v1_dot_keeper__pb2.FetchShardRequest.SerializeToString,
                 response_deserializer=keeper_dot_v1_dot_keeper__pb2.FetchShardResponse.FromString,
                 _registered_method=True)
+        self.PutMark = channel.unary_unary(
+                '/keeper.v1.KeeperService/PutMark',
+                request_serializer=keeper_dot_v1_dot_keeper__pb2.PutMarkRequest.SerializeToString,
+                response_deserializer=keeper_dot_v1_dot_keeper__pb2.PutMarkResponse.FromString,
+                _registered_method=True)
+        self.GetMark = channel.unary_unary(
+                '/keeper.v1.KeeperService/GetMark',
+                request_serializer=keeper_dot_v1_dot_keeper__pb2.GetMarkRequest.SerializeToString,
+                response_deserializer=keeper_dot_v1_dot_keeper__pb2.GetMarkResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/keeper.v1.KeeperService/GetStatus',
                 request_serializer=keeper_dot_v1_dot_keeper__pb2.GetStatusRequest.SerializeToString,
@@ -101,6 +111,21 @@ class KeeperServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutMark(self, request, context):
+        """Takes a rollback mark, if it is newer than the one that is held; an older one is accepted and changes nothing.
+        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMark(self, request, context):
+        """Gives the rollback mark back. Codes: PERMISSION_DENIED, NOT_FOUND (there is none).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Says what the keeper holds. Codes: PERMISSION_DENIED.
         """
@@ -130,6 +155,16 @@ def add_KeeperServiceServicer_to_server(servicer, server):
                     servicer.FetchShard,
                     request_deserializer=keeper_dot_v1_dot_keeper__pb2.FetchShardRequest.FromString,
                     response_serializer=keeper_dot_v1_dot_keeper__pb2.FetchShardResponse.SerializeToString,
+            ),
+            'PutMark': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutMark,
+                    request_deserializer=keeper_dot_v1_dot_keeper__pb2.PutMarkRequest.FromString,
+                    response_serializer=keeper_dot_v1_dot_keeper__pb2.PutMarkResponse.SerializeToString,
+            ),
+            'GetMark': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMark,
+                    request_deserializer=keeper_dot_v1_dot_keeper__pb2.GetMarkRequest.FromString,
+                    response_serializer=keeper_dot_v1_dot_keeper__pb2.GetMarkResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -247,6 +282,60 @@ class KeeperService(object):
             '/keeper.v1.KeeperService/FetchShard',
             keeper_dot_v1_dot_keeper__pb2.FetchShardRequest.SerializeToString,
             keeper_dot_v1_dot_keeper__pb2.FetchShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutMark(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keeper.v1.KeeperService/PutMark',
+            keeper_dot_v1_dot_keeper__pb2.PutMarkRequest.SerializeToString,
+            keeper_dot_v1_dot_keeper__pb2.PutMarkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMark(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keeper.v1.KeeperService/GetMark',
+            keeper_dot_v1_dot_keeper__pb2.GetMarkRequest.SerializeToString,
+            keeper_dot_v1_dot_keeper__pb2.GetMarkResponse.FromString,
             options,
             channel_credentials,
             insecure,

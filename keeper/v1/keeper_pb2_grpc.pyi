@@ -51,6 +51,12 @@ class KeeperServiceStub:
     """Gives a shard back, sealed to the caller's one-shot key.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (other cluster).
     """
+    PutMark: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.PutMarkRequest, _keeper_pb2.PutMarkResponse]
+    """Takes a rollback mark, if it is newer than the one that is held; an older one is accepted and changes nothing.
+    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
+    """
+    GetMark: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.GetMarkRequest, _keeper_pb2.GetMarkResponse]
+    """Gives the rollback mark back. Codes: PERMISSION_DENIED, NOT_FOUND (there is none)."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.GetStatusRequest, _keeper_pb2.GetStatusResponse]
     """Says what the keeper holds. Codes: PERMISSION_DENIED."""
 
@@ -77,6 +83,12 @@ class KeeperServiceAsyncStub(KeeperServiceStub):
     """Gives a shard back, sealed to the caller's one-shot key.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (other cluster).
     """
+    PutMark: _aio.UnaryUnaryMultiCallable[_keeper_pb2.PutMarkRequest, _keeper_pb2.PutMarkResponse]  # type: ignore[assignment]
+    """Takes a rollback mark, if it is newer than the one that is held; an older one is accepted and changes nothing.
+    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
+    """
+    GetMark: _aio.UnaryUnaryMultiCallable[_keeper_pb2.GetMarkRequest, _keeper_pb2.GetMarkResponse]  # type: ignore[assignment]
+    """Gives the rollback mark back. Codes: PERMISSION_DENIED, NOT_FOUND (there is none)."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_keeper_pb2.GetStatusRequest, _keeper_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Says what the keeper holds. Codes: PERMISSION_DENIED."""
 
@@ -124,6 +136,24 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gives a shard back, sealed to the caller's one-shot key.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (other cluster).
         """
+
+    @_abc_1.abstractmethod
+    def PutMark(
+        self,
+        request: _keeper_pb2.PutMarkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keeper_pb2.PutMarkResponse, _abc.Awaitable[_keeper_pb2.PutMarkResponse]]:
+        """Takes a rollback mark, if it is newer than the one that is held; an older one is accepted and changes nothing.
+        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
+        """
+
+    @_abc_1.abstractmethod
+    def GetMark(
+        self,
+        request: _keeper_pb2.GetMarkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keeper_pb2.GetMarkResponse, _abc.Awaitable[_keeper_pb2.GetMarkResponse]]:
+        """Gives the rollback mark back. Codes: PERMISSION_DENIED, NOT_FOUND (there is none)."""
 
     @_abc_1.abstractmethod
     def GetStatus(

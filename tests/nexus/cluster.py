@@ -11,7 +11,7 @@ from pathlib import Path
 from common import shamir
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import control, records
-from nexus.genesis import Genesis
+from common.genesis import Genesis
 from nexus.keyring import Keyring
 from nexus.policy import Policy, encode_policy, superuser_policy
 from nexus.quorum.shard_set import Member, ShardSet, draw_set

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -77,6 +78,8 @@ class GetStatusResponse(_message.Message):
     MEMORY_PROTECTION_FIELD_NUMBER: _builtins.int
     KEEPERS_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
+    NEWER_MARK_FIELD_NUMBER: _builtins.int
+    UNSEAL_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     version: _builtins.str
     """Version of the server program."""
@@ -110,6 +113,14 @@ class GetStatusResponse(_message.Message):
     def operation(self) -> Global___Operation:
         """The root-key operation in progress; unset: none."""
 
+    @_builtins.property
+    def newer_mark(self) -> Global___NewerMark:
+        """The newest rollback mark, when the store is older than it says; unset: none is."""
+
+    @_builtins.property
+    def unseal(self) -> Global___UnsealProgress:
+        """The unseal in progress; unset: none."""
+
     def __init__(
         self,
         *,
@@ -129,14 +140,75 @@ class GetStatusResponse(_message.Message):
         memory_protection: _builtins.int = ...,
         keepers: _abc.Iterable[Global___KeeperStatus] | None = ...,
         operation: Global___Operation | None = ...,
+        newer_mark: Global___NewerMark | None = ...,
+        unseal: Global___UnsealProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["newer_mark", b"newer_mark", "operation", b"operation", "unseal", b"unseal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "cluster_id", b"cluster_id", "generation", b"generation", "genesis", b"genesis", "keepers", b"keepers", "memory_protection", b"memory_protection", "operation", b"operation", "recovery_shares", b"recovery_shares", "recovery_threshold", b"recovery_threshold", "revision", b"revision", "set_number", b"set_number", "shard_count", b"shard_count", "shard_threshold", b"shard_threshold", "state", b"state", "timeline", b"timeline", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "cluster_id", b"cluster_id", "generation", b"generation", "genesis", b"genesis", "keepers", b"keepers", "memory_protection", b"memory_protection", "newer_mark", b"newer_mark", "operation", b"operation", "recovery_shares", b"recovery_shares", "recovery_threshold", b"recovery_threshold", "revision", b"revision", "set_number", b"set_number", "shard_count", b"shard_count", "shard_threshold", b"shard_threshold", "state", b"state", "timeline", b"timeline", "unseal", b"unseal", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class NewerMark(_message.Message):
+    """What keepers remember of a store that had come further than this one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    MADE_AT_FIELD_NUMBER: _builtins.int
+    KEEPERS_FIELD_NUMBER: _builtins.int
+    timeline: _builtins.int
+    revision: _builtins.int
+    @_builtins.property
+    def made_at(self) -> _timestamp_pb2.Timestamp:
+        """When the mark was made, by the clock of the nexus that made it."""
+
+    @_builtins.property
+    def keepers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keepers that hold it."""
+
+    def __init__(
+        self,
+        *,
+        timeline: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        made_at: _timestamp_pb2.Timestamp | None = ...,
+        keepers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keepers", b"keepers", "made_at", b"made_at", "revision", b"revision", "timeline", b"timeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewerMark: _TypeAlias = NewerMark  # noqa: Y015
+
+@_typing.final
+class UnsealProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBMITTED_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
+    submitted: _builtins.int
+    """Recovery shares submitted and needed."""
+    needed: _builtins.int
+    def __init__(
+        self,
+        *,
+        submitted: _builtins.int = ...,
+        needed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["needed", b"needed", "submitted", b"submitted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnsealProgress: _TypeAlias = UnsealProgress  # noqa: Y015
 
 @_typing.final
 class KeeperStatus(_message.Message):
@@ -441,3 +513,90 @@ class KeeperInfo(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeeperInfo: _TypeAlias = KeeperInfo  # noqa: Y015
+
+@_typing.final
+class SealRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for the audit; at most 256 characters, may be empty."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealRequest: _TypeAlias = SealRequest  # noqa: Y015
+
+@_typing.final
+class SealResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEPERS_EMPTIED_FIELD_NUMBER: _builtins.int
+    KEEPERS_FIELD_NUMBER: _builtins.int
+    keepers_emptied: _builtins.int
+    """Keepers that hold no shard any more."""
+    keepers: _builtins.int
+    """Keepers of the current set."""
+    def __init__(
+        self,
+        *,
+        keepers_emptied: _builtins.int = ...,
+        keepers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keepers", b"keepers", "keepers_emptied", b"keepers_emptied"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealResponse: _TypeAlias = SealResponse  # noqa: Y015
+
+@_typing.final
+class AcceptOlderStoreRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    timeline: _builtins.int
+    """Timeline and revision of the store as it is, so that nobody accepts another one than he looked at."""
+    revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        timeline: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "timeline", b"timeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptOlderStoreRequest: _TypeAlias = AcceptOlderStoreRequest  # noqa: Y015
+
+@_typing.final
+class AcceptOlderStoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_FIELD_NUMBER: _builtins.int
+    timeline: _builtins.int
+    """The timeline that began."""
+    def __init__(
+        self,
+        *,
+        timeline: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeline", b"timeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptOlderStoreResponse: _TypeAlias = AcceptOlderStoreResponse  # noqa: Y015

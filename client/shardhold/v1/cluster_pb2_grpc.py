@@ -55,6 +55,16 @@ class ClusterServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_cluster__pb2.AbortInitRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_cluster__pb2.AbortInitResponse.FromString,
                 _registered_method=True)
+        self.Seal = channel.unary_unary(
+                '/shardhold.v1.ClusterService/Seal',
+                request_serializer=shardhold_dot_v1_dot_cluster__pb2.SealRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_cluster__pb2.SealResponse.FromString,
+                _registered_method=True)
+        self.AcceptOlderStore = channel.unary_unary(
+                '/shardhold.v1.ClusterService/AcceptOlderStore',
+                request_serializer=shardhold_dot_v1_dot_cluster__pb2.AcceptOlderStoreRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_cluster__pb2.AcceptOlderStoreResponse.FromString,
+                _registered_method=True)
         self.ListKeepers = channel.unary_unary(
                 '/shardhold.v1.ClusterService/ListKeepers',
                 request_serializer=shardhold_dot_v1_dot_cluster__pb2.ListKeepersRequest.SerializeToString,
@@ -101,6 +111,27 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Seal(self, request, context):
+        """Shuts the door: the keepers drop every set, the nexus wipes its keys, and only custodians open it again; restarts do
+        not. Returns when each keeper has dropped, or the deadline is near: the nexus goes on dropping. Never refused because
+        the audit fails. Roles: superuser, operator. States: recovering, sealed (repeats the drops), ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE (the store cannot commit: the nexus has
+        wiped all the same and ends, but a restart is not sealed).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptOlderStore(self, request, context):
+        """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
+        timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
+        Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked), ABORTED (the store is at another timeline or revision),
+        UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListKeepers(self, request, context):
         """Lists the keepers of the current shard set, or the configured ones before there is a set.
         Roles: superuser, operator, auditor. States: ready. Codes: PERMISSION_DENIED, UNAVAILABLE.
@@ -131,6 +162,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.AbortInit,
                     request_deserializer=shardhold_dot_v1_dot_cluster__pb2.AbortInitRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_cluster__pb2.AbortInitResponse.SerializeToString,
+            ),
+            'Seal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Seal,
+                    request_deserializer=shardhold_dot_v1_dot_cluster__pb2.SealRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_cluster__pb2.SealResponse.SerializeToString,
+            ),
+            'AcceptOlderStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptOlderStore,
+                    request_deserializer=shardhold_dot_v1_dot_cluster__pb2.AcceptOlderStoreRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_cluster__pb2.AcceptOlderStoreResponse.SerializeToString,
             ),
             'ListKeepers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListKeepers,
@@ -247,6 +288,60 @@ class ClusterService(object):
             '/shardhold.v1.ClusterService/AbortInit',
             shardhold_dot_v1_dot_cluster__pb2.AbortInitRequest.SerializeToString,
             shardhold_dot_v1_dot_cluster__pb2.AbortInitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Seal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.ClusterService/Seal',
+            shardhold_dot_v1_dot_cluster__pb2.SealRequest.SerializeToString,
+            shardhold_dot_v1_dot_cluster__pb2.SealResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptOlderStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.ClusterService/AcceptOlderStore',
+            shardhold_dot_v1_dot_cluster__pb2.AcceptOlderStoreRequest.SerializeToString,
+            shardhold_dot_v1_dot_cluster__pb2.AcceptOlderStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

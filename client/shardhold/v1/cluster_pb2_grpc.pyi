@@ -52,6 +52,19 @@ class ClusterServiceStub:
     """Voids the attempt. Its recovery shares open nothing and are to be destroyed. Role: superuser. States: initialising.
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
     """
+    Seal: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.SealRequest, _cluster_pb2.SealResponse]
+    """Shuts the door: the keepers drop every set, the nexus wipes its keys, and only custodians open it again; restarts do
+    not. Returns when each keeper has dropped, or the deadline is near: the nexus goes on dropping. Never refused because
+    the audit fails. Roles: superuser, operator. States: recovering, sealed (repeats the drops), ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE (the store cannot commit: the nexus has
+    wiped all the same and ends, but a restart is not sealed).
+    """
+    AcceptOlderStore: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AcceptOlderStoreRequest, _cluster_pb2.AcceptOlderStoreResponse]
+    """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
+    timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
+    Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked), ABORTED (the store is at another timeline or revision),
+    UNAVAILABLE.
+    """
     ListKeepers: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListKeepersRequest, _cluster_pb2.ListKeepersResponse]
     """Lists the keepers of the current shard set, or the configured ones before there is a set.
     Roles: superuser, operator, auditor. States: ready. Codes: PERMISSION_DENIED, UNAVAILABLE.
@@ -80,6 +93,19 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     AbortInit: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AbortInitRequest, _cluster_pb2.AbortInitResponse]  # type: ignore[assignment]
     """Voids the attempt. Its recovery shares open nothing and are to be destroyed. Role: superuser. States: initialising.
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+    """
+    Seal: _aio.UnaryUnaryMultiCallable[_cluster_pb2.SealRequest, _cluster_pb2.SealResponse]  # type: ignore[assignment]
+    """Shuts the door: the keepers drop every set, the nexus wipes its keys, and only custodians open it again; restarts do
+    not. Returns when each keeper has dropped, or the deadline is near: the nexus goes on dropping. Never refused because
+    the audit fails. Roles: superuser, operator. States: recovering, sealed (repeats the drops), ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE (the store cannot commit: the nexus has
+    wiped all the same and ends, but a restart is not sealed).
+    """
+    AcceptOlderStore: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AcceptOlderStoreRequest, _cluster_pb2.AcceptOlderStoreResponse]  # type: ignore[assignment]
+    """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
+    timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
+    Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked), ABORTED (the store is at another timeline or revision),
+    UNAVAILABLE.
     """
     ListKeepers: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListKeepersRequest, _cluster_pb2.ListKeepersResponse]  # type: ignore[assignment]
     """Lists the keepers of the current shard set, or the configured ones before there is a set.
@@ -130,6 +156,31 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cluster_pb2.AbortInitResponse, _abc.Awaitable[_cluster_pb2.AbortInitResponse]]:
         """Voids the attempt. Its recovery shares open nothing and are to be destroyed. Role: superuser. States: initialising.
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def Seal(
+        self,
+        request: _cluster_pb2.SealRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.SealResponse, _abc.Awaitable[_cluster_pb2.SealResponse]]:
+        """Shuts the door: the keepers drop every set, the nexus wipes its keys, and only custodians open it again; restarts do
+        not. Returns when each keeper has dropped, or the deadline is near: the nexus goes on dropping. Never refused because
+        the audit fails. Roles: superuser, operator. States: recovering, sealed (repeats the drops), ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE (the store cannot commit: the nexus has
+        wiped all the same and ends, but a restart is not sealed).
+        """
+
+    @_abc_1.abstractmethod
+    def AcceptOlderStore(
+        self,
+        request: _cluster_pb2.AcceptOlderStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.AcceptOlderStoreResponse, _abc.Awaitable[_cluster_pb2.AcceptOlderStoreResponse]]:
+        """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
+        timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
+        Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked), ABORTED (the store is at another timeline or revision),
+        UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

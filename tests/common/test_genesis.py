@@ -7,7 +7,7 @@ import pytest
 
 from common.codec import fields, parse_fields, u64
 from common.errors import CorruptRowError
-from nexus.genesis import Genesis, decode_genesis
+from common.genesis import Genesis, decode_genesis
 
 GENESIS = Genesis(b"c" * 16, 2, b"k" * 32, b"a" * 32, b"r" * 1216, b"e" * 32)
 
