@@ -1,7 +1,7 @@
 """Rollback marks: how far a store had come, signed by its nexus and remembered by keepers.
 
-A mark is believed when its chain begins with the genesis record of the cluster and leads to the audit key that signed it.
-Marks are ordered by (timeline, revision). Nothing of a mark is secret.
+A mark is believed when its chain begins with the genesis record of the cluster and leads to the audit key that signed
+it. Marks are ordered by (timeline, revision). Nothing of a mark is secret.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from common.errors import CorruptRowError, MarkError
 from common.genesis import Genesis, decode_genesis
 
 MAX_SIZE = 1024  # bytes of an encoded mark
+SIGNATURE_SIZE = 64  # bytes, Ed25519
 MAX_CHAIN = 64  # records
 MAX_RECORD_SIZE = 8192  # bytes; the genesis record has some 1,400
 

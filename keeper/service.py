@@ -15,10 +15,12 @@ from common.delivery import build_fetch_info, build_put_info
 from common.edge import Call, Method
 from common.errors import DecryptionError, DeniedError, InvalidArgumentError, StatementError
 from common.identity import IdentitySource
+from common.mark import SignedMark
 from common.protected import ProtectedMemory
 from common.sealing import KEY_SIZE, OVERHEAD, seal
 from common.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, StatementDesk
 from keeper import __version__
+from keeper.mark_slot import MarkSlot
 from keeper.slots import HeldSet, SetLabel, ShardSlots
 from keeper.v1 import keeper_pb2 as pb
 
@@ -31,7 +33,7 @@ class KeeperService:
     """Answers every RPC of keeper.v1.KeeperService. Thread-safe.
 
     Args:
-        slots: The rules, and what is held.
+        slots: The rules of shards, and what is held.
         desk: Keeps the one-shot keys of open statements.
         memory: For shards on their way.
         identity: Signs statements; its SPIFFE ID is bound into what is sealed.
@@ -50,6 +52,7 @@ class KeeperService:
         nexuses: Collection[str],
     ) -> None:
         self._slots = slots
+        self._mark = MarkSlot()
         self._desk = desk
         self._memory = memory
         self._identity = identity
@@ -63,6 +66,8 @@ class KeeperService:
             self._bind("PutShard", pb.PutShardRequest, pb.PutShardResponse, self.put_shard),
             self._bind("DropSet", pb.DropSetRequest, pb.DropSetResponse, self.drop_set),
             self._bind("FetchShard", pb.FetchShardRequest, pb.FetchShardResponse, self.fetch_shard),
+            self._bind("PutMark", pb.PutMarkRequest, pb.PutMarkResponse, self.put_mark),
+            self._bind("GetMark", pb.GetMarkRequest, pb.GetMarkResponse, self.get_mark),
             self._bind("GetStatus", pb.GetStatusRequest, pb.GetStatusResponse, self.get_status),
         ]
 
@@ -150,6 +155,21 @@ class KeeperService:
         return pb.FetchShardResponse(
             label=_write_label(held.label), x=held.x, sealed_shard=sealed, boot_id=self._boot_id
         )
+
+    def put_mark(self, call: Call, request: pb.PutMarkRequest) -> pb.PutMarkResponse:
+        """Remember a rollback mark, if it verifies and is newer."""
+        if not request.HasField("mark"):
+            raise InvalidArgumentError("mark is missing")
+        mark = request.mark
+        self._mark.put(SignedMark(mark.mark, mark.signature, tuple(mark.chain)), pin=self._slots.pin)
+        return pb.PutMarkResponse(boot_id=self._boot_id)
+
+    def get_mark(self, call: Call, request: pb.GetMarkRequest) -> pb.GetMarkResponse:
+        """Give the rollback mark back."""
+        _check_sizes(cluster_id=(request.cluster_id, ID_SIZE))
+        held = self._mark.get(request.cluster_id)
+        mark = pb.RollbackMark(mark=held.mark, signature=held.signature, chain=held.chain)
+        return pb.GetMarkResponse(mark=mark, boot_id=self._boot_id)
 
     def get_status(self, call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         """Say what is held."""

@@ -4,6 +4,7 @@ The keeper is known by its server name in the handshake, and by its exact SPIFFE
 it. It is believed nothing: whatever it answers is checked for size and form here, and what it means by the core.
 """
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -16,11 +17,13 @@ from common.errors import (
     BadShardError,
     DecryptionError,
     DeniedError,
+    InvalidArgumentError,
     KeeperUnreachableError,
     NotFoundError,
     ShardholdError,
     WrongStateError,
 )
+from common.mark import MAX_CHAIN, MAX_RECORD_SIZE, MAX_SIZE, SIGNATURE_SIZE, SignedMark
 from common.protected import ProtectedBuffer, random_into
 from common.sealing import OneShotKey, seal
 from common.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, SignedStatement, verify
@@ -30,7 +33,7 @@ from nexus.ports import HeldSet, KeeperReport, SetLabel
 from shardhold._channel import PinnedChannel
 from shardhold._identity import IdentitySource, IdentityUnavailableError, Svid
 
-_MAX_ANSWER = 128 * 1024  # bytes; the longest honest one is a statement with its certificates
+_MAX_ANSWER = 640 * 1024  # bytes; the longest honest one is a rollback mark with as long a chain as there may be
 _MAX_SETS = 16  # more than any keeper holds
 _GENESIS_SIZES = (0, 32)  # bytes; 0: not pinned yet
 _MAX_WORDS = 300  # characters of what a keeper says that go into our errors and logs
@@ -45,6 +48,8 @@ _ERRORS: dict[grpc.StatusCode, type[ShardholdError]] = {
     grpc.StatusCode.NOT_FOUND: NotFoundError,
 }
 """Every other code is a refusal: WrongStateError."""
+
+_MARK_ERRORS = _ERRORS | {grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError}
 
 M = TypeVar("M", bound=Message)
 
@@ -175,17 +180,48 @@ class GrpcKeeperLink:
         request = pb.DropSetRequest(cluster_id=cluster_id, set_id=set_id)
         return self._read_boot_id(self._call(self._stub.DropSet, request, timeout))
 
+    def put_mark(self, mark: SignedMark, *, timeout: float) -> None:
+        """Give the keeper a rollback mark; it keeps the newest."""
+        message = pb.RollbackMark(mark=mark.mark, signature=mark.signature, chain=mark.chain)
+        self._call(self._stub.PutMark, pb.PutMarkRequest(mark=message), timeout, errors=_MARK_ERRORS)
+
+    def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:
+        """Fetch the rollback mark that the keeper remembers, as it is; None when there is none.
+
+        Its sizes are right; nothing else of it is verified.
+        """
+        try:
+            answer = self._call(self._stub.GetMark, pb.GetMarkRequest(cluster_id=cluster_id), timeout)
+        except NotFoundError:
+            return None
+        mark = answer.mark
+        if (
+            not 0 < len(mark.mark) <= MAX_SIZE
+            or len(mark.signature) != SIGNATURE_SIZE
+            or not 0 < len(mark.chain) <= MAX_CHAIN
+            or any(len(record) > MAX_RECORD_SIZE for record in mark.chain)
+        ):
+            raise WrongStateError(f"keeper {self._name} gave a rollback mark with a part of the wrong size")
+        return SignedMark(mark.mark, mark.signature, tuple(mark.chain))
+
     def close(self) -> None:
         """Cancel calls in flight and close the connection. Idempotent."""
         self._channel.close()
 
-    def _call(self, method: "grpc.UnaryUnaryMultiCallable[Any, M]", request: Message, timeout: float) -> M:
+    def _call(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Any, M]",
+        request: Message,
+        timeout: float,
+        *,
+        errors: Mapping[grpc.StatusCode, type[ShardholdError]] = _ERRORS,
+    ) -> M:
         if timeout <= 0:
             raise KeeperUnreachableError(f"keeper {self._name} at {self._address} was too slow")
         try:
             return method(request, timeout=timeout)
         except grpc.RpcError as exc:
-            error = _ERRORS.get(exc.code(), WrongStateError)
+            error = errors.get(exc.code(), WrongStateError)
             words = (exc.details() or exc.code().name)[:_MAX_WORDS]
             raise error(f"keeper {self._name} at {self._address}: {words}") from exc
         except IdentityUnavailableError as exc:

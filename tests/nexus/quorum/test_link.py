@@ -285,7 +285,7 @@ def bend_set(answer: Any) -> None:
         pytest.param(change(boot_id=flip), BadShardError, "does not open", id="another boot id"),
         pytest.param(change(boot_id=b""), WrongStateError, "boot id of 0 bytes", id="no boot id"),
         pytest.param(lambda _: pb.FetchShardResponse(), WrongStateError, "boot id", id="an empty answer"),
-        pytest.param(change(sealed_shard=bytes(200_000)), KeeperUnreachableError, "larger than max", id="a flood"),
+        pytest.param(change(sealed_shard=bytes(700_000)), KeeperUnreachableError, "larger than max", id="a flood"),
     ],
 )
 def test_bent_shards_are_refused(
