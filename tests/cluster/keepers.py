@@ -89,12 +89,18 @@ def connect(port: int, credentials: Credentials | None, ca: DevelopmentCA, *, se
 
 
 def make_put(
-    statement: Statement, *, cluster_id: bytes = CLUSTER_ID, number: int = 7, x: int = 3, seed: bytes = b""
+    statement: Statement,
+    *,
+    cluster_id: bytes = CLUSTER_ID,
+    genesis: bytes = b"g" * 32,
+    number: int = 7,
+    x: int = 3,
+    seed: bytes = b"",
 ) -> pb.PutShardRequest:
     """Seal a shard of set *number* for *statement*, all of it right."""
     label = pb.SetLabel(
         cluster_id=cluster_id,
-        genesis=b"g" * 32,
+        genesis=genesis,
         timeline=1,
         generation=1,
         set_id=number.to_bytes(16, "big"),

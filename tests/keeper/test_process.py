@@ -9,12 +9,14 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import pytest
 
+from common.mark import SignedMark
 from common.statement import PUT_SHARD, Statement
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
@@ -32,6 +34,7 @@ from tests.cluster.keepers import (
     make_put,
     wait_until,
 )
+from tests.cluster.marks import MarkMaker
 
 pytestmark = pytest.mark.cluster
 
@@ -203,6 +206,39 @@ def test_replays_other_clusters_and_older_sets_are_refused(keeper: KeeperProcess
     assert put(nexus, changed).code is grpc.StatusCode.INVALID_ARGUMENT
     assert [held.label.set_number for held in fetch_status(nexus).sets] == [7]
     assert put(nexus, make_put(ask_statement(nexus), number=7)).code is grpc.StatusCode.OK
+
+
+def test_marks_are_kept_through_a_seal_and_gone_with_the_process(
+    provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path
+) -> None:
+    """The newest mark of the pinned cluster is given back, also after all sets were dropped; a new start has none."""
+    keeper, marks = KeeperProcess(tmp_path, provider), MarkMaker(cluster_id=CLUSTER_ID)
+    ask = pb.GetMarkRequest(cluster_id=CLUSTER_ID).SerializeToString()
+
+    def put_mark(channel: grpc.Channel, signed: SignedMark) -> tuple[grpc.StatusCode, str]:
+        mark = pb.RollbackMark(mark=signed.mark, signature=signed.signature, chain=signed.chain)
+        outcome = call(channel, name_rpc("PutMark"), pb.PutMarkRequest(mark=mark).SerializeToString())
+        return outcome.code, outcome.reason
+
+    keeper.start()
+    with connect(keeper.port, certify(ca, uris=[NEXUS]), ca, server_name=keeper.server_name) as channel:
+        assert put_mark(channel, marks.make()) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+        request = make_put(ask_statement(channel), genesis=marks.genesis)
+        assert put(channel, request).code is grpc.StatusCode.OK
+        assert call(channel, name_rpc("GetMark"), ask).code is grpc.StatusCode.NOT_FOUND
+        for revision in (12, 11):
+            assert put_mark(channel, marks.make(revision=revision))[0] is grpc.StatusCode.OK
+        forged = replace(marks.make(revision=13), signature=bytes(64))
+        assert put_mark(channel, forged) == (grpc.StatusCode.INVALID_ARGUMENT, "MARK")
+        drop = pb.DropSetRequest(cluster_id=CLUSTER_ID, set_id=request.label.set_id)
+        assert call(channel, name_rpc("DropSet"), drop.SerializeToString()).code is grpc.StatusCode.OK
+        held = pb.GetMarkResponse.FromString(call(channel, name_rpc("GetMark"), ask).answer)
+        assert held.mark.mark == marks.make(revision=12).mark
+    assert keeper.stop() == 0
+    keeper.start()
+    with connect(keeper.port, certify(ca, uris=[NEXUS]), ca, server_name=keeper.server_name) as channel:
+        assert call(channel, name_rpc("GetMark"), ask).code is grpc.StatusCode.NOT_FOUND
+    assert keeper.stop() == 0
 
 
 def test_everything_is_forgotten_at_the_end(provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path) -> None:

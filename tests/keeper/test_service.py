@@ -13,11 +13,13 @@ from common.edge import Call
 from common.errors import (
     DeniedError,
     InvalidArgumentError,
+    MarkError,
     NotFoundError,
     OverloadedError,
     StatementError,
     WrongStateError,
 )
+from common.mark import SignedMark
 from common.protected import Level, ProtectedMemory
 from common.sealing import OneShotKey
 from common.statement import PUT_SHARD, Statement, StatementDesk
@@ -27,11 +29,13 @@ from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from tests.cluster.keepers import CLUSTER_ID as CLUSTER
 from tests.cluster.keepers import FixedIdentity, make_put
+from tests.cluster.marks import MarkMaker
 
 NEXUS = "spiffe://example.test/shardhold/nexus/n1"
 OTHER_NEXUS = "spiffe://example.test/shardhold/nexus/n2"
 BOOT_ID = b"b" * 16
 AS_NEXUS = Call(NEXUS)
+MARKS = MarkMaker(cluster_id=CLUSTER)
 Change = Callable[[pb.PutShardRequest], object]
 
 
@@ -57,8 +61,8 @@ class Bench:
         request = pb.GetSealingKeyRequest(cluster_id=cluster_id, purpose=PUT_SHARD, nonce=b"n" * 32)
         return Statement.decode(self.service.get_sealing_key(Call(caller), request).statement)
 
-    def put(self, *, number: int = 7) -> pb.PutShardRequest:
-        request = make_put(self.ask(), number=number)
+    def put(self, *, number: int = 7, genesis: bytes = b"g" * 32) -> pb.PutShardRequest:
+        request = make_put(self.ask(), number=number, genesis=genesis)
         self.service.put_shard(AS_NEXUS, request)
         return request
 
@@ -225,6 +229,59 @@ def test_other_shard_of_a_held_set_is_refused(bench: Bench) -> None:
     bench.put(number=7)
 
 
+def make_mark(signed: SignedMark) -> pb.PutMarkRequest:
+    mark = pb.RollbackMark(mark=signed.mark, signature=signed.signature, chain=signed.chain)
+    return pb.PutMarkRequest(mark=mark)
+
+
+def test_mark_goes_in_and_comes_out(bench: Bench) -> None:
+    """The newest mark that was put comes back as it was; an older one is accepted and changes nothing."""
+    bench.put(genesis=MARKS.genesis)
+    newest = make_mark(MARKS.make(revision=20))
+    for request in (make_mark(MARKS.make(revision=10)), newest, make_mark(MARKS.make(revision=19))):
+        assert bench.service.put_mark(AS_NEXUS, request) == pb.PutMarkResponse(boot_id=BOOT_ID)
+    answer = bench.service.get_mark(AS_NEXUS, pb.GetMarkRequest(cluster_id=CLUSTER))
+    assert answer == pb.GetMarkResponse(mark=newest.mark, boot_id=BOOT_ID)
+
+
+def test_mark_and_pin_outlive_the_sets(bench: Bench) -> None:
+    """When all sets are dropped, as at a seal, the mark stays and a newer one is still taken."""
+    put = bench.put(genesis=MARKS.genesis)
+    bench.service.put_mark(AS_NEXUS, make_mark(MARKS.make()))
+    bench.service.drop_set(AS_NEXUS, pb.DropSetRequest(cluster_id=CLUSTER, set_id=put.label.set_id))
+    ask = pb.GetMarkRequest(cluster_id=CLUSTER)
+    assert bench.service.get_mark(AS_NEXUS, ask).mark == make_mark(MARKS.make()).mark
+    newer = make_mark(MARKS.make(revision=11))
+    bench.service.put_mark(AS_NEXUS, newer)
+    assert bench.service.get_mark(AS_NEXUS, ask).mark == newer.mark
+    status = bench.service.get_status(AS_NEXUS, pb.GetStatusRequest())
+    assert (status.cluster_id, status.genesis, list(status.sets)) == (CLUSTER, MARKS.genesis, [])
+
+
+def test_mark_waits_for_a_pin(bench: Bench) -> None:
+    """Before a shard came a keeper does not know whose marks to believe; afterwards only those of that genesis."""
+    with pytest.raises(WrongStateError, match="nothing is pinned"):
+        bench.service.put_mark(AS_NEXUS, make_mark(MARKS.make()))
+    with pytest.raises(NotFoundError):
+        bench.service.get_mark(AS_NEXUS, pb.GetMarkRequest(cluster_id=CLUSTER))
+    bench.put()
+    with pytest.raises(WrongStateError, match="begins at genesis"):
+        bench.service.put_mark(AS_NEXUS, make_mark(MARKS.make()))
+    with pytest.raises(NotFoundError):
+        bench.service.get_mark(AS_NEXUS, pb.GetMarkRequest(cluster_id=CLUSTER))
+
+
+def test_mark_has_to_verify(bench: Bench) -> None:
+    """A mark with another's signature is refused, and none is held."""
+    bench.put(genesis=MARKS.genesis)
+    request = make_mark(MARKS.make())
+    request.mark.mark = MARKS.make(revision=2**40).mark
+    with pytest.raises(MarkError, match="broken signature"):
+        bench.service.put_mark(AS_NEXUS, request)
+    with pytest.raises(NotFoundError):
+        bench.service.get_mark(AS_NEXUS, pb.GetMarkRequest(cluster_id=CLUSTER))
+
+
 MALFORMED = [
     pytest.param("get_sealing_key", pb.GetSealingKeyRequest(), "cluster_id is 0 bytes", id="GetSealingKey: empty"),
     pytest.param(
@@ -252,6 +309,8 @@ MALFORMED = [
         "public_key is 31 bytes",
         id="FetchShard: short key",
     ),
+    pytest.param("put_mark", pb.PutMarkRequest(), "mark is missing", id="PutMark: empty"),
+    pytest.param("get_mark", pb.GetMarkRequest(), "cluster_id is 0 bytes", id="GetMark: empty"),
 ]
 
 

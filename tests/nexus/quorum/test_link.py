@@ -15,6 +15,7 @@ from common.edge import Call, GrpcServer, Method
 from common.errors import (
     BadShardError,
     DeniedError,
+    InvalidArgumentError,
     KeeperUnreachableError,
     NotFoundError,
     OverloadedError,
@@ -33,12 +34,14 @@ from nexus.quorum.link import GrpcKeeperLink
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from tests.cluster.keepers import NEXUS_PATH, FixedIdentity, KeeperProcess, wait_until
+from tests.cluster.marks import MarkMaker
 
 pytestmark = pytest.mark.cluster
 
 TIMEOUT = 10.0  # seconds
 KEEPER_PATH = "/shardhold/keeper/k1"
 DNS = "k1.keeper.shardhold"
+MARKS = MarkMaker()
 LABEL = SetLabel(cluster_id=b"c" * 16, genesis=b"g" * 32, timeline=1, generation=2, set_id=b"s" * 16, set_number=7)
 
 
@@ -134,6 +137,33 @@ def test_second_set_names_the_current_one(keeper: KeeperProcess, connect: Connec
     put(link, memory)
     put(link, memory, newer, current_set_id=LABEL.set_id)
     assert [held.label for held in link.fetch_report(timeout=TIMEOUT).sets] == [LABEL, newer]
+
+
+def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """None before there is one; then the newest that was put, as it was, also when all sets were dropped."""
+    link: KeeperLink = connect(keeper.port)
+    assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) is None
+    label = replace(LABEL, genesis=MARKS.genesis)
+    shard, commitment = make_shard(memory, label)
+    with shard:
+        link.put_shard(label, shard, commitment=commitment, timeout=TIMEOUT)
+    for revision in (20, 19):
+        link.put_mark(MARKS.make(revision=revision), timeout=TIMEOUT)
+    link.drop_set(label.cluster_id, label.set_id, timeout=TIMEOUT)
+    assert link.fetch_mark(label.cluster_id, timeout=TIMEOUT) == MARKS.make(revision=20)
+
+
+def test_marks_that_a_keeper_does_not_take(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """Before a shard, or of another genesis, is a WrongStateError; one that does not verify an InvalidArgumentError."""
+    link = connect(keeper.port)
+    with pytest.raises(WrongStateError, match="keeper k1 at .*: nothing is pinned"):
+        link.put_mark(MARKS.make(), timeout=TIMEOUT)
+    put(link, memory, replace(LABEL, genesis=MARKS.genesis))
+    with pytest.raises(WrongStateError, match="begins at genesis"):
+        link.put_mark(MarkMaker(seed=b"b" * 32).make(), timeout=TIMEOUT)
+    with pytest.raises(InvalidArgumentError, match="keeper k1 at .*: rollback mark has a broken signature"):
+        link.put_mark(replace(MARKS.make(), signature=bytes(64)), timeout=TIMEOUT)
+    assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) is None
 
 
 def test_refusals_carry_the_keepers_words(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
@@ -365,6 +395,36 @@ def test_bent_reports_are_refused(liar: Liar, connect: Connect, bend: Callable[[
     liar.bend = bend
     with pytest.raises(WrongStateError, match=words):
         connect(liar.port).fetch_report(timeout=TIMEOUT)
+
+
+def change_mark(**fields: Any) -> Callable[[Any], None]:
+    return lambda answer: change(**fields)(answer.mark)
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        pytest.param(lambda _: pb.GetMarkResponse(), id="an empty answer"),
+        pytest.param(change_mark(mark=b""), id="no mark"),
+        pytest.param(change_mark(mark=bytes(1025)), id="a long mark"),
+        pytest.param(change_mark(signature=bytes(63)), id="a short signature"),
+        pytest.param(lambda answer: answer.mark.chain.pop() and None, id="no chain"),
+        pytest.param(lambda answer: answer.mark.chain.extend(64 * [b"x"]), id="a long chain"),
+        pytest.param(lambda answer: answer.mark.chain.append(bytes(8193)), id="a long record"),
+    ],
+)
+def test_bent_marks_are_refused(
+    liar: Liar, connect: Connect, memory: ProtectedMemory, bend: Callable[[Any], Any]
+) -> None:
+    """A mark of the wrong form is the keeper's fault, named; what a mark of the right form says is for the core."""
+    link = connect(liar.port)
+    put(link, memory, replace(LABEL, genesis=MARKS.genesis))
+    link.put_mark(MARKS.make(), timeout=TIMEOUT)
+    liar.bend = change_mark(signature=flip)
+    assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) != MARKS.make()
+    liar.bend = bend
+    with pytest.raises(WrongStateError, match="keeper k1 gave a rollback mark"):
+        link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize(
