@@ -11,7 +11,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from common.codec import fields, parse_fields, u64
@@ -77,9 +77,16 @@ def first_manifest(meta: Meta, bodies: Mapping[Key, bytes], root_key: RootKey, w
 
 
 def change(
-    writer: Writer, root_key: RootKey, *, put: Mapping[Key, bytes] | None = None, delete: Iterable[Key] = ()
+    writer: Writer,
+    root_key: RootKey,
+    *,
+    put: Mapping[Key, bytes] | None = None,
+    delete: Iterable[Key] = (),
+    edit: Callable[[Meta], Meta] = lambda meta: meta,
 ) -> None:
     """Create, replace and delete control rows, and make the manifest again, within the change of *writer*.
+
+    *edit* changes the meta row with them.
 
     Raises:
         CorruptRowError: The manifest does not verify; nothing is changed on top of it.
@@ -89,7 +96,7 @@ def change(
     if manifest is None:
         raise CorruptRowError("control manifest is missing")
     listed = _open_manifest(manifest, meta, root_key)
-    writer.save_meta(_save(meta, listed, put or {}, delete, root_key, writer))
+    writer.save_meta(_save(edit(meta), listed, put or {}, delete, root_key, writer))
 
 
 def row_digest(cluster_id: bytes, kind: str, name: str, body: bytes) -> bytes:

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -68,25 +68,25 @@ class Gate:
             AuditUnavailableError: The entry cannot be written.
         """
         self._lifecycle.check_served(rpc)
-        serving = self._lifecycle.require_serving()
-        grant = Grant(caller, f"secret.{permission}", path, request_id=request_id)
-        policy = self._decide(caller, permission, path, serving)
-        if policy is None:
-            self._deny(grant, f"{permission} on this path")
-        grant.policy = policy
-        with self._audited(grant):
-            yield grant, serving
+        with self._lifecycle.borrow() as serving:
+            grant = Grant(caller, f"secret.{permission}", path, request_id=request_id)
+            policy = self._decide(caller, permission, path, serving)
+            if policy is None:
+                self._deny(grant, f"{permission} on this path")
+            grant.policy = policy
+            with self._audited(grant):
+                yield grant, serving
 
     @contextmanager
     def listing_call(self, rpc: str, caller: Caller, prefix: str) -> Iterator[tuple[Grant, Serving]]:
         """Audit a listing; what it may show is asked path by path, with `may_list`."""
         self._lifecycle.check_served(rpc)
-        serving = self._lifecycle.require_serving()
-        grant = Grant(caller, f"secret.{Permission.LIST}", prefix)
-        if caller.role not in _POLICY_ROLES:
-            self._deny(grant, str(Permission.LIST))
-        with self._audited(grant):
-            yield grant, serving
+        with self._lifecycle.borrow() as serving:
+            grant = Grant(caller, f"secret.{Permission.LIST}", prefix)
+            if caller.role not in _POLICY_ROLES:
+                self._deny(grant, str(Permission.LIST))
+            with self._audited(grant):
+                yield grant, serving
 
     def may_list(self, caller: Caller, path: str, serving: Serving) -> bool:
         """Say whether *caller* may see that there is a secret at *path*."""
@@ -107,6 +107,10 @@ class Gate:
     def require_serving(self) -> Serving:
         """Return what a ready nexus serves with; raises as `Lifecycle.require_serving`."""
         return self._lifecycle.require_serving()
+
+    def borrow(self) -> AbstractContextManager[Serving]:
+        """Use the keys of a ready nexus, so that they are not wiped meanwhile; raises as `Lifecycle.borrow`."""
+        return self._lifecycle.borrow()
 
     def change_entry(self, grant: Grant) -> bytes:
         """Return the entry of a change, to be written in the change; no other will be."""

@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 import structlog
 
 from common.errors import InvalidArgumentError, WrongStateError
+from common.genesis import Genesis
 from common.opener import seal_escrow
 from common.protected import ProtectedMemory
 from common.recovery_key import ShareHash, challenge_info, check_public_key, escrow_info, seal
 from common.words import check_counts
 from nexus import control, records
 from nexus.gate import Caller, Gate, Grant
-from common.genesis import Genesis
 from nexus.keyring import Keyring
 from nexus.lifecycle import Lifecycle
 from nexus.policy import Policy, encode_policy
@@ -34,7 +34,9 @@ from nexus.quorum.shard_set import draw_set
 from nexus.roles import Role
 from nexus.root_key import ROOT_KEY_SIZE, RootKey
 from nexus.serving import Serving, make_canary, prove
+from nexus.states import State
 from nexus.store.protocol import Meta, Phase, Store, Writer
+from nexus.warden import Warden
 
 CHALLENGE_SIZE = 32
 
@@ -90,6 +92,7 @@ class Initialisation:
         store: Store,
         gate: Gate,
         lifecycle: Lifecycle,
+        warden: Warden,
         pool: KeeperPool,
         memory: ProtectedMemory,
         first_policy: Policy,
@@ -97,6 +100,7 @@ class Initialisation:
         self._store = store
         self._gate = gate
         self._lifecycle = lifecycle
+        self._warden = warden
         self._pool = pool
         self._memory = memory
         self._first_policy = first_policy
@@ -121,7 +125,7 @@ class Initialisation:
         with self._lock, self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant:
             self._void()
             meta = self._store.write(lambda writer: self._allocate(writer, grant))
-            self._lifecycle.become_initialising()
+            self._lifecycle.enter(State.INITIALISING)
             attempt = self._attempt = self._make(meta, plan, threshold)
             info = challenge_info(meta.cluster_id, attempt.number, attempt.genesis.fingerprint)
             challenge = seal(attempt.answer, plan.recovery.public_key, info)
@@ -224,7 +228,7 @@ class Initialisation:
         self._confirmed = (attempt.number, answer)
         self._attempt = None
         attempt.root_key.release()
-        self._lifecycle.become_ready(proven[0])
+        self._warden.found(proven[0])
         log.info("cluster initialised", attempt=attempt.number, genesis=attempt.genesis.fingerprint.hex())
 
     def _write(self, writer: Writer, attempt: _Attempt, grant: Grant) -> Serving:

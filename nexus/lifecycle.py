@@ -1,13 +1,15 @@
-"""The one place that knows in which state the nexus is, and what it serves with."""
+"""In which state the nexus is, and what it serves with. Who changes that is `nexus.warden`.
+
+Keys are borrowed for as long as a call needs them, so that they are wiped under nobody's hands.
+"""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
 from common.errors import RecoveringError, SealedError, WrongStateError
-from nexus.quorum.pool import KeeperPool
-from nexus.recovery import Recovery
 from nexus.serving import Serving
 from nexus.states import State, check_served
 
@@ -18,40 +20,25 @@ class Lifecycle:
     """Thread-safe. `on_change` is called by the thread that changes the state, `on_failure` ends the process."""
 
     def __init__(
-        self,
-        initial: State,
-        pool: KeeperPool,
-        *,
-        on_change: Callable[[State], None],
-        on_failure: Callable[[str], None],
+        self, initial: State, *, on_change: Callable[[State], None], on_failure: Callable[[str], None]
     ) -> None:
         self._state = initial
         self._serving: Serving | None = None
-        self._pool = pool
         self._on_change = on_change
         self._on_failure = on_failure
-        self._recovery: Recovery | None = None
-        self._lock = threading.Lock()
+        self._borrowed = 0
+        self._returned = threading.Condition()
 
     @property
     def state(self) -> State:
         return self._state
-
-    @property
-    def blocked_by(self) -> list[str]:
-        """Say what keeps the nexus from being ready; empty when it is."""
-        if self._state is State.READY:
-            return []
-        if self._state is State.RECOVERING and self._recovery is not None:
-            return [self._recovery.missing]
-        return [f"the nexus is {self._state}"]
 
     def check_served(self, rpc: str) -> None:
         """Refuse *rpc* unless it is served now; raises as `nexus.states.check_served`."""
         check_served(rpc, self._state)
 
     def require_serving(self) -> Serving:
-        """Return what a ready nexus serves with.
+        """Return what a ready nexus serves with. Its keys are safe to use only while they are borrowed.
 
         Raises:
             SealedError, RecoveringError, WrongStateError: The nexus is not ready.
@@ -65,37 +52,52 @@ class Lifecycle:
             raise WrongStateError(f"the nexus is {self._state}")
         return serving
 
-    def recover(self, recovery: Recovery, stopping: threading.Event) -> None:
-        """Run *recovery* to its end and become ready; returns early when *stopping* is set."""
-        self._recovery = recovery
-        serving = recovery.run(stopping)
-        if serving is not None:
-            self.become_ready(serving)
+    @contextmanager
+    def borrow(self) -> Iterator[Serving]:
+        """Use what the nexus serves with; it is wiped only after it was given back. Raises as `require_serving`."""
+        with self._returned:
+            serving = self.require_serving()
+            self._borrowed += 1
+        try:
+            yield serving
+        finally:
+            with self._returned:
+                self._borrowed -= 1
+                if not self._borrowed:
+                    self._returned.notify_all()
 
-    def become_initialising(self) -> None:
-        """An init has begun."""
-        self._change(State.INITIALISING)
+    def install(self, serving: Serving) -> None:
+        """Be ready, and serve with *serving* from here on."""
+        self._serving = serving
+        self.enter(State.READY)
 
-    def become_ready(self, serving: Serving) -> None:
-        """Serve with *serving* from here on, and keep the keepers filled."""
-        with self._lock:
-            self._serving = serving
-            self._pool.keep(serving.shard_set)
-        self._change(State.READY)
+    def withdraw(self, state: State, *, seconds: float) -> None:
+        """Serve no more: go to *state*, wait at most *seconds* for what is borrowed, and wipe every key."""
+        with self._returned:
+            serving, self._serving = self._serving, None
+        self.enter(state)
+        self._wipe(serving, seconds)
+
+    def enter(self, state: State) -> None:
+        """Go to *state*."""
+        if state is not self._state:
+            log.info("state changed", before=self._state.value, now=state.value)
+            self._state = state
+            self._on_change(state)
 
     def give_up(self, reason: str) -> None:
         """End the process: what is in the store is not known any more, and only a new start can tell."""
         self._on_failure(reason)
 
     def wipe(self) -> None:
-        """Forget every key; for the end of the process."""
-        with self._lock:
+        """Forget every key, at the end of the process."""
+        with self._returned:
             serving, self._serving = self._serving, None
-        if serving is not None:
-            serving.release()
+        self._wipe(serving, 0)
 
-    def _change(self, state: State) -> None:
-        if state is not self._state:
-            log.info("state changed", before=self._state.value, now=state.value)
-            self._state = state
-            self._on_change(state)
+    def _wipe(self, serving: Serving | None, seconds: float) -> None:
+        if serving is None:
+            return
+        with self._returned:
+            self._returned.wait_for(lambda: not self._borrowed, timeout=seconds)
+        serving.release()

@@ -78,6 +78,7 @@ class Policies:
             meta = writer.load_meta()
             return writer.revision, build_view(control.verify(meta, writer.load_controls(), serving.root_key), meta)
 
-        revision, view = self._store.write(change)
-        self._gate.require_serving().enforce(view)
-        return revision
+        with self._gate.borrow() as serving:
+            revision, view = self._store.write(change)
+            serving.enforce(view)
+            return revision

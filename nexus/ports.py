@@ -8,6 +8,7 @@ from typing import Protocol
 
 from common.mark import SignedMark
 from common.protected import ProtectedBuffer
+from common.statement import SignedStatement, StatementDesk
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,16 @@ class KeeperLink(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class StatementSigner(Protocol):
+    """Signs statements of one-shot keys with the SVID of this nexus."""
+
+    def state(
+        self, desk: StatementDesk, *, cluster_id: bytes, audience: str, purpose: str, nonce: bytes
+    ) -> SignedStatement:
+        """Have *desk* issue a statement for *audience*; raises as `StatementDesk.issue`."""
+        ...
 
 
 class Signer(Protocol):

@@ -33,19 +33,25 @@ from nexus.quorum.link import GrpcKeeperLink
 from nexus.quorum.pool import KeeperPool
 from nexus.quorum.shard_set import Member
 from nexus.records import find_current_set
-from nexus.recovery import Recovery
 from nexus.roles import Roles
+from nexus.seal import SealDesk
 from nexus.server.auth import Authenticator
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.methods import list_methods
 from nexus.server.policies import PolicyHandlers
+from nexus.server.recovery import RecoveryHandlers
 from nexus.server.secrets import SecretHandlers
+from nexus.server.signer import SvidSigner
 from nexus.states import State, initial_state
 from nexus.status import StatusDesk
 from nexus.store.protocol import Meta, Phase, Store
 from nexus.store.sqlite import SqliteStore
+from nexus.unseal import Unseal
 from nexus.vault import Vault
+from nexus.warden import Warden
 from shardhold._identity import IdentitySource
+
+_TICK_S = 30.0  # how often what is too old is looked for
 
 log = structlog.get_logger("nexus")
 
@@ -63,7 +69,6 @@ class Nexus:
         self._config = config
         self._memory = memory
         self._clock = clock
-        self._stopping = threading.Event()
         self._exit_code = 0
         self._store = SqliteStore.open(Path(config.storage.path))
         meta = self._load_meta()
@@ -80,11 +85,8 @@ class Nexus:
             memory=memory,
             note=self._note,
         )
-        self._lifecycle = Lifecycle(initial_state(meta), self._pool, on_change=self._tell_state, on_failure=self._fail)
-        recovery = Recovery(self._store, self._pool, memory, clock)
-        self._recovery = threading.Thread(
-            target=self._lifecycle.recover, args=(recovery, self._stopping), name="recovery", daemon=True
-        )
+        self._lifecycle = Lifecycle(initial_state(meta), on_change=self._tell_state, on_failure=self._fail)
+        self._warden = Warden(store=self._store, lifecycle=self._lifecycle, pool=self._pool, memory=memory, clock=clock)
         registry = CollectorRegistry()
         self._server = self._build_server(identity, registry)
         self._http = HttpServer(
@@ -104,9 +106,9 @@ class Nexus:
             )
             if self._lifecycle.state is State.INITIALISING:
                 log.warning("an earlier init was not completed: destroy its recovery shares and begin again")
-            if self._lifecycle.state is State.RECOVERING:
-                self._recovery.start()
-            termination.wait()
+            self._warden.start()
+            while not termination.wait(_TICK_S):
+                self._unseal.expire()
         finally:
             self._take_down()
         return self._exit_code
@@ -118,9 +120,18 @@ class Nexus:
             store=self._store,
             gate=gate,
             lifecycle=self._lifecycle,
+            warden=self._warden,
             pool=self._pool,
             memory=self._memory,
             first_policy=superuser_policy(config.identity.trust_domain, config.roles.pattern),
+        )
+        self._unseal = Unseal(
+            store=self._store,
+            gate=gate,
+            warden=self._warden,
+            memory=self._memory,
+            clock=self._clock,
+            signer=SvidSigner(identity),
         )
         desk = StatusDesk(
             store=self._store,
@@ -128,6 +139,8 @@ class Nexus:
             lifecycle=self._lifecycle,
             pool=self._pool,
             initialisation=initialisation,
+            warden=self._warden,
+            unseal=self._unseal,
             memory_protection=self._memory.level,
         )
         registry.register(
@@ -142,7 +155,8 @@ class Nexus:
         methods = list_methods(
             SecretHandlers(Vault(self._store, gate, self._clock), authenticator),
             PolicyHandlers(Policies(self._store, gate), authenticator),
-            ClusterHandlers(desk, initialisation, authenticator),
+            ClusterHandlers(desk, initialisation, SealDesk(gate, self._warden), authenticator),
+            RecoveryHandlers(self._unseal, authenticator),
         )
         return GrpcServer(
             methods,
@@ -160,7 +174,7 @@ class Nexus:
 
     def _list_obstacles(self) -> list[str]:
         failing = ["audit entries cannot be written"] if self._audit.failing else []
-        return self._lifecycle.blocked_by + failing
+        return self._warden.list_obstacles() + failing
 
     def _tell_state(self, state: State) -> None:
         if state is State.READY:
@@ -189,12 +203,11 @@ class Nexus:
 
     def _take_down(self) -> None:
         threading.excepthook = threading.__excepthook__
-        self._stopping.set()
         self._server.set_serving(False)
         self._server.stop(self._config.shutdown.drain_s)
         self._http.stop()
-        if self._recovery.ident is not None:
-            self._recovery.join()
+        self._warden.stop()
+        self._unseal.close()
         self._pool.stop()
         self._exporter.stop()
         self._audit.close()

@@ -8,8 +8,9 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from common.errors import CorruptRowError
+from common.genesis import Genesis, decode_genesis
 from nexus.ports import SetLabel
-from nexus.store.protocol import ControlRow
+from nexus.store.protocol import ControlRow, Reader
 
 T = TypeVar("T")
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what every store can count
@@ -111,6 +112,32 @@ def decode(kind: type[T], body: bytes) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as exc:
         raise CorruptRowError(f"control row is no {kind.__name__}") from exc
+
+
+def replace_state(record: ShardSetRecord, state: SetState) -> ShardSetRecord:
+    """Return *record* in another state."""
+    return msgspec.structs.replace(record, state=state)
+
+
+def load_genesis(reader: Reader) -> Genesis:
+    """Load the genesis record, which nothing has verified yet.
+
+    Raises:
+        CorruptRowError: It is missing or does not decode.
+    """
+    return decode_genesis(decode(GenesisRecord, load_body(reader, *GENESIS)).record)
+
+
+def load_body(reader: Reader, kind: str, name: str) -> bytes:
+    """Load the body of one row, which nothing has verified yet.
+
+    Raises:
+        CorruptRowError: It is missing.
+    """
+    row = reader.load_control(kind, name)
+    if row is None:
+        raise CorruptRowError(f"control row {kind}/{name} is missing")
+    return row.body
 
 
 def find_current_set(rows: Iterable[ControlRow]) -> ShardSetRecord:

@@ -16,6 +16,7 @@ from common.clock import Clock
 from common.errors import IntegrityError, ShardholdError
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import records
+from nexus.marks import MarkBook
 from nexus.quorum.collection import Collection
 from nexus.quorum.pool import KeeperPool
 from nexus.quorum.seat import SeatStatus
@@ -29,9 +30,10 @@ log = structlog.get_logger("recovery")
 class Recovery:
     """One recovery, run by one thread; `missing` may be read by any."""
 
-    def __init__(self, store: Store, pool: KeeperPool, memory: ProtectedMemory, clock: Clock) -> None:
+    def __init__(self, store: Store, pool: KeeperPool, book: MarkBook, memory: ProtectedMemory, clock: Clock) -> None:
         self._store = store
         self._pool = pool
+        self._book = book
         self._memory = memory
         self._clock = clock
         self.missing = "no keeper was asked yet"  # what stands between here and ready, in words
@@ -54,7 +56,7 @@ class Recovery:
         with self._store.read() as reader:
             meta, rows = reader.load_meta(), reader.load_controls()
         collection = Collection(records.find_current_set(rows), meta.cluster_id)
-        self._pool.collect(collection)
+        self._pool.collect(collection, self._book)
         self._wait(collection, stopping)
         points = collection.take()
         if stopping.is_set():
@@ -66,7 +68,7 @@ class Recovery:
 
     def _wait(self, collection: Collection, stopping: threading.Event) -> None:
         while not stopping.is_set():
-            if collection.wait(self._clock, 0.1):
+            if collection.wait(self._clock, 0.1) or stopping.is_set():
                 return
             self._say(self._describe(collection))
 

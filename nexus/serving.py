@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from common.errors import CorruptRowError
+from common.genesis import Genesis, decode_genesis
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import control, records
 from nexus.control import Controls
 from nexus.envelope import Place, SealedValue, open_value, seal_value
-from common.genesis import Genesis, decode_genesis
 from nexus.keyring import Keyring
 from nexus.policy import PolicySet, decode_policy
 from nexus.quorum.shard_set import ShardSet

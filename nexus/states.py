@@ -1,7 +1,9 @@
 """The states of a nexus and what it serves in each: pure rules, no I/O.
 
     uninitialised ──BeginInit──▶ initialising ──ConfirmInit──▶ ready
-    recovering ──a threshold of shards, proved──▶ ready
+    recovering ──a threshold of shards, or of recovery shares──▶ ready
+    ready, recovering ──Seal──▶ sealed ──a threshold of recovery shares──▶ ready
+    ready ──a rollback mark newer than the store──▶ recovering, blocked ──AcceptOlderStore──▶ ready
 
 - A nexus starts in the state that its store tells: an empty store is uninitialised, a begun init is initialising, a
   sealed store is sealed, any other is recovering.
@@ -27,12 +29,20 @@ class State(enum.StrEnum):
 
 ALWAYS = frozenset(State)
 READY_ONLY = frozenset({State.READY})
+KEYLESS = frozenset({State.RECOVERING, State.SEALED})
 
 SERVED = {
     "GetStatus": ALWAYS,
     "BeginInit": frozenset({State.UNINITIALISED, State.INITIALISING}),
     "ConfirmInit": frozenset({State.INITIALISING, State.READY}),  # ready: the same answer again
     "AbortInit": frozenset({State.INITIALISING}),
+    "Seal": frozenset({State.RECOVERING, State.SEALED, State.READY}),
+    "AcceptOlderStore": frozenset({State.RECOVERING}),
+    "StartUnseal": KEYLESS,
+    "GetSealingKey": KEYLESS,
+    "SubmitShare": KEYLESS,
+    "GetProgress": KEYLESS,
+    "ResetUnseal": KEYLESS,
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from nexus.gate import Caller, Gate
 from nexus.initialise import Initialisation
 from nexus.lifecycle import Lifecycle
+from nexus.marks import NewerMark
 from nexus.quorum.pool import KeeperPool
 from nexus.quorum.seat import SeatStatus
 from nexus.quorum.shard_set import Member
@@ -12,6 +13,8 @@ from nexus.roles import PEOPLE, Role
 from nexus.serving import Serving
 from nexus.states import State
 from nexus.store.protocol import Meta, Store
+from nexus.unseal import Unseal
+from nexus.warden import Warden
 
 _LISTERS = frozenset({Role.SUPERUSER, Role.OPERATOR, Role.AUDITOR})
 
@@ -33,6 +36,8 @@ class ClusterView:
     memory_protection: int
     keepers: list[KeeperView]
     init_step: str | None
+    newer: NewerMark | None  # when the store is older than it says
+    unseal: tuple[int, int] | None  # recovery shares submitted and needed
 
 
 class StatusDesk:
@@ -46,6 +51,8 @@ class StatusDesk:
         lifecycle: Lifecycle,
         pool: KeeperPool,
         initialisation: Initialisation,
+        warden: Warden,
+        unseal: Unseal,
         memory_protection: int,
     ) -> None:
         self._store = store
@@ -53,6 +60,8 @@ class StatusDesk:
         self._lifecycle = lifecycle
         self._pool = pool
         self._initialisation = initialisation
+        self._warden = warden
+        self._unseal = unseal
         self._memory_protection = memory_protection
 
     def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
@@ -65,12 +74,14 @@ class StatusDesk:
             with self._store.read() as reader:
                 meta = reader.load_meta()
             view = ClusterView(
-                blocked_by=self._lifecycle.blocked_by,
+                blocked_by=self._warden.list_obstacles(),
                 meta=meta,
                 serving=serving,
                 memory_protection=self._memory_protection,
                 keepers=self._view_keepers(serving),
                 init_step=self._describe_init(state, meta),
+                newer=self._warden.find_newer_mark(),
+                unseal=self._unseal.count(),
             )
             return state, view
 

@@ -4,7 +4,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock
+from common.mark import SignedMark
 from common.protected import ProtectedMemory
+from nexus.marks import MarkBook
 from nexus.ports import KeeperLink
 from nexus.quorum.collection import Collection
 from nexus.quorum.seat import Note, Seat, note_nothing
@@ -35,34 +37,59 @@ class KeeperPool:
             for pair in zip(self.seats, self._nudges, strict=True)
         ]
         self._progress = threading.Event()
+        self._emptied: set[str] = set()
 
     def start(self) -> None:
         """Start to watch."""
         for thread in self._threads:
             thread.start()
 
-    def collect(self, collection: Collection) -> None:
-        """Ask all keepers for their shards, until told otherwise."""
-        self._set_duty(lambda seat: seat.collect(collection))
+    def collect(self, collection: Collection, book: MarkBook) -> None:
+        """Ask all keepers for their shards and marks, until told otherwise."""
+        self._set_duty(lambda seat: seat.collect(collection, book))
 
-    def keep(self, shard_set: ShardSet) -> None:
-        """Fill empty keepers and check full ones, from here on."""
-        self._set_duty(lambda seat: seat.keep(shard_set))
+    def keep(self, shard_set: ShardSet, book: MarkBook, find_mark: Callable[[], SignedMark | None]) -> None:
+        """Fill empty keepers, check full ones and give them marks, from here on."""
+        self._set_duty(lambda seat: seat.keep(shard_set, book, find_mark))
+
+    def empty(self, book: MarkBook, last_mark: SignedMark | None) -> None:
+        """Make all keepers drop what they hold, from here on, once they took *last_mark*."""
+        emptied: set[str] = set()
+
+        def duty(seat: Seat) -> float:
+            pause = seat.empty(book, last_mark)
+            if seat.status.is_empty:
+                emptied.add(seat.member.name)
+            return pause
+
+        self._emptied = emptied
+        self._set_duty(duty)
 
     def count_holders(self) -> int:
         """Count the keepers that are known to hold their shard of the current set."""
         return sum(seat.status.holds_current_set for seat in self.seats)
 
+    def count_emptied(self) -> int:
+        """Count the keepers that dropped what they held since they were told to."""
+        return len(self._emptied)
+
     def wait_holders(self, wanted: int, *, seconds: float) -> int:
         """Wait until *wanted* keepers hold their shards, at most *seconds*; return how many do."""
+        return self._wait_count(self.count_holders, wanted, seconds)
+
+    def wait_emptied(self, *, seconds: float) -> int:
+        """Wait until all keepers dropped what they held, at most *seconds*; return how many did."""
+        return self._wait_count(self.count_emptied, len(self.seats), seconds)
+
+    def _wait_count(self, count: Callable[[], int], wanted: int, seconds: float) -> int:
         deadline = self._clock.monotonic() + seconds
-        while (holders := self.count_holders()) < wanted:
+        while (reached := count()) < wanted:
             left = deadline - self._clock.monotonic()
             if left <= 0:
                 break
             self._progress.clear()
             self._clock.wait(self._progress, min(left, 0.1))
-        return holders
+        return reached
 
     def stop(self) -> None:
         """Stop all threads and close all links."""

@@ -1,9 +1,12 @@
-"""One keeper as the nexus sees it, and the three duties that it may have towards it.
+"""One keeper as the nexus sees it, and the four duties that it may have towards it.
 
 - Watch: ask how it is, before there is a set.
 - Collect: ask for its shard until there are enough, at recovery.
 - Keep: hold it to its shard: fill it when it is empty, check a shard that this nexus did not give it, once for each
-  boot.
+  boot; drop what is older; give it the newest rollback mark.
+- Empty: while sealed, drop every set that it holds.
+
+In each duty but the first it is asked for its rollback mark, once for each boot.
 
 A keeper is believed only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
 fault never stops the others.
@@ -24,7 +27,9 @@ from common.errors import (
     NotFoundError,
     ShardholdError,
 )
+from common.mark import SignedMark
 from common.protected import ProtectedBuffer, ProtectedMemory
+from nexus.marks import MarkBook
 from nexus.ports import KeeperLink, KeeperReport
 from nexus.quorum.collection import Collection
 from nexus.quorum.shard_set import Member, ShardSet, check_shard
@@ -51,6 +56,7 @@ class SeatStatus:
     reachable: bool = False
     holds_current_set: bool = False
     fault: str = ""
+    is_empty: bool = False  # dropped whatever it held, at the last step of that duty
     version: str = ""
     memory_protection: int = 0
 
@@ -66,32 +72,46 @@ class Seat:
         self.status = SeatStatus()
         self._memory = memory
         self._proven_boot = b""  # boot in which its shard was given or checked
+        self._proven_set = b""
         self._accused_boot = b""  # boot in which it lied
         self._accusation = ""
+        self._asked_boot = b""  # boot in which it was asked for its mark
+        self._given: SignedMark | None = None  # the last mark that it took
 
     def watch(self) -> float:
         """Ask how the keeper is; return the seconds until the next step."""
         return self._guarded(self._watch, POLL_INTERVAL)
 
-    def collect(self, collection: Collection) -> float:
+    def collect(self, collection: Collection, book: MarkBook) -> float:
         """Offer the keeper's shard to *collection*; return the seconds until the next step."""
-        return self._guarded(lambda: self._offer(collection), random.uniform(*RETRY_PAUSE))  # noqa: S311 — jitter
+        pause = random.uniform(*RETRY_PAUSE)  # noqa: S311 — jitter
+        return self._guarded(lambda: self._collect(collection, book), pause)
 
-    def keep(self, shard_set: ShardSet) -> float:
-        """See to it that the keeper holds its shard of *shard_set*; return the seconds until the next step."""
+    def keep(self, shard_set: ShardSet, book: MarkBook, find_mark: Callable[[], SignedMark | None]) -> float:
+        """See to it that the keeper holds its shard of *shard_set*; return the seconds until the next step.
+
+        *find_mark* gives the newest mark for it, None when there is none to give any more.
+        """
         record = next((one for one in shard_set.record.members if one.name == self.member.name), None)
         if record is None:
             return self.watch()
-        return self._guarded(lambda: self._keep(shard_set, record), POLL_INTERVAL)
+        return self._guarded(lambda: self._keep(shard_set, record, book, find_mark), POLL_INTERVAL)
+
+    def empty(self, book: MarkBook, last_mark: SignedMark | None) -> float:
+        """Make the keeper drop what it holds, after it took *last_mark*; return the seconds until the next step."""
+        return self._guarded(lambda: self._empty(book, last_mark), POLL_INTERVAL)
 
     def _watch(self) -> None:
         self._fetch_report()
         self._set_status(fault="")
 
-    def _offer(self, collection: Collection) -> None:
+    def _collect(self, collection: Collection, book: MarkBook) -> None:
         record = collection.members.get(self.member.name)
-        if record is None or collection.has(record.x):
-            return
+        if record is not None and not collection.has(record.x):
+            self._offer(collection, record)
+        self._ask_mark(self._fetch_report(), book)
+
+    def _offer(self, collection: Collection, record: MemberRecord) -> None:
         buffer = self._memory.allocate(shamir.SHARD_SIZE)
         try:
             boot_id = self.link.fetch_shard(collection.cluster_id, collection.set_id, into=buffer, timeout=CALL_TIMEOUT)
@@ -103,12 +123,33 @@ class Seat:
         except BaseException:
             buffer.release()
             raise
-        self._proven_boot = boot_id
+        self._proven_boot, self._proven_set = boot_id, collection.set_id
         self._set_status(reachable=True, holds_current_set=True, fault="")
         collection.offer(record.x, buffer)
 
-    def _keep(self, shard_set: ShardSet, record: MemberRecord) -> None:
+    def _empty(self, book: MarkBook, last_mark: SignedMark | None) -> None:
+        self._proven_set = b""
         report = self._fetch_report()
+        self._ask_mark(report, book)
+        held = [one.label for one in report.sets if one.label.cluster_id == book.cluster_id]
+        if held and last_mark is not None:
+            self._give_mark(last_mark)
+        for label in held:
+            self.link.drop_set(book.cluster_id, label.set_id, timeout=CALL_TIMEOUT)
+            self._note("keeper.drop", self.member.name, f"set {label.set_number}")
+        self._set_status(holds_current_set=False, is_empty=True, fault="")
+
+    def _keep(
+        self,
+        shard_set: ShardSet,
+        record: MemberRecord,
+        book: MarkBook,
+        find_mark: Callable[[], SignedMark | None],
+    ) -> None:
+        if self._proven_set != shard_set.record.set_id:
+            self._proven_boot, self._proven_set = b"", shard_set.record.set_id
+        report = self._fetch_report()
+        self._ask_mark(report, book)
         if report.boot_id == self._accused_boot:
             self._set_status(holds_current_set=False, fault=self._accusation)
             return
@@ -117,6 +158,28 @@ class Seat:
         elif report.boot_id != self._proven_boot:
             self._check(shard_set, record)
         self._set_status(reachable=True, holds_current_set=True, fault="")
+        self._drop_older(shard_set, report)
+        if (mark := find_mark()) is not None:
+            self._give_mark(mark)
+
+    def _drop_older(self, shard_set: ShardSet, report: KeeperReport) -> None:
+        current = shard_set.label
+        for label in (held.label for held in report.sets):
+            # Sets are numbered in the order of their commits: what came before the current one is dead.
+            if label.cluster_id == current.cluster_id and label.set_number < current.set_number:
+                self.link.drop_set(label.cluster_id, label.set_id, timeout=CALL_TIMEOUT)
+                self._note("keeper.drop", self.member.name, f"set {label.set_number}")
+
+    def _ask_mark(self, report: KeeperReport, book: MarkBook) -> None:
+        if report.boot_id == self._asked_boot:
+            return
+        book.take(self.member.name, self.link.fetch_mark(book.cluster_id, timeout=CALL_TIMEOUT))
+        self._asked_boot = report.boot_id
+
+    def _give_mark(self, mark: SignedMark) -> None:
+        if mark is not self._given:
+            self.link.put_mark(mark, timeout=CALL_TIMEOUT)
+            self._given = mark
 
     def _fill(self, shard_set: ShardSet, record: MemberRecord) -> None:
         with self._memory.allocate(shamir.SHARD_SIZE) as shard:
@@ -149,6 +212,7 @@ class Seat:
         self._set_status(
             reachable=True,
             holds_current_set=self.status.holds_current_set and report.boot_id == self._proven_boot,
+            is_empty=False,
             version=report.version,
             memory_protection=report.memory_protection,
         )

@@ -2,11 +2,12 @@
 
 import hmac
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common import shamir
-from common.errors import BadShardError
+from common.errors import BadShardError, SealedError
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus.ports import SetLabel
 from nexus.records import MemberRecord, SetState, ShardSetRecord
@@ -25,21 +26,30 @@ class ShardSet:
     """A set and t of its points in protected memory, from which any shard follows by interpolation."""
 
     def __init__(self, record: ShardSetRecord, label: SetLabel, points: Sequence[ProtectedBuffer]) -> None:
-        """Take over *points*: as many shards of the set as its threshold."""
+        """Take over *points*: as many shards of the set as its threshold, or none when only the record is known."""
+        self._lock = threading.Lock()
         self.record = record
         self.label = label
         self._points = list(points)
 
     def derive_shard(self, x: int, into: ProtectedBuffer) -> None:
-        """Write the shard at *x*, 33 bytes, into protected memory."""
-        views = [point.view for point in self._points]
-        shamir.interpolate(views, threshold=self.record.threshold, x=x, into=into.view)
+        """Write the shard at *x*, 33 bytes, into protected memory.
+
+        Raises:
+            SealedError: The points are wiped.
+        """
+        with self._lock:
+            if not self._points:
+                raise SealedError("the points of this set are wiped")
+            views = [point.view for point in self._points]
+            shamir.interpolate(views, threshold=self.record.threshold, x=x, into=into.view)
 
     def release(self) -> None:
         """Wipe the points."""
-        for point in self._points:
-            point.release()
-        self._points.clear()
+        with self._lock:
+            for point in self._points:
+                point.release()
+            self._points.clear()
 
 
 def draw_set(

@@ -1,9 +1,10 @@
-"""ClusterService: message → status and init → message."""
+"""ClusterService: message → status, init and seal → message."""
 
 from common.edge import Call
 from common.recovery_key import ShareHash
 from nexus import __version__
 from nexus.initialise import Initialisation, Plan, make_recovery
+from nexus.seal import SealDesk
 from nexus.server.auth import Authenticator
 from nexus.states import State
 from nexus.status import ClusterView, KeeperView, StatusDesk
@@ -16,13 +17,16 @@ _STATES = {
     State.SEALED: pb.STATE_SEALED,
     State.READY: pb.STATE_READY,
 }
-_CONFIRM_WAIT = 10.0  # seconds to wait for keepers when the caller set no deadline
+_KEEPER_WAIT = 10.0  # seconds to wait for keepers when the caller set no deadline
 _ANSWER_TIME = 1.0  # seconds of the caller's deadline that are kept for the answer
 
 
 class ClusterHandlers:
-    def __init__(self, desk: StatusDesk, initialisation: Initialisation, authenticator: Authenticator) -> None:
+    def __init__(
+        self, desk: StatusDesk, initialisation: Initialisation, seal_desk: SealDesk, authenticator: Authenticator
+    ) -> None:
         self._desk = desk
+        self._seal_desk = seal_desk
         self._initialisation = initialisation
         self._identify = authenticator.identify
 
@@ -46,7 +50,7 @@ class ClusterHandlers:
         )
 
     def confirm_init(self, call: Call, request: pb.ConfirmInitRequest) -> pb.ConfirmInitResponse:
-        seconds = _CONFIRM_WAIT if call.deadline is None else max(0.0, call.deadline - _ANSWER_TIME)
+        seconds = _waiting_time(call)
         confirmed = self._initialisation.confirm(self._identify(call), request.attempt, request.answer, seconds=seconds)
         return pb.ConfirmInitResponse(keepers_filled=confirmed.keepers_filled, keepers_wanted=confirmed.keepers_wanted)
 
@@ -54,9 +58,21 @@ class ClusterHandlers:
         self._initialisation.abort(self._identify(call), request.attempt)
         return pb.AbortInitResponse()
 
+    def seal(self, call: Call, request: pb.SealRequest) -> pb.SealResponse:
+        emptied = self._seal_desk.seal(self._identify(call), request.reason, seconds=_waiting_time(call))
+        return pb.SealResponse(keepers_emptied=emptied.keepers_emptied, keepers=emptied.keepers)
+
+    def accept_older_store(self, call: Call, request: pb.AcceptOlderStoreRequest) -> pb.AcceptOlderStoreResponse:
+        timeline = self._seal_desk.accept_older_store(self._identify(call), request.timeline, request.revision)
+        return pb.AcceptOlderStoreResponse(timeline=timeline)
+
     def list_keepers(self, call: Call, _: pb.ListKeepersRequest) -> pb.ListKeepersResponse:
         views = self._desk.list_keepers(self._identify(call))
         return pb.ListKeepersResponse(keepers=[_to_info(view) for view in views])
+
+
+def _waiting_time(call: Call) -> float:
+    return _KEEPER_WAIT if call.deadline is None else max(0.0, call.deadline - _ANSWER_TIME)
 
 
 def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
@@ -69,6 +85,13 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
     if view.init_step is not None:
         response.operation.kind = "init"
         response.operation.step = view.init_step
+    if view.newer is not None:
+        mark = view.newer.mark
+        response.newer_mark.timeline, response.newer_mark.revision = mark.timeline, mark.revision
+        response.newer_mark.made_at.FromMicroseconds(mark.made_at)
+        response.newer_mark.keepers.extend(view.newer.keepers)
+    if view.unseal is not None:
+        response.unseal.submitted, response.unseal.needed = view.unseal
     if view.serving is not None:
         shard_set = view.serving.shard_set.record
         response.genesis = view.serving.genesis.fingerprint

@@ -8,16 +8,20 @@ from google.protobuf.message_factory import GetMessageClass
 from common.edge import Method
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.policies import PolicyHandlers
+from nexus.server.recovery import RecoveryHandlers
 from nexus.server.secrets import SecretHandlers
-from shardhold.v1 import cluster_pb2, policies_pb2, secrets_pb2
+from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 
 
-def list_methods(secrets: SecretHandlers, policies: PolicyHandlers, cluster: ClusterHandlers) -> list[Method]:
+def list_methods(
+    secrets: SecretHandlers, policies: PolicyHandlers, cluster: ClusterHandlers, recovery: RecoveryHandlers
+) -> list[Method]:
     """Return name, messages and handler of every RPC."""
     return [
         *_bind(secrets_pb2.DESCRIPTOR.services_by_name["SecretService"], secrets),
         *_bind(policies_pb2.DESCRIPTOR.services_by_name["PolicyService"], policies),
         *_bind(cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"], cluster),
+        *_bind(recovery_pb2.DESCRIPTOR.services_by_name["RecoveryService"], recovery),
     ]
 
 

@@ -1,0 +1,95 @@
+"""The rollback marks of this cluster: those that keepers remember, and the one that this nexus gives them.
+
+- A keeper is asked once for each of its boots. A mark that does not verify blocks nothing and names its keeper.
+- A mark that is newer than the store says that the store was put back: it blocks the way to ready, or ends it.
+- While ready, the nexus marks how far its store has come; the mark goes to every keeper with the next poll.
+"""
+
+import threading
+from dataclasses import dataclass
+
+import structlog
+
+from common.clock import Clock
+from common.genesis import Genesis
+from common.mark import Mark, SignedMark, verify_mark
+from nexus.ports import Signer
+from nexus.store.protocol import Meta
+
+log = structlog.get_logger("marks")
+
+
+@dataclass(frozen=True, slots=True)
+class NewerMark:
+    """The newest mark, of a store that had come further than this one."""
+
+    mark: Mark
+    keepers: tuple[str, ...]
+
+
+class MarkBook:
+    """What keepers answered since this nexus started. Thread-safe."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self._cluster_id = genesis.cluster_id
+        self._fingerprint = genesis.fingerprint
+        self._marks: dict[str, Mark] = {}
+        self._answered: set[str] = set()
+        self._changed = threading.Condition()
+
+    @property
+    def cluster_id(self) -> bytes:
+        return self._cluster_id
+
+    def take(self, keeper: str, signed: SignedMark | None) -> Mark | None:
+        """Take what *keeper* answered when it was asked for its mark.
+
+        Raises:
+            MarkError: The keeper lies; its answer counts for nothing.
+        """
+        try:
+            mark = verify_mark(signed, cluster_id=self._cluster_id, genesis=self._fingerprint) if signed else None
+        finally:
+            with self._changed:
+                self._answered.add(keeper)
+                self._changed.notify_all()
+        with self._changed:
+            if mark is not None:
+                self._marks[keeper] = mark
+        return mark
+
+    def wait_answers(self, keepers: int, *, seconds: float) -> None:
+        """Wait until that many keepers have answered, at most *seconds*."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._answered) >= keepers, timeout=seconds)
+
+    def find_newer(self, meta: Meta) -> NewerMark | None:
+        """Return the newest mark if it is newer than the store."""
+        with self._changed:
+            newest = max(self._marks.values(), key=lambda mark: mark.order, default=None)
+            if newest is None or newest.order <= (meta.timeline, meta.revision):
+                return None
+            holders = sorted(keeper for keeper, mark in self._marks.items() if mark.order == newest.order)
+            return NewerMark(newest, tuple(holders))
+
+
+class MarkMaker:
+    """Signs marks of a store as it comes along, each position once. Thread-safe."""
+
+    def __init__(self, genesis: Genesis, signer: Signer, clock: Clock) -> None:
+        self._chain = (genesis.encode(),)
+        self._cluster_id = genesis.cluster_id
+        self._signer = signer
+        self._clock = clock
+        self._last: tuple[tuple[int, int], SignedMark] | None = None
+        self._lock = threading.Lock()
+
+    def make(self, meta: Meta, *, generation: int, set_number: int) -> SignedMark:
+        """Return the mark of the store's position; the same object while it stands still."""
+        position = meta.timeline, meta.revision
+        with self._lock:
+            if self._last is None or self._last[0] != position:
+                made_at = int(self._clock.now().timestamp() * 1_000_000)
+                mark = Mark(self._cluster_id, *position, generation, set_number, made_at).encode()
+                self._last = position, SignedMark(mark, self._signer.sign(mark), self._chain)
+            return self._last[1]
