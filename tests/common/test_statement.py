@@ -1,151 +1,33 @@
 """Statements: what verifies, and that nothing else does."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from functools import cache
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, HashAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
 from common.codec import fields, parse_fields
-from common.errors import DecryptionError, InvalidArgumentError, OverloadedError, StatementError
-from common.sealing import OneShotKey, seal
+from common.errors import InvalidArgumentError, StatementError
 from common.statement import (
-    LIFETIME_S,
     PUT_SHARD,
     SignedStatement,
     Statement,
-    StatementDesk,
     sign,
     verify,
 )
 from shardhold._identity import Svid
+from tests.common.authority import KEEPER, NEXUS, NOW, Authority, make_key, usage
 
-NOW = datetime(2030, 6, 1, tzinfo=UTC)
-KEEPER = "spiffe://example.org/shardhold/keeper/one"
-NEXUS = "spiffe://example.org/shardhold/nexus/main"
 CLUSTER, NONCE, BOOT, KEY = bytes(range(16)), bytes(range(32)), bytes(range(16, 32)), bytes(range(32, 64))
-
-
-@cache
-def make_key(kind: str) -> Any:
-    """One key of each kind: RSA keys take long to make."""
-    match kind:
-        case "p256":
-            return ec.generate_private_key(ec.SECP256R1())
-        case "p384":
-            return ec.generate_private_key(ec.SECP384R1())
-        case "p521":
-            return ec.generate_private_key(ec.SECP521R1())
-        case "ed25519":
-            return ed25519.Ed25519PrivateKey.generate()
-        case _:
-            return rsa.generate_private_key(65537, 2048)
-
-
-class Authority:
-    """A SPIRE-shaped certificate authority; under another one if given."""
-
-    def __init__(self, above: "Authority | None" = None, *, domain: str = "example.org") -> None:
-        self.key = ec.generate_private_key(ec.SECP384R1())
-        self.above = above
-        self.name = x509.Name(
-            [
-                x509.NameAttribute(NameOID.COUNTRY_NAME, "US"),
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "SPIFFE"),
-                x509.NameAttribute(NameOID.SERIAL_NUMBER, str(x509.random_serial_number())),
-            ]
-        )
-        signer = above or self
-        builder = self._start(self.name, self.key.public_key(), signer.name, timedelta(days=30))
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        builder = builder.add_extension(usage("key_cert_sign", "crl_sign"), critical=True)
-        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), False)
-        if above:
-            issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(above.key.public_key())
-            builder = builder.add_extension(issuer, critical=False)
-        san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{domain}")])
-        self.certificate = builder.add_extension(san, critical=False).sign(signer.key, SHA384())
-
-    @staticmethod
-    def _start(subject: x509.Name, key: Any, issuer: x509.Name, lifetime: timedelta) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - timedelta(minutes=1))
-            .not_valid_after(NOW + lifetime)
-        )
-
-    def certify(
-        self,
-        key: CertificateIssuerPrivateKeyTypes,
-        *uris: str,
-        san_critical: bool = False,
-        subject: x509.Name | None = None,
-        key_usage: x509.KeyUsage | None = None,
-        ca: bool = False,
-        purposes: Sequence[x509.ObjectIdentifier] = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
-        dns: Sequence[str] = (),
-    ) -> x509.Certificate:
-        """Issue a leaf; by default as SPIRE does: no CN, a name that all leaves share, one URI SAN."""
-        if subject is None:
-            spire = [(NameOID.COUNTRY_NAME, "US"), (NameOID.ORGANIZATION_NAME, "SPIRE")]
-            subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in spire])
-        names = [*map(x509.UniformResourceIdentifier, uris), *map(x509.DNSName, dns)]
-        builder = (
-            self._start(subject, key.public_key(), self.name, timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(key_usage or usage("digital_signature"), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
-        )
-        if purposes:
-            builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=san_critical)
-        return builder.sign(self.key, SHA384())
-
-    def chain(self) -> list[x509.Certificate]:
-        """Intermediates from here up, without the root."""
-        return [self.certificate, *self.above.chain()] if self.above else []
-
-    def issue(self, kind: str = "p256", *uris: str, **shape: Any) -> Svid:
-        """Issue an SVID, by default the keeper's, without checking that it is a good one."""
-        key = make_key(kind)
-        uris = uris or (KEEPER,)
-        leaf = self.certify(key, *uris, **shape)
-        return Svid(
-            spiffe_id=uris[0],
-            trust_domain="example.org",
-            certificates_pem=b"".join(each.public_bytes(Encoding.PEM) for each in (leaf, *self.chain())),
-            key_pem=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-            bundle_pem=b"",
-            not_before=leaf.not_valid_before_utc,
-            expires_at=leaf.not_valid_after_utc,
-        )
-
-
-def usage(*what: str) -> x509.KeyUsage:
-    names = (
-        "digital_signature content_commitment key_encipherment data_encipherment key_agreement "
-        "key_cert_sign crl_sign encipher_only decipher_only"
-    )
-    return x509.KeyUsage(**{name: name in what for name in names.split()})
 
 
 ROOT = Authority()
@@ -409,111 +291,3 @@ def test_other_forms_do_not_decode(change: Callable[[list[bytes]], list[bytes]],
     parts = parse_fields(sign_as(ROOT.issue()).statement)
     with pytest.raises(StatementError, match=message):
         Statement.decode(fields(*change(parts)))
-
-
-def issue_at(desk: StatementDesk, **changes: Any) -> SignedStatement:
-    asked = {"cluster_id": CLUSTER, "audience": NEXUS, "purpose": PUT_SHARD, "nonce": NONCE, "boot_id": BOOT}
-    return desk.issue(**{**asked, "svid": ROOT.issue(), **changes})
-
-
-def opens(key: OneShotKey, statement: Statement) -> bool:
-    sealed = seal(memoryview(b"shard"), recipient=statement.public_key, info=statement.digest())
-    into = bytearray(5)
-    try:
-        key.open(sealed, info=statement.digest(), into=memoryview(into))
-    except DecryptionError:
-        return False
-    return into == b"shard"
-
-
-def test_desk_keeps_the_key_of_each_statement() -> None:
-    """From asking to opening: the statement verifies, and its digest gets the key that opens what was sealed for it."""
-    desk = StatementDesk(ManualClock())
-    first, second = (verify_as_asked(issue_at(desk)) for _ in range(2))
-    assert first.public_key != second.public_key
-    assert len(desk) == 2
-    taken, key = desk.take(second.digest())
-    assert taken == second
-    assert opens(key, second)
-    assert not opens(key, second)
-    assert opens(desk.take(first.digest())[1], first)
-    assert len(desk) == 0
-
-
-def test_desk_gives_each_key_once() -> None:
-    """A digest that is unknown or was used gets nothing."""
-    desk = StatementDesk(ManualClock())
-    statement = verify_as_asked(issue_at(desk))
-    desk.take(statement.digest())
-    for digest in (statement.digest(), bytes(32), b""):
-        with pytest.raises(StatementError, match="unknown, used or older"):
-            desk.take(digest)
-
-
-def test_desk_forgets_after_a_minute() -> None:
-    """Up to 60 s of the monotonic clock, not a moment more; the private key goes with it."""
-    clock = ManualClock()
-    desk = StatementDesk(clock)
-    early, late, never = (verify_as_asked(issue_at(desk)) for _ in range(3))
-    clock.advance(LIFETIME_S - 0.001)
-    _, kept = desk.take(early.digest())
-    assert opens(kept, early)
-    clock.advance(0.001)
-    with pytest.raises(StatementError, match="older than 60 s"):
-        desk.take(late.digest())
-    assert len(desk) == 0
-    fresh = verify_as_asked(issue_at(desk))
-    desk.expire()
-    assert len(desk) == 1
-    assert desk.take(fresh.digest())[0] == fresh
-    with pytest.raises(StatementError):
-        desk.take(never.digest())
-
-
-def test_desk_has_a_limit() -> None:
-    """No more than the limit are open; use and time make room."""
-    clock = ManualClock()
-    desk = StatementDesk(clock, limit=2)
-    first = verify_as_asked(issue_at(desk))
-    issue_at(desk)
-    with pytest.raises(OverloadedError, match="2 statements are open"):
-        issue_at(desk)
-    desk.take(first.digest())
-    issue_at(desk)
-    with pytest.raises(OverloadedError):
-        issue_at(desk)
-    clock.advance(LIFETIME_S)
-    issue_at(desk)
-    assert len(desk) == 1
-
-
-def test_desk_keeps_nothing_of_a_bad_question() -> None:
-    """A nonce of the wrong size is the caller's mistake; a key that cannot sign is ours."""
-    desk = StatementDesk(ManualClock())
-    with pytest.raises(InvalidArgumentError, match="nonce is 3 bytes, want 32"):
-        issue_at(desk, nonce=b"123")
-    with pytest.raises(StatementError):
-        issue_at(desk, svid=ROOT.issue("ed25519"))
-    assert len(desk) == 0
-
-
-def test_desk_never_exceeds_its_limit_under_threads() -> None:
-    """Many callers at once: exactly the limit get one."""
-    desk, outcomes = StatementDesk(ManualClock(), limit=5), list[bool]()
-    start = threading.Barrier(12)
-
-    def work() -> None:
-        start.wait(10)
-        try:
-            issue_at(desk)
-        except OverloadedError:
-            outcomes.append(False)
-        else:
-            outcomes.append(True)
-
-    threads = [threading.Thread(target=work) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert sum(outcomes) == len(desk) == 5
