@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("program", ["keeper"])
+@pytest.mark.parametrize("program", ["keeper", "nexus"])
 def test_servers_load_no_rich_and_keep_grpc_quiet(program: str) -> None:
     """A server's modules load neither rich nor typer, and gRPC is told to be quiet before it is loaded."""
     code = (
