@@ -73,7 +73,13 @@ def _parse_certificate(pem: bytes) -> _Certificate:
         certificate = x509.load_pem_x509_certificate(pem)
         extensions = certificate.extensions
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+    except (
+        ValueError,
+        x509.DuplicateExtension,
+        x509.ExtensionNotFound,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ) as exc:
         raise UnauthenticatedError("the certificate does not parse, or has no SAN") from exc
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1 or len(uris[0]) > _MAX_ID_BYTES or not _SPIFFE_ID.fullmatch(uris[0]):

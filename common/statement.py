@@ -40,6 +40,17 @@ _FORMAT = b"shardhold-hpke-v1"
 _MAX_CERTIFICATES = 8
 _MAX_CERTIFICATE_SIZE = 16 * 1024  # bytes
 
+# What a hostile certificate can make `cryptography` raise; several of these are no ValueError.
+_X509_ERRORS = (
+    ChainError,
+    UnsupportedAlgorithm,
+    ValueError,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
 # No prehash choice, no SHA-1, no Ed25519: what SPIRE issues, and one hash for each kind of key.
 _ECDSA_P256 = "ecdsa-p256-sha256"
 _ECDSA_P384 = "ecdsa-p384-sha384"
@@ -282,24 +293,26 @@ def _verify_chain(
     if not roots:
         raise StatementError("no authority of the trust domain is known")
     try:
-        leaf, *intermediates = (x509.load_der_x509_certificate(der) for der in certificates)
-    except ValueError as exc:
+        leaf, *intermediates = (_load(der) for der in certificates)
+    except _X509_ERRORS as exc:
         raise StatementError("a certificate does not parse") from exc
     try:
         _build_verifier(roots, now).verify(leaf, intermediates)
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (
-        ChainError,
-        ValueError,
-        x509.DuplicateExtension,
-        x509.ExtensionNotFound,
-        x509.UnsupportedGeneralNameType,
-    ) as exc:
+    except _X509_ERRORS as exc:
         raise StatementError(f"certificate chain does not verify: {exc}") from exc
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if uris != [issuer]:
         raise StatementError(f"certificate is of {uris}, want exactly {issuer!r}")
     return leaf
+
+
+def _load(der: bytes) -> x509.Certificate:
+    certificate = x509.load_der_x509_certificate(der)
+    # The count of unused bits before the signature is the one byte that neither signature nor parser minds.
+    if not der.endswith(b"\x00" + certificate.signature):
+        raise ValueError("the signature is not in whole bytes")
+    return certificate
 
 
 def _build_verifier(roots: Sequence[x509.Certificate], now: datetime) -> ClientVerifier:
@@ -328,7 +341,7 @@ def _check_key_usage(_policy: Policy, _certificate: x509.Certificate, usage: x50
 def _choose_algorithm(leaf: x509.Certificate) -> str:
     try:
         key = leaf.public_key()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except _X509_ERRORS as exc:
         raise StatementError("SVID has a key that does not parse") from exc
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         return _ECDSA_P256

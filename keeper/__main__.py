@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import common.preload  # noqa: F401
 from common import logs
 from common.errors import ConfigError, IdentityUnavailableError, ShardholdError
 from common.hardening import harden_process

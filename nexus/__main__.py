@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import common.preload  # noqa: F401 — before gRPC and structlog are loaded
 from common import logs
 from common.clock import SystemClock
 from common.errors import ConfigError, ShardholdError

@@ -121,10 +121,10 @@ class Initialisation:
             InvalidArgumentError: A threshold, the public key or a share hash.
             WrongStateError: The store is initialised, or holds something.
         """
-        threshold = self._check_plan(plan)
         with self._lock, self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant:
-            self._void()
+            threshold = self._check_plan(plan)
             meta = self._store.write(lambda writer: self._allocate(writer, grant))
+            self._void()
             self._lifecycle.enter(State.INITIALISING)
             attempt = self._attempt = self._make(meta, plan, threshold)
             info = challenge_info(meta.cluster_id, attempt.number, attempt.genesis.fingerprint)
@@ -150,7 +150,7 @@ class Initialisation:
         Raises:
             WrongStateError: It is void already.
         """
-        with self._lock, self._gate.role_call("AbortInit", caller, "init.abort", _SUPERUSER) as grant:
+        with self._lock, self._gate.role_call("AbortInit", caller, "init.abort", _SUPERUSER, reserve=True) as grant:
             self._open_attempt(number)
             grant.detail = f"attempt {number}"
             self._void()
@@ -233,9 +233,10 @@ class Initialisation:
 
     def _write(self, writer: Writer, attempt: _Attempt, grant: Grant) -> Serving:
         """Write all that makes a cluster, and open it the way every recovery will, before it is committed."""
-        meta = replace(
-            writer.load_meta(), phase=Phase.INITIALISED, timeline=_FIRST_TIMELINE, last_kek_id=_FIRST_KEK, sealed=False
-        )
+        meta = writer.load_meta()
+        if meta.phase is not Phase.INITIALISING or meta.last_init_attempt != attempt.number or not writer.is_empty():
+            raise WrongStateError("the store is not as this attempt left it: it never gets a new root key")
+        meta = replace(meta, phase=Phase.INITIALISED, timeline=_FIRST_TIMELINE, last_kek_id=_FIRST_KEK, sealed=False)
         shard_set, points = draw_set(
             attempt.root_key.view,
             [seat.member for seat in self._pool.seats],
@@ -282,6 +283,10 @@ class Initialisation:
         return self._attempt
 
     def _was_confirmed(self, number: int, answer: bytes) -> bool:
+        if self._confirmed is None and self._lifecycle.state is State.READY:
+            raise WrongStateError(
+                "the cluster is initialised already: when its genesis is that of this attempt, keep the recovery shares"
+            )
         if self._confirmed is None:
             return False
         if self._confirmed[0] != number or not hmac.compare_digest(self._confirmed[1], answer):

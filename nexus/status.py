@@ -66,9 +66,10 @@ class StatusDesk:
 
     def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
         """Return the state, and the rest when *caller* is a person with a role."""
-        with self._gate.role_call("GetStatus", caller, "status.get", frozenset(Role), reserve=True):
+        is_person = caller.role in PEOPLE  # the audit's reserve is for them: workloads could use it up
+        with self._gate.role_call("GetStatus", caller, "status.get", frozenset(Role), reserve=is_person):
             state = self._lifecycle.state
-            if caller.role not in PEOPLE:
+            if not is_person:
                 return state, None
             serving = self._lifecycle.require_serving() if state is State.READY else None
             with self._store.read() as reader:

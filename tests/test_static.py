@@ -49,6 +49,7 @@ KEY_PATHS = (
 ENVIRONMENT_READERS = {
     "client/shardhold/_client.py",
     "client/shardhold/_identity.py",
+    "common/preload.py",  # gRPC reads the environment itself
     "keeper/__main__.py",
     "nexus/__main__.py",
 }

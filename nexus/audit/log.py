@@ -164,9 +164,9 @@ class AuditLog:
             AuditUnavailableError: It cannot be begun; the one before goes on.
         """
         with self._syncing, self._lock:
-            self._check(reserve=False)
             if timeline == self._chain.timeline:
                 return
+            self._check(reserve=False)
             self._write_checkpoint()
             try:
                 self._chain.file.sync()

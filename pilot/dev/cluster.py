@@ -26,7 +26,7 @@ from pilot.dev.identities import (
 )
 from pilot.dev.ports import HOST, choose_ports, is_free
 from pilot.dev.probes import says_yes, wait_until
-from pilot.dev.processes import Processes
+from pilot.dev.processes import Processes, ProcessRecord
 from pilot.errors import UNAVAILABLE, USAGE
 
 IDENTITY = "identity"  # the provider's name among the processes
@@ -108,23 +108,35 @@ class DevCluster:
         self._launch(name, command)
 
     def stop(self, names: Iterable[str] | None = None) -> list[str]:
-        """End processes, all by default, in the reverse order of their start; return those that had to be killed."""
-        killed = []
-        for name in [name for name in reversed(self.names) if names is None or name in names]:
-            record = self.state.processes.pop(name, None)
-            if record is not None and not self.processes.stop(record, grace=STOP_GRACE_S):
-                killed.append(name)
+        """End processes, all by default: the nexus, then the keepers, then the identity provider.
+
+        Returns those that had to be killed.
+        """
+        wanted = set(self.names if names is None else names)
+        running = {name: record for name, record in self.state.processes.items() if name in wanted}
+        killed: set[ProcessRecord] = set()
+        for stage in (["nexus"], self.state.plan.servers[1:], [IDENTITY]):
+            killed.update(
+                self.processes.stop(*(running[name] for name in stage if name in running), grace=STOP_GRACE_S)
+            )
+        for name in running:
+            del self.state.processes[name]
         if not self.state.processes and self.state.sockets:
             self.directory.remove_sockets(Path(self.state.sockets))
             self.state.sockets = ""
-        self.directory.save(self.state)
-        return killed
+        if self.directory.exists:  # somebody may have removed it by hand
+            self.directory.save(self.state)
+        return [name for name, record in running.items() if record in killed]
 
     def kill(self, name: str) -> bool:
         """End one process with SIGKILL; return whether it ran."""
-        record = self.state.processes.pop(name, None)
+        record = self.state.processes.get(name)
+        if record is None:
+            return False
+        ran = self.processes.kill(record)
+        del self.state.processes[name]
         self.directory.save(self.state)
-        return record is not None and self.processes.kill(record)
+        return ran
 
     def init(self) -> None:
         """Initialise the cluster with the real command, as the superuser.

@@ -65,20 +65,22 @@ def up(
             Panel(f"trust domain {TRUST_DOMAIN} · never keep a real secret here", title="FOR DEVELOPMENT ONLY")
         )
         cluster = _open(directory, keepers, threshold)
-        before = {name for name in cluster.names if cluster.is_alive(name)}
-        try:
-            with directory.locked():
+        with directory.locked():
+            cluster.reload()
+            before = {name for name in cluster.names if cluster.is_alive(name)}
+            try:
                 ready = _bring_up(cluster, before)
-        except BaseException:
-            with _undisturbed():
-                cluster.stop([name for name in cluster.names if name not in before])
-            raise
+            except BaseException:
+                with _undisturbed():
+                    cluster.stop([name for name in cluster.names if name not in before])
+                raise
         if ready:
             _console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s")
+        if not detach:
+            _stay(cluster, dir_, ready=ready)
+            return
         _show_way_on(dir_, ready=ready)
-        if detach:
-            raise typer.Exit(0 if ready else UNAVAILABLE)
-        _stay(cluster)
+    raise typer.Exit(0 if ready else UNAVAILABLE)
 
 
 @app.command()
@@ -241,24 +243,32 @@ def _show_way_on(directory: Path, *, ready: bool) -> None:
     )
 
 
-def _stay(cluster: DevCluster) -> None:
-    """Stay until Ctrl-C, SIGTERM or a hang-up, say which processes end meanwhile, and take everything down."""
-    _console.print("Ctrl-C takes it all down")
+def _stay(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
+    """Stay until Ctrl-C, SIGTERM or a hang-up, and then take everything down."""
+    with contextlib.suppress(KeyboardInterrupt):
+        _show_way_on(directory, ready=ready)
+        _console.print("Ctrl-C takes it all down")
+        _watch(cluster)
+    with _undisturbed(), contextlib.ExitStack() as stack:
+        if cluster.directory.exists:
+            stack.enter_context(cluster.directory.locked())
+            cluster.reload()
+        if cluster.state.processes:
+            _take_down(cluster)
+
+
+def _watch(cluster: DevCluster) -> None:
+    """Say which processes end and come back, until another command took all down, or somebody removed the directory."""
     alive = set(cluster.names)
     pause = threading.Event()
-    try:
-        while cluster.state.processes:
-            pause.wait(WATCH_INTERVAL_S)
+    while cluster.directory.exists and cluster.state.processes:
+        pause.wait(WATCH_INTERVAL_S)
+        now = {name for name in cluster.names if cluster.is_alive(name)}
+        for name in sorted(alive ^ now):
+            _console.print(f"{name} runs again" if name in now else f"[yellow]{name} ended[/]")
+        alive = now
+        with contextlib.suppress(DevError):
             cluster.reload()
-            now = {name for name in cluster.names if cluster.is_alive(name)}
-            for name in sorted(alive ^ now):
-                _console.print(f"{name} runs again" if name in now else f"[yellow]{name} ended[/]")
-            alive = now
-    except KeyboardInterrupt:
-        _console.print()
-        with _undisturbed(), cluster.directory.locked():
-            cluster.reload()
-            _take_down(cluster)
 
 
 def _take_down(cluster: DevCluster) -> None:

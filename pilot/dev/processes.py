@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -83,13 +84,19 @@ class Processes:
             self._children[record].wait()  # it is no zombie any longer
         return gone
 
-    def stop(self, record: ProcessRecord, *, grace: float) -> bool:
-        """End the process: SIGTERM, and SIGKILL after *grace* seconds. Return whether SIGTERM was enough."""
-        self.send_signal(record, signal.SIGTERM)
-        if self.wait_until_gone(record, timeout=grace):
-            return True
-        self.kill(record)
-        return False
+    def stop(self, *records: ProcessRecord, grace: float) -> tuple[ProcessRecord, ...]:
+        """End processes, all at once: SIGTERM, and SIGKILL after *grace* seconds to those that are returned."""
+        for record in records:
+            self.send_signal(record, signal.SIGTERM)
+        give_up = time.monotonic() + grace
+        left = tuple(
+            record
+            for record in records
+            if not self.wait_until_gone(record, timeout=max(0.0, give_up - time.monotonic()))
+        )
+        for record in left:
+            self.kill(record)
+        return left
 
     def kill(self, record: ProcessRecord) -> bool:
         """End the process with SIGKILL and wait until it is gone; return whether it ran."""

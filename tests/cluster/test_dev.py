@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,29 +92,54 @@ def test_from_up_to_down(folder: Path) -> None:
     assert json.loads(pilot("status", "-o", "json", environ=read_env(folder)))["state"] == "recovering"
 
 
-def test_in_the_foreground_it_ends_with_the_terminal(folder: Path) -> None:
-    """Without --detach it stays, says which process ended, and takes everything down at the signal."""
+@contextlib.contextmanager
+def foreground(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """`pilot dev up` without --detach, once it is up, and the file with what it says."""
     log = folder.parent / "log"
     with log.open("wb") as output:
         up = subprocess.Popen(
             [*PILOT, "dev", "up", "--dir", str(folder), "--keepers", "2", "--threshold", "2"],
-            env=clean_environ() | {"PYTHONUNBUFFERED": "1"},
+            env=clean_environ(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
-        try:
-            assert wait_until(lambda: "Ctrl-C" in log.read_text() or up.poll() is not None, timeout=60), log.read_text()
-            cluster = DevCluster(DevDirectory(folder))
-            assert all(cluster.is_alive(name) for name in cluster.names), log.read_text()
-            pilot("dev", "kill", "keeper-1", "--dir", folder)
-            assert wait_until(lambda: "keeper-1 ended" in log.read_text(), timeout=10)
-            up.send_signal(signal.SIGINT)
-            assert up.wait(timeout=30) == 0
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                up.kill()
-            up.wait()
+    try:
+        assert wait_until(lambda: "Ctrl-C" in log.read_text() or up.poll() is not None, timeout=60), log.read_text()
+        yield up, log
+    finally:
+        up.kill()
+        up.wait()
+
+
+def test_in_the_foreground_it_ends_with_the_terminal(folder: Path) -> None:
+    """Without --detach it stays, says which process ended, and takes everything down at the signal."""
+    with foreground(folder) as (up, log):
+        cluster = DevCluster(DevDirectory(folder))
+        assert all(cluster.is_alive(name) for name in cluster.names), log.read_text()
+        pilot("dev", "kill", "keeper-1", "--dir", folder)
+        assert wait_until(lambda: "keeper-1 ended" in log.read_text(), timeout=10)
+        pilot("dev", "restart", "keeper-1", "--dir", folder)
+        assert wait_until(lambda: "keeper-1 runs again" in log.read_text(), timeout=10)
+        cluster.reload()
+        up.send_signal(signal.SIGINT)
+        assert up.wait(timeout=30) == 0
+    assert not any(cluster.is_alive(name) for name in cluster.names)
+
+
+def test_in_the_foreground_it_notices_down(folder: Path) -> None:
+    """When another command took the cluster down there is nothing left to stay for."""
+    with foreground(folder) as (up, _):
+        pilot("dev", "down", "--dir", folder)
+        assert up.wait(timeout=30) == 0
+
+
+def test_a_removed_directory_leaves_no_process(folder: Path) -> None:
+    """Whoever removes the directory under a running cluster ends its processes too, as nobody would find them again."""
+    with foreground(folder) as (up, log):
+        cluster = DevCluster(DevDirectory(folder))
+        shutil.rmtree(folder)
+        assert up.wait(timeout=30) == 0, log.read_text()
     assert not any(cluster.is_alive(name) for name in cluster.names)
 
 

@@ -181,11 +181,13 @@ def test_garbage_is_an_invalid_argument(shared_keeper: KeeperProcess, ca: Develo
 
 
 def test_bytes_that_are_no_tls_do_no_harm(shared_keeper: KeeperProcess, ca: DevelopmentCA) -> None:
-    """Connections that send noise, or nothing, leave the keeper serving."""
+    """Connections that send noise, or nothing, leave the keeper serving and its log in lines of JSON."""
     idle = socket.create_connection(("127.0.0.1", shared_keeper.port))
     with idle, socket.create_connection(("127.0.0.1", shared_keeper.port)) as noisy:
         noisy.sendall(os.urandom(4096))
+        assert call_as(shared_keeper, ca, None).code is grpc.StatusCode.UNAVAILABLE
         assert call_as(shared_keeper, ca, certify(ca, uris=[NEXUS])).code is grpc.StatusCode.OK
+    assert all(json.loads(line)["event"] for line in list(shared_keeper.log))
 
 
 # What it does with shards

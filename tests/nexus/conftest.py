@@ -14,6 +14,7 @@ from nexus.store.protocol import Store
 from tests.nexus import cluster
 from tests.nexus.cluster import FoundCluster
 from tests.nexus.core import NexusCore, make_ready
+from tests.nexus.failing_store import FailingStore
 from tests.nexus.keepers import PlayedKeeper
 
 WaitUntil = Callable[..., None]
@@ -54,9 +55,16 @@ def wait_until() -> WaitUntil:
 
 
 @pytest.fixture
-def core(tmp_path: Path, store: Store, memory: ProtectedMemory) -> Iterator[NexusCore]:
-    """A nexus on an empty store, with three keepers that nobody asks yet."""
-    core = NexusCore(tmp_path, store, memory, [PlayedKeeper(f"keeper-{i}") for i in (1, 2, 3)])
+def failing(store: Store) -> FailingStore:
+    """The store of `core`, to fail when a test says so."""
+    return FailingStore(store)
+
+
+@pytest.fixture
+def core(tmp_path: Path, failing: FailingStore, memory: ProtectedMemory) -> Iterator[NexusCore]:
+    """A nexus on an empty store, with three keepers that it watches."""
+    core = NexusCore(tmp_path, failing, memory, [PlayedKeeper(f"keeper-{i}") for i in (1, 2, 3)])
+    core.pool.start()
     yield core
     core.close()
 

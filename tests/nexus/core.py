@@ -72,27 +72,29 @@ class NexusCore:
         self.pool = KeeperPool(
             members(len(keepers)), lambda member: self.keepers[member.name], clock=SystemClock(), memory=memory
         )
-        self.lifecycle = Lifecycle(
-            initial_state(meta), self.pool, on_change=self.states.append, on_failure=self.failures.append
-        )
+        self.bind(initial_state(meta))
+
+    def bind(self, state: State) -> None:
+        """Build what hangs on the lifecycle, which begins in *state*."""
+        self.lifecycle = Lifecycle(state, self.pool, on_change=self.states.append, on_failure=self.failures.append)
         self.gate = Gate(self.lifecycle, self.audit, self.exporter, self.clock)
-        self.vault = Vault(store, self.gate, self.clock)
-        self.policies = Policies(store, self.gate)
+        self.vault = Vault(self.store, self.gate, self.clock)
+        self.policies = Policies(self.store, self.gate)
         self.initialisation = Initialisation(
-            store=store,
+            store=self.store,
             gate=self.gate,
             lifecycle=self.lifecycle,
             pool=self.pool,
-            memory=memory,
+            memory=self.memory,
             first_policy=SUPERUSERS,
         )
         self.desk = StatusDesk(
-            store=store,
+            store=self.store,
             gate=self.gate,
             lifecycle=self.lifecycle,
             pool=self.pool,
             initialisation=self.initialisation,
-            memory_protection=memory.level,
+            memory_protection=self.memory.level,
         )
 
     def list_methods(self) -> list[Method]:

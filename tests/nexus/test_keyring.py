@@ -77,6 +77,18 @@ def test_a_kek_opens_at_its_own_place_only(
     assert is_wiped(memory)
 
 
+@pytest.mark.parametrize(("name", "value"), [("generation", 2), ("cluster_id", bytes(16))])
+def test_the_place_of_a_kek_is_bound_besides_the_key_that_wraps_it(
+    memory: ProtectedMemory, name: str, value: object
+) -> None:
+    """Even under the same keyring key it opens only for its cluster and generation."""
+    root_key, keyring = make_root_key(memory), Keyring(memory)
+    stored = keyring.make_kek(1, root_key)
+    setattr(root_key, name, value)
+    with pytest.raises(DecryptionError, match="at this place"):
+        Keyring(memory).open_kek(1, stored, root_key)
+
+
 def test_the_number_of_the_kek_is_bound_into_the_wrap_of_a_dek(memory: ProtectedMemory) -> None:
     """Even the same KEK under two numbers opens only what names its number."""
     root_key, keyring = make_root_key(memory), Keyring(memory)

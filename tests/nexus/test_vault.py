@@ -2,13 +2,15 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from common.errors import ConflictError, InvalidArgumentError, NotFoundError, ShardholdError
+from common.errors import ConflictError, IntegrityError, InvalidArgumentError, NotFoundError, ShardholdError
 from nexus.policy import Permission, Policy
 from nexus.store.protocol import MadeByRequest
 from nexus.vault import MAX_DELETED_VERSIONS, MAX_PAGE, MAX_VERSION, Expected
+from tests.nexus.cluster import tamper
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, SUPERUSER, NexusCore, identify
 
@@ -200,7 +202,33 @@ def test_the_request_id_of_another_caller_is_none_of_ours(nexus: NexusCore) -> N
     assert nexus.vault.put(other, PATH, {"value": b"b"}, ANY, request_id).versions == (2,)
 
 
-NAME = "[A-Za-z0-9._-]"
+@pytest.mark.parametrize(
+    "sql",
+    [
+        pytest.param("value = (SELECT value FROM versions WHERE path = 'team/other')", id="value of another path"),
+        pytest.param("wrapped_dek = (SELECT wrapped_dek FROM versions WHERE path = 'team/other')", id="DEK of another"),
+        pytest.param(
+            "(dek_id, wrapped_dek, value) = "
+            "(SELECT dek_id, wrapped_dek, value FROM versions WHERE path = 'team/other')",
+            id="whole row of another path",
+        ),
+        pytest.param("incarnation = randomblob(16)", id="another incarnation"),
+        pytest.param("kek_id = 7", id="unknown KEK"),
+        pytest.param("value = zeroblob(40)", id="zeros"),
+        pytest.param("value = x''", id="nothing"),
+    ],
+)
+def test_a_row_that_does_not_open_is_an_error_and_the_rest_goes_on(nexus: NexusCore, tmp_path: Path, sql: str) -> None:
+    """Never another plaintext, never an empty value; the audit says that it did not open."""
+    put(nexus, b"v1")
+    put(nexus, b"other", path="team/other")
+    tamper(tmp_path, f"UPDATE versions SET {sql} WHERE path = ?", PATH)
+    with pytest.raises(IntegrityError):
+        get(nexus)
+    assert get(nexus, path="team/other") == b"other"
+    outcomes = [entry.outcome for entry in nexus.list_entries()]
+    assert outcomes[0] in ("DECRYPTION", "CORRUPT_ROW")
+    assert outcomes[1] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class SecretServiceServicer(object):
 
     def ListSecrets(self, request, context):
         """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
-        Codes: INVALID_ARGUMENT, UNAVAILABLE.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED (a role that no policy can allow anything), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,7 @@ class SecretServiceStub:
     """
     ListSecrets: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.ListSecretsRequest, _secrets_pb2.ListSecretsResponse]
     """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
-    Codes: INVALID_ARGUMENT, UNAVAILABLE.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED (a role that no policy can allow anything), UNAVAILABLE.
     """
     DeleteSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]
     """Deletes versions of a secret, or all of them. Needs the permission delete on the path. States: ready.
@@ -73,7 +73,7 @@ class SecretServiceAsyncStub(SecretServiceStub):
     """
     ListSecrets: _aio.UnaryUnaryMultiCallable[_secrets_pb2.ListSecretsRequest, _secrets_pb2.ListSecretsResponse]  # type: ignore[assignment]
     """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
-    Codes: INVALID_ARGUMENT, UNAVAILABLE.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED (a role that no policy can allow anything), UNAVAILABLE.
     """
     DeleteSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]  # type: ignore[assignment]
     """Deletes versions of a secret, or all of them. Needs the permission delete on the path. States: ready.
@@ -114,7 +114,7 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.ListSecretsResponse, _abc.Awaitable[_secrets_pb2.ListSecretsResponse]]:
         """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
-        Codes: INVALID_ARGUMENT, UNAVAILABLE.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED (a role that no policy can allow anything), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

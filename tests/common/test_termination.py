@@ -1,0 +1,42 @@
+"""`common.termination`: signals as something to wait for."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys, threading
+from common.termination import Termination
+
+termination = Termination()
+assert not termination.is_set()
+assert not termination.wait(0.01)
+print("waiting", flush=True)
+assert termination.wait()
+assert termination.is_set() and termination.wait() and termination.wait(0)
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_wait(number: int) -> None:
+    """A signal ends a wait without limit, and every later one at once."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "ended\n"
+        assert process.wait(20) == 0
+
+
+def test_storm_of_signals() -> None:
+    """Many signals in a row are one request to stop, and none of them locks the process up."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        for _ in range(200):
+            process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "ended\n"
+        assert process.wait(20) == 0
