@@ -68,6 +68,8 @@ class Secret:
         return f"Secret({self.path!r}, version={self.version})"
 
 
+_DELETE = f"secret.{Permission.DELETE}"
+
 Step = Callable[[Writer, Serving], MadeByRequest]
 
 
@@ -191,7 +193,7 @@ class Vault:
         try:
             return self._store.write(change)
         except _AlreadyMadeError as again:
-            if again.made.path != grant.path:
+            if (again.made.path, again.made.deleted) != (grant.path, grant.action == _DELETE):
                 raise InvalidArgumentError("request_id: was used for another request, want a new one") from again
             grant.detail = "repeated request"
             return again.made
@@ -217,7 +219,7 @@ class Vault:
             deleted=False,
         )
         writer.insert_version(row, caller=grant.caller.spiffe_id, request_id=grant.request_id)
-        return MadeByRequest(path, incarnation, (version,), writer.revision)
+        return MadeByRequest(path, incarnation, (version,), writer.revision, deleted=False)
 
     def _mark(self, writer: Writer, grant: Grant, wanted: Sequence[int], expected: Expected) -> MadeByRequest:
         current = _load_live(writer, grant.path)
@@ -230,7 +232,7 @@ class Vault:
         versions = tuple(wanted or live)
         writer.mark_deleted(grant.path, versions, caller=grant.caller.spiffe_id, request_id=grant.request_id)
         grant.detail = "versions " + " ".join(map(str, versions))
-        return MadeByRequest(grant.path, current.incarnation, versions, writer.revision)
+        return MadeByRequest(grant.path, current.incarnation, versions, writer.revision, deleted=True)
 
 
 def _load_live(writer: Writer, path: str) -> SecretRow | None:

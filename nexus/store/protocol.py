@@ -82,6 +82,7 @@ class MadeByRequest:
     incarnation: bytes
     versions: tuple[int, ...]  # written or deleted by it
     revision: int
+    deleted: bool  # whether it deleted them
 
 
 class Reader(Protocol):

@@ -17,9 +17,9 @@ _VERSION_EXACT: Final = _VERSION + " AND version = ?"
 _VERSION_NEWEST: Final = _VERSION + " ORDER BY version DESC LIMIT 1"
 _SECRET: Final = "SELECT path, incarnation, current_version, updated_at FROM secrets"
 _REQUEST: Final = """
-    SELECT path, incarnation, version, revision FROM versions WHERE request_id = ?1 AND caller = ?2
+    SELECT path, incarnation, version, revision, 0 FROM versions WHERE request_id = ?1 AND caller = ?2
     UNION ALL
-    SELECT d.path, s.incarnation, d.version, d.revision FROM deletions AS d JOIN secrets AS s ON s.path = d.path
+    SELECT d.path, s.incarnation, d.version, d.revision, 1 FROM deletions AS d JOIN secrets AS s ON s.path = d.path
     WHERE d.request_id = ?1 AND d.caller = ?2"""
 
 _AUDIT: Final = """
@@ -105,8 +105,9 @@ class SqliteReader:
         rows = self._load(_REQUEST, request_id, caller) if request_id else []
         if not rows:
             return None
-        path, incarnation, _, revision = min(rows, key=lambda row: int(row[3]))
-        return MadeByRequest(path, incarnation, tuple(sorted(row[2] for row in rows if row[3] == revision)), revision)
+        path, incarnation, _, revision, deleted = min(rows, key=lambda row: int(row[3]))
+        versions = tuple(sorted(row[2] for row in rows if row[3] == revision))
+        return MadeByRequest(path, incarnation, versions, revision, bool(deleted))
 
     def load_audit(self, *, limit: int, after: int) -> list[tuple[int, bytes]]:
         return self._load(_AUDIT, after, limit)

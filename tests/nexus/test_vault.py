@@ -192,6 +192,9 @@ def test_a_request_id_of_another_request_is_refused(nexus: NexusCore) -> None:
         nexus.vault.put(APP, "team/other", {"value": b"x"}, ANY, request_id)
     with pytest.raises(NotFoundError):
         get(nexus, path="team/other")
+    with pytest.raises(InvalidArgumentError, match="request_id"):
+        nexus.vault.delete(APP, PATH, (), ANY, request_id)
+    assert get(nexus).version == 1
 
 
 def test_the_request_id_of_another_caller_is_none_of_ours(nexus: NexusCore) -> None:

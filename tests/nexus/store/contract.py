@@ -128,7 +128,9 @@ class StoreContract:
             writer.insert_version(make_row("a"), caller=CALLER, request_id=request(1))
             assert writer.load_version("a", 0) == make_row("a")
             assert writer.load_secret("a") == SecretRow("a", INCARNATION, 1, 1_000)
-            assert writer.find_request(CALLER, request(1)) == MadeByRequest("a", INCARNATION, (1,), writer.revision)
+            assert writer.find_request(CALLER, request(1)) == MadeByRequest(
+                "a", INCARNATION, (1,), writer.revision, deleted=False
+            )
 
         store.write(change)
 
@@ -272,8 +274,12 @@ class StoreContract:
 
         deleted_at = store.write(delete)
         with store.read() as reader:
-            assert reader.find_request(CALLER, request(2)) == MadeByRequest("a", INCARNATION, (2,), revisions[1])
-            assert reader.find_request(CALLER, request(9)) == MadeByRequest("a", INCARNATION, (1, 3), deleted_at)
+            assert reader.find_request(CALLER, request(2)) == MadeByRequest(
+                "a", INCARNATION, (2,), revisions[1], deleted=False
+            )
+            assert reader.find_request(CALLER, request(9)) == MadeByRequest(
+                "a", INCARNATION, (1, 3), deleted_at, deleted=True
+            )
             assert reader.find_request(CALLER + "x", request(2)) is None
             assert reader.find_request(CALLER, request(4)) is None
             assert reader.find_request(CALLER, b"") is None
