@@ -41,6 +41,25 @@ class SystemClock:
         return event.wait(max(0.0, seconds))
 
 
+class JumpWatch:
+    """Notices when the wall time was set: nothing here goes by it but the validity of certificates, and that is enough."""
+
+    def __init__(self, clock: Clock, *, tolerance: float = 5.0) -> None:
+        """*tolerance* is in seconds, between two looks."""
+        self._clock = clock
+        self._tolerance = tolerance
+        self._offset = self._measure()
+
+    def find_jump(self) -> float:
+        """Return by how many seconds the wall time jumped since the last look, 0.0 when it did not."""
+        offset = self._measure()
+        jump, self._offset = offset - self._offset, offset
+        return jump if abs(jump) > self._tolerance else 0.0
+
+    def _measure(self) -> float:
+        return self._clock.now().timestamp() - self._clock.monotonic()
+
+
 class ManualClock:
     """A clock that stands still until it is turned; for tests."""
 

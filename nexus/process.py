@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 from prometheus_client import CollectorRegistry
 
-from common.clock import Clock
+from common.clock import Clock, JumpWatch
 from common.edge import GrpcServer
 from common.errors import AuditUnavailableError
 from common.http import HttpServer
@@ -51,7 +51,7 @@ from nexus.vault import Vault
 from nexus.warden import Warden
 from shardhold._identity import IdentitySource
 
-_TICK_S = 30.0  # how often what is too old is looked for
+_TICK_S = 1.0  # how often what is too old is looked for
 
 log = structlog.get_logger("nexus")
 
@@ -70,6 +70,7 @@ class Nexus:
         self._memory = memory
         self._clock = clock
         self._exit_code = 0
+        self._jumps = JumpWatch(clock)
         self._store = SqliteStore.open(Path(config.storage.path))
         meta = self._load_meta()
         self._audit = AuditLog.open(
@@ -109,6 +110,7 @@ class Nexus:
             self._warden.start()
             while not termination.wait(_TICK_S):
                 self._unseal.expire()
+                self._tell_jump()
         finally:
             self._take_down()
         return self._exit_code
@@ -184,6 +186,11 @@ class Nexus:
             self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
             self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
         self._server.set_serving(state is State.READY)
+
+    def _tell_jump(self) -> None:
+        if jump := self._jumps.find_jump():
+            log.warning("clock was set: certificates may look expired, or not valid yet", jumped_s=round(jump, 1))
+            self._note("clock.jump", "", f"{jump:+.1f} s")
 
     def _note(self, action: str, keeper: str, detail: str) -> None:
         """Audit what the nexus does by itself. It goes on when that fails: the audit says so on every other way."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import shamir
+from common.genesis import Genesis
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import control, records
-from common.genesis import Genesis
 from nexus.keyring import Keyring
 from nexus.policy import Policy, encode_policy, superuser_policy
 from nexus.quorum.shard_set import Member, ShardSet, draw_set
