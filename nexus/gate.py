@@ -6,10 +6,9 @@
 - A call that the state of the nexus refuses touched nothing and leaves no entry.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from types import TracebackType
+from typing import Generic, NoReturn, TypeVar
 
 from common.clock import Clock
 from common.errors import DeniedError, OutcomeUnknownError, ShardholdError
@@ -20,6 +19,8 @@ from nexus.lifecycle import Lifecycle
 from nexus.policy import Permission
 from nexus.roles import Role
 from nexus.serving import Serving
+
+T = TypeVar("T")
 
 # Whom policies can allow anything; every other role reads no secret, whatever a policy says.
 _POLICY_ROLES = frozenset({Role.WORKLOAD, Role.SUPERUSER})
@@ -57,11 +58,10 @@ class Gate:
         self._exporter = exporter
         self._clock = clock
 
-    @contextmanager
     def secret_call(
         self, rpc: str, caller: Caller, permission: Permission, path: str, *, request_id: bytes = b""
-    ) -> Iterator[tuple[Grant, Serving]]:
-        """Authorise a call on the secret at *path* by policy, and audit it.
+    ) -> "Audited[tuple[Grant, Serving]]":
+        """Authorise a call on the secret at *path* by policy; the block that follows is audited.
 
         Raises:
             DeniedError: No policy allows it.
@@ -74,35 +74,33 @@ class Gate:
         if policy is None:
             self._deny(grant, f"{permission} on this path")
         grant.policy = policy
-        with self._audited(grant):
-            yield grant, serving
+        return Audited(self, grant, (grant, serving))
 
-    @contextmanager
-    def listing_call(self, rpc: str, caller: Caller, prefix: str) -> Iterator[tuple[Grant, Serving]]:
+    def listing_call(self, rpc: str, caller: Caller, prefix: str) -> "Audited[tuple[Grant, Serving]]":
         """Audit a listing; what it may show is asked path by path, with `may_list`."""
         self._lifecycle.check_served(rpc)
         serving = self._lifecycle.require_serving()
         grant = Grant(caller, f"secret.{Permission.LIST}", prefix)
         if caller.role not in _POLICY_ROLES:
             self._deny(grant, str(Permission.LIST))
-        with self._audited(grant):
-            yield grant, serving
+        return Audited(self, grant, (grant, serving))
 
     def may_list(self, caller: Caller, path: str, serving: Serving) -> bool:
         """Say whether *caller* may see that there is a secret at *path*."""
         return self._decide(caller, Permission.LIST, path, serving) is not None
 
-    @contextmanager
     def role_call(
         self, rpc: str, caller: Caller, action: str, roles: frozenset[Role], *, reserve: bool = False
-    ) -> Iterator[Grant]:
-        """Authorise a call by the caller's role, and audit it. With *reserve* the entry may use the audit's reserve."""
+    ) -> "Audited[Grant]":
+        """Authorise a call by the caller's role, and audit the block that follows.
+
+        With *reserve* the entry may use the audit's reserve.
+        """
         self._lifecycle.check_served(rpc)
         grant = Grant(caller, action)
         if caller.role not in roles:
             self._deny(grant, "role " + " or ".join(sorted(roles)), reserve=reserve)
-        with self._audited(grant, reserve=reserve):
-            yield grant
+        return Audited(self, grant, grant, reserve=reserve)
 
     def require_serving(self) -> Serving:
         """Return what a ready nexus serves with; raises as `Lifecycle.require_serving`."""
@@ -113,23 +111,18 @@ class Gate:
         grant.in_store = True
         return self._entry(grant, "ok").encode()
 
-    @contextmanager
-    def _audited(self, grant: Grant, *, reserve: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except OutcomeUnknownError as exc:
-            self._lifecycle.give_up(str(exc))
-            raise
-        except ShardholdError as exc:
-            self._append(grant, exc.reason, reserve=reserve)
-            raise
-        except BaseException:
-            self._append(grant, ShardholdError.reason, reserve=reserve)
-            raise
-        if grant.in_store:
+    def settle(self, grant: Grant, error: BaseException | None, *, reserve: bool) -> None:
+        """Audit how an authorised call ended; for `Audited` only.
+
+        Raises:
+            AuditUnavailableError: The entry cannot be written.
+        """
+        if isinstance(error, OutcomeUnknownError):
+            self._lifecycle.give_up(str(error))
+        elif error is None and grant.in_store:
             self._exporter.nudge()
         else:
-            self._append(grant, "ok", reserve=reserve)
+            self._audit.append(self._entry(grant, _name_outcome(error)), reserve=reserve)
 
     def _decide(self, caller: Caller, permission: Permission, path: str, serving: Serving) -> str | None:
         view = serving.view
@@ -140,9 +133,6 @@ class Gate:
     def _deny(self, grant: Grant, wanted: str, *, reserve: bool = False) -> NoReturn:
         self._audit.append(self._entry(grant, DeniedError.reason, decision="deny"), reserve=reserve)
         raise DeniedError(f"{grant.caller.spiffe_id} is not allowed: it needs {wanted}")
-
-    def _append(self, grant: Grant, outcome: str, *, reserve: bool) -> None:
-        self._audit.append(self._entry(grant, outcome), reserve=reserve)
 
     def _entry(self, grant: Grant, outcome: str, *, decision: str = "allow") -> Entry:
         return Entry(
@@ -158,3 +148,29 @@ class Gate:
             request_id=grant.request_id.hex(),
             detail=grant.detail,
         )
+
+
+class Audited(Generic[T]):
+    """An authorised call: gives *given* to its block, and audits how the block ended."""
+
+    __slots__ = ("_gate", "_given", "_grant", "_reserve")
+
+    def __init__(self, gate: Gate, grant: Grant, given: T, *, reserve: bool = False) -> None:
+        self._gate = gate
+        self._grant = grant
+        self._given = given
+        self._reserve = reserve
+
+    def __enter__(self) -> T:
+        return self._given
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._gate.settle(self._grant, error, reserve=self._reserve)
+
+
+def _name_outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "ok"
+    return error.reason if isinstance(error, ShardholdError) else ShardholdError.reason
