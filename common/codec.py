@@ -5,17 +5,20 @@ each other: two different lists of parts have different encodings. The first par
 """
 
 import struct
-from collections.abc import Iterator
 
 from common.errors import CorruptRowError
 
 _LENGTH = struct.Struct(">I")
 _pack_length = _LENGTH.pack
+_unpack_length = _LENGTH.unpack_from
 
 
 def fields(*parts: bytes | bytearray | memoryview) -> bytes:
     """Encode *parts*, each at most 2**32 - 1 bytes."""
-    return b"".join([piece for part in parts for piece in (_pack_length(len(part)), part)])
+    pieces: list[bytes | bytearray | memoryview] = []
+    for part in parts:
+        pieces += (_pack_length(len(part)), part)
+    return b"".join(pieces)
 
 
 def parse_fields(encoded: bytes | memoryview) -> list[bytes]:
@@ -24,19 +27,18 @@ def parse_fields(encoded: bytes | memoryview) -> list[bytes]:
     Raises:
         CorruptRowError: A length points past the end.
     """
-    return list(_parts(memoryview(encoded)))
-
-
-def _parts(rest: memoryview) -> Iterator[bytes]:
-    while rest:
-        if len(rest) < _LENGTH.size:
-            raise CorruptRowError(f"{len(rest)} bytes left, want {_LENGTH.size} for a length")
-        (length,) = _LENGTH.unpack(rest[: _LENGTH.size])
-        rest = rest[_LENGTH.size :]
-        if len(rest) < length:
-            raise CorruptRowError(f"{len(rest)} bytes left, want {length}")
-        yield bytes(rest[:length])
-        rest = rest[length:]
+    parts: list[bytes] = []
+    at, end = 0, len(encoded)
+    while at < end:
+        if end - at < _LENGTH.size:
+            raise CorruptRowError(f"{end - at} bytes left, want {_LENGTH.size} for a length")
+        (length,) = _unpack_length(encoded, at)
+        at += _LENGTH.size
+        if end - at < length:
+            raise CorruptRowError(f"{end - at} bytes left, want {length}")
+        parts.append(bytes(encoded[at : at + length]))
+        at += length
+    return parts
 
 
 def u32(number: int) -> bytes:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from common.codec import fields, u64
 from common.errors import DecryptionError
+from common.protected import random_into
 from nexus.keyring import Keyring
 from nexus.wrap import KEY_SIZE
 
@@ -52,8 +53,8 @@ def seal_value(body: bytes, place: Place, keyring: Keyring) -> SealedValue:
     """Encrypt *body* under a new DEK, wrapped under the current KEK."""
     dek_id = os.urandom(DEK_ID_SIZE)
     aad = place.bind(dek_id)
-    with keyring.memory.allocate(KEY_SIZE) as dek:
-        dek.fill_random()
+    with keyring.scratch.allocate(KEY_SIZE) as dek:
+        random_into(dek.view)
         ciphertext = AESGCM(dek.view).encrypt(_NONCE, body, aad)
         wrapped = keyring.wrap_dek(dek.view, aad)
     return SealedValue(keyring.current_id, dek_id, wrapped, FORMAT + ciphertext)
@@ -69,7 +70,7 @@ def open_value(sealed: SealedValue, place: Place, keyring: Keyring) -> bytes:
     if not sealed.value.startswith(FORMAT):
         raise DecryptionError(f"value has format {sealed.value[:2].hex()}, want {FORMAT.hex()}")
     aad = place.bind(sealed.dek_id)
-    with keyring.memory.allocate(KEY_SIZE) as dek:
+    with keyring.scratch.allocate(KEY_SIZE) as dek:
         keyring.unwrap_dek(sealed.wrapped_dek, sealed.kek_id, aad, into=dek.view)
         try:
             return AESGCM(dek.view).decrypt(_NONCE, memoryview(sealed.value)[len(FORMAT) :], aad)

@@ -6,10 +6,10 @@
 - A call that the state of the nexus refuses touched nothing and leaves no entry.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NoReturn
+from types import TracebackType
+from typing import Generic, NoReturn, TypeVar
 
 from common.clock import Clock
 from common.errors import DeniedError, OutcomeUnknownError, ShardholdError
@@ -20,6 +20,8 @@ from nexus.lifecycle import Lifecycle
 from nexus.policy import Permission
 from nexus.roles import Role
 from nexus.serving import Serving
+
+T = TypeVar("T")
 
 # Whom policies can allow anything; every other role reads no secret, whatever a policy says.
 _POLICY_ROLES = frozenset({Role.WORKLOAD, Role.SUPERUSER})
@@ -57,52 +59,47 @@ class Gate:
         self._exporter = exporter
         self._clock = clock
 
-    @contextmanager
     def secret_call(
         self, rpc: str, caller: Caller, permission: Permission, path: str, *, request_id: bytes = b""
-    ) -> Iterator[tuple[Grant, Serving]]:
-        """Authorise a call on the secret at *path* by policy, and audit it.
+    ) -> "Audited[tuple[Grant, Serving]]":
+        """Authorise a call on the secret at *path* by policy; the block that follows is audited.
 
         Raises:
             DeniedError: No policy allows it.
             AuditUnavailableError: The entry cannot be written.
         """
         self._lifecycle.check_served(rpc)
-        with self._lifecycle.borrow() as serving:
-            grant = Grant(caller, f"secret.{permission}", path, request_id=request_id)
-            policy = self._decide(caller, permission, path, serving)
-            if policy is None:
-                self._deny(grant, f"{permission} on this path")
-            grant.policy = policy
-            with self._audited(grant):
-                yield grant, serving
+        grant = Grant(caller, f"secret.{permission}", path, request_id=request_id)
+        policy = self._decide(caller, permission, path, self._lifecycle.require_serving())
+        if policy is None:
+            self._deny(grant, f"{permission} on this path")
+        grant.policy = policy
+        return self._with_keys(grant)
 
-    @contextmanager
-    def listing_call(self, rpc: str, caller: Caller, prefix: str) -> Iterator[tuple[Grant, Serving]]:
+    def listing_call(self, rpc: str, caller: Caller, prefix: str) -> "Audited[tuple[Grant, Serving]]":
         """Audit a listing; what it may show is asked path by path, with `may_list`."""
         self._lifecycle.check_served(rpc)
-        with self._lifecycle.borrow() as serving:
-            grant = Grant(caller, f"secret.{Permission.LIST}", prefix)
-            if caller.role not in _POLICY_ROLES:
-                self._deny(grant, str(Permission.LIST))
-            with self._audited(grant):
-                yield grant, serving
+        grant = Grant(caller, f"secret.{Permission.LIST}", prefix)
+        if caller.role not in _POLICY_ROLES:
+            self._deny(grant, str(Permission.LIST))
+        return self._with_keys(grant)
 
     def may_list(self, caller: Caller, path: str, serving: Serving) -> bool:
         """Say whether *caller* may see that there is a secret at *path*."""
         return self._decide(caller, Permission.LIST, path, serving) is not None
 
-    @contextmanager
     def role_call(
         self, rpc: str, caller: Caller, action: str, roles: frozenset[Role], *, reserve: bool = False
-    ) -> Iterator[Grant]:
-        """Authorise a call by the caller's role, and audit it. With *reserve* the entry may use the audit's reserve."""
+    ) -> "Audited[Grant]":
+        """Authorise a call by the caller's role, and audit the block that follows.
+
+        With *reserve* the entry may use the audit's reserve.
+        """
         self._lifecycle.check_served(rpc)
         grant = Grant(caller, action)
         if caller.role not in roles:
             self._deny(grant, "role " + " or ".join(sorted(roles)), reserve=reserve)
-        with self._audited(grant, reserve=reserve):
-            yield grant
+        return Audited(self, grant, grant, reserve=reserve)
 
     def require_serving(self) -> Serving:
         """Return what a ready nexus serves with; raises as `Lifecycle.require_serving`."""
@@ -117,23 +114,23 @@ class Gate:
         grant.in_store = True
         return self._entry(grant, "ok").encode()
 
-    @contextmanager
-    def _audited(self, grant: Grant, *, reserve: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except OutcomeUnknownError as exc:
-            self._lifecycle.give_up(str(exc))
-            raise
-        except ShardholdError as exc:
-            self._append(grant, exc.reason, reserve=reserve)
-            raise
-        except BaseException:
-            self._append(grant, ShardholdError.reason, reserve=reserve)
-            raise
-        if grant.in_store:
+    def settle(self, grant: Grant, error: BaseException | None, *, reserve: bool, with_keys: bool) -> None:
+        """Audit how an authorised call ended, and give its keys back; for `Audited` only.
+
+        Raises:
+            AuditUnavailableError: The entry cannot be written.
+        """
+        if with_keys:
+            self._lifecycle.give_back()
+        if isinstance(error, OutcomeUnknownError):
+            self._lifecycle.give_up(str(error))
+        elif error is None and grant.in_store:
             self._exporter.nudge()
         else:
-            self._append(grant, "ok", reserve=reserve)
+            self._audit.append(self._entry(grant, _name_outcome(error)), reserve=reserve)
+
+    def _with_keys(self, grant: Grant) -> "Audited[tuple[Grant, Serving]]":
+        return Audited(self, grant, (grant, self._lifecycle.lend()), with_keys=True)
 
     def _decide(self, caller: Caller, permission: Permission, path: str, serving: Serving) -> str | None:
         view = serving.view
@@ -144,9 +141,6 @@ class Gate:
     def _deny(self, grant: Grant, wanted: str, *, reserve: bool = False) -> NoReturn:
         self._audit.append(self._entry(grant, DeniedError.reason, decision="deny"), reserve=reserve)
         raise DeniedError(f"{grant.caller.spiffe_id} is not allowed: it needs {wanted}")
-
-    def _append(self, grant: Grant, outcome: str, *, reserve: bool) -> None:
-        self._audit.append(self._entry(grant, outcome), reserve=reserve)
 
     def _entry(self, grant: Grant, outcome: str, *, decision: str = "allow") -> Entry:
         return Entry(
@@ -162,3 +156,30 @@ class Gate:
             request_id=grant.request_id.hex(),
             detail=grant.detail,
         )
+
+
+class Audited(Generic[T]):
+    """An authorised call: gives *given* to its block, and audits how the block ended. It has to be entered at once."""
+
+    __slots__ = ("_gate", "_given", "_grant", "_reserve", "_with_keys")
+
+    def __init__(self, gate: Gate, grant: Grant, given: T, *, reserve: bool = False, with_keys: bool = False) -> None:
+        self._gate = gate
+        self._grant = grant
+        self._given = given
+        self._reserve = reserve
+        self._with_keys = with_keys
+
+    def __enter__(self) -> T:
+        return self._given
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._gate.settle(self._grant, error, reserve=self._reserve, with_keys=self._with_keys)
+
+
+def _name_outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "ok"
+    return error.reason if isinstance(error, ShardholdError) else ShardholdError.reason

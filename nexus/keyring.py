@@ -4,7 +4,7 @@ from common.codec import fields, u32, u64
 from common.errors import CorruptRowError
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus.root_key import RootKey
-from nexus.wrap import KEY_SIZE, unwrap_key, wrap_key
+from nexus.wrap import KEY_SIZE, Scratch, unwrap_key, wrap_key
 
 
 class Keyring:
@@ -12,6 +12,7 @@ class Keyring:
 
     def __init__(self, memory: ProtectedMemory) -> None:
         self.memory = memory
+        self.scratch = Scratch(memory)  # for DEKs
         self.current_id = 0
         self._keks: dict[int, ProtectedBuffer] = {}
 
@@ -41,7 +42,7 @@ class Keyring:
     def wrap_dek(self, dek: memoryview, aad: bytes) -> bytes:
         """Wrap a DEK under the current KEK; *aad* names its place and is joined by the KEK's number."""
         return wrap_key(
-            dek, under=self._keks[self.current_id].view, aad=_dek_aad(aad, self.current_id), memory=self.memory
+            dek, under=self._keks[self.current_id].view, aad=_dek_aad(aad, self.current_id), memory=self.scratch
         )
 
     def unwrap_dek(self, wrap: bytes, kek_id: int, aad: bytes, *, into: memoryview) -> None:
@@ -54,13 +55,14 @@ class Keyring:
         kek = self._keks.get(kek_id)
         if kek is None:
             raise CorruptRowError(f"row names KEK {kek_id}, which is not in the keyring")
-        unwrap_key(wrap, under=kek.view, aad=_dek_aad(aad, kek_id), memory=self.memory, into=into)
+        unwrap_key(wrap, under=kek.view, aad=_dek_aad(aad, kek_id), memory=self.scratch, into=into)
 
     def release(self) -> None:
         """Wipe all KEKs."""
         for kek in self._keks.values():
             kek.release()
         self._keks.clear()
+        self.scratch.release()
 
 
 def _kek_aad(root_key: RootKey, kek_id: int) -> bytes:

@@ -54,17 +54,26 @@ class Lifecycle:
 
     @contextmanager
     def borrow(self) -> Iterator[Serving]:
-        """Use what the nexus serves with; it is wiped only after it was given back. Raises as `require_serving`."""
-        with self._returned:
-            serving = self.require_serving()
-            self._borrowed += 1
+        """Use what the nexus serves with; it is wiped only after the block. Raises as `require_serving`."""
+        serving = self.lend()
         try:
             yield serving
         finally:
-            with self._returned:
-                self._borrowed -= 1
-                if not self._borrowed:
-                    self._returned.notify_all()
+            self.give_back()
+
+    def lend(self) -> Serving:
+        """Hand out what the nexus serves with, until `give_back`. Raises as `require_serving`."""
+        with self._returned:
+            serving = self.require_serving()
+            self._borrowed += 1
+            return serving
+
+    def give_back(self) -> None:
+        """Say that what `lend` handed out is not used any more."""
+        with self._returned:
+            self._borrowed -= 1
+            if not self._borrowed:
+                self._returned.notify_all()
 
     def install(self, serving: Serving) -> None:
         """Be ready, and serve with *serving* from here on."""
