@@ -6,6 +6,8 @@
         client.put("team/app/db", {"password": "correct horse"})
         password = client.get("team/app/db").fields["password"]
 
+`AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`.
+
 Names are loaded when they are first used, so that a program pays only for what it needs.
 """
 
@@ -13,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardhold._aio_client import AsyncClient
     from shardhold._client import Client
     from shardhold._errors import (
         CancelledError,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Client",
+    "AsyncClient",
     "Secret",
     "Written",
     "Deleted",
@@ -70,6 +74,7 @@ __all__ = [
 # Where a name lives that is not an error.
 _MODULES = {
     "Client": "_client",
+    "AsyncClient": "_aio_client",
     **dict.fromkeys(("Secret", "Written", "Deleted", "Entry", "Status", "State"), "_results"),
     **dict.fromkeys(("IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"), "_identity"),
 }
