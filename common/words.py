@@ -105,6 +105,11 @@ def combine(shares: Sequence[str]) -> bytes:
     return seed
 
 
+def is_word(typed: str) -> bool:
+    """Say whether *typed* names a word of the list, whole or cut to its first four letters or more, in any case."""
+    return _find_index(typed.lower()) is not None
+
+
 def read_share(typed: str) -> RecoveryShare:
     """Check the words of one share and return it in canonical form.
 
@@ -171,17 +176,21 @@ def _check_form(share: "Share") -> None:
 
 
 def _find_indices(typed: str) -> list[int]:
-    from shamir_mnemonic.wordlist import WORD_INDEX_MAP, WORDLIST
-
-    words = typed.lower().split()
     indices = []
-    for position, word in enumerate(words, start=1):
-        index = WORD_INDEX_MAP.get(word)
-        if index is None and len(word) >= _MIN_LETTERS:
-            index = next((number for number, whole in enumerate(WORDLIST) if whole.startswith(word)), None)
+    for position, word in enumerate(typed.lower().split(), start=1):
+        index = _find_index(word)
         if index is None:
             raise WordsError(f"word {position} is not in the list")
         indices.append(index)
     if len(indices) != WORDS:
         raise WordsError(f"got {len(indices)} words, want {WORDS}")
     return indices
+
+
+def _find_index(word: str) -> int | None:
+    from shamir_mnemonic.wordlist import WORD_INDEX_MAP, WORDLIST
+
+    index: int | None = WORD_INDEX_MAP.get(word)
+    if index is None and len(word) >= _MIN_LETTERS:
+        index = next((number for number, whole in enumerate(WORDLIST) if whole.startswith(word)), None)
+    return index

@@ -23,6 +23,9 @@ _COMMANDS = {
     "status": "pilot.status:status_app",
     "whoami": "pilot.status:whoami_app",
     "init": "pilot.init:app",
+    "seal": "pilot.seal:app",
+    "unseal": "pilot.unseal:app",
+    "accept-older-store": "pilot.rollback:app",
     "secret": "pilot.secret:app",
     "policy": "pilot.policy:app",
     "keeper": "pilot.keeper:app",
@@ -53,7 +56,6 @@ app = typer.Typer(
     name="pilot",
     help="Run a Shardhold cluster, and its secrets.",
     no_args_is_help=True,
-    add_completion=False,
     # A traceback with locals would show secrets.
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,

@@ -8,14 +8,16 @@ from common.errors import WordsError
 from common.words import WORDS
 from pilot.output import group_hex
 
+_TITLE = "SHARDHOLD RECOVERY SHARE"
 _WORDS_FOLLOW = "recovery words"
 _PER_LINE = 4
+GENESIS_SIZE = 32  # bytes
 _WHAT_TO_DO = """\
 what to do with it
 - Copy it to paper or steel, compare every word, and keep it where only you can take it. Leave no file or picture of it.
 - Words alone open nothing: {threshold} of the {count} shares do. Tell nobody yours, whoever asks.
-- When the cluster cannot come back by itself, its operators ask you to enter the words with pilot. Compare the genesis
-  fingerprint that pilot shows then with this card first; if they differ, enter nothing and raise the alarm.
+- When the cluster cannot come back by itself, its operators ask you to enter the words with 'pilot unseal'. Compare the
+  genesis fingerprint that it shows with this card first; if they differ, enter nothing and raise the alarm.
 - Destroy it only when you were told that newer shares replace it, or that this attempt to initialise was given up."""
 
 
@@ -42,11 +44,40 @@ class Card:
             "attempt": str(self.attempt),
             "made on": self.made_on.isoformat(),
         }
-        lines = ["SHARDHOLD RECOVERY SHARE", ""]
+        lines = [_TITLE, ""]
         lines += [f"{name:<18}  {value}" for name, value in facts.items()]
         lines += ["", _WORDS_FOLLOW, *_number(self.words.split()), ""]
         lines.append(_WHAT_TO_DO.format(threshold=self.threshold, count=self.count))
         return "\n".join(lines) + "\n"
+
+
+def is_card(text: str) -> bool:
+    """Say whether *text* begins as a card does."""
+    return text.lstrip().startswith(_TITLE)
+
+
+def read_genesis(card: str) -> bytes:
+    """Find the genesis fingerprint in the text of a card, 32 bytes.
+
+    Raises:
+        WordsError: The card has none.
+    """
+    groups: list[str] = []
+    for line in card.splitlines():
+        name, *parts = line.split() or [""]
+        if name == "genesis":
+            groups = parts
+        elif groups and line.startswith(" "):
+            groups += [name, *parts]
+        elif groups:
+            break
+    try:
+        genesis = bytes.fromhex("".join(groups))
+    except ValueError:
+        genesis = b""
+    if len(genesis) != GENESIS_SIZE:
+        raise WordsError("the card has no genesis fingerprint")
+    return genesis
 
 
 def read_words(card: str) -> str:

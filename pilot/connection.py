@@ -1,6 +1,7 @@
 """The connection to the nexus: identity, channel, stubs, and a time limit on every call."""
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -9,11 +10,13 @@ import grpc
 
 from pilot.errors import UNAVAILABLE, PilotError
 from pilot.options import Settings
+from pilot.output import show_time
 from shardhold._channel import PinnedChannel
 from shardhold._errors import IdentityUnavailableError, from_rpc
 from shardhold._identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
+from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
 from shardhold.v1.secrets_pb2_grpc import SecretServiceStub
 
 SERVER_NAME = "nexus.shardhold"
@@ -102,6 +105,10 @@ class Connection:
     def policies(self) -> PolicyServiceStub:
         return PolicyServiceStub(self._channel)
 
+    @cached_property
+    def recovery(self) -> RecoveryServiceStub:
+        return RecoveryServiceStub(self._channel)
+
     def call(self, method: Callable[..., Any], request: Any, *, timeout: float | None = None) -> Any:
         """Call a stub's method, within *timeout* seconds or the option's.
 
@@ -111,4 +118,17 @@ class Connection:
         try:
             return method(request, timeout=timeout or self._settings.timeout)
         except grpc.RpcError as exc:
-            raise from_rpc(exc) from exc
+            error = from_rpc(exc)
+            if exc.code() is grpc.StatusCode.UNAVAILABLE and not error.reason:
+                error.hint = self._look_at_clock() or error.hint
+            raise error from exc
+
+    def _look_at_clock(self) -> str:
+        """Say so when the SVID begins in the future: the server's clock is right then, or ours."""
+        now = datetime.now(UTC)
+        if self.svid.not_before <= now:
+            return ""
+        return (
+            f"your SVID is valid from {show_time(self.svid.not_before)} on, and by this machine's clock it is "
+            f"{show_time(now)}: is that right?"
+        )

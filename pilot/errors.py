@@ -76,8 +76,8 @@ def describe(error: "Error") -> PilotError:
     from shardhold import _errors as sdk
 
     table: tuple[tuple[type[sdk.Error], int, str], ...] = (
-        (sdk.SealedError, UNAVAILABLE, "only custodians bring a sealed nexus back, with their recovery shares"),
-        (sdk.RecoveringError, UNAVAILABLE, "it waits for keepers: 'pilot status' says what is missing"),
+        (sdk.SealedError, UNAVAILABLE, "only custodians bring a sealed nexus back: 'pilot unseal'"),
+        (sdk.RecoveringError, UNAVAILABLE, "'pilot status' says what it waits for, and what to do"),
         (sdk.OverloadedError, UNAVAILABLE, "try again in a moment"),
         (sdk.UnavailableError, UNAVAILABLE, ""),
         (sdk.DeadlineError, UNAVAILABLE, "give it longer with --timeout SECONDS"),

@@ -1,19 +1,16 @@
 """`pilot init`: bring a cluster into being, with its recovery key in the hands of custodians."""
 
 import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pilot.errors import UsageError
 from pilot.options import Settings, with_globals
 from pilot.output import Output, group_hex, print_facts, print_json
+from pilot.signals import signals_as_interrupt
 
 if TYPE_CHECKING:
     from common.recovery_key import ShareHash
@@ -53,7 +50,7 @@ def init(
     plan = parse_plan(keeper_threshold, recovery)
     harden_process()  # words are about to be in this process's memory
     custodians = ScreenCustodians(Terminal()) if shares_dir is None else FileCustodians(shares_dir)
-    with _ending_signals_as_interrupt(), Connection(settings, preferred=("superuser",)) as connection:
+    with signals_as_interrupt(), Connection(settings, preferred=("superuser",)) as connection:
         ceremony = Ceremony(_Calls(connection), custodians, today=SystemClock().now().date(), say=_say)
         initialised = ceremony.run(plan)
     _print(settings, plan, initialised, shares_dir)
@@ -170,18 +167,3 @@ def _describe_keepers(initialised: "Initialised") -> str:
 
 def _say(text: str) -> None:
     print(f"pilot: {text}", file=sys.stderr)
-
-
-@contextmanager
-def _ending_signals_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM and a closed terminal like Ctrl-C, so that the screen is cleared and the state is said."""
-
-    def interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -1,5 +1,7 @@
 """`pilot status`, `pilot whoami`, `pilot version`: what there is, and who asks."""
 
+import sys
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,6 +35,8 @@ def status(settings: Settings) -> None:
         print_json(document)
         return
     print_facts(to_facts(document))
+    for hint in list_hints(document):
+        print(f"pilot: hint: {hint}", file=sys.stderr)
     if document["keepers"]:
         print()
         print_table(("keeper", "address", "shard", "fault"), [to_row(keeper) for keeper in document["keepers"]])
@@ -92,9 +96,29 @@ def to_document(response: "GetStatusResponse") -> dict[str, Any]:
         "revision": response.revision or None,
         "memory_protection": response.memory_protection or None,
         "operation": {"kind": response.operation.kind, "step": response.operation.step} if has_operation else None,
+        "newer_mark": _newer_mark_document(response),
+        "unseal": _unseal_document(response),
         "keepers": [keeper_document(keeper) for keeper in response.keepers],
         "version": response.version or None,
     }
+
+
+def _newer_mark_document(response: "GetStatusResponse") -> dict[str, Any] | None:
+    if not response.HasField("newer_mark"):
+        return None
+    mark = response.newer_mark
+    return {
+        "timeline": mark.timeline,
+        "revision": mark.revision,
+        "made_at": show_time(mark.made_at.ToDatetime(UTC)),
+        "keepers": list(mark.keepers),
+    }
+
+
+def _unseal_document(response: "GetStatusResponse") -> dict[str, Any] | None:
+    if not response.HasField("unseal"):
+        return None
+    return {"submitted": response.unseal.submitted, "needed": response.unseal.needed}
 
 
 def keeper_document(keeper: "KeeperStatus") -> dict[str, Any]:
@@ -111,6 +135,7 @@ def keeper_document(keeper: "KeeperStatus") -> dict[str, Any]:
 def to_facts(document: dict[str, Any]) -> dict[str, str]:
     """Return the lines of a status for people: only what there is."""
     genesis, operation = document["genesis"], document["operation"]
+    mark, unseal = document["newer_mark"], document["unseal"]
     facts = {
         "state": document["state"],
         "blocked by": "; ".join(document["blocked_by"]),
@@ -125,9 +150,28 @@ def to_facts(document: dict[str, Any]) -> dict[str, str]:
         "revision": document["revision"],
         "memory": MEMORY_PROTECTION.get(document["memory_protection"] or 0, str(document["memory_protection"])),
         "operation": operation and f"{operation['kind']}: {operation['step']}",
+        "newer mark": mark
+        and f"timeline {mark['timeline']}, revision {mark['revision']}, made at {mark['made_at']}, "
+        f"held by {', '.join(mark['keepers'])}",
+        "unseal": unseal and f"{unseal['submitted']} of {unseal['needed']} shares are there",
         "version": document["version"],
     }
     return {name: str(value) for name, value in facts.items() if value}
+
+
+def list_hints(document: dict[str, Any]) -> list[str]:
+    """Return what to do about a nexus that does not come back by itself; nothing for any other."""
+    if document["newer_mark"]:
+        store = f"--timeline {document['timeline'] or 0} --revision {document['revision'] or 0}"
+        return [
+            "the store is older than its keepers remember: put its newest copy back, or lose what is missing with "
+            f"'pilot accept-older-store {store}'"
+        ]
+    if document["state"] == "sealed":
+        return ["custodians bring it back: 'pilot unseal'"]
+    if document["state"] == "recovering" and document["blocked_by"]:
+        return ["when the keepers that it waits for do not come back, custodians bring it back: 'pilot unseal'"]
+    return []
 
 
 def to_row(keeper: dict[str, Any]) -> tuple[str, str, str, str]:

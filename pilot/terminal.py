@@ -1,7 +1,8 @@
 """The terminal: questions without echo, and a screen of its own for what only one person may see."""
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -10,6 +11,8 @@ from pilot.errors import UsageError
 # Alternate screen, which is not kept when it is left; emptied with its scroll-back at both ends.
 _ENTER = "\x1b[?1049h\x1b[3J\x1b[2J\x1b[H"
 _LEAVE = "\x1b[3J\x1b[2J\x1b[H\x1b[?1049l"
+_CLEAR_LINE = "\r\x1b[K"
+_END_OF_INPUT = b"\x04"  # Ctrl-D
 
 
 class Terminal:
@@ -66,6 +69,41 @@ class Terminal:
             termios.tcsetattr(fd, termios.TCSAFLUSH, before)
             self._screen.write("\n")
             self._screen.flush()
+
+    @contextmanager
+    def hidden_keys(self) -> Iterator[Callable[[], str]]:
+        """Give a function that waits for one key and returns it. What is typed is not shown; Ctrl-C works as ever.
+
+        The function raises EOFError when the input ended. What was typed too much is thrown away.
+        """
+        import termios
+
+        fd = self._source.fileno()
+        before = termios.tcgetattr(fd)
+        by_key = termios.tcgetattr(fd)
+        by_key[3] &= ~(termios.ECHO | termios.ICANON)
+        by_key[6][termios.VMIN], by_key[6][termios.VTIME] = 1, 0
+
+        def read() -> str:
+            # Not through the stream: it would keep what it read ahead.
+            try:
+                key = os.read(fd, 1)
+            except OSError:  # the terminal is gone
+                key = b""
+            if key in (b"", _END_OF_INPUT):
+                raise EOFError
+            return key.decode("ascii", errors="replace")
+
+        termios.tcsetattr(fd, termios.TCSAFLUSH, by_key)
+        try:
+            yield read
+        finally:
+            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+
+    def show_on_line(self, text: str) -> None:
+        """Put *text* in the place of the line that the cursor is on."""
+        self._screen.write(_CLEAR_LINE + text)
+        self._screen.flush()
 
     @contextmanager
     def alone(self, text: str) -> Iterator[None]:

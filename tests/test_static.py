@@ -47,7 +47,7 @@ KEY_PATHS = (
 
 # The one place of each program that reads its environment.
 ENVIRONMENT_READERS = {
-    "client/shardhold/_client.py",
+    "client/shardhold/_calls.py",
     "client/shardhold/_identity.py",
     "common/preload.py",  # gRPC reads the environment itself
     "keeper/__main__.py",

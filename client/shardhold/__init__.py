@@ -6,6 +6,8 @@
         client.put("team/app/db", {"password": "correct horse"})
         password = client.get("team/app/db").fields["password"]
 
+`AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`.
+
 Names are loaded when they are first used, so that a program pays only for what it needs.
 """
 
@@ -13,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardhold._client import Client, Deleted, Entry, Secret, State, Status, Written
+    from shardhold._aio_client import AsyncClient
+    from shardhold._client import Client
     from shardhold._errors import (
         CancelledError,
         ConflictError,
@@ -34,9 +37,11 @@ if TYPE_CHECKING:
         WrongStateError,
     )
     from shardhold._identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
+    from shardhold._results import Deleted, Entry, Secret, State, Status, Written
 
 __all__ = [
     "Client",
+    "AsyncClient",
     "Secret",
     "Written",
     "Deleted",
@@ -66,15 +71,19 @@ __all__ = [
     "InternalError",
 ]
 
-_CLIENT = frozenset({"Client", "Secret", "Written", "Deleted", "Entry", "Status", "State"})
-_IDENTITY = frozenset({"IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"})
+# Where a name lives that is not an error.
+_MODULES = {
+    "Client": "_client",
+    "AsyncClient": "_aio_client",
+    **dict.fromkeys(("Secret", "Written", "Deleted", "Entry", "Status", "State"), "_results"),
+    **dict.fromkeys(("IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"), "_identity"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    owner = "_client" if name in _CLIENT else "_identity" if name in _IDENTITY else "_errors"
-    return getattr(import_module(f"{__name__}.{owner}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, '_errors')}"), name)
 
 
 def __dir__() -> list[str]:

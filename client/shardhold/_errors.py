@@ -151,6 +151,24 @@ _NO_HANDSHAKE = (
 )
 _BAD_ADDRESS = "the address cannot be resolved: check it"
 
+# Words of gRPC and BoringSSL, in lower case, the telling ones first: what they usually mean.
+_BY_DETAILS: Mapping[str, str] = MappingProxyType(
+    {
+        "connection refused": _NO_SERVER,
+        "no such file": _NO_SERVER,
+        "certificate has expired": "by this machine's clock the server's SVID has expired: check the clock first",
+        "certificate is not yet valid": "by this machine's clock the server's SVID is not valid yet: check the clock",
+        "certificate_verify_failed": (
+            "the server's SVID is of another trust domain than this one, or of an authority that is not known here: "
+            "check the address and the trust domain"
+        ),
+        "hostname verification": "the server there is no nexus of this trust domain: check the address",
+        "wrong_version_number": "what listens there does not speak TLS: check the address",
+        "dns": _BAD_ADDRESS,
+        "resol": _BAD_ADDRESS,
+    }
+)
+
 
 def from_rpc(error: grpc.RpcError) -> Error:
     """Turn what a stub raised into the SDK's error; total over all gRPC codes.
@@ -188,8 +206,4 @@ def _hint(code: grpc.StatusCode, details: str, reason: str) -> str:
     if code is not grpc.StatusCode.UNAVAILABLE or reason:
         return ""
     lowered = details.lower()
-    if "connection refused" in lowered or "no such file" in lowered:
-        return _NO_SERVER
-    if "dns" in lowered or "resolve" in lowered or "resolution" in lowered:
-        return _BAD_ADDRESS
-    return _NO_HANDSHAKE
+    return next((hint for words, hint in _BY_DETAILS.items() if words in lowered), _NO_HANDSHAKE)

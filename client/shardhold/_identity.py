@@ -353,10 +353,11 @@ class _HeldSvid:
         svid = self._svid
         if svid is None:
             raise IdentityUnavailableError(f"no SVID from {self._origin}: it was closed")
-        if svid.expires_at <= datetime.now(UTC):
+        now = datetime.now(UTC)
+        if svid.expires_at <= now:
             raise IdentityUnavailableError(
                 f"the SVID of {svid.spiffe_id} expired at {svid.expires_at:%Y-%m-%dT%H:%M:%SZ}",
-                hint=f"{self._origin} has given no newer one",
+                hint=f"{self._origin} has given no newer one; by this machine's clock it is {now:%Y-%m-%dT%H:%M:%SZ}",
             )
         return svid
 

@@ -22,6 +22,7 @@ from pilot.dev.identities import (
     Identity,
     add_identities,
     is_answering,
+    list_people,
     server_identity,
 )
 from pilot.dev.ports import HOST, choose_ports, is_free
@@ -34,7 +35,8 @@ START_TIMEOUT_S = 30.0  # a start takes a second; a busy machine may need many
 STOP_GRACE_S = 10.0  # the nexus drains for 5 s
 PORT_ATTEMPTS = 4
 LOG_LINES = 15
-RECOVERY = "3/5"
+RECOVERY_THRESHOLD = 3
+RECOVERY = f"{RECOVERY_THRESHOLD}/5"
 
 
 class DevCluster:
@@ -236,7 +238,7 @@ class DevCluster:
             self.state.sockets = str(self.directory.make_sockets())
             self.directory.save(self.state)
         servers = [server_identity(name) for name in self.state.plan.servers]
-        add_identities(self.directory, *servers, Identity(path=SUPERUSER_PATH))
+        add_identities(self.directory, *servers, *list_people())
         command = [sys.executable, "-P", "-m", "pilot", "dev", "identity", "--dir", str(self.directory.root)]
         self._launch(IDENTITY, [*command, "--lifetime", f"{self.state.plan.lifetime_s:g}"])
         sockets = [socket_path(self.state, name) for name in self.state.plan.servers]

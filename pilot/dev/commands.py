@@ -10,25 +10,28 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 
-from pilot.dev.cluster import IDENTITY, DevCluster
+from pilot.dev.cluster import IDENTITY, RECOVERY_THRESHOLD, DevCluster
 from pilot.dev.directory import DevDirectory, DevError, Plan
 from pilot.dev.identities import (
     SUPERUSER_PATH,
     TRUST_DOMAIN,
     Identity,
     add_identities,
+    custodian_path,
+    list_people,
     load_identities,
     parse_workload,
     server_identity,
 )
 from pilot.errors import UNAVAILABLE, USAGE, described
+from pilot.signals import signals_as_interrupt
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A whole cluster on this machine, for development only."
@@ -36,6 +39,7 @@ app = typer.Typer(
 
 DEFAULT_DIRECTORY = Path("shardhold-dev")
 RECOVERY_TIMEOUT_S = 20.0  # a recovery takes a second
+UNAIDED_S = 2.0  # when it takes longer, look why
 WATCH_INTERVAL_S = 0.5
 
 DirectoryOption = Annotated[
@@ -58,7 +62,7 @@ def up(
     """Start a cluster and initialise it; without --detach take it down at Ctrl-C."""
     if sys.platform != "linux":
         raise DevError("the servers run on Linux only", hint="run it in a container, and pilot wherever you like")
-    with _signals_as_interrupt():
+    with signals_as_interrupt():
         directory = DevDirectory(dir_)
         started = time.monotonic()
         _console.print(
@@ -79,7 +83,7 @@ def up(
         if not detach:
             _stay(cluster, dir_, ready=ready)
             return
-        _show_way_on(dir_, ready=ready)
+        _show_way_on(cluster, dir_, ready=ready)
     raise typer.Exit(0 if ready else UNAVAILABLE)
 
 
@@ -116,7 +120,7 @@ def restart(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> No
         started = time.monotonic()
         cluster.stop([name])
         cluster.start([name])
-        if name == "nexus" and cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
+        if name == "nexus" and not _comes_back(cluster):
             raise DevError("nexus runs and is not ready", hint=_describe_blocks(cluster), exit_code=UNAVAILABLE)
     _console.print(f"{name} {'ready' if name == 'nexus' else 'runs'} after {time.monotonic() - started:.1f} s")
 
@@ -160,7 +164,7 @@ def identity(
     also: Annotated[list[str] | None, typer.Option("--as", metavar="PATH", help="A workload more.")] = None,
 ) -> None:
     """Hand out SVIDs and nothing else: a Workload API with one unix socket for each identity, until Ctrl-C."""
-    with _signals_as_interrupt():
+    with signals_as_interrupt():
         # Imported here, since it brings grpc and spiffe with it.
         from pilot.dev.serving import serve_identities
 
@@ -169,7 +173,7 @@ def identity(
         known = load_identities(directory)
         wanted = [parse_workload(path) for path in also or ()]
         if not known:
-            wanted += [Identity(path=SUPERUSER_PATH), *map(server_identity, Plan(keepers=keepers).servers)]
+            wanted += [*list_people(), *map(server_identity, Plan(keepers=keepers).servers)]
         if not set(wanted) <= set(known):  # `up` holds the lock, and has put all of its own on the list
             with directory.locked():
                 add_identities(directory, *wanted)
@@ -226,27 +230,49 @@ def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
         return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S if held >= plan.threshold else 1) is not None
 
 
+def _comes_back(cluster: DevCluster) -> bool:
+    """Wait until the nexus is ready; return False when it is not in time, or at once when only people can help."""
+    if cluster.wait_ready(timeout=UNAIDED_S) is not None:
+        return True
+    status = cluster.load_status()
+    if status["state"] == "sealed" or status["newer_mark"]:
+        return False
+    return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is not None
+
+
 def _describe_blocks(cluster: DevCluster) -> str:
     return "; ".join(cluster.load_status()["blocked_by"]) or cluster.log_tail("nexus")
 
 
-def _show_way_on(directory: Path, *, ready: bool) -> None:
+def _show_way_on(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
     option = "" if directory == DEFAULT_DIRECTORY else f" --dir {shlex.quote(str(directory))}"
     if ready:
-        _console.print(f'go on:  eval "$(pilot dev env{option})" && pilot status', soft_wrap=True)
+        _say(f'go on:  eval "$(pilot dev env{option})" && pilot status')
         return
-    _console.print(
-        "[yellow]not ready[/]: the keepers were all down at once and forgot their shards, as they must. What is stored "
-        "can only come back by the recovery shares, and unsealing with them is not built yet.\n"
-        f"start over:  pilot dev down{option} && rm -r {shlex.quote(str(directory))} && pilot dev up{option}",
-        soft_wrap=True,
-    )
+    status = cluster.load_status()
+    if status["newer_mark"]:
+        _say("[yellow]not ready[/]: the store is older than its keepers remember")
+        _say(f"look, and decide:  pilot dev exec{option} --as {SUPERUSER_PATH} -- pilot status")
+        return
+    needed = status["recovery_threshold"] or RECOVERY_THRESHOLD
+    why = "sealed" if status["state"] == "sealed" else "the keepers were all down at once and forgot their shards"
+    _say(f"[yellow]not ready[/]: {why}. {needed} custodians bring it back:")
+    for number in range(1, needed + 1):
+        card = cluster.directory.recovery_shares / f"custodian-{number}.txt"
+        _say(
+            f"  pilot dev exec{option} --as {custodian_path(number)} -- pilot unseal {escape(shlex.quote(f'@{card}'))}"
+        )
+    _say(f'or, once for each share, as superuser:  eval "$(pilot dev env{option})" && pilot unseal')
+
+
+def _say(text: str) -> None:
+    _console.print(text, soft_wrap=True)
 
 
 def _stay(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
     """Stay until Ctrl-C, SIGTERM or a hang-up, and then take everything down."""
     with contextlib.suppress(KeyboardInterrupt):
-        _show_way_on(directory, ready=ready)
+        _show_way_on(cluster, directory, ready=ready)
         _console.print("Ctrl-C takes it all down")
         _watch(cluster)
     with _undisturbed(), contextlib.ExitStack() as stack:
@@ -277,21 +303,6 @@ def _take_down(cluster: DevCluster) -> None:
     for name in killed:
         _console.print(f"[yellow]{name} did not end in time and was killed[/]")
     _console.print(f"down; the files stay in {cluster.directory.root}", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM and a closed terminal like Ctrl-C."""
-
-    def interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 @contextlib.contextmanager

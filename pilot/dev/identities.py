@@ -17,6 +17,8 @@ from pilot.errors import USAGE
 TRUST_DOMAIN = "dev.shardhold"
 NEXUS_PATH = "/shardhold/nexus/nexus-1"
 SUPERUSER_PATH = "/shardhold/pilot/role/superuser/dev"
+OPERATOR_PATH = "/shardhold/pilot/role/operator/dev"
+CUSTODIANS = 3  # people who have an identity from the start; `pilot dev exec` adds others
 _PATH = re.compile(r"(/[A-Za-z0-9._-]{1,128}){1,16}")
 _ROLE_PATH = re.compile(r"/shardhold/pilot/role/([a-z]{1,16})/([a-z0-9-]{1,16})")
 
@@ -49,6 +51,17 @@ class IdentityList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def keeper_path(name: str) -> str:
     """Return the SPIFFE-ID path of the keeper *name*."""
     return f"/shardhold/keeper/{name}"
+
+
+def custodian_path(number: int) -> str:
+    """Return the SPIFFE-ID path of the custodian *number*, 1, 2, 3 …"""
+    return f"/shardhold/pilot/role/recover/custodian-{number}"
+
+
+def list_people() -> tuple[Identity, ...]:
+    """Return the people of every development cluster: a superuser, an operator and the custodians."""
+    custodians = (custodian_path(number) for number in range(1, CUSTODIANS + 1))
+    return tuple(Identity(path=path) for path in (SUPERUSER_PATH, OPERATOR_PATH, *custodians))
 
 
 def server_identity(name: str) -> Identity:

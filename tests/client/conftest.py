@@ -1,17 +1,43 @@
-"""What the SDK's tests share: one development authority, a provider for each test, and waiting for a condition."""
+"""What the SDK's tests share: a development authority, a provider for each test, waiting for a condition, loops."""
 
+import asyncio
+import gc
+import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
+from tests.client.bridge import find_leftovers
 
 WaitUntil = Callable[..., None]
+Eventually = Callable[..., Awaitable[None]]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an async test in a loop of its own; it fails when it leaves a task behind, or a callback failed."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    troubles: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        await pyfuncitem.obj(**arguments)
+        assert await find_leftovers() == set()
+
+    with asyncio.Runner(debug=True) as runner:
+        runner.run(run())
+    gc.collect()  # what was forgotten may complain now
+    assert troubles == []
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -36,5 +62,18 @@ def wait_until() -> WaitUntil:
         while not condition():
             assert monotonic() < deadline, f"not so within {timeout:g} s"
             pause.wait(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Wait for a condition while the event loop goes on, and fail when it does not hold within *timeout* seconds."""
+
+    async def wait(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
+        deadline = monotonic() + timeout
+        while not condition():
+            assert monotonic() < deadline, f"not so within {timeout:g} s"
+            await asyncio.sleep(0.005)
 
     return wait

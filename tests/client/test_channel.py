@@ -2,93 +2,22 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from time import monotonic
 from typing import TypeAlias
 
 import grpc
 import pytest
 
-from common.tls import server_credentials
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from shardhold._channel import MESSAGE_LIMIT, PinnedChannel
+from shardhold._calls import SERVER_NAME
+from shardhold._channel import PinnedChannel
+from shardhold._connections import MESSAGE_LIMIT
 from shardhold._errors import DeadlineError, OverloadedError, UnavailableError, from_rpc
-from shardhold._identity import IdentitySource, IdentityUnavailableError, Svid, WorkloadAPI
+from shardhold._identity import IdentityUnavailableError, Svid, WorkloadAPI
+from tests.client.servers import NEXUS, FixedIdentity, Server
 
 WaitUntil: TypeAlias = Callable[..., None]
-
-NEXUS = "/shardhold/nexus/a"
-SERVER_NAME = "nexus.shardhold"
-
-
-class FixedIdentity:
-    """An identity that a test turns by hand."""
-
-    def __init__(self, svid: Svid | None) -> None:
-        self.svid = svid
-
-    def current(self) -> Svid:
-        """Return what was set."""
-        if self.svid is None:
-            raise IdentityUnavailableError("none set")
-        return self.svid
-
-    def subscribe(self, callback: Callable[[], None]) -> None:
-        """Nobody is told: the channel has to ask."""
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class Server(grpc.GenericRpcHandler):
-    """Echoes, waits and streams, and notes which certificates it saw."""
-
-    def __init__(self, identity: IdentitySource, port: int = 0) -> None:
-        self.seen: set[object] = set()
-        self.go_on = threading.Event()
-        self.waiting = threading.Event()
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(16),
-            handlers=[self],
-            options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 2 * MESSAGE_LIMIT)),
-        )
-        self.port = self._server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
-        self._server.start()
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return f"127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        """Cut everything off."""
-        self.go_on.set()
-        self._server.stop(0).wait()
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
-        if handler_call_details.method == "/test/Echo":
-            return grpc.unary_unary_rpc_method_handler(self._echo)
-        if handler_call_details.method == "/test/Wait":
-            return grpc.unary_unary_rpc_method_handler(self._wait)
-        if handler_call_details.method == "/test/Count":
-            return grpc.unary_stream_rpc_method_handler(self._count)
-        return None
-
-    def _echo(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        self.seen.add(next(iter(context.auth_context()["x509_pem_cert"])))
-        context.set_trailing_metadata(tuple(item for item in context.invocation_metadata() if item[0] == "x-test"))
-        return request
-
-    def _wait(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        self.waiting.set()
-        self.go_on.wait(20)
-        return request
-
-    def _count(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        yield b"first"
-        self.go_on.wait(20)
-        yield b"second"
 
 
 @pytest.fixture
@@ -171,11 +100,11 @@ def test_call_in_flight_outlives_its_svid(
     assert server.waiting.wait(10)
     identity.svid = ca.issue("/team/app")
     assert _echo(channel)(b"quick", timeout=10) == b"quick"
-    assert len(channel._retired) == 1
+    assert len(channel._connections.retired) == 1
     server.go_on.set()
     thread.join()
     assert answers == [b"slow"]
-    assert len(channel._retired) == 0
+    assert len(channel._connections.retired) == 0
 
 
 def test_stream_outlives_its_svid(
@@ -189,7 +118,7 @@ def test_stream_outlives_its_svid(
     assert _echo(channel)(b"quick", timeout=10) == b"quick"
     server.go_on.set()
     assert list(stream) == [b"second"]
-    wait_until(lambda: not channel._retired)
+    wait_until(lambda: not channel._connections.retired)
 
 
 def test_abandoned_stream(
@@ -201,10 +130,10 @@ def test_abandoned_stream(
     assert (next(cancelled), next(forgotten)) == (b"first", b"first")
     identity.svid = ca.issue("/team/app")
     _echo(channel)(b"", timeout=10)
-    assert len(channel._retired) == 1
+    assert len(channel._connections.retired) == 1
     cancelled.cancel()
     del forgotten
-    wait_until(lambda: not channel._retired)
+    wait_until(lambda: not channel._connections.retired)
 
 
 def test_svid_of_the_call(channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA) -> None:
@@ -219,10 +148,10 @@ def test_equal_svid_keeps_the_connection(channel: PinnedChannel, identity: Fixed
     """A source that gives an equal SVID as a new object costs no new connection."""
     svid = identity.current()
     _echo(channel)(b"", timeout=10)
-    first = channel._current
+    first = channel._connections.current
     identity.svid = Svid.parse(svid.certificates_pem, svid.key_pem, svid.bundle_pem)
     _echo(channel)(b"", timeout=10)
-    assert channel._current is first
+    assert channel._connections.current is first
 
 
 def test_no_svid(channel: PinnedChannel, identity: FixedIdentity) -> None:
@@ -259,8 +188,8 @@ def test_deadline(channel: PinnedChannel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         _wait(channel)(b"", timeout=0.05)
     assert type(from_rpc(caught.value)) is DeadlineError
-    assert channel._current is not None
-    assert channel._current.calls == 0
+    assert channel._connections.current is not None
+    assert channel._connections.current.calls == 0
 
 
 @pytest.mark.parametrize(
@@ -279,7 +208,7 @@ def test_server_of_another_name(ca: DevelopmentCA, identity: FixedIdentity, path
             _echo(channel)(b"", timeout=10)
         error = from_rpc(caught.value)
         assert (type(error), error.reason) == (UnavailableError, "")
-        assert "none showed the expected name" in error.hint
+        assert "no nexus of this trust domain" in error.hint
     assert server.seen == set()
     server.stop()
 
@@ -290,7 +219,7 @@ def test_foreign_client_is_refused(server: Server) -> None:
     with PinnedChannel(server.address, FixedIdentity(stranger), server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             _echo(channel)(b"", timeout=10)
-        assert "no server accepted this SVID" in from_rpc(caught.value).hint
+        assert "of an authority that is not known here" in from_rpc(caught.value).hint
 
 
 def test_client_that_only_the_server_refuses(server: Server, ca: DevelopmentCA) -> None:

@@ -1,20 +1,19 @@
-"""The client, against a server of ours over mTLS whose answers each test writes."""
+"""Both clients, against a server over mTLS whose answers each test writes.
 
+Every test here runs with `Client` and with `AsyncClient`; what only the latter has is in test_aio_client.py.
+"""
+
+import inspect
 import threading
-from collections.abc import Callable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any
 
-import grpc
 import pytest
-from google.protobuf import any_pb2
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
 
 import shardhold
-from common.edge import code_of
 from common.errors import (
     AuditUnavailableError,
     ConflictError,
@@ -27,95 +26,25 @@ from common.errors import (
     ShardholdError,
     StoreUnavailableError,
 )
-from common.tls import server_credentials
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from shardhold import Client, Deleted, State, Status, Written
-from shardhold._client import SERVER_NAME
-from shardhold._identity import ENDPOINT_VARIABLE, Svid
+from shardhold import AsyncClient, Client, Deleted, State, Status, Written
+from shardhold._identity import ENDPOINT_VARIABLE
 from shardhold.v1 import cluster_pb2, secrets_pb2
+from tests.client.bridge import LoopThread, MakeClient
+from tests.client.servers import FixedIdentity, Nexus
 
-Answer: TypeAlias = Callable[[Any], Message]
 INCARNATION = bytes(range(16))
 
 
-class FixedIdentity:
-    """One SVID that never changes."""
-
-    def __init__(self, svid: Svid) -> None:
-        self.closed = False
-        self._svid = svid
-
-    def current(self) -> Svid:
-        """Return it."""
-        return self._svid
-
-    def subscribe(self, callback: Callable[[], None]) -> None:
-        """Nothing ever changes."""
-
-    def close(self) -> None:
-        """Note that it was closed."""
-        self.closed = True
-
-
-class Nexus(grpc.GenericRpcHandler):
-    """Serves the SDK's calls with the answers that a test sets, and keeps the requests.
-
-    It is a plain server of grpcio's, since the SDK works with older versions of grpcio than our own servers do.
-    """
-
-    def __init__(self, ca: DevelopmentCA, port: int = 0) -> None:
-        self.requests: list[Any] = []
-        self.callers: set[str] = set()
-        self.answers: dict[str, Answer] = {}
-        identity = FixedIdentity(ca.issue("/shardhold/nexus/a", dns=SERVER_NAME))
-        self._server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[self], options=(("grpc.so_reuseport", 0),))
-        self.port = self._server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
-        self.address = f"127.0.0.1:{self.port}"
-        self._server.start()
-
-    def stop(self) -> None:
-        """Cut everything off."""
-        self._server.stop(0).wait()
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":
-        service, _, rpc = str(handler_call_details.method).removeprefix("/shardhold.v1.").partition("/")
-        messages = {"SecretService": secrets_pb2, "ClusterService": cluster_pb2}[service]
-
-        def answer(request: Any, context: grpc.ServicerContext) -> Message:
-            self.requests.append(request)
-            self.callers |= {name.decode() for name in _names(context)}
-            try:
-                return self.answers[rpc](request)
-            except ShardholdError as exc:
-                detail = any_pb2.Any()
-                detail.Pack(error_details_pb2.ErrorInfo(domain="shardhold", reason=exc.reason))
-                status = status_pb2.Status(code=code_of(exc).value[0], message=str(exc), details=[detail])
-                context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-                context.abort(code_of(exc), str(exc))
-
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=getattr(messages, f"{rpc}Request").FromString,
-            response_serializer=getattr(messages, f"{rpc}Response").SerializeToString,
-        )
-
-    def fail(self, rpc: str, *failures: ShardholdError, then: Message) -> None:
-        """Answer with each failure once, and then well."""
-        left = list(failures)
-
-        def answer(_: Any) -> Message:
-            if left:
-                raise left.pop(0)
-            return then
-
-        self.answers[rpc] = answer
-
-
-def _names(context: Any) -> list[bytes]:
-    """Return the caller's SPIFFE IDs; grpcio's stubs have the wrong type for them."""
-    names: list[bytes] = context.auth_context()["peer_spiffe_id"]
-    return names
+@pytest.fixture(params=["Client", "AsyncClient"])
+def make(request: pytest.FixtureRequest) -> Iterator[MakeClient]:
+    """Return what makes a client of either kind; the asyncio one is called through a loop in a thread."""
+    if request.param == "Client":
+        yield Client
+        return
+    with LoopThread() as loop:
+        yield loop.make_client
 
 
 @pytest.fixture
@@ -127,9 +56,9 @@ def nexus(ca: DevelopmentCA) -> Iterator[Nexus]:
 
 
 @pytest.fixture
-def client(nexus: Nexus, ca: DevelopmentCA) -> Iterator[Client]:
+def client(make: MakeClient, nexus: Nexus, ca: DevelopmentCA) -> Iterator[Client]:
     """Connect to it as the workload /team/app."""
-    with Client(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10) as client:
+    with make(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10) as client:
         yield client
 
 
@@ -330,33 +259,35 @@ class TestRetries:
 class TestSetup:
     """How a client is made and ended."""
 
-    def test_defaults(self, nexus: Nexus, provider: IdentityProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_defaults(
+        self, make: MakeClient, nexus: Nexus, provider: IdentityProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Address and Workload API come from the environment."""
         monkeypatch.setenv("SHARDHOLD_ADDRESS", nexus.address)
         monkeypatch.setenv(ENDPOINT_VARIABLE, f"unix://{provider.add('/team/env')}")
         nexus.fail("GetStatus", then=cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_READY))
-        with Client() as client:
+        with make() as client:
             assert client.status().state is State.READY
-            assert repr(client) == f"Client('{nexus.address}')"
+            assert repr(client).endswith(f"Client('{nexus.address}')")
         assert nexus.callers == {"spiffe://example.org/team/env"}
 
-    def test_no_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_address(self, make: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without an address the variable is named."""
         monkeypatch.delenv("SHARDHOLD_ADDRESS", raising=False)
         with pytest.raises(shardhold.InvalidArgumentError, match="SHARDHOLD_ADDRESS is not set"):
-            Client()
+            make()
 
-    def test_no_identity(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_identity(self, make: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a Workload API the variable is named."""
         monkeypatch.delenv(ENDPOINT_VARIABLE, raising=False)
         with pytest.raises(shardhold.IdentityUnavailableError, match=ENDPOINT_VARIABLE):
-            Client("127.0.0.1:1")
+            make("127.0.0.1:1")
 
     @pytest.mark.parametrize("address", ["localhost", "https://nexus:8553", "nexus:port", ":8553", "nexus:8553/x"])
-    def test_bad_address(self, address: str) -> None:
+    def test_bad_address(self, make: MakeClient, address: str) -> None:
         """What is not host:port is refused."""
         with pytest.raises(shardhold.InvalidArgumentError, match="want host:port"):
-            Client(address)
+            make(address)
 
     @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
     def test_bad_timeout(self, client: Client, timeout: float) -> None:
@@ -364,10 +295,10 @@ class TestSetup:
         with pytest.raises(shardhold.InvalidArgumentError, match="timeout"):
             client.get("a", timeout=timeout)
 
-    def test_identity_of_the_caller_stays_open(self, nexus: Nexus, ca: DevelopmentCA) -> None:
+    def test_identity_of_the_caller_stays_open(self, make: MakeClient, nexus: Nexus, ca: DevelopmentCA) -> None:
         """The client closes what it made itself, and only that; afterwards it makes no call."""
         identity = FixedIdentity(ca.issue("/team/app"))
-        client = Client(nexus.address, identity)
+        client = make(nexus.address, identity)
         client.close()
         client.close()
         assert not identity.closed
@@ -409,6 +340,26 @@ class TestArguments:
             client.put("a", {"pin": "canary\ud800"})
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__
+
+
+def _describe(method: Any) -> tuple[list[tuple[str, Any, Any]], str]:
+    """Return the parameters of a method and what it gives in the end, whatever the colour."""
+    signature = inspect.signature(method)
+    parameters = [(name, one.kind, one.default) for name, one in signature.parameters.items()]
+    return parameters, str(signature.return_annotation).replace("AsyncIterator", "Iterator")
+
+
+def test_the_clients_are_twins() -> None:
+    """Both clients have the same public methods, and these the same parameters, kinds, defaults and results."""
+    sync, asynchronous = (
+        {name: method for name, method in vars(kind).items() if inspect.isfunction(method) and name[0] != "_"}
+        for kind in (Client, AsyncClient)
+    )
+    assert set(sync) == set(asynchronous) == {"put", "get", "list", "delete", "status", "close"}
+    for name, method in {**sync, "__init__": Client.__init__}.items():
+        assert _describe(method) == _describe(getattr(AsyncClient, name)), name
+    for name, method in asynchronous.items():
+        assert inspect.isasyncgenfunction(method) if name == "list" else inspect.iscoroutinefunction(method), name
 
 
 def test_public_names() -> None:

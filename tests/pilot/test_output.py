@@ -6,13 +6,14 @@ import pty
 import sys
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from pilot.errors import PilotError
 from pilot.output import clean, group_hex, print_facts, print_table, show_value, to_text, write_raw
 from pilot.policy import parse_policies
 from pilot.policy import to_document as policy_document
 from pilot.secret import to_document as secret_document
-from pilot.status import to_document, to_facts, to_row
+from pilot.status import list_hints, to_document, to_facts, to_row
 from shardhold.v1 import cluster_pb2, secrets_pb2
 
 
@@ -91,6 +92,8 @@ STATUS_KEYS = [
     "revision",
     "memory_protection",
     "operation",
+    "newer_mark",
+    "unseal",
     "keepers",
     "version",
 ]
@@ -149,6 +152,61 @@ def test_status_document_of_a_cluster() -> None:
     facts = to_facts(document)
     assert facts["blocked by"] == "2 of 3 shards of set 7, generation 3"
     assert facts["shard set"] == "7: any 3 of 5 keepers"
+
+
+BLOCKED = cluster_pb2.GetStatusResponse(
+    state=cluster_pb2.STATE_RECOVERING,
+    blocked_by=["the store is older than a rollback mark"],
+    timeline=1,
+    revision=17,
+    newer_mark=cluster_pb2.NewerMark(
+        timeline=1, revision=42, made_at=Timestamp(seconds=1_770_000_000), keepers=["k1", "k3"]
+    ),
+)
+SEALED = cluster_pb2.GetStatusResponse(
+    state=cluster_pb2.STATE_SEALED,
+    blocked_by=["sealed"],
+    unseal=cluster_pb2.UnsealProgress(submitted=0, needed=3),
+)
+WAITING = cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_RECOVERING, blocked_by=["2 of 3 shards of set 7"])
+
+
+def test_status_of_an_older_store() -> None:
+    """The newer mark is there as numbers, time and keepers, in the document and for people."""
+    document = to_document(BLOCKED)
+    made_at = "2026-02-02T02:40:00Z"
+    assert document["newer_mark"] == {"timeline": 1, "revision": 42, "made_at": made_at, "keepers": ["k1", "k3"]}
+    assert document["unseal"] is None
+    assert to_facts(document)["newer mark"] == f"timeline 1, revision 42, made at {made_at}, held by k1, k3"
+
+
+def test_status_of_an_unseal() -> None:
+    """An unseal counts its shares, also when there is none yet."""
+    document = to_document(SEALED)
+    assert document["unseal"] == {"submitted": 0, "needed": 3}
+    assert document["newer_mark"] is None
+    assert to_facts(document)["unseal"] == "0 of 3 shares are there"
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        pytest.param(BLOCKED, "'pilot accept-older-store --timeline 1 --revision 17'", id="blocked by a mark"),
+        pytest.param(SEALED, "custodians bring it back: 'pilot unseal'", id="sealed"),
+        pytest.param(WAITING, "when the keepers that it waits for do not come back", id="too few keepers"),
+        pytest.param(cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_READY), "", id="ready"),
+        pytest.param(
+            cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_UNINITIALISED, blocked_by=["never initialised"]),
+            "",
+            id="uninitialised",
+        ),
+    ],
+)
+def test_status_says_what_to_do(response: cluster_pb2.GetStatusResponse, said: str) -> None:
+    """A nexus that does not come back by itself gets one hint, any other none."""
+    hints = list_hints(to_document(response))
+    assert len(hints) == bool(said)
+    assert said in "".join(hints)
 
 
 def test_secret_document() -> None:

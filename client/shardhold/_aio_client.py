@@ -1,0 +1,219 @@
+"""The asyncio twin of `shardhold.Client`: the same calls, defaults, deadlines, retries and errors, awaited."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import grpc
+import tenacity
+
+from shardhold import _calls
+from shardhold._aio_channel import AioPinnedChannel
+from shardhold._calls import SERVER_NAME, TIMEOUT_S, Call, Deadline, Result
+from shardhold._errors import CancelledError, IdentityUnavailableError
+from shardhold._identity import IdentitySource, Svid, WorkloadAPI
+from shardhold._results import Deleted, Entry, Secret, Status, Written
+
+
+class AsyncClient:
+    """Secrets of a Shardhold cluster, for the tasks of one event loop. What is not said here is as in `Client`.
+
+    It can be made anywhere, also before there is a loop, and does nothing until it is used: `async with`, or the first
+    call, opens the Workload API, in a thread since that may wait. The event loop of the first use is the one that it
+    belongs to; in another, and so in another thread, every use raises `RuntimeError`. Each loop may have a client of
+    its own, and all of them, and `Client`, may share one *identity*.
+
+    A task that is cancelled, also by `asyncio.timeout`, cancels its call at the server; a change may then have been
+    made or not, as after a `DeadlineError`.
+
+    Args:
+        address: host:port of the nexus; None: SHARDHOLD_ADDRESS.
+        identity: Where the SVID comes from, left open by `close`; None: the Workload API at SPIFFE_ENDPOINT_SOCKET.
+        timeout: Seconds that a call may take with all its retries, unless the call says otherwise.
+
+    Raises:
+        InvalidArgumentError: The address or the time-out is not usable.
+    """
+
+    def __init__(
+        self, address: str | None = None, identity: IdentitySource | None = None, *, timeout: float = TIMEOUT_S
+    ) -> None:
+        self._address = _calls.choose_address(address)
+        self._timeout = _calls.check_timeout(timeout)
+        late = _LateWorkloadAPI()
+        self._own_identity = late if identity is None else None
+        self._channel = AioPinnedChannel(self._address, late if identity is None else identity, server_name=SERVER_NAME)
+        self._methods = _calls.find_methods(self._channel)
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self._address!r})"
+
+    async def __aenter__(self) -> "AsyncClient":
+        """Open the Workload API, unless an identity was given.
+
+        Raises:
+            IdentityUnavailableError: It gave no SVID; the client is closed then.
+        """
+        self._channel.bind_loop()
+        try:
+            await self._open_identity()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel what is in flight and leave; the calls cut off raise `shardhold.CancelledError`. Idempotent."""
+        await self._channel.close()
+        if self._own_identity is not None:
+            await asyncio.to_thread(self._own_identity.close)
+
+    async def put(
+        self,
+        path: str,
+        fields: Mapping[str, bytes | str],
+        *,
+        expected_version: int | None = None,
+        expected_incarnation: bytes | None = None,
+        request_id: bytes | None = None,
+        timeout: float | None = None,
+    ) -> Written:
+        """Write the next version of the secret at *path*; see `Client.put`."""
+        call = _calls.put_secret(
+            path,
+            fields,
+            expected_version=expected_version,
+            expected_incarnation=expected_incarnation,
+            request_id=request_id,
+        )
+        return await self._make(call, timeout)
+
+    async def get(self, path: str, *, version: int = 0, timeout: float | None = None) -> Secret:
+        """Read the secret at *path*: the given version, or the current one; see `Client.get`."""
+        return await self._make(_calls.get_secret(path, version=version), timeout)
+
+    async def list(self, prefix: str = "", *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[Entry]:
+        """Yield what lies at and below *prefix* and may be listed by this caller; `async for`, see `Client.list`."""
+        call: Call[_calls.Page] | None = _calls.list_secrets(prefix, page_size=page_size)
+        while call is not None:
+            page = await self._make(call, timeout)
+            for entry in page.entries:
+                yield entry
+            call = page.following
+
+    async def delete(
+        self,
+        path: str,
+        versions: Iterable[int] | None = None,
+        *,
+        expected_version: int | None = None,
+        expected_incarnation: bytes | None = None,
+        request_id: bytes | None = None,
+        timeout: float | None = None,
+    ) -> Deleted:
+        """Delete versions of the secret at *path*: the given ones, or all that are left; see `Client.delete`."""
+        call = _calls.delete_secret(
+            path,
+            versions,
+            expected_version=expected_version,
+            expected_incarnation=expected_incarnation,
+            request_id=request_id,
+        )
+        return await self._make(call, timeout)
+
+    async def status(self, *, timeout: float | None = None) -> Status:
+        """Say how the nexus is; served in every state and to every caller with an SVID."""
+        return await self._make(_calls.get_status(), timeout)
+
+    async def _make(self, call: Call[Result], timeout: float | None) -> Result:
+        """Make one call, again while that is safe and may help, and all within the time-out."""
+        deadline = Deadline(self._timeout if timeout is None else _calls.check_timeout(timeout))
+        method = self._methods[call.rpc]
+        self._channel.bind_loop()
+        await self._open_identity(deadline.left())
+
+        async def attempt() -> Any:
+            with _calls.translated():
+                return await self._wait_for(method, call.request, deadline.left())
+
+        return call.read(await tenacity.AsyncRetrying(**deadline.retry_rules())(attempt))
+
+    async def _open_identity(self, timeout: float | None = None) -> None:
+        if self._own_identity is not None and not self._channel.is_closed:
+            await self._own_identity.open(timeout)
+
+    async def _wait_for(self, method: Callable[..., Any], request: Any, timeout: float) -> Any:
+        try:
+            return await method(request, timeout=timeout)
+        except asyncio.CancelledError as exc:
+            # gRPC says the same when `close` cut the call off; then it is the call that was cancelled, not this task.
+            task = asyncio.current_task()
+            if not self._channel.is_closed or (task is not None and task.cancelling()):
+                raise
+            raise CancelledError("the client was closed during the call", grpc.StatusCode.CANCELLED) from exc
+
+
+class _LateWorkloadAPI:
+    """The Workload API at SPIFFE_ENDPOINT_SOCKET, opened when it is first needed, by a thread that may wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._source: WorkloadAPI | None = None
+        self._is_closed = False
+        self._opening: asyncio.Task[None] | None = None
+
+    async def open(self, timeout: float | None = None) -> None:
+        """Return when there is an SVID. Who comes while another waits, waits for the same.
+
+        Raises:
+            IdentityUnavailableError: There is none, or not within *timeout* seconds; the next one tries again.
+        """
+        if self._source is not None:
+            return
+        if self._opening is None:
+            self._opening = asyncio.create_task(asyncio.to_thread(self._open_source))
+            self._opening.add_done_callback(self._forget_opening)
+        try:
+            async with asyncio.timeout(timeout):
+                # Whoever gives up ends only his own wait.
+                await asyncio.shield(self._opening)
+        except TimeoutError as exc:
+            raise IdentityUnavailableError(f"no SVID from the Workload API yet, waited {timeout:g} s") from exc
+
+    def current(self) -> Svid:
+        """Return the newest SVID, without waiting."""
+        if self._source is None:
+            raise IdentityUnavailableError("the Workload API is not open")
+        return self._source.current()
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Refuse: nobody is told, the channel asks."""
+        raise NotImplementedError("a client's own identity has no subscribers")
+
+    def close(self) -> None:
+        """Leave the Workload API; an opening that still goes on leaves it at once. Blocks for a moment; idempotent."""
+        with self._lock:
+            self._is_closed = True
+            source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+    def _open_source(self) -> None:
+        source = WorkloadAPI()
+        with self._lock:
+            if not self._is_closed:
+                self._source = source
+                return
+        source.close()
+
+    def _forget_opening(self, opening: "asyncio.Task[None]") -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # it was told to whoever waited, if anybody still did

@@ -1,0 +1,119 @@
+"""The connections of a pinned channel: which one a call takes, and when an older one is done. Rules:
+
+1. gRPC binds credentials to a connection for good, so each SVID gets a connection of its own.
+2. A call takes the connection of the SVID that is current when it begins, and keeps it.
+3. Closing a connection cancels its calls. So one whose SVID is no longer current is retired, and is to be closed when
+   the last call on it has ended; at once when there is none.
+
+Nothing in here waits, closes or locks: the channel around it does, each in its own way.
+"""
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from shardhold._identity import IdentitySource, Svid
+
+MESSAGE_LIMIT = 5 * 1024 * 1024  # bytes of one message, either way
+
+_DEFAULTS = MappingProxyType(
+    {
+        # The default backoff finds a server that came back only after 20 s.
+        "grpc.initial_reconnect_backoff_ms": 100,
+        "grpc.min_reconnect_backoff_ms": 500,
+        "grpc.max_reconnect_backoff_ms": 500,
+        "grpc.max_send_message_length": MESSAGE_LIMIT,
+        "grpc.max_receive_message_length": MESSAGE_LIMIT,
+        # Finds a dead peer under a waiting call; idle connections are left alone.
+        "grpc.keepalive_time_ms": 30_000,
+        "grpc.keepalive_timeout_ms": 10_000,
+        "grpc.keepalive_permit_without_calls": 0,
+        # Connections of different SVIDs must never be shared, and no proxy stands between pinned peers.
+        "grpc.use_local_subchannel_pool": 1,
+        "grpc.enable_http_proxy": 0,
+    }
+)
+
+_Channel = TypeVar("_Channel")
+
+
+class Connection(Generic[_Channel]):
+    """One gRPC channel, the SVID it was made with, and how many calls are on it."""
+
+    def __init__(self, svid: Svid, channel: _Channel) -> None:
+        self.svid = svid
+        self.channel = channel
+        self.calls = 0
+        # gRPC's callables of this channel, one for each of ours.
+        self._callables: dict[object, Any] = {}
+
+    def bind(self, key: object, make: Callable[[Any], Any]) -> Any:
+        """Return what *make* made of this channel for *key*. Two threads may both make one; either is good."""
+        bound = self._callables.get(key)
+        if bound is None:
+            bound = self._callables[key] = make(self.channel)
+        return bound
+
+
+class Connections(Generic[_Channel]):
+    """The connection of the current SVID, and the retired ones with calls on them. Not thread-safe."""
+
+    def __init__(self, connect: Callable[[Svid], _Channel]) -> None:
+        self._connect = connect
+        self.current: Connection[_Channel] | None = None
+        self.retired: set[Connection[_Channel]] = set()
+        self.is_closed = False
+
+    def borrow(self, identity: IdentitySource) -> tuple[Connection[_Channel], _Channel | None]:
+        """Return the connection of the current SVID, with one call more on it, and a channel to close, if any.
+
+        Raises:
+            ValueError: `close` was called.
+            IdentityUnavailableError: There is no usable SVID.
+        """
+        if self.is_closed:
+            raise ValueError("the channel is closed")
+        svid = identity.current()
+        idle: _Channel | None = None
+        connection = self.current
+        if connection is None or (connection.svid is not svid and connection.svid != svid):
+            fresh = Connection(svid, self._connect(svid))
+            if connection is not None and connection.calls:
+                self.retired.add(connection)
+            elif connection is not None:
+                idle = connection.channel
+            connection = self.current = fresh
+        connection.calls += 1
+        return connection, idle
+
+    def give_back(self, connection: Connection[_Channel]) -> bool:
+        """Count one call less; return whether it was the last of a retired connection, which is then to be closed."""
+        connection.calls -= 1
+        if connection.calls or connection not in self.retired:
+            return False
+        self.retired.remove(connection)
+        return True
+
+    def close(self) -> list[_Channel]:
+        """Refuse calls from now on, and return the channels to close. Idempotent."""
+        self.is_closed = True
+        channels = [connection.channel for connection in (*self.retired, self.current) if connection is not None]
+        self.retired.clear()
+        self.current = None
+        return channels
+
+
+def list_options(server_name: str, options: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    """Return gRPC's options for calls to *server_name*; *options* go before the defaults."""
+    # The roots hold the authorities of one trust domain only, and each of its servers has one DNS name of its own: with
+    # the name pinned, no workload's SVID passes for a server. gRPC's client never looks at the URI SAN.
+    return tuple({**_DEFAULTS, "grpc.ssl_target_name_override": server_name, **dict(options)}.items())
+
+
+def make_credentials(svid: Svid) -> grpc.ChannelCredentials:
+    """Return mTLS credentials of *svid*, which trust its own trust domain only."""
+    return grpc.ssl_channel_credentials(
+        root_certificates=svid.bundle_pem, private_key=svid.key_pem, certificate_chain=svid.certificates_pem
+    )
