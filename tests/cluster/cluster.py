@@ -5,28 +5,33 @@ Every wait has a deadline. What goes wrong is shown together with the end of eve
 
 import contextlib
 import functools
+import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from common.mark import Mark, SignedMark, verify_mark
+from keeper.v1.keeper_pb2 import GetMarkRequest
+from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
+from pilot.card import read_words
 from pilot.dev.cluster import DevCluster
+from pilot.dev.configuration import socket_path
 from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, parse_workload
 from pilot.dev.probes import wait_until
 from pilot.status import to_document
 from shardhold import Client, WorkloadAPI
 from shardhold._channel import PinnedChannel
-from shardhold.v1.cluster_pb2 import GetStatusRequest
-from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
+from tests.cluster.person import Person
 
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
@@ -44,6 +49,8 @@ class Cluster:
         self.directory = DevDirectory(root)
         self.dev = DevCluster.create(self.directory, plan or Plan())
         self._clients: dict[str, Client] = {}
+        self._people: dict[str, Person] = {}
+        self._keepers: dict[str, KeeperServiceStub] = {}
         self._open = contextlib.ExitStack()  # clients and their identities
         self._replaced: set[str] = set()
 
@@ -69,7 +76,8 @@ class Cluster:
     def close(self) -> None:
         """End everything. The directory stays, for whoever looks for what went wrong."""
         self._open.close()
-        self._clients.clear()
+        for known in (self._clients, self._people, self._keepers):
+            known.clear()
         self.dev.stop()
 
     def kill(self, *names: str) -> None:
@@ -103,6 +111,11 @@ class Cluster:
         self.dev.start(self.dev.names)
         self.wait_ready()
         self.wait_filled()
+
+    def rerun(self, *names: str) -> None:
+        """Kill processes with -9 and start them, without waiting for more than their answers."""
+        self.kill(*names)
+        self.run(*names)
 
     def restart_nexus(self) -> float:
         """Kill the nexus with -9 and start it; return the seconds from its start until it was ready."""
@@ -151,7 +164,7 @@ class Cluster:
         def look() -> bool:
             nonlocal last
             with contextlib.suppress(grpc.RpcError):
-                last = to_document(self._ask.GetStatus(GetStatusRequest(), timeout=5))
+                last = to_document(self.superuser.get_status())
                 return condition(last)
             return False
 
@@ -174,14 +187,85 @@ class Cluster:
             timeout=timeout,
         )
 
-    def count_sets(self, name: str) -> int:
-        """Return how many shard sets a keeper says that it holds, by its own metric."""
-        url = f"http://127.0.0.1:{self.dev.state.ports[name].http}/metrics"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
-            for line in answer.read().decode().splitlines():
-                if line.startswith("shardhold_keeper_sets "):
-                    return int(float(line.split()[1]))
-        return 0
+    def count_sets(self, name: str) -> int | None:
+        """Return how many shard sets a keeper says that it holds, by its own metric; None when it does not answer."""
+        for line in self.fetch(name, "/metrics").splitlines():
+            if line.startswith("shardhold_keeper_sets "):
+                return int(float(line.split()[1]))
+        return None
+
+    def fetch(self, name: str, path: str) -> str:
+        """Return what the HTTP server of a process answers, whatever its status; empty when it does not."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.dev.state.ports[name].http, timeout=2)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        except (OSError, http.client.HTTPException):
+            return ""
+        finally:
+            connection.close()
+
+    @property
+    def words(self) -> list[str]:
+        """The recovery words of all custodians, in the order of their numbers."""
+        return [read_words(card.read_text()) for card in sorted(self.directory.recovery_shares.iterdir())]
+
+    @property
+    def superuser(self) -> Person:
+        """The person who initialised it."""
+        return self.person("superuser", "dev")
+
+    def person(self, role: str, name: str) -> Person:
+        """Return somebody with a role, always the same for the same name."""
+        path = f"/shardhold/pilot/role/{role}/{name}"
+        if path not in self._people:
+            identity = self._open_identity(parse_workload(path))
+            self._people[path] = Person(self._connect(self.dev.address, identity, "nexus.shardhold"), identity)
+        return self._people[path]
+
+    def custodian(self, number: int) -> Person:
+        """Return the custodian with this number, who may do nothing but submit a share."""
+        return self.person("recover", f"custodian-{number}")
+
+    def unseal(self, *numbers: int) -> None:
+        """Have custodians, the first three by default, submit their shares, each with an SVID of their own."""
+        numbers, words = numbers or (1, 2, 3), self.words
+        session = self.custodian(numbers[0]).start_unseal()
+        for number in numbers:
+            self.custodian(number).submit_words(session.session_id, words[number - 1])
+
+    def fetch_mark(self, name: str) -> Mark | None:
+        """Ask a keeper, as the nexus, for its rollback mark, and verify it; None when it has none or is not there."""
+        if name not in self._keepers:
+            identity = WorkloadAPI(f"unix:{socket_path(self.dev.state, 'nexus')}")
+            self._open.callback(identity.close)
+            address = f"127.0.0.1:{self.dev.state.ports[name].grpc}"
+            self._keepers[name] = KeeperServiceStub(self._connect(address, identity, f"{name}.keeper.shardhold"))
+        progress = self._genesis
+        with contextlib.suppress(grpc.RpcError):
+            mark = self._keepers[name].GetMark(GetMarkRequest(cluster_id=progress[0]), timeout=5).mark
+            signed = SignedMark(mark.mark, mark.signature, tuple(mark.chain))
+            return verify_mark(signed, cluster_id=progress[0], genesis=progress[1])
+        return None
+
+    def wait_marked(self, *names: str) -> tuple[int, int]:
+        """Wait until keepers, all by default, know how far the store of the ready nexus has come; return that."""
+        status = self.superuser.get_status()
+        position = status.timeline, status.revision
+        for name in names or self.keepers:
+            self.wait(f"{name} marks {position}", functools.partial(self._is_marked, name, position))
+        return position
+
+    def copy_store(self, name: str) -> Path:
+        """Copy the store of a nexus that does not run, and return where to."""
+        assert not self.dev.is_alive("nexus"), "the nexus runs"
+        return Path(shutil.copytree(self.directory.data, self.directory.root / f"copy-{name}"))
+
+    def put_store_back(self, copy: Path) -> None:
+        """Put a copy in the place of the store of a nexus that does not run."""
+        assert not self.dev.is_alive("nexus"), "the nexus runs"
+        shutil.rmtree(self.directory.data)
+        shutil.copytree(copy, self.directory.data)
 
     def workload(self, path: str) -> Client:
         """Return the SDK's client with the identity of a workload, one for each path; it ends with the cluster."""
@@ -216,17 +300,24 @@ class Cluster:
         """Return the end of every log."""
         return "\n\n".join(self.dev.log_tail(name, lines) for name in self.dev.names)
 
-    @functools.cached_property
-    def _ask(self) -> ClusterServiceStub:
-        identity = self._open_identity(Identity(path=SUPERUSER_PATH))
-        channel = PinnedChannel(self.dev.address, identity, server_name="nexus.shardhold")
-        self._open.callback(channel.close)
-        return ClusterServiceStub(channel)
+    def _connect(self, address: str, identity: WorkloadAPI, server_name: str) -> PinnedChannel:
+        return self._open.enter_context(PinnedChannel(address, identity, server_name=server_name))
 
     def _open_identity(self, wanted: Identity) -> WorkloadAPI:
         identity = WorkloadAPI(f"unix:{self.dev.add_identity(wanted)}")
         self._open.callback(identity.close)
         return identity
+
+    @functools.cached_property
+    def _genesis(self) -> tuple[bytes, bytes]:
+        """Cluster id and fingerprint, as they were when the cluster was ready."""
+        status = self.superuser.get_status()
+        assert status.genesis, "the nexus is not ready"
+        return status.cluster_id, status.genesis
+
+    def _is_marked(self, name: str, position: tuple[int, int]) -> bool:
+        mark = self.fetch_mark(name)
+        return mark is not None and mark.order == position
 
     def _send(self, names: Sequence[str], signum: signal.Signals) -> None:
         for name in names:

@@ -17,8 +17,6 @@ from typing import Any
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from common import shamir
 from common.delivery import build_put_info
@@ -28,6 +26,7 @@ from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold._identity import Svid
+from tests.cluster.refusal import Outcome, read_reason
 
 WAIT_S = 20.0  # seconds; far more than anything takes, so that a busy machine fails no test
 NEXUS_PATH = "/shardhold/nexus/n1"
@@ -121,16 +120,6 @@ def make_put(
     )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a call ended: its code, the message and reason of an error, the bytes of an answer."""
-
-    code: grpc.StatusCode
-    details: str = ""
-    reason: str = ""
-    answer: bytes = b""
-
-
 def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: float = 10.0) -> Outcome:
     """Call *method*, with its full name, by bytes."""
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
@@ -138,16 +127,6 @@ def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: floa
         return Outcome(grpc.StatusCode.OK, answer=unary(body, timeout=timeout))
     except grpc.RpcError as exc:
         return Outcome(exc.code(), exc.details() or "", read_reason(exc))
-
-
-def read_reason(error: grpc.RpcError) -> str:
-    """Return the reason of our ErrorInfo; empty if there is none."""
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == "shardhold":
-            return str(info.reason)
-    return ""
 
 
 def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S, pause: float = 0.01) -> Any:

@@ -11,6 +11,7 @@ from pilot.dev.directory import Plan
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.founder import Founder, founding
+from tests.cluster.refusal import Refusal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -32,23 +33,6 @@ def founder(unborn: Cluster) -> Iterator[Founder]:
     """Somebody who may initialise it."""
     with founding(unborn) as superuser:
         yield superuser
-
-
-class Refusal:
-    """A block that has to end with a gRPC error of a given code."""
-
-    def __init__(self, code: grpc.StatusCode) -> None:
-        self._code = code
-        self.details = ""
-
-    def __enter__(self) -> "Refusal":
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
-        assert isinstance(error, grpc.RpcError), f"want {self._code}, got {error!r}"
-        assert error.code() is self._code, error
-        self.details = error.details() or ""
-        return True
 
 
 def restart(cluster: Cluster) -> None:

@@ -1,0 +1,105 @@
+"""People with a role, who seal, unseal and accept by single calls of the contract: any step can be stopped or wrong."""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from common.delivery import build_share_info
+from common.sealing import seal
+from common.statement import SUBMIT_SHARE, SignedStatement, Statement, verify
+from common.words import encode_share
+from pilot.dev.identities import NEXUS_PATH, TRUST_DOMAIN
+from shardhold import WorkloadAPI
+from shardhold._channel import PinnedChannel
+from shardhold.v1 import cluster_pb2, recovery_pb2
+from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
+from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
+from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
+from shardhold.v1.secrets_pb2_grpc import SecretServiceStub
+
+TIMEOUT_S = 20.0
+NEXUS_ID = f"spiffe://{TRUST_DOMAIN}{NEXUS_PATH}"
+
+
+@dataclass(frozen=True)
+class SealedShare:
+    """A share on its way: for one statement, in one session."""
+
+    session_id: bytes
+    statement_digest: bytes
+    sealed: bytes
+
+    def to_request(self) -> recovery_pb2.SubmitShareRequest:
+        return recovery_pb2.SubmitShareRequest(
+            session_id=self.session_id, statement_digest=self.statement_digest, sealed_share=self.sealed
+        )
+
+
+class Person:
+    """One SPIFFE ID that calls a nexus. Errors are those of gRPC."""
+
+    def __init__(self, channel: PinnedChannel, identity: WorkloadAPI) -> None:
+        self._identity = identity
+        self.channel = channel
+        self.cluster = ClusterServiceStub(channel)
+        self.recovery = RecoveryServiceStub(channel)
+        self.policies = PolicyServiceStub(channel)
+        self.secrets = SecretServiceStub(channel)
+
+    @property
+    def spiffe_id(self) -> str:
+        return self._identity.current().spiffe_id
+
+    def get_status(self) -> cluster_pb2.GetStatusResponse:
+        return self.cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=5)
+
+    def seal(self, reason: str = "", *, timeout: float = TIMEOUT_S) -> cluster_pb2.SealResponse:
+        """Seal; it waits for the keepers until a second before *timeout*."""
+        return self.cluster.Seal(cluster_pb2.SealRequest(reason=reason), timeout=timeout)
+
+    def accept_older_store(self, timeline: int, revision: int) -> int:
+        """Accept the store at this position; return the timeline that began."""
+        request = cluster_pb2.AcceptOlderStoreRequest(timeline=timeline, revision=revision)
+        return self.cluster.AcceptOlderStore(request, timeout=TIMEOUT_S).timeline
+
+    def start_unseal(self) -> recovery_pb2.UnsealSession:
+        return self.recovery.StartUnseal(recovery_pb2.StartUnsealRequest(), timeout=TIMEOUT_S).session
+
+    def get_progress(self) -> recovery_pb2.GetProgressResponse:
+        return self.recovery.GetProgress(recovery_pb2.GetProgressRequest(), timeout=TIMEOUT_S)
+
+    def reset_unseal(self, session_id: bytes) -> int:
+        """End the session; return how many shares were forgotten."""
+        request = recovery_pb2.ResetUnsealRequest(session_id=session_id)
+        return self.recovery.ResetUnseal(request, timeout=TIMEOUT_S).forgotten
+
+    def ask_statement(self, session_id: bytes) -> Statement:
+        """Ask for a one-shot key, and verify that it is the nexus's and for this caller."""
+        nonce = os.urandom(32)
+        request = recovery_pb2.GetSealingKeyRequest(session_id=session_id, nonce=nonce)
+        answer = self.recovery.GetSealingKey(request, timeout=TIMEOUT_S)
+        return verify(
+            SignedStatement(answer.statement, answer.signature, tuple(answer.certificates)),
+            roots=self._identity.current().bundle(),
+            cluster_id=self.get_progress().cluster_id,
+            issuer=NEXUS_ID,
+            audience=self.spiffe_id,
+            purpose=SUBMIT_SHARE,
+            nonce=nonce,
+            now=datetime.now(UTC),
+        )
+
+    def seal_share(self, session_id: bytes, wire: bytes, *, bound_to: bytes | None = None) -> SealedShare:
+        """Seal a share in wire form for the nexus, bound to its session or, for a wrong one, to another."""
+        statement = self.ask_statement(session_id)
+        digest = statement.digest()
+        info = build_share_info(statement_digest=digest, session_id=session_id if bound_to is None else bound_to)
+        sealed = seal(memoryview(wire), recipient=statement.public_key, info=info)
+        return SealedShare(session_id, digest, sealed)
+
+    def submit(self, share: SealedShare) -> recovery_pb2.SubmitShareResponse:
+        return self.recovery.SubmitShare(share.to_request(), timeout=TIMEOUT_S)
+
+    def submit_words(self, session_id: bytes, words: str) -> recovery_pb2.SubmitShareResponse:
+        """Do what a custodian does: words in, sealed to the nexus alone."""
+        return self.submit(self.seal_share(session_id, encode_share(words)))

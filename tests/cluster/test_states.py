@@ -1,0 +1,213 @@
+"""Design §5's table, driven: one cluster walks through all states, and in each of them every RPC is called.
+
+The calls are such that none changes the state: where an RPC is served that would, somebody calls it who may not, or it
+names what does not exist. What a call in its right place does is the affair of other tests.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from pilot.dev.directory import Plan
+from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from tests.cluster.cluster import Cluster
+from tests.cluster.founder import founding
+from tests.cluster.person import Person
+from tests.cluster.refusal import read_outcome
+
+pytestmark = pytest.mark.cluster
+
+# In the order of the walk, which passes each but the first by way of the one before.
+STATES = ("uninitialised", "initialising", "ready", "recovering", "sealed")
+
+ID = bytes(16)
+PATH = "states/secret"
+POLICY = policies_pb2.Policy(
+    name="states", spiffe_ids=["spiffe://x/y"], paths=["nothing"], permissions=[policies_pb2.PERMISSION_READ]
+)
+
+OK = ("OK", "", "")
+DENIED = ("PERMISSION_DENIED", "DENIED", "is not allowed")
+NO_SESSION = ("FAILED_PRECONDITION", "WRONG_STATE", "no such session")
+NOT_BLOCKED = ("FAILED_PRECONDITION", "WRONG_STATE", "there is nothing to accept")
+WRONG = ("FAILED_PRECONDITION", "WRONG_STATE", "in state ")
+SEALED = ("UNAVAILABLE", "NEXUS_SEALED", "")
+RECOVERING = ("UNAVAILABLE", "NEXUS_RECOVERING", "")
+
+# RPC → what it answers when uninitialised, initialising, recovering, sealed, ready.
+COLUMNS = ("uninitialised", "initialising", "recovering", "sealed", "ready")
+TABLE = {
+    "GetStatus": (OK, OK, OK, OK, OK),
+    "BeginInit": (DENIED, DENIED, WRONG, WRONG, WRONG),
+    "ConfirmInit": (WRONG, DENIED, WRONG, WRONG, DENIED),  # ready: the same answer once more
+    "AbortInit": (WRONG, DENIED, WRONG, WRONG, WRONG),
+    "StartUnseal": (WRONG, WRONG, DENIED, DENIED, WRONG),
+    "GetSealingKey": (WRONG, WRONG, NO_SESSION, NO_SESSION, WRONG),
+    "SubmitShare": (WRONG, WRONG, NO_SESSION, NO_SESSION, WRONG),
+    "GetProgress": (WRONG, WRONG, OK, OK, WRONG),
+    "ResetUnseal": (WRONG, WRONG, NO_SESSION, NO_SESSION, WRONG),
+    "Seal": (WRONG, WRONG, DENIED, DENIED, DENIED),
+    "AcceptOlderStore": (WRONG, WRONG, NOT_BLOCKED, WRONG, WRONG),
+    "ListKeepers": (WRONG, WRONG, RECOVERING, SEALED, OK),
+    "PutSecret": (WRONG, WRONG, RECOVERING, SEALED, OK),
+    "GetSecret": (WRONG, WRONG, RECOVERING, SEALED, OK),
+    "ListSecrets": (WRONG, WRONG, RECOVERING, SEALED, OK),
+    "DeleteSecret": (WRONG, WRONG, RECOVERING, SEALED, OK),
+    "ApplyPolicies": (WRONG, WRONG, RECOVERING, SEALED, OK),
+    "ListPolicies": (WRONG, WRONG, RECOVERING, SEALED, OK),
+    "DeletePolicy": (WRONG, WRONG, RECOVERING, SEALED, OK),
+}
+
+Call = Callable[["Walk"], object]
+
+
+class Walk:
+    """One cluster on its way through the states."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._passed = 0
+        cluster.start_uninitialised()
+
+    def reach(self, state: str) -> None:
+        """Go on to *state*; there is no way back."""
+        steps = (self._begin, self._confirm, self._lose_keys, self._seal)
+        while STATES[self._passed] != state:
+            steps[self._passed]()
+            self._passed += 1
+            self.cluster.wait_status(STATES[self._passed], lambda status: status["state"] == STATES[self._passed])
+
+    @property
+    def superuser(self) -> Person:
+        return self.cluster.superuser
+
+    @property
+    def operator(self) -> Person:
+        return self.cluster.person("operator", "dev")
+
+    @property
+    def auditor(self) -> Person:
+        return self.cluster.person("auditor", "dev")
+
+    @property
+    def custodian(self) -> Person:
+        return self.cluster.custodian(1)
+
+    def _begin(self) -> None:
+        with founding(self.cluster) as founder:
+            founder.begin()
+
+    def _confirm(self) -> None:
+        self.cluster.dev.init()
+        self.cluster.wait_ready()
+        CALLS["PutSecret"](self)
+        CALLS["ApplyPolicies"](self)
+
+    def _lose_keys(self) -> None:
+        self.cluster.rerun("nexus", *self.cluster.keepers)
+
+    def _seal(self) -> None:
+        self.superuser.seal("the walk goes on")
+
+
+CALLS: dict[str, Call] = {
+    "GetStatus": lambda walk: walk.superuser.get_status(),
+    "BeginInit": lambda walk: walk.operator.cluster.BeginInit(
+        cluster_pb2.BeginInitRequest(
+            recovery_threshold=2,
+            recovery_public_key=bytes(1216),
+            share_hashes=[cluster_pb2.ShareHash(salt=ID, digest=bytes([number]) * 32) for number in range(3)],
+        )
+    ),
+    "ConfirmInit": lambda walk: walk.operator.cluster.ConfirmInit(cluster_pb2.ConfirmInitRequest(attempt=1)),
+    "AbortInit": lambda walk: walk.operator.cluster.AbortInit(cluster_pb2.AbortInitRequest(attempt=1)),
+    "StartUnseal": lambda walk: walk.auditor.start_unseal(),
+    "GetSealingKey": lambda walk: walk.custodian.recovery.GetSealingKey(
+        recovery_pb2.GetSealingKeyRequest(session_id=ID, nonce=os.urandom(32))
+    ),
+    "SubmitShare": lambda walk: walk.custodian.recovery.SubmitShare(
+        recovery_pb2.SubmitShareRequest(session_id=ID, statement_digest=bytes(32), sealed_share=bytes(114))
+    ),
+    "GetProgress": lambda walk: walk.custodian.get_progress(),
+    "ResetUnseal": lambda walk: walk.custodian.reset_unseal(ID),
+    "Seal": lambda walk: walk.auditor.seal(),
+    "AcceptOlderStore": lambda walk: walk.superuser.accept_older_store(1, 1),
+    "ListKeepers": lambda walk: walk.superuser.cluster.ListKeepers(cluster_pb2.ListKeepersRequest()),
+    "PutSecret": lambda walk: walk.superuser.secrets.PutSecret(
+        secrets_pb2.PutSecretRequest(path=PATH, fields={"value": b"v"}, request_id=os.urandom(16))
+    ),
+    "GetSecret": lambda walk: walk.superuser.secrets.GetSecret(secrets_pb2.GetSecretRequest(path=PATH)),
+    "ListSecrets": lambda walk: walk.superuser.secrets.ListSecrets(secrets_pb2.ListSecretsRequest()),
+    "DeleteSecret": lambda walk: walk.superuser.secrets.DeleteSecret(
+        secrets_pb2.DeleteSecretRequest(path=PATH, request_id=os.urandom(16))
+    ),
+    "ApplyPolicies": lambda walk: walk.superuser.policies.ApplyPolicies(
+        policies_pb2.ApplyPoliciesRequest(policies=[POLICY])
+    ),
+    "ListPolicies": lambda walk: walk.superuser.policies.ListPolicies(policies_pb2.ListPoliciesRequest()),
+    "DeletePolicy": lambda walk: walk.superuser.policies.DeletePolicy(
+        policies_pb2.DeletePolicyRequest(name=POLICY.name)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    """A cluster of two keepers that has no root key yet."""
+    cluster = Cluster(tmp_path_factory.mktemp("states") / "dev", Plan(keepers=2, threshold=2))
+    try:
+        yield Walk(cluster)
+    except Exception as exc:
+        exc.add_note(cluster.logs())
+        raise
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module", params=STATES)
+def state(request: pytest.FixtureRequest, walk: Walk) -> str:
+    """The state that the cluster is in."""
+    walk.reach(request.param)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("rpc", TABLE)
+def test_an_rpc_is_served_where_the_table_says(walk: Walk, state: str, rpc: str) -> None:
+    """It is served, or refused with the code and reason that tell a caller whether waiting helps."""
+    code, reason, says = TABLE[rpc][COLUMNS.index(state)]
+    outcome = read_outcome(lambda: CALLS[rpc](walk))
+    assert (outcome.code.name, outcome.reason) == (code, reason), outcome
+    assert says in outcome.details
+    if TABLE[rpc][COLUMNS.index(state)] == WRONG:
+        assert outcome.details.startswith(f"{rpc} in state {state}, want ")
+
+
+def test_health_and_probes_say_whether_it_is_ready(walk: Walk, state: str) -> None:
+    """Health answers in every state and says SERVING in ready alone; so does /readyz, and /metrics is there."""
+    is_ready = state == "ready"
+    health = health_pb2_grpc.HealthStub(walk.superuser.channel)
+    for service in ("", "shardhold.v1.SecretService"):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        assert answer.status == (health_pb2.HealthCheckResponse.SERVING if is_ready else 2), service
+    assert walk.cluster.dev.is_ready() is is_ready
+    assert f'shardhold_nexus_state{{state="{state}"}} 1.0' in walk.cluster.fetch("nexus", "/metrics")
+
+
+def test_the_nexus_stays_in_its_state(walk: Walk, state: str) -> None:
+    """None of the calls changed it, and it says what keeps it from being ready."""
+    status = walk.cluster.status()
+    assert status["state"] == state
+    assert bool(status["blocked_by"]) is (state != "ready")
+
+
+def test_every_rpc_is_in_the_table() -> None:
+    """The contracts have no RPC that is not called here."""
+    services = [
+        *cluster_pb2.DESCRIPTOR.services_by_name.values(),
+        *policies_pb2.DESCRIPTOR.services_by_name.values(),
+        *recovery_pb2.DESCRIPTOR.services_by_name.values(),
+        *secrets_pb2.DESCRIPTOR.services_by_name.values(),
+    ]
+    assert {rpc.name for service in services for rpc in service.methods} == set(TABLE) == set(CALLS)
