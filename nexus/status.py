@@ -1,7 +1,10 @@
 """How the nexus is, for `pilot status`."""
 
+import contextlib
 from dataclasses import dataclass
 
+from common.errors import CorruptRowError, ShardholdError
+from nexus import records
 from nexus.gate import Caller, Gate
 from nexus.initialise import Initialisation
 from nexus.lifecycle import Lifecycle
@@ -10,9 +13,8 @@ from nexus.quorum.pool import KeeperPool
 from nexus.quorum.seat import SeatStatus
 from nexus.quorum.shard_set import Member
 from nexus.roles import PEOPLE, Role
-from nexus.serving import Serving
 from nexus.states import State
-from nexus.store.protocol import Meta, Store
+from nexus.store.protocol import Meta, Reader, Store
 from nexus.unseal import Unseal
 from nexus.warden import Warden
 
@@ -27,12 +29,21 @@ class KeeperView:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What the cluster is: proved when the nexus is ready, else as the store says."""
+
+    genesis: bytes  # 32 bytes
+    shard_set: records.ShardSetRecord
+    recovery: records.RecoveryKeyRecord
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """What callers with a role see."""
 
     blocked_by: list[str]
     meta: Meta
-    serving: Serving | None
+    facts: ClusterFacts | None  # None: no cluster yet, or its rows do not decode
     memory_protection: int
     keepers: list[KeeperView]
     init_step: str | None
@@ -71,15 +82,14 @@ class StatusDesk:
             state = self._lifecycle.state
             if not is_person:
                 return state, None
-            serving = self._lifecycle.require_serving() if state is State.READY else None
             with self._store.read() as reader:
-                meta = reader.load_meta()
+                meta, facts = reader.load_meta(), self._find_facts(reader)
             view = ClusterView(
                 blocked_by=self._warden.list_obstacles(),
                 meta=meta,
-                serving=serving,
+                facts=facts,
                 memory_protection=self._memory_protection,
-                keepers=self._view_keepers(serving),
+                keepers=self._view_keepers(facts),
                 init_step=self._describe_init(state, meta),
                 newer=self._warden.find_newer_mark(),
                 unseal=self._unseal.count(),
@@ -98,10 +108,19 @@ class StatusDesk:
         Raises:
             DeniedError: The caller is neither superuser, operator nor auditor.
         """
-        with self._gate.role_call("ListKeepers", caller, "keeper.list", _LISTERS):
-            return self._view_keepers(self._gate.require_serving())
+        with self._gate.role_call("ListKeepers", caller, "keeper.list", _LISTERS), self._store.read() as reader:
+            return self._view_keepers(self._find_facts(reader))
 
-    def _view_keepers(self, serving: Serving | None) -> list[KeeperView]:
-        members = serving.shard_set.record.members if serving else ()
+    def _find_facts(self, reader: Reader) -> ClusterFacts | None:
+        with contextlib.suppress(ShardholdError), self._lifecycle.borrow() as serving:
+            return ClusterFacts(serving.genesis.fingerprint, serving.shard_set.record, serving.recovery)
+        with contextlib.suppress(CorruptRowError):
+            recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
+            current = records.find_current_set(reader.load_controls())
+            return ClusterFacts(records.load_genesis(reader).fingerprint, current, recovery)
+        return None
+
+    def _view_keepers(self, facts: ClusterFacts | None) -> list[KeeperView]:
+        members = facts.shard_set.members if facts else ()
         xs = {member.name: member.x for member in members}
         return [KeeperView(seat.member, xs.get(seat.member.name, 0), seat.status) for seat in self._pool.seats]

@@ -92,15 +92,15 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
         response.newer_mark.keepers.extend(view.newer.keepers)
     if view.unseal is not None:
         response.unseal.submitted, response.unseal.needed = view.unseal
-    if view.serving is not None:
-        shard_set = view.serving.shard_set.record
-        response.genesis = view.serving.genesis.fingerprint
+    if view.facts is not None:
+        shard_set = view.facts.shard_set
+        response.genesis = view.facts.genesis
         response.generation = shard_set.generation
         response.shard_threshold = shard_set.threshold
         response.shard_count = len(shard_set.members)
         response.set_number = shard_set.set_number
-        response.recovery_threshold = view.serving.recovery.threshold
-        response.recovery_shares = len(view.serving.recovery.shares)
+        response.recovery_threshold = view.facts.recovery.threshold
+        response.recovery_shares = len(view.facts.recovery.shares)
 
 
 def _to_status(view: KeeperView) -> pb.KeeperStatus:

@@ -103,7 +103,8 @@ class GetStatusResponse(_message.Message):
     """3: memfd_secret, 2: locked memory, 1: plain (development only)."""
     @_builtins.property
     def blocked_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Everything from here on is empty for callers without a role.
+        """Everything from here on is empty for callers without a role. Unless the state is ready it is as the store says,
+        which nothing has proved yet.
         One line for each thing that keeps the nexus from being ready; empty when ready.
         """
 
