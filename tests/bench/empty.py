@@ -8,6 +8,7 @@ import threading
 
 from prometheus_client import CollectorRegistry
 
+import common.preload  # noqa: F401 - before gRPC, as the servers do
 from common import logs
 from common.config import IdentityOptions, ListenOptions
 from common.edge import Call, GrpcServer, Method

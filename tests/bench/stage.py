@@ -35,6 +35,7 @@ class Stage:
     def __init__(self, folder: Path, pace: Pace) -> None:
         self.folder = folder
         self.pace = pace
+        self.clusters: list[Cluster] = []
         self._open = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -65,9 +66,8 @@ class Stage:
 
     @functools.cached_property
     def empty(self) -> Server:
-        """The empty server, on the identities of `cluster`."""
-        process = self.spawn_empty()
-        server = self.empty_at(process)
+        """An empty server on the identities of `cluster`."""
+        server = self.spawn_empty()
         self.driver.wait_served(server, PATH)
         return server
 
@@ -82,34 +82,28 @@ class Stage:
         """Start the nexus of `cluster`, which was killed, without waiting."""
         self.cluster.dev.start_instead("nexus", server_command(self.cluster.directory, "nexus"))
 
-    def spawn_empty(self) -> subprocess.Popen[bytes]:
-        """Start an empty server without waiting; it is killed at the end, if not before."""
+    def spawn_empty(self) -> Server:
+        """Start another empty server without waiting; it ends with the stage."""
         endpoint = self.cluster.dev.add_identity(EMPTY)
-        command = [sys.executable, "-P", "-m", "tests.bench.empty", f"unix:{endpoint}", TRUST_DOMAIN]
+        ports = [port for taken in self.cluster.dev.state.ports.values() for port in (taken.grpc, taken.http)]
+        (port,) = choose_ports(1, taken=ports)
+        command = [sys.executable, "-P", "-m", "tests.bench.empty", f"unix:{endpoint}", TRUST_DOMAIN, str(port)]
         with (self.folder / "empty.log").open("ab") as log:
-            process = subprocess.Popen([*command, str(self._empty_port)], cwd=ROOT, stderr=log)
+            process = subprocess.Popen(command, cwd=ROOT, stderr=log)
         self._open.callback(process.wait)
         self._open.callback(process.kill)
-        return process
-
-    def empty_at(self, process: subprocess.Popen[bytes]) -> Server:
-        """Describe an empty server that was spawned."""
-        return Server(process.pid, self._empty_port, EMPTY.dns, self._endpoint(self.cluster))
+        return Server(process.pid, port, EMPTY.dns, self._endpoint(self.cluster))
 
     def drive(self, server: Server, kind: Kind, paths: list[str], *, threads: int = 8) -> Load:
         """Put *server* under load for the seconds of one side of a round."""
         return self.driver.drive(server, kind, paths, seconds=self.pace.seconds, threads=threads)
-
-    @functools.cached_property
-    def _empty_port(self) -> int:
-        taken = [port for ports in self.cluster.dev.state.ports.values() for port in (ports.grpc, ports.http)]
-        return choose_ports(1, taken=taken)[0]
 
     def _endpoint(self, cluster: Cluster) -> str:
         return f"unix:{cluster.dev.add_identity(parse_workload(APP))}"
 
     def _start_cluster(self, name: str) -> Cluster:
         cluster = Cluster(self.folder / name)
+        self.clusters.append(cluster)
         self._open.callback(cluster.close)
         cluster.start()
         cluster.wait_filled()
@@ -124,5 +118,9 @@ def staged(folder: Path, pace: Pace) -> Iterator[Stage]:
     stage = Stage(folder, pace)
     try:
         yield stage
+    except Exception as exc:
+        for cluster in stage.clusters:
+            exc.add_note(cluster.logs())
+        raise
     finally:
         stage.close()
