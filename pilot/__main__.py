@@ -34,12 +34,13 @@ def run(arguments: list[str]) -> int:
     except _BaseUsageError as exc:
         return _report_usage(exc)
     except typer.Abort:
-        print("pilot: error: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader is gone; nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    if code == INTERRUPTED:  # typer catches Ctrl-C itself and returns this code
+        print("pilot: error: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

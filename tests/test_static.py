@@ -31,7 +31,7 @@ KEY_PATHS = (
     "keeper/slots.py",
     "nexus/control.py",
     "nexus/envelope.py",
-    "nexus/genesis.py",
+    "common/genesis.py",
     "nexus/initialise.py",
     "nexus/keyring.py",
     "nexus/quorum/collection.py",

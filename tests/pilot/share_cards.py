@@ -11,7 +11,6 @@ from pilot.custodians import ShareCheck
 CLUSTER_ID = bytes(16)
 PLAN = Plan(keeper_threshold=0, recovery_threshold=2, recovery_shares=3)
 TODAY = date(2026, 2, 3)
-DEADLINE_S = 10.0
 
 
 def make_cards(shares: list[str], threshold: int = 2) -> list[Card]:

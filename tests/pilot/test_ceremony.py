@@ -20,7 +20,8 @@ from shardhold._errors import (
     UnavailableError,
     WrongStateError,
 )
-from tests.pilot.share_cards import CLUSTER_ID, DEADLINE_S, PLAN, TODAY
+from tests.pilot.person import DEADLINE_S
+from tests.pilot.share_cards import CLUSTER_ID, PLAN, TODAY
 
 
 @dataclass

@@ -1,11 +1,8 @@
 """Cards, and custodians at a real terminal or as files."""
 
 import os
-import pty
 import re
 import stat
-import termios
-import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +10,12 @@ import pytest
 
 from common.errors import WordsError
 from common.words import split
-from pilot.card import read_words
+from pilot.card import is_card, read_genesis, read_words
 from pilot.custodians import FileCustodians, ScreenCustodians
 from pilot.errors import PilotError, UsageError
 from pilot.terminal import Terminal
-from tests.pilot.share_cards import CHECK, CLUSTER_ID, DEADLINE_S, SHARES, make_cards
+from tests.pilot.person import Person
+from tests.pilot.share_cards import CHECK, CLUSTER_ID, SHARES, make_cards
 
 # Cards
 
@@ -45,6 +43,17 @@ def test_words_are_read_back_from_a_card() -> None:
     for card, share in zip(make_cards(SHARES), SHARES, strict=True):
         assert read_words(card.format()) == share
         assert share not in repr(card)
+
+
+def test_genesis_is_read_back_from_a_card() -> None:
+    """The fingerprint of a card's text is the one that went in, and a text without one is named."""
+    text = make_cards(SHARES)[0].format()
+    assert is_card(text)
+    assert not is_card(SHARES[0])
+    assert read_genesis(text) == bytes(range(32))
+    for spoiled in (text.replace("0001 0203", "0203"), text.replace("genesis  ", "origin   "), "", "genesis\n"):
+        with pytest.raises(WordsError, match="no genesis"):
+            read_genesis(spoiled)
 
 
 @pytest.mark.parametrize("text", ["", "hello\n", "recovery words\n\n", "recovery words\n 1 academic\n\n"])
@@ -119,57 +128,6 @@ def test_a_changed_file_fails_the_proof(tmp_path: Path) -> None:
 
 
 # Terminal
-
-
-class Person:
-    """Sits at the other end of a pseudo-terminal: waits for a prompt, then types."""
-
-    def __init__(self) -> None:
-        self._leader, self._follower = pty.openpty()
-        self.source = os.fdopen(os.dup(self._follower), "r", encoding="utf-8")
-        self.screen = os.fdopen(os.dup(self._follower), "w", encoding="utf-8")
-        self.seen = ""
-        self._thread: threading.Thread | None = None
-
-    @property
-    def terminal(self) -> Terminal:
-        return Terminal(self.source, self.screen)
-
-    def is_echoing(self) -> bool:
-        return bool(termios.tcgetattr(self._follower)[3] & termios.ECHO)
-
-    def act(self, *script: tuple[str, str]) -> None:
-        """For each pair, wait until the first appears on the screen, then type the second and Enter."""
-
-        def run() -> None:
-            position = 0
-            for prompt, typed in script:
-                while (at := self.seen.find(prompt, position)) < 0:
-                    self.seen += os.read(self._leader, 4096).decode(errors="replace")
-                position = at + len(prompt)
-                os.write(self._leader, typed.encode() + b"\n")
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-
-    def leave(self) -> str:
-        """Return all that was on the screen."""
-        if self._thread is not None:
-            self._thread.join(DEADLINE_S)
-            assert not self._thread.is_alive(), f"still waiting; on the screen: {self.seen!r}"
-        self.source.close()
-        self.screen.close()
-        os.close(self._follower)
-        while True:
-            try:
-                read = os.read(self._leader, 4096)
-            except OSError:  # the last follower is closed
-                break
-            if not read:
-                break
-            self.seen += read.decode(errors="replace")
-        os.close(self._leader)
-        return self.seen
 
 
 def test_hidden_answers_are_not_shown() -> None:

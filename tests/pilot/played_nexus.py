@@ -1,0 +1,138 @@
+"""A nexus that is played: real mTLS, statements and sealed shares; behind them only what a test set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from common.clock import SystemClock
+from common.delivery import build_share_info
+from common.edge import Call, GrpcServer, Method
+from common.errors import InvalidArgumentError, ShardholdError, WrongStateError
+from common.statement import SUBMIT_SHARE, StatementDesk
+from common.words import WIRE_SIZE, decode_share, read_share
+from pilot.dev.ca import DevelopmentCA
+from shardhold._identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
+from shardhold.v1 import cluster_pb2, recovery_pb2
+from tests.cluster.keepers import Credentials, FixedIdentity
+
+NEXUS_PATH = "/shardhold/nexus/n1"
+CUSTODIAN_PATH = "/shardhold/pilot/role/recover/ann"
+CLUSTER_ID, GENESIS, SESSION_ID = b"c" * 16, bytes(range(32)), b"s" * 16
+
+
+def write_svid(folder: Path, svid: Svid | Credentials) -> Path:
+    """Write the three files of --svid-dir."""
+    folder.mkdir(exist_ok=True)
+    if isinstance(svid, Svid):
+        parts = (svid.certificates_pem, svid.key_pem, svid.bundle_pem)
+    else:
+        parts = (svid.certificate, svid.key, svid.roots)
+    for name, content in zip((SVID_FILE, KEY_FILE, BUNDLE_FILE), parts, strict=True):
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+class PlayedNexus:
+    """Serves status, seal, accept and unseal; needs two shares. `errors` has what a method answers instead, by name."""
+
+    def __init__(self, ca: DevelopmentCA, *, path: str = NEXUS_PATH, svid: Svid | None = None) -> None:
+        identity = FixedIdentity(svid or ca.issue(path, dns="nexus.shardhold"))
+        self.status = cluster_pb2.GetStatusResponse(
+            state=cluster_pb2.STATE_SEALED, cluster_id=CLUSTER_ID, recovery_threshold=2, recovery_shares=3
+        )
+        self.errors: dict[str, ShardholdError] = {}
+        self.requests: list[Any] = []
+        self.shares: list[str] = []
+        self.is_open = False
+        self.bend: Callable[[Any], Any] = lambda answer: answer  # of GetSealingKey
+        self._desk = StatementDesk(SystemClock())
+        self._identity = identity
+        cluster, recovery = "/shardhold.v1.ClusterService/", "/shardhold.v1.RecoveryService/"
+        handlers: list[tuple[str, Callable[[Call, Any], Any]]] = [
+            (cluster + "GetStatus", lambda call, request: self.status),
+            (cluster + "Seal", lambda call, request: cluster_pb2.SealResponse(keepers_emptied=4, keepers=5)),
+            (cluster + "AcceptOlderStore", lambda call, request: cluster_pb2.AcceptOlderStoreResponse(timeline=2)),
+            (recovery + "StartUnseal", self._start),
+            (recovery + "GetSealingKey", self._state_key),
+            (recovery + "SubmitShare", self._take_share),
+            (recovery + "GetProgress", self._tell_progress),
+            (recovery + "ResetUnseal", self._reset),
+        ]
+        methods = [self._bind(name, handle) for name, handle in handlers]
+        self._server = GrpcServer(methods, address="127.0.0.1:0", identity=identity, trust_domain=ca.trust_domain)
+        self.address = f"127.0.0.1:{self._server.start()}"
+
+    def stop(self) -> None:
+        self._server.stop(0)
+
+    def find(self, kind: type[Any]) -> list[Any]:
+        """Return the requests of one kind, in their order."""
+        return [request for request in self.requests if isinstance(request, kind)]
+
+    def _bind(self, name: str, handle: Callable[[Call, Any], Any]) -> Method:
+        short = name.rpartition("/")[2]
+        messages = cluster_pb2 if "ClusterService" in name else recovery_pb2
+
+        def answer(call: Call, request: Any) -> Any:
+            self.requests.append(request)
+            if short in self.errors:
+                raise self.errors[short]
+            return handle(call, request)
+
+        return Method(name, getattr(messages, f"{short}Request"), getattr(messages, f"{short}Response"), answer)
+
+    def _session(self) -> recovery_pb2.UnsealSession:
+        return recovery_pb2.UnsealSession(
+            session_id=SESSION_ID, expires_in=Duration(seconds=900), submitted=len(self.shares), needed=2
+        )
+
+    def _start(self, call: Call, request: Any) -> recovery_pb2.StartUnsealResponse:
+        self.is_open = True
+        return recovery_pb2.StartUnsealResponse(session=self._session())
+
+    def _tell_progress(self, call: Call, request: Any) -> recovery_pb2.GetProgressResponse:
+        progress = recovery_pb2.GetProgressResponse(
+            cluster_id=CLUSTER_ID, genesis=GENESIS, recovery_shares=3, recovery_threshold=2
+        )
+        if self.is_open:
+            progress.session.CopyFrom(self._session())
+        return progress
+
+    def _state_key(self, call: Call, request: recovery_pb2.GetSealingKeyRequest) -> recovery_pb2.GetSealingKeyResponse:
+        signed = self._desk.issue(
+            cluster_id=CLUSTER_ID,
+            audience=call.caller,
+            purpose=SUBMIT_SHARE,
+            nonce=request.nonce,
+            boot_id=b"b" * 16,
+            svid=self._identity.current(),
+        )
+        answer = recovery_pb2.GetSealingKeyResponse(
+            statement=signed.statement, signature=signed.signature, certificates=signed.certificates
+        )
+        return self.bend(answer) or answer
+
+    def _take_share(self, call: Call, request: recovery_pb2.SubmitShareRequest) -> recovery_pb2.SubmitShareResponse:
+        _, key = self._desk.take(request.statement_digest)
+        wire = bytearray(WIRE_SIZE)
+        info = build_share_info(statement_digest=request.statement_digest, session_id=request.session_id)
+        key.open(request.sealed_share, info=info, into=memoryview(wire))
+        words = decode_share(wire)
+        if words in self.shares:
+            raise WrongStateError("this share was submitted before")
+        if read_share(words).threshold != 2:
+            raise InvalidArgumentError("these words are no share of this cluster's recovery key")
+        self.shares.append(words)
+        return recovery_pb2.SubmitShareResponse(
+            number=read_share(words).number,
+            submitted=len(self.shares),
+            needed=2,
+            ready=len(self.shares) == 2 and not self.status.HasField("newer_mark"),
+        )
+
+    def _reset(self, call: Call, request: Any) -> recovery_pb2.ResetUnsealResponse:
+        forgotten, self.shares, self.is_open = len(self.shares), [], False
+        return recovery_pb2.ResetUnsealResponse(forgotten=forgotten)

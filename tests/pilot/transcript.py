@@ -1,0 +1,94 @@
+"""Running pilot as a process, with or without a terminal."""
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.pilot.person import DEADLINE_S
+
+ROOT = Path(__file__).parents[2]
+
+# Makes its stdin the terminal that rules it, so that Ctrl-C reaches pilot, and becomes pilot.
+_ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "pilot", *sys.argv[1:]])
+"""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a command wrote, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _environ() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDHOLD_", "SPIFFE_"))}
+    return kept | {"COLUMNS": "200", "TERM": "dumb"}
+
+
+def run_pilot(*arguments: str | Path, stdin: str = "", environ: dict[str, str] | None = None) -> Transcript:
+    """Run a command line with *stdin* on a pipe."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pilot", *map(str, arguments)],
+        cwd=ROOT,
+        env=_environ() | (environ or {}),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return Transcript(done.returncode, done.stdout, done.stderr)
+
+
+def run_at_terminal(*arguments: str | Path, script: Sequence[tuple[str, str]] = ()) -> Transcript:
+    """Run a command line on a terminal: for each pair wait until the first is on the screen, then type the second.
+
+    What stdout, which is a pipe, and the screen got come apart.
+    """
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ON_A_TERMINAL, *map(str, arguments)],
+        cwd=ROOT,
+        env=_environ(),
+        start_new_session=True,
+        stdin=follower,
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        text=True,
+    )
+    os.close(follower)
+    seen = ""
+    position = 0
+    watchdog = threading.Timer(6 * DEADLINE_S, process.kill)
+    watchdog.start()
+    try:
+        waiting = list(script)
+        while True:
+            if waiting and (at := seen.find(waiting[0][0], position)) >= 0:
+                prompt, typed = waiting.pop(0)
+                position = at + len(prompt)
+                os.write(leader, typed.encode() + b"\n")
+                continue
+            try:
+                read = os.read(leader, 4096)
+            except OSError:  # it has ended
+                break
+            if not read:
+                break
+            seen += read.decode(errors="replace")
+        out, _ = process.communicate(timeout=DEADLINE_S)
+    finally:
+        watchdog.cancel()
+        os.close(leader)
+    assert not waiting, f"never asked for {waiting[0][0]!r}; on the screen: {seen!r}"
+    return Transcript(process.returncode, out, seen.replace("\r\n", "\n"))
