@@ -20,6 +20,7 @@ from nexus.lifecycle import Lifecycle
 from nexus.policy import Permission
 from nexus.roles import Role
 from nexus.serving import Serving
+from nexus.states import State
 
 T = TypeVar("T")
 
@@ -100,6 +101,11 @@ class Gate:
         if caller.role not in roles:
             self._deny(grant, "role " + " or ".join(sorted(roles)), reserve=reserve)
         return Audited(self, grant, grant, reserve=reserve)
+
+    @property
+    def state(self) -> State:
+        """The state that the nexus is in."""
+        return self._lifecycle.state
 
     def require_serving(self) -> Serving:
         """Return what a ready nexus serves with; raises as `Lifecycle.require_serving`."""

@@ -1,6 +1,7 @@
 """Unseal: custodians submit recovery shares, one by one, until the escrow of the root key opens.
 
-- One session at a time, for 15 minutes; its shares are in protected memory only, and wiped when it ends.
+- One session at a time, for 15 minutes and no longer than the state that it was opened in: it ends when keepers bring
+  the nexus back, or when it is sealed. Its shares are in protected memory only, and wiped when it ends.
 - A share comes sealed to a one-shot key that the nexus stated for this caller, and is bound to the session. It is
   checked alone, against the salted hash that was stored at init: a wrong one is refused, and the others are kept.
 - Before the first share: recovery key and escrow have to be those of the genesis record, whose fingerprint custodians
@@ -39,6 +40,7 @@ from nexus.ports import StatementSigner
 from nexus.roles import Role
 from nexus.root_key import ROOT_KEY_SIZE
 from nexus.serving import prove
+from nexus.states import State
 from nexus.store.protocol import Store
 from nexus.warden import Warden
 
@@ -66,6 +68,7 @@ class Material:
 class _Session:
     session_id: bytes
     started_by: str
+    state: State
     ends_at: float  # of the monotonic clock
     material: Material
     shares: dict[int, ProtectedBuffer] = field(default_factory=dict)  # by custodian's number
@@ -132,8 +135,13 @@ class Unseal:
             self._expire()
             if self._session is not None:
                 raise WrongStateError("a session is open: join it, or have it reset")
-            ends_at = self._clock.monotonic() + SESSION_S
-            self._session = _Session(os.urandom(SESSION_ID_SIZE), caller.spiffe_id, ends_at, self._load_material())
+            self._session = _Session(
+                session_id=os.urandom(SESSION_ID_SIZE),
+                started_by=caller.spiffe_id,
+                state=self._gate.state,
+                ends_at=self._clock.monotonic() + SESSION_S,
+                material=self._load_material(),
+            )
             return self._view(self._session, caller)
 
     def state_key(self, caller: Caller, session_id: bytes, nonce: bytes) -> SignedStatement:
@@ -222,9 +230,16 @@ class Unseal:
             self._end()
 
     def _expire(self) -> None:
-        if self._session is not None and self._session.ends_at <= self._clock.monotonic():
-            log.warning("unseal session expired", forgotten=len(self._session.shares))
-            self._end()
+        session = self._session
+        if session is None:
+            return
+        if session.ends_at <= self._clock.monotonic():
+            log.warning("unseal session expired", forgotten=len(session.shares))
+        elif session.state is not self._gate.state:
+            log.warning("unseal session ended", forgotten=len(session.shares), state=self._gate.state.value)
+        else:
+            return
+        self._end()
 
     def _end(self) -> None:
         session, self._session = self._session, None
