@@ -90,6 +90,7 @@ def to_document(response: "GetStatusResponse") -> dict[str, Any]:
         "shard_threshold": response.shard_threshold or None,
         "shard_count": response.shard_count or None,
         "set_number": response.set_number or None,
+        "keepers_short": _count_short(response),
         "recovery_threshold": response.recovery_threshold or None,
         "recovery_shares": response.recovery_shares or None,
         "timeline": response.timeline or None,
@@ -119,6 +120,13 @@ def _unseal_document(response: "GetStatusResponse") -> dict[str, Any] | None:
     if not response.HasField("unseal"):
         return None
     return {"submitted": response.unseal.submitted, "needed": response.unseal.needed}
+
+
+def _count_short(response: "GetStatusResponse") -> int | None:
+    """Return how many keepers are missing until a restarted nexus comes back by itself; None when nobody can say."""
+    if not response.shard_threshold:
+        return None
+    return max(0, response.shard_threshold - sum(keeper.holds_current_set for keeper in response.keepers))
 
 
 def keeper_document(keeper: "KeeperStatus") -> dict[str, Any]:
@@ -171,6 +179,9 @@ def list_hints(document: dict[str, Any]) -> list[str]:
         return ["custodians bring it back: 'pilot unseal'"]
     if document["state"] == "recovering" and document["blocked_by"]:
         return ["when the keepers that it waits for do not come back, custodians bring it back: 'pilot unseal'"]
+    if document["state"] == "ready" and (short := document["keepers_short"]):
+        more = "1 more keeper holds its shard" if short == 1 else f"{short} more keepers hold their shards"
+        return [f"until {more}, a restarted nexus needs its custodians"]
     return []
 
 
