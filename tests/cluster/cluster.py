@@ -26,7 +26,7 @@ from pilot.card import read_words
 from pilot.dev.cluster import DevCluster
 from pilot.dev.configuration import socket_path
 from pilot.dev.directory import DevDirectory, Plan
-from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, parse_workload
+from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodian_path, parse_workload
 from pilot.dev.probes import wait_until
 from pilot.status import to_document
 from shardhold import Client, WorkloadAPI
@@ -217,15 +217,18 @@ class Cluster:
 
     def person(self, role: str, name: str) -> Person:
         """Return somebody with a role, always the same for the same name."""
-        path = f"/shardhold/pilot/role/{role}/{name}"
+        return self.someone(f"/shardhold/pilot/role/{role}/{name}")
+
+    def custodian(self, number: int) -> Person:
+        """Return the custodian with this number, who may do nothing but submit a share."""
+        return self.someone(custodian_path(number))
+
+    def someone(self, path: str) -> Person:
+        """Return whoever has this SPIFFE-ID path."""
         if path not in self._people:
             identity = self._open_identity(parse_workload(path))
             self._people[path] = Person(self._connect(self.dev.address, identity, "nexus.shardhold"), identity)
         return self._people[path]
-
-    def custodian(self, number: int) -> Person:
-        """Return the custodian with this number, who may do nothing but submit a share."""
-        return self.person("recover", f"custodian-{number}")
 
     def unseal(self, *numbers: int) -> None:
         """Have custodians, the first three by default, submit their shares, each with an SVID of their own."""
