@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from common import shamir
@@ -13,6 +14,7 @@ from common.genesis import Genesis
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import control, records
 from nexus.keyring import Keyring
+from nexus.marks import MarkBook
 from nexus.policy import Policy, encode_policy, superuser_policy
 from nexus.quorum.shard_set import Member, ShardSet, draw_set
 from nexus.root_key import RootKey
@@ -34,8 +36,21 @@ class FoundedCluster:
     cluster_id: bytes
     root_key: bytes  # in clear: it protects nothing
     record: records.ShardSetRecord
-    genesis: bytes
+    genesis_record: Genesis
     shards: dict[str, bytes]  # by keeper
+
+    @property
+    def genesis(self) -> bytes:
+        """Fingerprint of the genesis record."""
+        return self.genesis_record.fingerprint
+
+    def book(self) -> MarkBook:
+        """Make an empty book of marks."""
+        return MarkBook(self.genesis_record)
+
+    def make_set(self) -> ShardSet:
+        """Give the current set with its points, as after a recovery."""
+        return ShardSet(self.record, self.record.label(self.cluster_id, self.genesis), self.points())
 
     def load(self) -> tuple[Meta, list[ControlRow]]:
         """Load meta row and control rows."""
@@ -76,6 +91,8 @@ class FoundedCluster:
 
 
 FoundCluster = Callable[..., FoundedCluster]
+SealEscrow = Callable[[bytes, bytes, int], bytes]  # root key, cluster id, generation
+NO_RECOVERY = records.RecoveryKeyRecord(bytes(1216), 1, ())
 
 
 def members(count: int) -> list[Member]:
@@ -93,14 +110,17 @@ def found(
     keepers: int = 5,
     threshold: int = 3,
     policies: Sequence[Policy] = (SUPERUSERS,),
+    recovery: records.RecoveryKeyRecord = NO_RECOVERY,
+    seal_escrow: SealEscrow = lambda secret, cluster_id, generation: b"opens for nobody",
 ) -> FoundedCluster:
     """Write the rows of a cluster as `nexus.initialise` does, without its two phases."""
     cluster_id = os.urandom(16)
     secret = os.urandom(32)
+    escrow = seal_escrow(secret, cluster_id, 1)
     buffer = memory.allocate(32)
     buffer.view[:] = secret
     root_key = RootKey(buffer, cluster_id=cluster_id, generation=1, memory=memory)
-    genesis = Genesis(cluster_id, 1, root_key.kcv, root_key.public_key, bytes(1216), bytes(32))
+    genesis = Genesis(cluster_id, 1, root_key.kcv, root_key.public_key, recovery.public_key, sha256(escrow).digest())
     record, points = draw_set(
         root_key.view,
         members(keepers),
@@ -124,9 +144,9 @@ def found(
         records.GENESIS: records.GenesisRecord(genesis.encode()),
         records.KEYRING: records.KeyringRecord(1, {"1": wrap}),
         records.CANARY: make_canary(cluster_id, keyring),
-        records.RECOVERY_KEY: records.RecoveryKeyRecord(bytes(1216), 1, ()),
+        records.RECOVERY_KEY: recovery,
         (records.KCV, "1"): records.KcvRecord(root_key.kcv),
-        (records.ESCROW, "1"): records.EscrowRecord(b"escrow"),
+        (records.ESCROW, "1"): records.EscrowRecord(escrow),
         (records.SHARD_SET, "1"): record,
     }
     bodies = {key: records.encode(row) for key, row in rows.items()}
@@ -147,7 +167,7 @@ def found(
     store.write(write)
     keyring.release()
     root_key.release()
-    return FoundedCluster(store, memory, cluster_id, secret, record, genesis.fingerprint, shards)
+    return FoundedCluster(store, memory, cluster_id, secret, record, genesis, shards)
 
 
 def open_store(folder: Path) -> SqliteStore:

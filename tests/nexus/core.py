@@ -1,7 +1,7 @@
 """The core of a nexus without its wire: every part real, keepers played; the clock of gate and audit stands still."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,15 +23,22 @@ from nexus.lifecycle import Lifecycle
 from nexus.policies import Policies
 from nexus.quorum.pool import KeeperPool
 from nexus.roles import Roles
+from nexus.seal import SealDesk
 from nexus.server.auth import Authenticator
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.methods import list_methods
 from nexus.server.policies import PolicyHandlers
+from nexus.server.recovery import RecoveryHandlers
 from nexus.server.secrets import SecretHandlers
+from nexus.server.signer import SvidSigner
 from nexus.states import State, initial_state
 from nexus.status import StatusDesk
 from nexus.store.protocol import Store
+from nexus.unseal import Unseal
 from nexus.vault import Vault
+from nexus.warden import Warden
+from shardhold._identity import Svid
+from tests.common.authority import Authority
 from tests.nexus.cluster import SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
 from tests.nexus.keepers import PlayedKeeper
 
@@ -52,6 +59,26 @@ NEXUS = identify("shardhold/nexus/other")
 KEEPER = identify("shardhold/keeper/keeper-1")
 APP = identify("team/app")
 STRANGER = identify("elsewhere/app")
+
+
+class FixedIdentity:
+    """The SVID of the nexus, which never changes. Implements the SDK's IdentitySource."""
+
+    def __init__(self) -> None:
+        self.authority = Authority()
+        self.svid = self.authority.issue("p256", f"spiffe://{TRUST_DOMAIN}/shardhold/nexus/n1")
+
+    def current(self) -> Svid:
+        return self.svid
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+IDENTITY = FixedIdentity()
 
 
 class NexusCore:
@@ -76,7 +103,10 @@ class NexusCore:
 
     def bind(self, state: State) -> None:
         """Build what hangs on the lifecycle, which begins in *state*."""
-        self.lifecycle = Lifecycle(state, self.pool, on_change=self.states.append, on_failure=self.failures.append)
+        self.lifecycle = Lifecycle(state, on_change=self.states.append, on_failure=self.failures.append)
+        self.warden = Warden(
+            store=self.store, lifecycle=self.lifecycle, pool=self.pool, memory=self.memory, clock=SystemClock()
+        )
         self.gate = Gate(self.lifecycle, self.audit, self.exporter, self.clock)
         self.vault = Vault(self.store, self.gate, self.clock)
         self.policies = Policies(self.store, self.gate)
@@ -84,16 +114,28 @@ class NexusCore:
             store=self.store,
             gate=self.gate,
             lifecycle=self.lifecycle,
+            warden=self.warden,
             pool=self.pool,
             memory=self.memory,
             first_policy=SUPERUSERS,
         )
+        self.unseal = Unseal(
+            store=self.store,
+            gate=self.gate,
+            warden=self.warden,
+            memory=self.memory,
+            clock=self.clock,
+            signer=SvidSigner(IDENTITY),
+        )
+        self.seal_desk = SealDesk(self.gate, self.warden)
         self.desk = StatusDesk(
             store=self.store,
             gate=self.gate,
             lifecycle=self.lifecycle,
             pool=self.pool,
             initialisation=self.initialisation,
+            warden=self.warden,
+            unseal=self.unseal,
             memory_protection=self.memory.level,
         )
 
@@ -103,7 +145,8 @@ class NexusCore:
         return list_methods(
             SecretHandlers(self.vault, authenticator),
             PolicyHandlers(self.policies, authenticator),
-            ClusterHandlers(self.desk, self.initialisation, authenticator),
+            ClusterHandlers(self.desk, self.initialisation, self.seal_desk, authenticator),
+            RecoveryHandlers(self.unseal, authenticator),
         )
 
     def list_entries(self) -> list[Entry]:
@@ -141,6 +184,8 @@ class NexusCore:
         """Take it down as a process does."""
         for keeper in self.keepers.values():
             keeper.go.set()
+        self.warden.stop()
+        self.unseal.close()
         self.pool.stop()
         self.exporter.stop()
         self.audit.close()
@@ -160,5 +205,5 @@ def _points_to(fd: int, path: Path) -> bool:
 
 def make_ready(core: NexusCore, cluster: FoundedCluster) -> None:
     """Let *core* serve *cluster*, as after a recovery."""
-    core.lifecycle.become_ready(cluster.prove())
+    core.warden.found(cluster.prove())
     core.states.clear()

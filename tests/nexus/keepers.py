@@ -5,7 +5,15 @@ import threading
 from typing import Final
 
 from common import shamir
-from common.errors import BadShardError, DeniedError, KeeperUnreachableError, NotFoundError, WrongStateError
+from common.errors import (
+    BadShardError,
+    DeniedError,
+    InvalidArgumentError,
+    KeeperUnreachableError,
+    NotFoundError,
+    WrongStateError,
+)
+from common.mark import SignedMark
 from common.protected import ProtectedBuffer
 from nexus.ports import HeldSet, KeeperReport, SetLabel
 
@@ -24,6 +32,8 @@ class PlayedKeeper:
         self.gives_garbage = False  # what it gives back does not open
         self.pretends = False  # says that it holds whatever it was given, but gives nothing
         self.refusal = ""  # why it takes no shard
+        self.mark_refusal = ""  # why it takes no mark
+        self.marks: list[SignedMark] = []  # all that it took since its start; it gives back the last one
         self.go = threading.Event()  # cleared: it answers only when this is set
         self.go.set()
         self.waiting = threading.Event()  # somebody waits for a slow answer
@@ -50,6 +60,7 @@ class PlayedKeeper:
         with self._lock:
             self.boot_id = os.urandom(16)
             self.sets.clear()
+            self.marks.clear()
 
     def fetch_report(self, *, timeout: float) -> KeeperReport:
         self._answer("fetch_report")
@@ -86,6 +97,18 @@ class PlayedKeeper:
         with self._lock:
             self.sets.pop(set_id, None)
             return self.boot_id
+
+    def put_mark(self, mark: SignedMark, *, timeout: float) -> None:
+        self._answer("put_mark")
+        with self._lock:
+            if self.mark_refusal:
+                raise InvalidArgumentError(self.mark_refusal)
+            self.marks.append(mark)
+
+    def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:
+        self._answer("fetch_mark")
+        with self._lock:
+            return self.marks[-1] if self.marks else None
 
     def close(self) -> None:
         self.is_closed = True

@@ -22,7 +22,6 @@ from common.errors import (
 from nexus.gate import Caller, Gate
 from nexus.lifecycle import Lifecycle
 from nexus.policy import Permission, Policy
-from nexus.quorum.pool import KeeperPool
 from nexus.roles import Role
 from nexus.states import State
 from nexus.store.protocol import Store
@@ -272,8 +271,7 @@ def test_a_call_that_the_state_refuses_touches_nothing_and_leaves_no_entry(
 
 
 def _in_state(core: NexusCore, state: State) -> Gate:
-    pool: KeeperPool = core.pool
-    lifecycle = Lifecycle(state, pool, on_change=core.states.append, on_failure=core.failures.append)
+    lifecycle = Lifecycle(state, on_change=core.states.append, on_failure=core.failures.append)
     return Gate(lifecycle, core.audit, core.exporter, core.clock)
 
 

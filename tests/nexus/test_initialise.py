@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
-from common.clock import SystemClock
 from common.errors import (
     DecryptionError,
     InvalidArgumentError,
@@ -17,12 +15,12 @@ from common.protected import ProtectedMemory
 from common.recovery_key import escrow_info, open_sealed
 from nexus import records
 from nexus.initialise import Confirmed
-from nexus.recovery import Recovery
 from nexus.root_key import RootKey
 from nexus.states import State
 from nexus.store.protocol import Phase
 from nexus.vault import Expected
 from tests.nexus.cluster import is_wiped, open_store
+from tests.nexus.conftest import WaitUntil
 from tests.nexus.core import SUPERUSER, NexusCore
 from tests.nexus.founder import PUBLIC_KEY, RECOVERY, SEED, answer, begin, confirm, load
 from tests.nexus.keepers import PlayedKeeper
@@ -87,7 +85,9 @@ def test_the_escrow_opens_with_the_recovery_seed_to_the_root_key(core: NexusCore
             open_sealed(escrow, seed, other)
 
 
-def test_the_next_start_recovers_what_init_made(core: NexusCore, tmp_path: Path, memory: ProtectedMemory) -> None:
+def test_the_next_start_recovers_what_init_made(
+    core: NexusCore, tmp_path: Path, memory: ProtectedMemory, wait_until: WaitUntil
+) -> None:
     """From the keepers alone, by the production recovery."""
     begun = begin(core)
     confirm(core, begun)
@@ -96,9 +96,10 @@ def test_the_next_start_recovers_what_init_made(core: NexusCore, tmp_path: Path,
     core.store.close()
     store = open_store(tmp_path)
     again = NexusCore(tmp_path, store, memory, list(core.keepers.values()))
-    assert again.lifecycle.state is State.RECOVERING
+    assert again.warden.list_obstacles() == ["the nexus is recovering"]
     again.pool.start()
-    again.lifecycle.recover(Recovery(store, again.pool, memory, SystemClock()), _never())
+    again.warden.start()
+    wait_until(lambda: again.states == [State.READY])
     assert again.vault.get(SUPERUSER, "a", 0).fields == {"value": b"v"}
     assert again.lifecycle.require_serving().genesis.fingerprint == begun.genesis
     # Its attempt is not in memory any more. Nobody may be told to destroy the shares that open this cluster.
@@ -106,10 +107,6 @@ def test_the_next_start_recovers_what_init_made(core: NexusCore, tmp_path: Path,
         confirm(again, begun)
     again.close()
     store.close()
-
-
-def _never() -> threading.Event:
-    return threading.Event()
 
 
 def test_a_wrong_answer_keeps_the_attempt(core: NexusCore) -> None:

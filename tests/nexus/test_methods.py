@@ -20,7 +20,7 @@ from nexus.gate import Caller
 from nexus.policy import Permission, Policy
 from nexus.roles import Role
 from nexus.states import SERVED, State
-from shardhold.v1 import cluster_pb2, policies_pb2, secrets_pb2
+from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, STRANGER, SUPERUSER, NexusCore
 from tests.nexus.founder import PUBLIC_KEY
@@ -47,10 +47,20 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     ),
     "ConfirmInit": lambda: cluster_pb2.ConfirmInitRequest(attempt=1, answer=bytes(32)),
     "AbortInit": lambda: cluster_pb2.AbortInitRequest(attempt=1),
+    "Seal": lambda: cluster_pb2.SealRequest(reason="test"),
+    "AcceptOlderStore": lambda: cluster_pb2.AcceptOlderStoreRequest(timeline=1, revision=1),
     "ListKeepers": lambda: cluster_pb2.ListKeepersRequest(),
+    "StartUnseal": lambda: recovery_pb2.StartUnsealRequest(),
+    "GetSealingKey": lambda: recovery_pb2.GetSealingKeyRequest(session_id=bytes(16), nonce=os.urandom(32)),
+    "SubmitShare": lambda: recovery_pb2.SubmitShareRequest(
+        session_id=bytes(16), statement_digest=bytes(32), sealed_share=bytes(114)
+    ),
+    "GetProgress": lambda: recovery_pb2.GetProgressRequest(),
+    "ResetUnseal": lambda: recovery_pb2.ResetUnsealRequest(session_id=bytes(16)),
 }
 # Who gets through by role, as the contracts say; policies decide for the rest.
 EVERYBODY = frozenset(Role)
+SUBMITTERS = frozenset({Role.RECOVER, Role.OPERATOR, Role.SUPERUSER})
 ALLOWED = {
     "GetStatus": EVERYBODY,
     "ListSecrets": frozenset({Role.SUPERUSER, Role.WORKLOAD}),  # and shows what policies allow
@@ -58,12 +68,18 @@ ALLOWED = {
     **dict.fromkeys(("ApplyPolicies", "DeletePolicy"), frozenset({Role.SUPERUSER})),
     "ListPolicies": frozenset({Role.SUPERUSER, Role.AUDITOR}),
     **dict.fromkeys(("BeginInit", "ConfirmInit", "AbortInit"), frozenset({Role.SUPERUSER})),
+    "Seal": frozenset({Role.SUPERUSER, Role.OPERATOR}),
+    "AcceptOlderStore": frozenset({Role.SUPERUSER}),
     "ListKeepers": frozenset({Role.SUPERUSER, Role.OPERATOR, Role.AUDITOR}),
+    **dict.fromkeys(("StartUnseal", "GetSealingKey", "SubmitShare", "ResetUnseal"), SUBMITTERS),
+    "GetProgress": SUBMITTERS | {Role.AUDITOR},
 }
+KEYLESS = ["AcceptOlderStore", "StartUnseal", "GetSealingKey", "SubmitShare", "GetProgress", "ResetUnseal"]
+OF_INIT = ["BeginInit", "ConfirmInit", "AbortInit"]
 CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]
 RPCS = [
     rpc.name
-    for contract in (secrets_pb2, policies_pb2, cluster_pb2)
+    for contract in (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2)
     for service in contract.DESCRIPTOR.services_by_name.values()
     for rpc in service.methods
 ]
@@ -98,7 +114,7 @@ def test_requests_and_roles_are_known_for_every_rpc() -> None:
 
 
 @pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
-@pytest.mark.parametrize("rpc", [rpc for rpc in RPCS if rpc not in ("BeginInit", "ConfirmInit", "AbortInit")])
+@pytest.mark.parametrize("rpc", [rpc for rpc in RPCS if rpc not in (*OF_INIT, *KEYLESS)])
 def test_every_rpc_of_a_ready_nexus_is_authorised_by_role_and_audited_once(
     make_nexus: MakeNexus, rpc: str, caller: Caller
 ) -> None:
@@ -112,13 +128,31 @@ def test_every_rpc_of_a_ready_nexus_is_authorised_by_role_and_audited_once(
 
 
 @pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
-@pytest.mark.parametrize("rpc", ["BeginInit", "ConfirmInit", "AbortInit"])
+@pytest.mark.parametrize("rpc", OF_INIT)
 def test_every_rpc_of_init_is_authorised_by_role_and_audited_once(core: NexusCore, rpc: str, caller: Caller) -> None:
     """Also when the attempt is void."""
-    core.lifecycle.become_initialising()
+    core.lifecycle.enter(State.INITIALISING)
     refused = call(core, rpc, caller)
     assert isinstance(refused, DeniedError) == (caller.role not in ALLOWED[rpc])
     assert count_entries(core, caller) == 1
+
+
+@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
+@pytest.mark.parametrize("rpc", ["GetStatus", "Seal", *KEYLESS])
+@pytest.mark.parametrize("state", [State.RECOVERING, State.SEALED])
+def test_every_rpc_of_a_nexus_without_a_key_is_authorised_by_role_and_audited_once(
+    make_nexus: MakeNexus, rpc: str, caller: Caller, state: State
+) -> None:
+    """Also when there is no session, or nothing that blocks."""
+    if state not in SERVED[rpc]:
+        return
+    nexus = make_nexus()
+    nexus.lifecycle.withdraw(state, seconds=0)
+    refused = call(nexus, rpc, caller)
+    assert isinstance(refused, DeniedError) == (caller.role not in ALLOWED[rpc])
+    assert count_entries(nexus, caller) == 1
+    denials = [entry for entry in nexus.list_entries() if entry.decision == "deny"]
+    assert len(denials) == isinstance(refused, DeniedError)
 
 
 @pytest.mark.parametrize("rpc", RPCS)

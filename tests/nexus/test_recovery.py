@@ -28,7 +28,7 @@ class Run:
         self.pool = KeeperPool(
             members(len(keepers)), lambda member: self.keepers[member.name], clock=clock, memory=cluster.memory
         )
-        self.recovery = Recovery(store, self.pool, cluster.memory, clock)
+        self.recovery = Recovery(store, self.pool, cluster.book(), cluster.memory, clock)
         self.serving: Serving | None = None
         self.stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)

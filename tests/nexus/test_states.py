@@ -8,7 +8,7 @@ from common.errors import RecoveringError, SealedError, ShardholdError, WrongSta
 from nexus.server.methods import list_methods
 from nexus.states import SERVED, State, check_served, initial_state
 from nexus.store.protocol import Meta, Phase
-from shardhold.v1 import cluster_pb2, policies_pb2, secrets_pb2
+from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 
 UNINITIALISED, INITIALISING, RECOVERING, SEALED, READY = State
 OK, WRONG = None, WrongStateError
@@ -19,6 +19,13 @@ TABLE: dict[str, tuple[type[ShardholdError] | None, ...]] = {
     "BeginInit": (OK, OK, WRONG, WRONG, WRONG),
     "ConfirmInit": (WRONG, OK, WRONG, WRONG, OK),
     "AbortInit": (WRONG, OK, WRONG, WRONG, WRONG),
+    "Seal": (WRONG, WRONG, OK, OK, OK),
+    "AcceptOlderStore": (WRONG, WRONG, OK, WRONG, WRONG),
+    "StartUnseal": (WRONG, WRONG, OK, OK, WRONG),
+    "GetSealingKey": (WRONG, WRONG, OK, OK, WRONG),
+    "SubmitShare": (WRONG, WRONG, OK, OK, WRONG),
+    "GetProgress": (WRONG, WRONG, OK, OK, WRONG),
+    "ResetUnseal": (WRONG, WRONG, OK, OK, WRONG),
 }
 EVERYTHING_ELSE = (WRONG, WRONG, RecoveringError, SealedError, OK)
 
@@ -28,6 +35,7 @@ SERVICES = [
     *secrets_pb2.DESCRIPTOR.services_by_name.values(),
     *policies_pb2.DESCRIPTOR.services_by_name.values(),
     *cluster_pb2.DESCRIPTOR.services_by_name.values(),
+    *recovery_pb2.DESCRIPTOR.services_by_name.values(),
 ]
 RPCS = [rpc.name for service in SERVICES for rpc in service.methods]
 
@@ -53,7 +61,7 @@ def test_every_row_of_the_table_is_an_rpc() -> None:
 def test_every_rpc_of_the_contracts_is_in_the_table_of_methods() -> None:
     """The services walked here are the ones that the server binds."""
     handlers = _AnyHandler()
-    bound = list_methods(handlers, handlers, handlers)  # type: ignore[arg-type]
+    bound = list_methods(handlers, handlers, handlers, handlers)  # type: ignore[arg-type]
     assert [method.name.rpartition("/")[2] for method in bound] == RPCS
 
 

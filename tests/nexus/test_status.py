@@ -8,7 +8,7 @@ from common.errors import DeniedError, RecoveringError
 from common.protected import ProtectedMemory
 from nexus.gate import Caller
 from nexus.states import State
-from nexus.status import ClusterView
+from nexus.status import ClusterFacts, ClusterView
 from nexus.store.protocol import Store
 from tests.nexus.cluster import FoundCluster
 from tests.nexus.conftest import MakeNexus, WaitUntil
@@ -48,8 +48,9 @@ def test_every_role_of_people_sees_a_ready_cluster_whole(
     view = describe(nexus, caller)
     assert state is State.READY
     assert view.blocked_by == []
-    assert view.serving is nexus.lifecycle.require_serving()
-    assert view.meta.cluster_id == view.serving.cluster_id
+    serving = nexus.lifecycle.require_serving()
+    assert view.facts == ClusterFacts(serving.genesis.fingerprint, serving.shard_set.record, serving.recovery)
+    assert view.meta.cluster_id == serving.cluster_id
     assert view.memory_protection == nexus.memory.level
     assert view.init_step is None
     assert [keeper.x for keeper in view.keepers] == [1, 2, 3]
@@ -67,7 +68,7 @@ def test_before_the_first_init_there_is_nothing_to_see_but_keepers(core: NexusCo
     assert state is State.UNINITIALISED
     assert view is not None
     assert view.blocked_by == ["the nexus is uninitialised"]
-    assert (view.serving, view.init_step, view.meta.cluster_id) == (None, None, b"")
+    assert (view.facts, view.init_step, view.meta.cluster_id) == (None, None, b"")
     assert [keeper.x for keeper in view.keepers] == [0, 0, 0]
 
 
@@ -85,12 +86,14 @@ def test_an_init_in_progress_is_an_operation(core: NexusCore) -> None:
 def test_a_recovering_nexus_says_what_blocks_it(
     found: FoundCluster, store: Store, memory: ProtectedMemory, tmp_path: Path
 ) -> None:
-    """Status works without a root key; the list of keepers does not."""
-    core = NexusCore(tmp_path, store, memory, found().keepers())
+    """Status tells what the store says, without a root key; the list of keepers does not."""
+    cluster = found()
+    core = NexusCore(tmp_path, store, memory, cluster.keepers())
     state, view = core.desk.describe(AUDITOR)
     assert state is State.RECOVERING
     assert view is not None
-    assert view.serving is None
+    assert view.facts is not None
+    assert (view.facts.genesis, view.facts.shard_set) == (cluster.genesis, cluster.record)
     assert view.blocked_by == ["the nexus is recovering"]
     with pytest.raises(RecoveringError):
         core.desk.list_keepers(AUDITOR)

@@ -8,7 +8,6 @@ import pytest
 from common.clock import Clock, ManualClock, SystemClock
 from nexus.quorum.collection import Collection
 from nexus.quorum.pool import KeeperPool
-from nexus.quorum.shard_set import ShardSet
 from tests.nexus.cluster import FoundCluster, FoundedCluster, members
 from tests.nexus.conftest import WaitUntil
 from tests.nexus.keepers import PlayedKeeper
@@ -33,8 +32,8 @@ def running(
         assert all(keeper.is_closed for keeper in keepers)
 
 
-def make_set(cluster: FoundedCluster) -> ShardSet:
-    return ShardSet(cluster.record, cluster.record.label(cluster.cluster_id, cluster.genesis), cluster.points())
+def keep(pool: KeeperPool, cluster: FoundedCluster) -> None:
+    pool.keep(cluster.make_set(), cluster.book(), lambda: None)
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_empty_keepers_are_filled_at_once(cluster: FoundedCluster, wait_until: W
     clock = ManualClock()
     with running(cluster, keepers, clock) as pool:
         assert clock.wait_for_waiters(5)
-        pool.keep(make_set(cluster))
+        keep(pool, cluster)
         wait_until(lambda: pool.count_holders() == 5)
         assert clock.monotonic() == 0
     assert {keeper.name: keeper.sets[cluster.record.set_id][1] for keeper in keepers} == cluster.shards
@@ -68,7 +67,7 @@ def test_a_slow_keeper_delays_no_other(cluster: FoundedCluster, wait_until: Wait
     keepers = [PlayedKeeper(f"keeper-{i}") for i in range(1, 6)]
     keepers[0].go.clear()
     with running(cluster, keepers) as pool:
-        pool.keep(make_set(cluster))
+        keep(pool, cluster)
         assert pool.wait_holders(4, seconds=10) == 4
         assert not pool.seats[0].status.holds_current_set
         keepers[0].go.set()
@@ -81,7 +80,7 @@ def test_waiting_for_holders_ends_in_time(cluster: FoundedCluster) -> None:
     for keeper in keepers[:3]:
         keeper.is_reachable = False
     with running(cluster, keepers) as pool:
-        pool.keep(make_set(cluster))
+        keep(pool, cluster)
         assert pool.wait_holders(2, seconds=10) == 2
         assert pool.wait_holders(4, seconds=0.05) == 2
 
@@ -90,7 +89,7 @@ def test_a_restarted_keeper_is_full_again_within_two_polls(cluster: FoundedClust
     """Nobody has to ask for it."""
     keepers = cluster.keepers()
     with running(cluster, keepers) as pool:
-        pool.keep(make_set(cluster))
+        keep(pool, cluster)
         wait_until(lambda: pool.count_holders() == 5)
         keepers[2].restart()
         wait_until(lambda: cluster.record.set_id in keepers[2].sets, timeout=2.5)
@@ -103,7 +102,7 @@ def test_collecting_asks_all_keepers_until_there_are_enough(cluster: FoundedClus
         keeper.is_reachable = False
     collection = Collection(cluster.record, cluster.cluster_id)
     with running(cluster, keepers) as pool:
-        pool.collect(collection)
+        pool.collect(collection, cluster.book())
         wait_until(lambda: collection.gathered == 2)
         assert not collection.wait(SystemClock(), 0)
         keepers[4].is_reachable = True

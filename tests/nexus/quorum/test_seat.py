@@ -4,10 +4,10 @@ import os
 
 import pytest
 
+from common.mark import SignedMark
 from common.protected import ProtectedMemory
 from nexus.quorum.collection import Collection
 from nexus.quorum.seat import RETRY_PAUSE, Seat, SeatStatus
-from nexus.quorum.shard_set import ShardSet
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.keepers import PlayedKeeper
 
@@ -20,18 +20,19 @@ class Bench:
         self.keeper = cluster.keepers()[0]
         self.notes: list[tuple[str, str, str]] = []
         self.seat = Seat(members(1)[0], self.keeper, cluster.memory, lambda *note: self.notes.append(note))
-        label = cluster.record.label(cluster.cluster_id, cluster.genesis)
-        self.shard_set = ShardSet(cluster.record, label, cluster.points())
+        self.shard_set = cluster.make_set()
+        self.book = cluster.book()
+        self.mark: SignedMark | None = None  # the newest one
         self.collection = Collection(cluster.record, cluster.cluster_id)
 
     def keep(self) -> SeatStatus:
         """Take one step of the duty."""
-        assert self.seat.keep(self.shard_set) == 1.0
+        assert self.seat.keep(self.shard_set, self.book, lambda: self.mark) == 1.0
         return self.seat.status
 
     def collect(self) -> SeatStatus:
         """Take one step of the duty."""
-        assert RETRY_PAUSE[0] <= self.seat.collect(self.collection) <= RETRY_PAUSE[1]
+        assert RETRY_PAUSE[0] <= self.seat.collect(self.collection, self.book) <= RETRY_PAUSE[1]
         return self.seat.status
 
 
@@ -173,7 +174,7 @@ def test_a_keeper_that_is_not_in_the_set_is_watched_only(bench: Bench) -> None:
     """Configuration may name one that the set does not: it gets no shard."""
     stranger = PlayedKeeper("stranger")
     seat = Seat(members(9)[8], stranger, bench.cluster.memory)
-    seat.keep(bench.shard_set)
+    seat.keep(bench.shard_set, bench.book, lambda: None)
     assert stranger.calls == ["fetch_report"]
     assert seat.status.reachable
 
