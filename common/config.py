@@ -133,7 +133,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"configuration file {path} is not UTF-8, want TOML") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except RecursionError as exc:
+        raise ConfigError(f"configuration file {path} is nested too deep") from exc
+    except ValueError as exc:  # tomllib.TOMLDecodeError is one; a number of thousands of digits raises the bare one
         raise ConfigError(f"configuration file {path} is not TOML: {exc}") from exc
 
 
