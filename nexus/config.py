@@ -5,7 +5,16 @@ from pathlib import Path
 
 import msgspec
 
-from common.config import IdentityOptions, ListenOptions, LogOptions, MemoryOptions, check_address, load
+from common.config import (
+    IdentityOptions,
+    ListenOptions,
+    LogOptions,
+    MemoryOptions,
+    check_address,
+    check_drain,
+    check_label,
+    load,
+)
 from common.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_NEXUS"
@@ -75,6 +84,7 @@ def load_config(
     config = load(NexusConfig, path=path, environ=environ, prefix=ENVIRONMENT_PREFIX, flags=flags or {})
     check_address("listen.address", config.listen.address)
     check_address("listen.http", config.listen.http)
+    check_drain(config.shutdown.drain_s)
     _check_keepers(config.keepers)
     if config.memory.lowest_level < 2 and not config.dev:
         raise ConfigError(
@@ -88,8 +98,7 @@ def _check_keepers(keepers: tuple[KeeperOptions, ...]) -> None:
         raise ConfigError(f"keepers: got {len(keepers)}, want 2 to 255")
     for index, keeper in enumerate(keepers):
         check_address(f"keepers[{index}].address", keeper.address)
-        if not keeper.name:
-            raise ConfigError(f"keepers[{index}].name: got nothing, want a name")
+        check_label(f"keepers[{index}].name", keeper.name)
     for option in ("name", "address", "spiffe_id"):
         values = [getattr(keeper, option) for keeper in keepers if getattr(keeper, option)]
         twice = next((value for value in values if values.count(value) > 1), None)
