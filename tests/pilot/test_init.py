@@ -1,11 +1,10 @@
-"""Init: cards, custodians at a real terminal or as files, and what is true when any step fails."""
+"""Init: custodians at a real terminal or as files, and what is true when any step fails."""
 
 import os
 import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from common.errors import WordsError
 from common.recovery_key import ShareHash, challenge_info, hash_share, seal
 from common.words import encode_share, split
-from pilot.card import Card, is_card, read_genesis, read_words
+from pilot.card import Card, read_words
 from pilot.ceremony import Begun, Ceremony, Plan, State
 from pilot.custodians import FileCustodians, ScreenCustodians, ShareCheck
 from pilot.errors import PilotError, UsageError, described
@@ -26,77 +25,14 @@ from shardhold._errors import (
     UnavailableError,
     WrongStateError,
 )
+from tests.pilot.cards import CLUSTER_ID, TODAY, make_cards
 from tests.pilot.person import DEADLINE_S, Person
 
-CLUSTER_ID = bytes(16)
 PLAN = Plan(keeper_threshold=0, recovery_threshold=2, recovery_shares=3)
-TODAY = date(2026, 2, 3)
-
-
-def make_cards(shares: list[str], threshold: int = 2) -> list[Card]:
-    return [
-        Card(
-            number=number,
-            count=len(shares),
-            threshold=threshold,
-            words=words,
-            cluster_id=CLUSTER_ID,
-            genesis=bytes(range(32)),
-            attempt=4,
-            made_on=TODAY,
-        )
-        for number, words in enumerate(shares, start=1)
-    ]
 
 
 SHARES = split(bytes(32), 2, 3)
 CHECK = ShareCheck([hash_share(encode_share(share)) for share in SHARES], threshold=2)
-
-
-# Cards
-
-
-def test_card_holds_what_a_custodian_needs() -> None:
-    """Number, threshold, genesis, cluster, date, every word with its number, and what to do."""
-    text = make_cards(SHARES)[1].format()
-    for part in (
-        "custodian           2 of 3",
-        "any 2 of the 3 shares",
-        "0001 0203 0405",
-        CLUSTER_ID.hex(),
-        "2026-02-03",
-    ):
-        assert part in text
-    for number, word in enumerate(SHARES[1].split(), start=1):
-        assert re.search(rf"\b{number} {word}\b", text)
-    assert "what to do with it" in text
-    assert text.isascii()
-    assert max(map(len, text.splitlines())) <= 120
-
-
-def test_words_are_read_back_from_a_card() -> None:
-    """The words of a card's text are the words that went in."""
-    for card, share in zip(make_cards(SHARES), SHARES, strict=True):
-        assert read_words(card.format()) == share
-        assert share not in repr(card)
-
-
-def test_genesis_is_read_back_from_a_card() -> None:
-    """The fingerprint of a card's text is the one that went in, and a text without one is named."""
-    text = make_cards(SHARES)[0].format()
-    assert is_card(text)
-    assert not is_card(SHARES[0])
-    assert read_genesis(text) == bytes(range(32))
-    for spoiled in (text.replace("0001 0203", "0203"), text.replace("genesis  ", "origin   "), "", "genesis\n"):
-        with pytest.raises(WordsError, match="no genesis"):
-            read_genesis(spoiled)
-
-
-@pytest.mark.parametrize("text", ["", "hello\n", "recovery words\n\n", "recovery words\n 1 academic\n\n"])
-def test_what_is_no_card_is_refused(text: str) -> None:
-    """A text without 33 words is no card."""
-    with pytest.raises(WordsError):
-        read_words(text)
 
 
 def test_share_check() -> None:
