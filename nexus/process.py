@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from common.clock import Clock, JumpWatch
 from common.edge import GrpcServer
-from common.errors import AuditUnavailableError
+from common.errors import AuditUnavailableError, StoreUnavailableError
 from common.http import HttpServer
 from common.protected import ProtectedMemory
 from common.termination import Termination
@@ -181,10 +181,15 @@ class Nexus:
     def _tell_state(self, state: State) -> None:
         if state is State.READY:
             serving = self._lifecycle.require_serving()
-            with contextlib.suppress(AuditUnavailableError):  # the chain before goes on until the next start
+            # When it fails, the chain before goes on until the next start.
+            with contextlib.suppress(AuditUnavailableError, StoreUnavailableError):
                 self._audit.start_timeline(self._load_meta().timeline)
             self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
             self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
+        else:
+            self._audit.set_signer(None)  # before its key is wiped
+        else:
+            self._audit.set_signer(None)  # its key is about to be wiped
         self._server.set_serving(state is State.READY)
 
     def _tell_jump(self) -> None:
