@@ -187,8 +187,6 @@ class Nexus:
             self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
             self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
         else:
-            self._audit.set_signer(None)  # before its key is wiped
-        else:
             self._audit.set_signer(None)  # its key is about to be wiped
         self._server.set_serving(state is State.READY)
 
