@@ -9,6 +9,7 @@
 - A store that holds anything, or was initialised once, never gets a new root key.
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -247,12 +248,16 @@ class Initialisation:
             cluster_id=meta.cluster_id,
             memory=self._memory,
         )
-        bodies = self._first_rows(attempt, shard_set)
-        writer.save_meta(control.first_manifest(meta, bodies, attempt.root_key, writer))
-        writer.append_audit(self._gate.change_entry(grant))
-        candidate = self._memory.allocate(ROOT_KEY_SIZE)
-        candidate.view[:] = attempt.root_key.view
-        meta, rows = writer.load_meta(), writer.load_controls()
+        with contextlib.ExitStack() as on_failure:
+            for point in points:
+                on_failure.callback(point.release)
+            bodies = self._first_rows(attempt, shard_set)
+            writer.save_meta(control.first_manifest(meta, bodies, attempt.root_key, writer))
+            writer.append_audit(self._gate.change_entry(grant))
+            meta, rows = writer.load_meta(), writer.load_controls()
+            candidate = self._memory.allocate(ROOT_KEY_SIZE)
+            candidate.view[:] = attempt.root_key.view
+            on_failure.pop_all()
         return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
 
     def _first_rows(self, attempt: _Attempt, shard_set: records.ShardSetRecord) -> dict[control.Key, bytes]:
