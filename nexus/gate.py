@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Generic, NoReturn, TypeVar
 
 from common.clock import Clock
-from common.errors import DeniedError, OutcomeUnknownError, ShardholdError
+from common.errors import DeniedError, OutcomeUnknownError, RecoveringError, ShardholdError
 from nexus.audit.entry import Entry
 from nexus.audit.exporter import Exporter
 from nexus.audit.log import AuditLog
@@ -110,6 +110,15 @@ class Gate:
     def require_serving(self) -> Serving:
         """Return what a ready nexus serves with; raises as `Lifecycle.require_serving`."""
         return self._lifecycle.require_serving()
+
+    def check_still(self, serving: Serving) -> None:
+        """Check that *serving* has not been withdrawn: what was made with keys that may be wiped is not committed.
+
+        Raises:
+            SealedError, RecoveringError: It has.
+        """
+        if self._lifecycle.require_serving() is not serving:
+            raise RecoveringError("the keys of this change were withdrawn meanwhile")
 
     def borrow(self) -> AbstractContextManager[Serving]:
         """Use the keys of a ready nexus, so that they are not wiped meanwhile; raises as `Lifecycle.borrow`."""

@@ -76,7 +76,9 @@ class Policies:
             writer.append_audit(self._gate.change_entry(grant))
             # Read here, where it can still be undone: behind the commit nothing may keep it from being in force.
             meta = writer.load_meta()
-            return writer.revision, build_view(control.verify(meta, writer.load_controls(), serving.root_key), meta)
+            view = build_view(control.verify(meta, writer.load_controls(), serving.root_key), meta)
+            self._gate.check_still(serving)
+            return writer.revision, view
 
         with self._gate.borrow() as serving:
             revision, view = self._store.write(change)

@@ -185,7 +185,9 @@ class Vault:
             if made is not None:
                 raise _AlreadyMadeError(made)
             # Asked inside the change: changes run one after the other, so its keys stay current until the commit.
-            made = step(writer, self._gate.require_serving())
+            serving = self._gate.require_serving()
+            made = step(writer, serving)
+            self._gate.check_still(serving)
             grant.version = made.versions[-1]
             writer.append_audit(self._gate.change_entry(grant))
             return made
