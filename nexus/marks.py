@@ -25,6 +25,15 @@ class NewerMark:
 
     mark: Mark
     keepers: tuple[str, ...]
+    last_generation: int  # highest that any verified mark knows
+    last_set_number: int
+
+    def describe(self, meta: Meta) -> str:
+        """Say in words what blocks the store with *meta*."""
+        return (
+            f"the store is older than a rollback mark: it is at timeline {meta.timeline}, revision {meta.revision}, "
+            f"and {', '.join(self.keepers)} remember timeline {self.mark.timeline}, revision {self.mark.revision}"
+        )
 
 
 class MarkBook:
@@ -41,22 +50,31 @@ class MarkBook:
     def cluster_id(self) -> bytes:
         return self._cluster_id
 
+    @property
+    def fingerprint(self) -> bytes:
+        """Of the genesis record that marks have to begin with."""
+        return self._fingerprint
+
     def take(self, keeper: str, signed: SignedMark | None) -> Mark | None:
         """Take what *keeper* answered when it was asked for its mark.
+
+        A keeper that was restarted may remember less than it told before: that counts all the same.
 
         Raises:
             MarkError: The keeper lies; its answer counts for nothing.
         """
+        mark: Mark | None = None
         try:
-            mark = verify_mark(signed, cluster_id=self._cluster_id, genesis=self._fingerprint) if signed else None
+            if signed is not None:
+                mark = verify_mark(signed, cluster_id=self._cluster_id, genesis=self._fingerprint)
+            return mark
         finally:
             with self._changed:
+                known = self._marks.get(keeper)
+                if mark is not None and (known is None or known.order < mark.order):
+                    self._marks[keeper] = mark
                 self._answered.add(keeper)
                 self._changed.notify_all()
-        with self._changed:
-            if mark is not None:
-                self._marks[keeper] = mark
-        return mark
 
     def wait_answers(self, keepers: int, *, seconds: float) -> None:
         """Wait until that many keepers have answered, at most *seconds*."""
@@ -70,7 +88,9 @@ class MarkBook:
             if newest is None or newest.order <= (meta.timeline, meta.revision):
                 return None
             holders = sorted(keeper for keeper, mark in self._marks.items() if mark.order == newest.order)
-            return NewerMark(newest, tuple(holders))
+            generation = max(mark.generation for mark in self._marks.values())
+            set_number = max(mark.set_number for mark in self._marks.values())
+            return NewerMark(newest, tuple(holders), generation, set_number)
 
 
 class MarkMaker:

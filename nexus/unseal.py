@@ -22,7 +22,6 @@ from common.delivery import build_share_info
 from common.errors import (
     CorruptRowError,
     DecryptionError,
-    DeniedError,
     InvalidArgumentError,
     StatementError,
     WordsError,
@@ -203,12 +202,15 @@ class Unseal:
             DeniedError: Neither its starter, nor operator, nor superuser.
             WrongStateError: No such session.
         """
-        with self._lock, self._gate.role_call("ResetUnseal", caller, "unseal.reset", _SUBMITTERS):
+        with self._lock:
+            return self._reset(caller, session_id)
+
+    def _reset(self, caller: Caller, session_id: bytes) -> int:
+        self._expire()
+        is_stranger = self._session is not None and self._session.started_by != caller.spiffe_id
+        roles = _MASTERS if is_stranger else _SUBMITTERS
+        with self._gate.role_call("ResetUnseal", caller, "unseal.reset", roles):
             session = self._require_session(session_id)
-            if caller.spiffe_id != session.started_by and caller.role not in _MASTERS:
-                raise DeniedError(
-                    f"{caller.spiffe_id} is not allowed: it needs to have started the session, or role operator"
-                )
             forgotten = len(session.shares)
             self._end()
             return forgotten
@@ -219,10 +221,13 @@ class Unseal:
         return None if session is None else (len(session.shares), session.material.recovery.threshold)
 
     def expire(self) -> None:
-        """Forget what is too old: called now and then by an idle nexus."""
-        with self._lock:
-            self._expire()
-            self._desk.expire()
+        """Forget what is too old: called now and then by the thread that ends the process: never waits."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._expire()
+                self._desk.expire()
+            finally:
+                self._lock.release()
 
     def close(self) -> None:
         """Forget everything, at the end of the process."""
@@ -286,13 +291,15 @@ class Unseal:
             info = escrow_info(material.genesis.cluster_id, material.generation)
             shares = [share.view for share in session.shares.values()]
             open_escrow(shares, material.escrow, info, into=candidate.view)
+            with self._store.read() as reader:
+                meta, rows = reader.load_meta(), reader.load_controls()
         except BaseException:
             candidate.release()
             raise
-        with self._store.read() as reader:
-            meta, rows = reader.load_meta(), reader.load_controls()
         serving = prove(candidate, [], meta=meta, rows=rows, memory=self._memory)
-        return self._warden.admit(serving, lambda writer: writer.append_audit(self._gate.change_entry(grant)))
+        return self._warden.admit(
+            serving, lambda writer: writer.append_audit(self._gate.change_entry(grant)), asked_in=session.state
+        )
 
     def _load_material(self) -> Material:
         with self._store.read() as reader:

@@ -1,5 +1,6 @@
 """All keepers at once: a slow one slows nobody, and a new duty begins at once."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -102,7 +103,7 @@ def test_collecting_asks_all_keepers_until_there_are_enough(cluster: FoundedClus
         keeper.is_reachable = False
     collection = Collection(cluster.record, cluster.cluster_id)
     with running(cluster, keepers) as pool:
-        pool.collect(collection, cluster.book())
+        pool.collect(collection, cluster.book(), threading.Event())
         wait_until(lambda: collection.gathered == 2)
         assert not collection.wait(SystemClock(), 0)
         keepers[4].is_reachable = True
