@@ -254,7 +254,7 @@ class Initialisation:
             bodies = self._first_rows(attempt, shard_set)
             writer.save_meta(control.first_manifest(meta, bodies, attempt.root_key, writer))
             writer.append_audit(self._gate.change_entry(grant))
-            meta, rows = writer.load_meta(), writer.load_controls()
+            meta, rows = replace(writer.load_meta(), revision=writer.revision), writer.load_controls()
             candidate = self._memory.allocate(ROOT_KEY_SIZE)
             candidate.view[:] = attempt.root_key.view
             on_failure.pop_all()

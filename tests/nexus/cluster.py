@@ -73,9 +73,11 @@ class FoundedCluster:
             memory=self.memory,
         )
 
-    def sign_mark(self, timeline: int, revision: int, *, generation: int = 1, set_number: int = 1) -> SignedMark:
+    def sign_mark(
+        self, timeline: int, revision: int, *, control_revision: int = 0, generation: int = 1, set_number: int = 1
+    ) -> SignedMark:
         """Sign a rollback mark as the nexus of this cluster does."""
-        mark = Mark(self.cluster_id, timeline, revision, generation, set_number, MADE_AT).encode()
+        mark = Mark(self.cluster_id, timeline, revision, control_revision, generation, set_number, MADE_AT).encode()
         key = self.make_root_key()
         try:
             return SignedMark(mark, key.sign(mark), (self.genesis_record.encode(),))

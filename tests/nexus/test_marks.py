@@ -46,6 +46,18 @@ def test_a_mark_blocks_only_a_store_that_is_older(cluster: FoundedCluster, mark:
     assert (book.find_newer(at(cluster, 2, 50)) is not None) == blocks
 
 
+def test_older_control_rows_are_found_behind_a_raised_revision(cluster: FoundedCluster) -> None:
+    """Who puts old policies back can edit the revision, but not the control revision, which the manifest authenticates."""
+    book = cluster.book()
+    book.take("keeper-1", cluster.sign_mark(2, 50, control_revision=7))
+    put_back = replace(at(cluster, 2, 999), control_revision=6)
+    newer = book.find_newer(put_back)
+    assert newer is not None
+    assert "policies or settings" in newer.describe(put_back)
+    assert book.find_newer(replace(put_back, control_revision=7)) is None
+    assert book.find_newer(replace(put_back, timeline=3)) is None  # accepted as older: a new timeline counts anew
+
+
 def broken(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
     return replace(signed, signature=bytes([signed.signature[0] ^ 1, *signed.signature[1:]]))
 
