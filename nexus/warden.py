@@ -7,6 +7,7 @@
   afterwards, by refill; ready does not wait for them.
 - A seal is committed first, then calls in flight end, the keys are wiped, and the keepers emptied, each once it took a
   last mark of where the store stood. If the seal cannot be committed, that happens all the same, and the process ends.
+  A seal without a root key takes no revision: it could bring a store that was put back beyond the mark that says so.
 - What the store or a keeper does wrong meanwhile is said, and tried again: the warden ends with the process only.
 """
 
@@ -176,7 +177,11 @@ class Warden:
         failure: ShardholdError | None = None
         with self._lock:
             try:
-                self._store.write(lambda writer: _write_seal(writer, write_entry))
+                if self._lifecycle.state is State.READY:
+                    self._store.write(lambda writer: _write_seal(writer, write_entry))
+                else:
+                    # The caller's entry is then written like that of a read.
+                    self._store.write(_set_sealed, counts=False)
             except ShardholdError as exc:
                 failure = exc
             self._drop_held()
@@ -309,8 +314,12 @@ class Warden:
 
 
 def _write_seal(writer: Writer, write_entry: WriteEntry) -> None:
-    writer.save_meta(replace(writer.load_meta(), sealed=True))
+    _set_sealed(writer)
     write_entry(writer)
+
+
+def _set_sealed(writer: Writer) -> None:
+    writer.save_meta(replace(writer.load_meta(), sealed=True))
 
 
 def _unsealed(meta: Meta) -> Meta:
