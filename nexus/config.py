@@ -1,5 +1,6 @@
 """The configuration of a nexus: one frozen model, built once at start; nobody else reads its sources."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import msgspec
 
 from common.config import IdentityOptions, ListenOptions, LogOptions, MemoryOptions, check_address, load
 from common.errors import ConfigError
+from nexus.roles import Roles
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_NEXUS"
 
@@ -75,6 +79,11 @@ def load_config(
     config = load(NexusConfig, path=path, environ=environ, prefix=ENVIRONMENT_PREFIX, flags=flags or {})
     check_address("listen.address", config.listen.address)
     check_address("listen.http", config.listen.http)
+    if _NAME.fullmatch(config.name) is None:
+        raise ConfigError(f"name: got {config.name!r}, want 1 to 64 of A-Z a-z 0-9 . _ -")
+    if not config.shutdown.drain_s >= 0:
+        raise ConfigError(f"shutdown.drain_s: got {config.shutdown.drain_s}, want 0 or more seconds")
+    Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)
     if config.memory.lowest_level < 2 and not config.dev:
         raise ConfigError(

@@ -122,7 +122,7 @@ class Initialisation:
             InvalidArgumentError: A threshold, the public key or a share hash.
             WrongStateError: The store is initialised, or holds something.
         """
-        with self._lock, self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant:
+        with self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant, self._lock:
             threshold = self._check_plan(plan)
             meta = self._store.write(lambda writer: self._allocate(writer, grant))
             self._void()
@@ -139,7 +139,7 @@ class Initialisation:
             InvalidArgumentError: The answer is wrong; the attempt stays.
             WrongStateError: The attempt is void.
         """
-        with self._lock, self._gate.role_call("ConfirmInit", caller, "init.confirm", _SUPERUSER) as grant:
+        with self._gate.role_call("ConfirmInit", caller, "init.confirm", _SUPERUSER) as grant, self._lock:
             if not self._was_confirmed(number, answer):
                 self._commit(self._open_attempt(number), answer, grant)
         wanted = self._lifecycle.require_serving().shard_set.record.quorum
@@ -151,7 +151,7 @@ class Initialisation:
         Raises:
             WrongStateError: It is void already.
         """
-        with self._lock, self._gate.role_call("AbortInit", caller, "init.abort", _SUPERUSER, reserve=True) as grant:
+        with self._gate.role_call("AbortInit", caller, "init.abort", _SUPERUSER, reserve=True) as grant, self._lock:
             self._open_attempt(number)
             grant.detail = f"attempt {number}"
             self._void()

@@ -51,6 +51,7 @@ from nexus.vault import Vault
 from nexus.warden import Warden
 from shardhold._identity import IdentitySource
 
+_CLOSE_S = 10.0  # for the last entries to reach the disks
 _TICK_S = 1.0  # how often what is too old is looked for
 
 log = structlog.get_logger("nexus")
@@ -219,12 +220,21 @@ class Nexus:
         self._warden.stop()
         self._unseal.close()
         self._pool.stop()
-        self._exporter.stop()
-        self._audit.close()
+        # What writes to disks may hang with them; keys are wiped all the same, and the process ends.
+        closing = threading.Thread(target=self._close_files, name="closing", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
         self._lifecycle.wipe()
         self._memory.wipe()
-        self._store.close()
+        if closing.is_alive():
+            log.critical("store or audit does not answer: ending without closing them")
+            self._exit_code = 1
         log.info("stopped", exit_code=self._exit_code)
+
+    def _close_files(self) -> None:
+        self._exporter.stop()
+        self._audit.close()
+        self._store.close()
 
 
 def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]:

@@ -130,7 +130,7 @@ class Unseal:
             WrongStateError: One is open.
             CorruptRowError: Recovery key or escrow is not that of the genesis record.
         """
-        with self._lock, self._gate.role_call("StartUnseal", caller, "unseal.start", _SUBMITTERS):
+        with self._gate.role_call("StartUnseal", caller, "unseal.start", _SUBMITTERS), self._lock:
             self._expire()
             if self._session is not None:
                 raise WrongStateError("a session is open: join it, or have it reset")
@@ -150,7 +150,7 @@ class Unseal:
             WrongStateError: No such session.
             InvalidArgumentError: The nonce has the wrong size.
         """
-        with self._lock, self._gate.role_call("GetSealingKey", caller, "unseal.key", _SUBMITTERS):
+        with self._gate.role_call("GetSealingKey", caller, "unseal.key", _SUBMITTERS), self._lock:
             session = self._require_session(session_id)
             return self._signer.state(
                 self._desk,
@@ -170,7 +170,7 @@ class Unseal:
             DecryptionError, CorruptRowError, WrongRootKeyError: What the escrow held does not prove.
             StoreUnavailableError: The key is proved, and was not admitted; submit the last share again.
         """
-        with self._lock, self._gate.role_call("SubmitShare", caller, "unseal.submit", _SUBMITTERS) as grant:
+        with self._gate.role_call("SubmitShare", caller, "unseal.submit", _SUBMITTERS) as grant, self._lock:
             session = self._require_session(session_id)
             share = self._open_share(caller, session, statement_digest, sealed)
             number = self._keep_share(session, share)
@@ -189,7 +189,7 @@ class Unseal:
 
     def describe(self, caller: Caller) -> tuple[Material, SessionView | None]:
         """Return what custodians compare and how the session stands, None when none is open."""
-        with self._lock, self._gate.role_call("GetProgress", caller, "unseal.progress", _WATCHERS, reserve=True):
+        with self._gate.role_call("GetProgress", caller, "unseal.progress", _WATCHERS, reserve=True), self._lock:
             self._expire()
             if self._session is None:
                 return self._load_material(), None

@@ -96,6 +96,10 @@ class Seat:
         record = next((one for one in shard_set.record.members if one.name == self.member.name), None)
         if record is None:
             return self.watch()
+        if record.spiffe_id != self.member.spiffe_id:
+            # The link was made of a row that nothing had verified yet. What verified names another keeper.
+            self._set_status(holds_current_set=False, fault="is not the keeper of the proved set: start the nexus anew")
+            return POLL_INTERVAL
         return self._guarded(lambda: self._keep(shard_set, record, book, find_mark), POLL_INTERVAL)
 
     def empty(self, book: MarkBook, last_mark: SignedMark | None) -> float:
@@ -247,7 +251,9 @@ class Seat:
         try:
             step()
         except KeeperUnreachableError as exc:
-            self._set_status(reachable=False, holds_current_set=False, fault=str(exc))
+            # One text, whatever the network says this time: each new one would be a line in log and audit.
+            log.debug("keeper does not answer", keeper=self.member.name, error=str(exc))
+            self._set_status(reachable=False, holds_current_set=False, fault="does not answer")
         except DeniedError as exc:
             self._set_status(reachable=True, holds_current_set=False, fault=f"does not accept this nexus: {exc}")
         except ShardholdError as exc:

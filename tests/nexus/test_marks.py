@@ -47,7 +47,7 @@ def test_a_mark_blocks_only_a_store_that_is_older(cluster: FoundedCluster, mark:
 
 
 def test_older_control_rows_are_found_behind_a_raised_revision(cluster: FoundedCluster) -> None:
-    """Who puts old policies back can edit the revision, but not the control revision, which the manifest authenticates."""
+    """Who puts old policies back can edit the revision, but not the control revision: the manifest has it."""
     book = cluster.book()
     book.take("keeper-1", cluster.sign_mark(2, 50, control_revision=7))
     put_back = replace(at(cluster, 2, 999), control_revision=6)
