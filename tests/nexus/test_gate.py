@@ -162,7 +162,7 @@ def test_a_superuser_reads_only_by_a_policy(make_nexus: MakeNexus) -> None:
 
 def test_a_listing_is_audited(nexus: NexusCore) -> None:
     """With the prefix that was asked for; whom no policy lets list anything is denied."""
-    nexus.vault.list(APP, "team", after="", limit=0)
+    nexus.vault.list(SUPERUSER, "team", after="", limit=0)
     with pytest.raises(DeniedError):
         nexus.vault.list(STRANGER, "team", after="", limit=0)
     asked, denied = nexus.list_entries()
