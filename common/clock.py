@@ -42,7 +42,7 @@ class SystemClock:
 
 
 class JumpWatch:
-    """Notices when the wall time was set: nothing here goes by it but the validity of certificates, and that is enough."""
+    """Notices when the wall time was set: nothing goes by it but certificates, and that is enough."""
 
     def __init__(self, clock: Clock, *, tolerance: float = 5.0) -> None:
         """*tolerance* is in seconds, between two looks."""

@@ -27,6 +27,7 @@ class Mark:
     cluster_id: bytes  # 16 bytes
     timeline: int
     revision: int
+    control_revision: int  # of the control manifest, which authenticates it
     generation: int
     set_number: int
     made_at: int  # microseconds since 1970, by the clock of the nexus
@@ -38,7 +39,14 @@ class Mark:
 
     def encode(self) -> bytes:
         """Return the bytes that are signed."""
-        numbers = (self.timeline, self.revision, self.generation, self.set_number, self.made_at)
+        numbers = (
+            self.timeline,
+            self.revision,
+            self.control_revision,
+            self.generation,
+            self.set_number,
+            self.made_at,
+        )
         return fields(_PURPOSE, self.cluster_id, *map(u64, numbers))
 
 
@@ -88,7 +96,6 @@ def _decode(encoded: bytes) -> Mark:
         parts = parse_fields(encoded)
     except CorruptRowError as exc:
         raise MarkError("rollback mark does not decode") from exc
-    if len(parts) != 7 or parts[0] != _PURPOSE or any(len(number) != 8 for number in parts[2:]):
+    if len(parts) != 8 or parts[0] != _PURPOSE or any(len(number) != 8 for number in parts[2:]):
         raise MarkError("rollback mark does not decode")
-    timeline, revision, generation, set_number, made_at = (int.from_bytes(number, "big") for number in parts[2:])
-    return Mark(parts[1], timeline, revision, generation, set_number, made_at)
+    return Mark(parts[1], *(int.from_bytes(number, "big") for number in parts[2:]))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import common.preload  # noqa: F401 — before gRPC and structlog are loaded
-from common import logs
+from common import errors, logs
 from common.clock import SystemClock
 from common.errors import ConfigError, ShardholdError
 from common.hardening import harden_process
@@ -56,8 +56,16 @@ def _run(config: NexusConfig) -> int:
     termination = Termination()
     harden_process()
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
-    identity = wait_for_identity(config.identity, termination)
-    return Nexus(config, memory=memory, identity=identity, clock=SystemClock()).run(termination)
+    try:
+        identity = wait_for_identity(config.identity, termination)
+    except errors.IdentityUnavailableError:
+        if termination.is_set():
+            return 0
+        raise
+    try:
+        return Nexus(config, memory=memory, identity=identity, clock=SystemClock()).run(termination)
+    finally:
+        identity.close()
 
 
 if __name__ == "__main__":

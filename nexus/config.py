@@ -1,5 +1,6 @@
 """The configuration of a nexus: one frozen model, built once at start; nobody else reads its sources."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from common.config import (
     load,
 )
 from common.errors import ConfigError
+from nexus.roles import Roles
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_NEXUS"
 
@@ -84,7 +88,10 @@ def load_config(
     config = load(NexusConfig, path=path, environ=environ, prefix=ENVIRONMENT_PREFIX, flags=flags or {})
     check_address("listen.address", config.listen.address)
     check_address("listen.http", config.listen.http)
+    if _NAME.fullmatch(config.name) is None:
+        raise ConfigError(f"name: got {config.name!r}, want 1 to 64 of A-Z a-z 0-9 . _ -")
     check_drain(config.shutdown.drain_s)
+    Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)
     if config.memory.lowest_level < 2 and not config.dev:
         raise ConfigError(

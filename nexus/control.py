@@ -4,6 +4,7 @@
 - The manifest is a row too. Its body lists (kind, name, digest) of all others, with cluster, timeline and control
   revision; its digest is the HMAC of that body under the control key. It is made again in each change that touches a
   row.
+- The manifest names the revision of the change that made it: a store that is at an earlier one was put back.
 - So whoever writes the database without the control key can neither add nor edit nor remove a row unseen: `verify`
   names each row that is bad, missing or extra. It is refused alone; the rest goes on, unless recovery itself needs the
   row.
@@ -120,14 +121,14 @@ def _save(
     for (kind, name), body in put.items():
         digests[kind, name] = row_digest(meta.cluster_id, kind, name, body)
         writer.save_control(ControlRow(kind, name, body, digests[kind, name]))
-    body = _encode_manifest(meta, digests)
+    body = _encode_manifest(meta, writer.revision, digests)
     writer.save_control(ControlRow(*MANIFEST, body, root_key.authenticate(body)))
     return meta
 
 
-def _encode_manifest(meta: Meta, digests: Mapping[Key, bytes]) -> bytes:
+def _encode_manifest(meta: Meta, revision: int, digests: Mapping[Key, bytes]) -> bytes:
     rows = (part for (kind, name), digest in sorted(digests.items()) for part in (kind.encode(), name.encode(), digest))
-    return fields(*_manifest_head(meta), *rows)
+    return fields(*_manifest_head(meta), u64(revision), *rows)
 
 
 def _manifest_head(meta: Meta) -> list[bytes]:
@@ -137,9 +138,12 @@ def _manifest_head(meta: Meta) -> list[bytes]:
 def _open_manifest(manifest: ControlRow, meta: Meta, root_key: RootKey) -> dict[Key, bytes]:
     if not hmac.compare_digest(manifest.digest, root_key.authenticate(manifest.body)):
         raise CorruptRowError("control manifest does not verify under the control key")
-    head, rows = (parts := parse_fields(manifest.body))[:4], parts[4:]
-    if head != _manifest_head(meta) or len(rows) % 3:
+    parts = parse_fields(manifest.body)
+    head, revision, rows = parts[:4], parts[4:5], parts[5:]
+    if head != _manifest_head(meta) or not revision or len(rows) % 3:
         raise CorruptRowError("control manifest is of another cluster, timeline or control revision than the store")
+    if int.from_bytes(revision[0], "big") > meta.revision:
+        raise CorruptRowError("store is at an earlier revision than its control manifest: it was put back")
     return {
         (kind.decode(), name.decode()): digest
         for kind, name, digest in zip(rows[::3], rows[1::3], rows[2::3], strict=True)

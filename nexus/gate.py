@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Generic, NoReturn, TypeVar
 
 from common.clock import Clock
-from common.errors import DeniedError, OutcomeUnknownError, ShardholdError
+from common.errors import AuditUnavailableError, DeniedError, OutcomeUnknownError, RecoveringError, ShardholdError
 from nexus.audit.entry import Entry
 from nexus.audit.exporter import Exporter
 from nexus.audit.log import AuditLog
@@ -81,7 +81,7 @@ class Gate:
         """Audit a listing; what it may show is asked path by path, with `may_list`."""
         self._lifecycle.check_served(rpc)
         grant = Grant(caller, f"secret.{Permission.LIST}", prefix)
-        if caller.role not in _POLICY_ROLES:
+        if not self._may_list_something(caller, self._lifecycle.require_serving()):
             self._deny(grant, str(Permission.LIST))
         return self._with_keys(grant)
 
@@ -100,6 +100,8 @@ class Gate:
         grant = Grant(caller, action)
         if caller.role not in roles:
             self._deny(grant, "role " + " or ".join(sorted(roles)), reserve=reserve)
+        if not reserve:
+            self._require_audit()
         return Audited(self, grant, grant, reserve=reserve)
 
     @property
@@ -110,6 +112,15 @@ class Gate:
     def require_serving(self) -> Serving:
         """Return what a ready nexus serves with; raises as `Lifecycle.require_serving`."""
         return self._lifecycle.require_serving()
+
+    def check_still(self, serving: Serving) -> None:
+        """Check that *serving* has not been withdrawn: what was made with keys that may be wiped is not committed.
+
+        Raises:
+            SealedError, RecoveringError: It has.
+        """
+        if self._lifecycle.require_serving() is not serving:
+            raise RecoveringError("the keys of this change were withdrawn meanwhile")
 
     def borrow(self) -> AbstractContextManager[Serving]:
         """Use the keys of a ready nexus, so that they are not wiped meanwhile; raises as `Lifecycle.borrow`."""
@@ -135,8 +146,20 @@ class Gate:
         else:
             self._audit.append(self._entry(grant, _name_outcome(error)), reserve=reserve)
 
+    def _require_audit(self) -> None:
+        """Refuse before anything is done: a change would be made, and its entry wait in the store."""
+        if self._audit.failing:
+            raise AuditUnavailableError(f"audit is failing: {self._audit.failing}")
+
     def _with_keys(self, grant: Grant) -> "Audited[tuple[Grant, Serving]]":
+        self._require_audit()
         return Audited(self, grant, (grant, self._lifecycle.lend()), with_keys=True)
+
+    def _may_list_something(self, caller: Caller, serving: Serving) -> bool:
+        view = serving.view
+        if view.damaged or caller.role not in _POLICY_ROLES:
+            return False
+        return view.policies.allows_somewhere(caller.spiffe_id, Permission.LIST)
 
     def _decide(self, caller: Caller, permission: Permission, path: str, serving: Serving) -> str | None:
         view = serving.view

@@ -9,6 +9,7 @@
 - A store that holds anything, or was initialised once, never gets a new root key.
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -121,7 +122,7 @@ class Initialisation:
             InvalidArgumentError: A threshold, the public key or a share hash.
             WrongStateError: The store is initialised, or holds something.
         """
-        with self._lock, self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant:
+        with self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant, self._lock:
             threshold = self._check_plan(plan)
             meta = self._store.write(lambda writer: self._allocate(writer, grant))
             self._void()
@@ -138,7 +139,7 @@ class Initialisation:
             InvalidArgumentError: The answer is wrong; the attempt stays.
             WrongStateError: The attempt is void.
         """
-        with self._lock, self._gate.role_call("ConfirmInit", caller, "init.confirm", _SUPERUSER) as grant:
+        with self._gate.role_call("ConfirmInit", caller, "init.confirm", _SUPERUSER) as grant, self._lock:
             if not self._was_confirmed(number, answer):
                 self._commit(self._open_attempt(number), answer, grant)
         wanted = self._lifecycle.require_serving().shard_set.record.quorum
@@ -150,7 +151,7 @@ class Initialisation:
         Raises:
             WrongStateError: It is void already.
         """
-        with self._lock, self._gate.role_call("AbortInit", caller, "init.abort", _SUPERUSER, reserve=True) as grant:
+        with self._gate.role_call("AbortInit", caller, "init.abort", _SUPERUSER, reserve=True) as grant, self._lock:
             self._open_attempt(number)
             grant.detail = f"attempt {number}"
             self._void()
@@ -247,12 +248,16 @@ class Initialisation:
             cluster_id=meta.cluster_id,
             memory=self._memory,
         )
-        bodies = self._first_rows(attempt, shard_set)
-        writer.save_meta(control.first_manifest(meta, bodies, attempt.root_key, writer))
-        writer.append_audit(self._gate.change_entry(grant))
-        candidate = self._memory.allocate(ROOT_KEY_SIZE)
-        candidate.view[:] = attempt.root_key.view
-        meta, rows = writer.load_meta(), writer.load_controls()
+        with contextlib.ExitStack() as on_failure:
+            for point in points:
+                on_failure.callback(point.release)
+            bodies = self._first_rows(attempt, shard_set)
+            writer.save_meta(control.first_manifest(meta, bodies, attempt.root_key, writer))
+            writer.append_audit(self._gate.change_entry(grant))
+            meta, rows = replace(writer.load_meta(), revision=writer.revision), writer.load_controls()
+            candidate = self._memory.allocate(ROOT_KEY_SIZE)
+            candidate.view[:] = attempt.root_key.view
+            on_failure.pop_all()
         return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
 
     def _first_rows(self, attempt: _Attempt, shard_set: records.ShardSetRecord) -> dict[control.Key, bytes]:

@@ -6,6 +6,7 @@ Keys are borrowed for as long as a call needs them, so that they are wiped under
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import structlog
 
@@ -45,11 +46,10 @@ class Lifecycle:
         """
         serving = self._serving
         if serving is None:
-            if self._state is State.SEALED:
-                raise SealedError("the nexus is sealed")
-            if self._state is State.RECOVERING:
-                raise RecoveringError("the nexus is recovering its root key")
-            raise WrongStateError(f"the nexus is {self._state}")
+            with self._returned:  # state and keys change together
+                serving, state = self._serving, self._state
+            if serving is None:
+                _refuse(state)
         return serving
 
     @contextmanager
@@ -77,22 +77,30 @@ class Lifecycle:
 
     def install(self, serving: Serving) -> None:
         """Be ready, and serve with *serving* from here on."""
-        self._serving = serving
-        self.enter(State.READY)
-
-    def withdraw(self, state: State, *, seconds: float) -> None:
-        """Serve no more: go to *state*, wait at most *seconds* for what is borrowed, and wipe every key."""
         with self._returned:
+            before, self._state, self._serving = self._state, State.READY, serving
+        self._tell(before, State.READY)
+
+    def withdraw(
+        self, state: State, *, seconds: float, last_use: Callable[[Serving], None] = lambda serving: None
+    ) -> None:
+        """Serve no more: go to *state*, wait at most *seconds* for what is borrowed, and wipe every key.
+
+        *last_use* gets the keys when nobody else has them, just before they are wiped.
+        """
+        with self._returned:
+            before, self._state = self._state, state
             serving, self._serving = self._serving, None
-        self.enter(state)
-        self._wipe(serving, seconds)
+        try:
+            self._tell(before, state)
+        finally:
+            self._wipe(serving, seconds, last_use)
 
     def enter(self, state: State) -> None:
-        """Go to *state*."""
-        if state is not self._state:
-            log.info("state changed", before=self._state.value, now=state.value)
-            self._state = state
-            self._on_change(state)
+        """Go to *state*, with the keys that are there."""
+        with self._returned:
+            before, self._state = self._state, state
+        self._tell(before, state)
 
     def give_up(self, reason: str) -> None:
         """End the process: what is in the store is not known any more, and only a new start can tell."""
@@ -102,11 +110,27 @@ class Lifecycle:
         """Forget every key, at the end of the process."""
         with self._returned:
             serving, self._serving = self._serving, None
-        self._wipe(serving, 0)
+        self._wipe(serving, 0, lambda serving: None)
 
-    def _wipe(self, serving: Serving | None, seconds: float) -> None:
+    def _tell(self, before: State, now: State) -> None:
+        if now is not before:
+            log.info("state changed", before=before.value, now=now.value)
+            self._on_change(now)
+
+    def _wipe(self, serving: Serving | None, seconds: float, last_use: Callable[[Serving], None]) -> None:
         if serving is None:
             return
         with self._returned:
             self._returned.wait_for(lambda: not self._borrowed, timeout=seconds)
-        serving.release()
+        try:
+            last_use(serving)
+        finally:
+            serving.release()
+
+
+def _refuse(state: State) -> NoReturn:
+    if state is State.SEALED:
+        raise SealedError("the nexus is sealed")
+    if state is State.RECOVERING:
+        raise RecoveringError("the nexus is recovering its root key")
+    raise WrongStateError(f"the nexus is {state}")

@@ -1,7 +1,9 @@
 """The rollback marks of this cluster: those that keepers remember, and the one that this nexus gives them.
 
 - A keeper is asked once for each of its boots. A mark that does not verify blocks nothing and names its keeper.
-- A mark that is newer than the store says that the store was put back: it blocks the way to ready, or ends it.
+- A mark that is newer than the store says that the store was put back: it blocks the way to ready, or ends it. Newer is
+  a higher (timeline, revision); or, in the same timeline, a higher control revision: who writes the database can raise
+  the revision of an older copy, but the manifest authenticates the control revision.
 - While ready, the nexus marks how far its store has come; the mark goes to every keeper with the next poll.
 """
 
@@ -25,6 +27,20 @@ class NewerMark:
 
     mark: Mark
     keepers: tuple[str, ...]
+    last_generation: int  # highest that any verified mark knows
+    last_set_number: int
+
+    def describe(self, meta: Meta) -> str:
+        """Say in words what blocks the store with *meta*."""
+        if self.mark.order <= (meta.timeline, meta.revision):
+            return (
+                f"policies or settings of the store are older than a rollback mark: control revision "
+                f"{meta.control_revision}, and {', '.join(self.keepers)} remember {self.mark.control_revision}"
+            )
+        return (
+            f"the store is older than a rollback mark: it is at timeline {meta.timeline}, revision {meta.revision}, "
+            f"and {', '.join(self.keepers)} remember timeline {self.mark.timeline}, revision {self.mark.revision}"
+        )
 
 
 class MarkBook:
@@ -41,22 +57,31 @@ class MarkBook:
     def cluster_id(self) -> bytes:
         return self._cluster_id
 
+    @property
+    def fingerprint(self) -> bytes:
+        """Of the genesis record that marks have to begin with."""
+        return self._fingerprint
+
     def take(self, keeper: str, signed: SignedMark | None) -> Mark | None:
         """Take what *keeper* answered when it was asked for its mark.
+
+        A keeper that was restarted may remember less than it told before: that counts all the same.
 
         Raises:
             MarkError: The keeper lies; its answer counts for nothing.
         """
+        mark: Mark | None = None
         try:
-            mark = verify_mark(signed, cluster_id=self._cluster_id, genesis=self._fingerprint) if signed else None
+            if signed is not None:
+                mark = verify_mark(signed, cluster_id=self._cluster_id, genesis=self._fingerprint)
+            return mark
         finally:
             with self._changed:
+                known = self._marks.get(keeper)
+                if mark is not None and (known is None or known.order < mark.order):
+                    self._marks[keeper] = mark
                 self._answered.add(keeper)
                 self._changed.notify_all()
-        with self._changed:
-            if mark is not None:
-                self._marks[keeper] = mark
-        return mark
 
     def wait_answers(self, keepers: int, *, seconds: float) -> None:
         """Wait until that many keepers have answered, at most *seconds*."""
@@ -67,10 +92,18 @@ class MarkBook:
         """Return the newest mark if it is newer than the store."""
         with self._changed:
             newest = max(self._marks.values(), key=lambda mark: mark.order, default=None)
-            if newest is None or newest.order <= (meta.timeline, meta.revision):
+            if newest is None or not any(_is_newer(mark, meta) for mark in self._marks.values()):
                 return None
             holders = sorted(keeper for keeper, mark in self._marks.items() if mark.order == newest.order)
-            return NewerMark(newest, tuple(holders))
+            generation = max(mark.generation for mark in self._marks.values())
+            set_number = max(mark.set_number for mark in self._marks.values())
+            return NewerMark(newest, tuple(holders), generation, set_number)
+
+
+def _is_newer(mark: Mark, meta: Meta) -> bool:
+    if mark.order > (meta.timeline, meta.revision):
+        return True
+    return mark.timeline == meta.timeline and mark.control_revision > meta.control_revision
 
 
 class MarkMaker:
@@ -90,6 +123,8 @@ class MarkMaker:
         with self._lock:
             if self._last is None or self._last[0] != position:
                 made_at = int(self._clock.now().timestamp() * 1_000_000)
-                mark = Mark(self._cluster_id, *position, generation, set_number, made_at).encode()
+                mark = Mark(
+                    self._cluster_id, *position, meta.control_revision, generation, set_number, made_at
+                ).encode()
                 self._last = position, SignedMark(mark, self._signer.sign(mark), self._chain)
             return self._last[1]

@@ -1,6 +1,7 @@
 """The policies of a cluster: apply, list, delete, each authorised and audited by the gate."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from common.errors import InvalidArgumentError, NotFoundError
 from nexus import control, records
@@ -75,8 +76,10 @@ class Policies:
             control.change(writer, serving.root_key, put=put, delete=delete)
             writer.append_audit(self._gate.change_entry(grant))
             # Read here, where it can still be undone: behind the commit nothing may keep it from being in force.
-            meta = writer.load_meta()
-            return writer.revision, build_view(control.verify(meta, writer.load_controls(), serving.root_key), meta)
+            meta = replace(writer.load_meta(), revision=writer.revision)
+            view = build_view(control.verify(meta, writer.load_controls(), serving.root_key), meta)
+            self._gate.check_still(serving)
+            return writer.revision, view
 
         with self._gate.borrow() as serving:
             revision, view = self._store.write(change)

@@ -144,6 +144,7 @@ class PolicySet:
         self.policies = tuple(sorted(policies, key=lambda policy: policy.name))
         self._callers = GlobIndex()
         self._paths = {permission: GlobIndex() for permission in Permission}
+        self._granting = dict.fromkeys(Permission, 0)  # policies with the permission, as bits
         for number, policy in enumerate(self.policies):
             check_policy(policy)
             if number and self.policies[number - 1].name == policy.name:
@@ -151,6 +152,7 @@ class PolicySet:
             for glob in policy.spiffe_ids:
                 self._callers.add(split_spiffe_glob(glob), number)
             for permission in policy.permissions:
+                self._granting[permission] |= 1 << number
                 for glob in policy.paths:
                     self._paths[permission].add(split_glob(glob), number)
         self._find_about = functools.lru_cache(maxsize=REMEMBERED_CALLERS)(self._match_caller)
@@ -167,6 +169,10 @@ class PolicySet:
         if not allowing:
             return None
         return self.policies[(allowing & -allowing).bit_length() - 1].name
+
+    def allows_somewhere(self, caller: str, permission: Permission) -> bool:
+        """Say whether any policy gives *caller* the permission, at whatever path."""
+        return bool(self._find_about(caller) & self._granting[permission])
 
     def _match_caller(self, caller: str) -> int:
         if not caller.startswith(_SCHEME):

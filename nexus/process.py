@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from common.clock import Clock, JumpWatch
 from common.edge import GrpcServer
-from common.errors import AuditUnavailableError
+from common.errors import AuditUnavailableError, StoreUnavailableError
 from common.http import HttpServer
 from common.protected import ProtectedMemory
 from common.termination import Termination
@@ -51,6 +51,7 @@ from nexus.vault import Vault
 from nexus.warden import Warden
 from shardhold._identity import IdentitySource
 
+_CLOSE_S = 10.0  # for the last entries to reach the disks
 _TICK_S = 1.0  # how often what is too old is looked for
 
 log = structlog.get_logger("nexus")
@@ -181,10 +182,13 @@ class Nexus:
     def _tell_state(self, state: State) -> None:
         if state is State.READY:
             serving = self._lifecycle.require_serving()
-            with contextlib.suppress(AuditUnavailableError):  # the chain before goes on until the next start
+            # When it fails, the chain before goes on until the next start.
+            with contextlib.suppress(AuditUnavailableError, StoreUnavailableError):
                 self._audit.start_timeline(self._load_meta().timeline)
             self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
             self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
+        else:
+            self._audit.set_signer(None)  # its key is about to be wiped
         self._server.set_serving(state is State.READY)
 
     def _tell_jump(self) -> None:
@@ -216,12 +220,21 @@ class Nexus:
         self._warden.stop()
         self._unseal.close()
         self._pool.stop()
-        self._exporter.stop()
-        self._audit.close()
+        # What writes to disks may hang with them; keys are wiped all the same, and the process ends.
+        closing = threading.Thread(target=self._close_files, name="closing", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
         self._lifecycle.wipe()
         self._memory.wipe()
-        self._store.close()
+        if closing.is_alive():
+            log.critical("store or audit does not answer: ending without closing them")
+            self._exit_code = 1
         log.info("stopped", exit_code=self._exit_code)
+
+    def _close_files(self) -> None:
+        self._exporter.stop()
+        self._audit.close()
+        self._store.close()
 
 
 def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]:

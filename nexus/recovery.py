@@ -56,7 +56,7 @@ class Recovery:
         with self._store.read() as reader:
             meta, rows = reader.load_meta(), reader.load_controls()
         collection = Collection(records.find_current_set(rows), meta.cluster_id)
-        self._pool.collect(collection, self._book)
+        self._pool.collect(collection, self._book, stopping)
         self._wait(collection, stopping)
         points = collection.take()
         if stopping.is_set():

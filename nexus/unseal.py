@@ -22,7 +22,6 @@ from common.delivery import build_share_info
 from common.errors import (
     CorruptRowError,
     DecryptionError,
-    DeniedError,
     InvalidArgumentError,
     StatementError,
     WordsError,
@@ -131,7 +130,7 @@ class Unseal:
             WrongStateError: One is open.
             CorruptRowError: Recovery key or escrow is not that of the genesis record.
         """
-        with self._lock, self._gate.role_call("StartUnseal", caller, "unseal.start", _SUBMITTERS):
+        with self._gate.role_call("StartUnseal", caller, "unseal.start", _SUBMITTERS), self._lock:
             self._expire()
             if self._session is not None:
                 raise WrongStateError("a session is open: join it, or have it reset")
@@ -151,7 +150,7 @@ class Unseal:
             WrongStateError: No such session.
             InvalidArgumentError: The nonce has the wrong size.
         """
-        with self._lock, self._gate.role_call("GetSealingKey", caller, "unseal.key", _SUBMITTERS):
+        with self._gate.role_call("GetSealingKey", caller, "unseal.key", _SUBMITTERS), self._lock:
             session = self._require_session(session_id)
             return self._signer.state(
                 self._desk,
@@ -171,7 +170,7 @@ class Unseal:
             DecryptionError, CorruptRowError, WrongRootKeyError: What the escrow held does not prove.
             StoreUnavailableError: The key is proved, and was not admitted; submit the last share again.
         """
-        with self._lock, self._gate.role_call("SubmitShare", caller, "unseal.submit", _SUBMITTERS) as grant:
+        with self._gate.role_call("SubmitShare", caller, "unseal.submit", _SUBMITTERS) as grant, self._lock:
             session = self._require_session(session_id)
             share = self._open_share(caller, session, statement_digest, sealed)
             number = self._keep_share(session, share)
@@ -190,7 +189,7 @@ class Unseal:
 
     def describe(self, caller: Caller) -> tuple[Material, SessionView | None]:
         """Return what custodians compare and how the session stands, None when none is open."""
-        with self._lock, self._gate.role_call("GetProgress", caller, "unseal.progress", _WATCHERS, reserve=True):
+        with self._gate.role_call("GetProgress", caller, "unseal.progress", _WATCHERS, reserve=True), self._lock:
             self._expire()
             if self._session is None:
                 return self._load_material(), None
@@ -203,12 +202,15 @@ class Unseal:
             DeniedError: Neither its starter, nor operator, nor superuser.
             WrongStateError: No such session.
         """
-        with self._lock, self._gate.role_call("ResetUnseal", caller, "unseal.reset", _SUBMITTERS):
+        with self._lock:
+            return self._reset(caller, session_id)
+
+    def _reset(self, caller: Caller, session_id: bytes) -> int:
+        self._expire()
+        is_stranger = self._session is not None and self._session.started_by != caller.spiffe_id
+        roles = _MASTERS if is_stranger else _SUBMITTERS
+        with self._gate.role_call("ResetUnseal", caller, "unseal.reset", roles):
             session = self._require_session(session_id)
-            if caller.spiffe_id != session.started_by and caller.role not in _MASTERS:
-                raise DeniedError(
-                    f"{caller.spiffe_id} is not allowed: it needs to have started the session, or role operator"
-                )
             forgotten = len(session.shares)
             self._end()
             return forgotten
@@ -219,10 +221,13 @@ class Unseal:
         return None if session is None else (len(session.shares), session.material.recovery.threshold)
 
     def expire(self) -> None:
-        """Forget what is too old: called now and then by an idle nexus."""
-        with self._lock:
-            self._expire()
-            self._desk.expire()
+        """Forget what is too old: called now and then by the thread that ends the process: never waits."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._expire()
+                self._desk.expire()
+            finally:
+                self._lock.release()
 
     def close(self) -> None:
         """Forget everything, at the end of the process."""
@@ -286,13 +291,15 @@ class Unseal:
             info = escrow_info(material.genesis.cluster_id, material.generation)
             shares = [share.view for share in session.shares.values()]
             open_escrow(shares, material.escrow, info, into=candidate.view)
+            with self._store.read() as reader:
+                meta, rows = reader.load_meta(), reader.load_controls()
         except BaseException:
             candidate.release()
             raise
-        with self._store.read() as reader:
-            meta, rows = reader.load_meta(), reader.load_controls()
         serving = prove(candidate, [], meta=meta, rows=rows, memory=self._memory)
-        return self._warden.admit(serving, lambda writer: writer.append_audit(self._gate.change_entry(grant)))
+        return self._warden.admit(
+            serving, lambda writer: writer.append_audit(self._gate.change_entry(grant)), asked_in=session.state
+        )
 
     def _load_material(self) -> Material:
         with self._store.read() as reader:

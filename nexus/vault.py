@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock
-from common.errors import ConflictError, InvalidArgumentError, NotFoundError
+from common.errors import ConflictError, InvalidArgumentError, NotFoundError, OverloadedError
 from nexus.envelope import Place, SealedValue, open_value, seal_value
 from nexus.gate import Caller, Gate, Grant
 from nexus.paths import check_fields, check_path, check_prefix, decode_body, encode_body
@@ -17,6 +17,7 @@ INCARNATION_SIZE = 16
 REQUEST_ID_SIZE = 16
 MAX_DELETED_VERSIONS = 100
 MAX_PAGE = 1000
+_MOST_ROWS = 100_000  # looked at for one page
 _ROWS_AT_ONCE = MAX_PAGE + 1  # one more than a page tells whether there is another
 MAX_VERSION = 2**63 - 1  # what every store can count
 
@@ -135,6 +136,8 @@ class Vault:
 
         Raises:
             InvalidArgumentError: Prefix, page size or token.
+            DeniedError: No policy lets the caller list anything.
+            OverloadedError: Too many secrets would have to be looked at.
         """
         check_prefix(prefix)
         if after:
@@ -144,11 +147,16 @@ class Vault:
         limit = limit or MAX_PAGE
         with self._gate.listing_call("ListSecrets", caller, prefix) as (_, serving):
             shown: list[SecretRow] = []
-            rows_left = True
+            seen, rows_left = 0, True
             while rows_left and len(shown) <= limit:
+                if seen > _MOST_ROWS:
+                    raise OverloadedError(
+                        f"more than {_MOST_ROWS} secrets below this prefix are not yours: name a longer one"
+                    )
                 with self._store.read() as reader:
                     rows = reader.list_secrets(prefix, after=after, limit=_ROWS_AT_ONCE)
                 shown += (row for row in rows if self._gate.may_list(caller, row.path, serving))
+                seen += len(rows)
                 rows_left = len(rows) == _ROWS_AT_ONCE
                 after = rows[-1].path if rows else ""
             return shown[:limit], shown[limit - 1].path if len(shown) > limit else ""
@@ -185,7 +193,9 @@ class Vault:
             if made is not None:
                 raise _AlreadyMadeError(made)
             # Asked inside the change: changes run one after the other, so its keys stay current until the commit.
-            made = step(writer, self._gate.require_serving())
+            serving = self._gate.require_serving()
+            made = step(writer, serving)
+            self._gate.check_still(serving)
             grant.version = made.versions[-1]
             writer.append_audit(self._gate.change_entry(grant))
             return made

@@ -3,38 +3,38 @@
 - Keepers, or custodians, give a key; `nexus.serving.prove` has proved it before it comes here.
 - A rollback mark that is newer than the store blocks the way: the proved key is held, and goes nowhere, until a
   superuser accepts the older store. One that comes while ready ends ready.
-- Custodians know no points, and an accepted store may have lost its set: both draw a new set, which one change commits
-  together with what it ends. Its shards are delivered afterwards, by refill; ready does not wait for them.
-- A seal is committed first, then the keys are wiped and the keepers emptied. If it cannot be committed, that happens
-  all the same, and the process ends.
+- What custodians bring back, and an accepted older store, get a new set (`nexus.replacement`). Its shards are delivered
+  afterwards, by refill; ready does not wait for them.
+- A seal is committed first, then calls in flight end, the keys are wiped, and the keepers emptied, each once it took a
+  last mark of where the store stood. If the seal cannot be committed, that happens all the same, and the process ends.
+  A seal without a root key takes no revision: it could bring a store that was put back beyond the mark that says so.
+- What the store or a keeper does wrong meanwhile is said, and tried again: the warden ends with the process only.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import structlog
 
 from common.clock import Clock
-from common.errors import ConflictError, ShardholdError, StoreUnavailableError, WrongStateError
+from common.errors import ConflictError, CorruptRowError, ShardholdError, WrongStateError
 from common.genesis import Genesis
 from common.mark import SignedMark
 from common.protected import ProtectedMemory
-from nexus import control, records
+from nexus import records
 from nexus.lifecycle import Lifecycle
 from nexus.marks import MarkBook, MarkMaker, NewerMark
 from nexus.quorum.pool import KeeperPool
-from nexus.quorum.shard_set import Member, ShardSet, draw_set
 from nexus.recovery import Recovery
+from nexus.replacement import WriteEntry, replace_set
 from nexus.serving import Serving
 from nexus.states import State
 from nexus.store.protocol import Meta, Store, Writer
 
 _DRAIN_S = 5.0  # for calls in flight when the keys are withdrawn
 _MARK_WAIT_S = 0.5  # for the marks of keepers that have not answered, once the key is there
-
-# Writes the audit entry of the change that it is called in.
-WriteEntry = Callable[[Writer], None]
+_RETRY_S = 1.0  # between two looks at marks, and before what failed is tried again
 
 log = structlog.get_logger("warden")
 
@@ -64,6 +64,8 @@ class Warden:
         self._recovery: Recovery | None = None
         self._held: Serving | None = None  # proved, and blocked by a newer mark
         self._book: MarkBook | None = None
+        self._last_mark: SignedMark | None = None  # of a sealed store, made when it was sealed
+        self._trouble = ""  # what keeps the warden itself from going on
         self._thread = threading.Thread(target=self._run, name="warden", daemon=True)
 
     def start(self) -> None:
@@ -84,16 +86,20 @@ class Warden:
         if state is State.READY:
             return []
         obstacles = []
+        recovery = self._recovery
         if state is State.SEALED:
             obstacles.append("the nexus is sealed: custodians have to unseal it")
-        elif state is not State.RECOVERING:
-            obstacles.append(f"the nexus is {state}")
-        elif self._recovery is not None and self._held is None:
-            obstacles.append(self._recovery.missing)
-        newer = self.find_newer_mark()
-        if newer is not None:
-            obstacles.append(_describe_newer(newer, self._load_meta()))
-        return obstacles
+        elif recovery is not None and self._held is None:
+            obstacles.append(recovery.missing)
+        if self._trouble:
+            obstacles.append(self._trouble)
+        try:
+            newer = self.find_newer_mark()
+            if newer is not None:
+                obstacles.append(newer.describe(self._load_meta()))
+        except ShardholdError as exc:
+            obstacles.append(str(exc))
+        return obstacles or [f"the nexus is {state}"]
 
     def find_newer_mark(self) -> NewerMark | None:
         """Return the newest rollback mark if it is newer than the store."""
@@ -104,24 +110,32 @@ class Warden:
         with self._lock:
             self._install(serving)
 
-    def admit(self, serving: Serving, write_entry: WriteEntry | None = None) -> bool:
+    def admit(
+        self, serving: Serving, write_entry: WriteEntry | None = None, *, asked_in: State = State.RECOVERING
+    ) -> bool:
         """Become ready with a proved key, or hold it while a newer mark blocks; return whether the nexus is ready.
 
         With *write_entry* the key came from custodians: its set is replaced, and the sealed flag cleared, in the change
-        that the entry is written in. Takes over *serving*; on failure it is wiped.
+        that the entry is written in. Takes over *serving*; on failure it is wiped. Waits a moment for marks.
 
         Raises:
-            WrongStateError: The nexus became ready on another way.
+            WrongStateError: The nexus is not in the state *asked_in* any more, or its set is another one.
+            CorruptRowError: The genesis record is not the one that marks were held against; the process ends.
             StoreUnavailableError: Nothing was committed.
         """
+        try:
+            self._require_book().wait_answers(len(self._pool.seats), seconds=_MARK_WAIT_S)
+        except BaseException:
+            serving.release()
+            raise
         with self._lock:
             try:
-                self._check_admission(serving, by_custodians=write_entry is not None)
-                if self._book is not None and self._book.find_newer(self._load_meta()) is not None:
+                self._check_admission(serving, asked_in)
+                if self._require_book().find_newer(self._load_meta()) is not None:
                     self._hold(serving)
                     return False
                 if write_entry is not None:
-                    self._replace_set(serving, write_entry, lambda meta: replace(meta, sealed=False))
+                    replace_set(self._store, serving, write_entry, _unsealed, self._memory)
             except BaseException:
                 serving.release()
                 raise
@@ -147,7 +161,7 @@ class Warden:
                 raise ConflictError(
                     f"store is at timeline {meta.timeline}, revision {meta.revision}; got {timeline}, {revision}"
                 )
-            self._replace_set(self._held, write_entry, lambda meta: _above(meta, newer))
+            replace_set(self._store, self._held, write_entry, lambda meta: _above(meta, newer), self._memory)
             serving, self._held = self._held, None
             self._install(serving)
             return self._load_meta().timeline
@@ -156,47 +170,69 @@ class Warden:
         """Commit the seal, wipe the keys, and empty the keepers: wait for them at most *seconds*.
 
         Raises:
-            StoreUnavailableError: Not committed. Keys are wiped and keepers emptied all the same, and the process ends.
+            StoreUnavailableError, CorruptRowError: Not committed. Keys are wiped and keepers emptied all the same, and
+                the process ends.
         """
+        deadline = self._clock.monotonic() + seconds
+        failure: ShardholdError | None = None
         with self._lock:
-            failure: StoreUnavailableError | None = None
             try:
-                self._store.write(lambda writer: _write_seal(writer, write_entry))
-            except StoreUnavailableError as exc:
+                if self._lifecycle.state is State.READY:
+                    self._store.write(lambda writer: _write_seal(writer, write_entry))
+                else:
+                    # The caller's entry is then written like that of a read.
+                    self._store.write(_set_sealed, counts=False)
+            except ShardholdError as exc:
                 failure = exc
-            mark = self._make_mark()
             self._drop_held()
-            self._lifecycle.withdraw(State.SEALED, seconds=_DRAIN_S)
-            self._pool.empty(self._require_book(), mark)
-            self._wake.set()
-        emptied = self._pool.wait_emptied(seconds=seconds)
+            # Calls in flight may still commit. The mark is made behind the last of them.
+            self._lifecycle.withdraw(State.SEALED, seconds=_DRAIN_S, last_use=self._make_last_mark)
+            self._wake.set()  # before the new duty: a recovery that is under way gives none any more
+            try:
+                self._pool.empty(self._require_book(), self._last_mark)
+            except ShardholdError as exc:
+                failure = failure or exc  # the store does not tell whose sets to drop
+        emptied = self._pool.wait_emptied(seconds=max(0.0, deadline - self._clock.monotonic()))
         if failure is not None:
             self._lifecycle.give_up(f"the seal could not be committed: {failure}")
             raise failure
         return Emptied(emptied, len(self._pool.seats))
 
     def _run(self) -> None:
-        while not self._ending:
-            self._wake.clear()
-            match self._lifecycle.state:
-                case State.RECOVERING if self._held is None:
-                    self._bring_back()
-                case State.SEALED:
-                    self._pool.empty(self._require_book(), None)
-                    self._wake.wait()
-                case State.READY:
-                    self._wake.wait(1.0)
-                    self._check_marks()
-                case _:
-                    self._wake.wait()
+        while True:
+            self._wake.clear()  # before all that it may announce is looked at
+            if self._ending:
+                return
+            try:
+                self._look_after()
+            except ShardholdError as exc:
+                if str(exc) != self._trouble:
+                    log.warning("cannot go on yet", why=str(exc))
+                self._trouble = str(exc)
+                self._clock.wait(self._wake, _RETRY_S)
+
+    def _look_after(self) -> None:
+        match self._lifecycle.state:
+            case State.RECOVERING if self._held is None:
+                self._bring_back()
+            case State.SEALED:
+                self._pool.empty(self._require_book(), self._last_mark)
+                self._trouble = ""
+                self._wake.wait()
+            case State.READY:
+                self._clock.wait(self._wake, _RETRY_S)
+                self._check_marks()
+                self._trouble = ""
+            case _:
+                self._wake.wait()
 
     def _bring_back(self) -> None:
         book = self._require_book()
+        self._trouble = ""
         recovery = self._recovery = Recovery(self._store, self._pool, book, self._memory, self._clock)
         serving = recovery.run(self._wake)
         if serving is None:
             return
-        book.wait_answers(len(self._pool.seats), seconds=_MARK_WAIT_S)
         try:
             self.admit(serving)
         except WrongStateError as exc:
@@ -206,13 +242,20 @@ class Warden:
         """End ready when a mark that is newer than the store has come."""
         with self._lock:
             if self._lifecycle.state is State.READY and (newer := self.find_newer_mark()) is not None:
-                log.critical("store was put back", what=_describe_newer(newer, self._load_meta()))
+                log.critical("store was put back", what=newer.describe(self._load_meta()))
+                self._recovery = None
                 self._lifecycle.withdraw(State.RECOVERING, seconds=_DRAIN_S)
 
-    def _check_admission(self, serving: Serving, *, by_custodians: bool) -> None:
+    def _check_admission(self, serving: Serving, asked_in: State) -> None:
         state = self._lifecycle.state
-        if state is not State.RECOVERING and not (by_custodians and state is State.SEALED):
+        if state is not asked_in:
             raise WrongStateError(f"the nexus is {state} meanwhile")
+        # The book was begun with a record that nothing had verified: with another one than the true one, no true mark
+        # would count.
+        if self._require_book().fingerprint != serving.genesis.fingerprint:
+            reason = "genesis record is another one than at the start"
+            self._lifecycle.give_up(reason)
+            raise CorruptRowError(reason)
         with self._store.read() as reader:
             current = records.find_current_set(reader.load_controls())
         if current.set_id != serving.shard_set.record.set_id:
@@ -220,10 +263,11 @@ class Warden:
 
     def _install(self, serving: Serving) -> None:
         maker = MarkMaker(serving.genesis, serving.root_key, self._clock)
-        self._book = self._book or MarkBook(serving.genesis)
+        book = self._book = self._book or MarkBook(serving.genesis)
+        self._recovery = self._last_mark = None
         self._lifecycle.install(serving)
-        self._pool.keep(serving.shard_set, self._book, lambda: self._find_mark(maker))
-        self._wake.set()
+        self._wake.set()  # before the new duty, as in `seal`
+        self._pool.keep(serving.shard_set, book, lambda: self._find_mark(serving, maker))
 
     def _hold(self, serving: Serving) -> None:
         self._drop_held()
@@ -237,58 +281,22 @@ class Warden:
         if held is not None:
             held.release()
 
-    def _replace_set(self, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta]) -> None:
-        """Draw a new set for the same root key, commit it, and serve it from here on."""
-        drawn: list[ShardSet] = []
+    def _find_mark(self, serving: Serving, maker: MarkMaker) -> SignedMark | None:
         try:
-            self._store.write(lambda writer: drawn.append(self._write_set(writer, serving, write_entry, edit)))
-        except BaseException:
-            for shard_set in drawn:
-                shard_set.release()
-            raise
-        old, serving.shard_set = serving.shard_set, drawn[0]
-        old.release()
-
-    def _write_set(
-        self, writer: Writer, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta]
-    ) -> ShardSet:
-        old = serving.shard_set.record
-        meta = edit(writer.load_meta())
-        record, points = draw_set(
-            serving.root_key.view,
-            [Member(member.name, member.spiffe_id, member.address) for member in old.members],
-            threshold=old.threshold,
-            generation=old.generation,
-            set_number=meta.last_set_number + 1,
-            timeline=meta.timeline,
-            cluster_id=serving.cluster_id,
-            memory=self._memory,
-        )
-        dead = records.replace_state(old, records.SetState.DEAD)
-        put = {(records.SHARD_SET, str(one.set_number)): records.encode(one) for one in (dead, record)}
-        control.change(
-            writer,
-            serving.root_key,
-            put=put,
-            edit=lambda meta: replace(edit(meta), last_set_number=record.set_number),
-        )
-        write_entry(writer)
-        return ShardSet(record, record.label(serving.cluster_id, serving.genesis.fingerprint), points)
-
-    def _find_mark(self, maker: MarkMaker) -> SignedMark | None:
-        try:
-            with self._lifecycle.borrow() as serving:
-                record = serving.shard_set.record
-                return maker.make(self._load_meta(), generation=record.generation, set_number=record.set_number)
+            with self._lifecycle.borrow() as current:
+                if current is not serving:
+                    return None  # asked for by a duty of before; the key of this maker is wiped
+                return self._make_mark(serving, maker)
         except ShardholdError:
             return None  # sealed or ending meanwhile; or the store cannot be read, which other calls say
 
-    def _make_mark(self) -> SignedMark | None:
-        try:
-            with self._lifecycle.borrow() as serving:
-                return self._find_mark(MarkMaker(serving.genesis, serving.root_key, self._clock))
-        except ShardholdError:
-            return None  # sealed from recovering: there is no key to sign with
+    def _make_last_mark(self, serving: Serving) -> None:
+        with contextlib.suppress(ShardholdError):  # the store cannot be read: keepers keep the marks that they have
+            self._last_mark = self._make_mark(serving, MarkMaker(serving.genesis, serving.root_key, self._clock))
+
+    def _make_mark(self, serving: Serving, maker: MarkMaker) -> SignedMark:
+        record = serving.shard_set.record
+        return maker.make(self._load_meta(), generation=record.generation, set_number=record.set_number)
 
     def _require_book(self) -> MarkBook:
         with self._lock:
@@ -306,8 +314,16 @@ class Warden:
 
 
 def _write_seal(writer: Writer, write_entry: WriteEntry) -> None:
-    writer.save_meta(replace(writer.load_meta(), sealed=True))
+    _set_sealed(writer)
     write_entry(writer)
+
+
+def _set_sealed(writer: Writer) -> None:
+    writer.save_meta(replace(writer.load_meta(), sealed=True))
+
+
+def _unsealed(meta: Meta) -> Meta:
+    return replace(meta, sealed=False)
 
 
 def _above(meta: Meta, newer: NewerMark) -> Meta:
@@ -317,14 +333,6 @@ def _above(meta: Meta, newer: NewerMark) -> Meta:
         meta,
         sealed=False,
         timeline=max(meta.timeline, mark.timeline) + 1,
-        last_generation=max(meta.last_generation, mark.generation),
-        last_set_number=max(meta.last_set_number, mark.set_number),
-    )
-
-
-def _describe_newer(newer: NewerMark, meta: Meta) -> str:
-    mark = newer.mark
-    return (
-        f"the store is older than a rollback mark: it is at timeline {meta.timeline}, revision {meta.revision}, and "
-        f"{', '.join(newer.keepers)} remember timeline {mark.timeline}, revision {mark.revision}"
+        last_generation=max(meta.last_generation, newer.last_generation),
+        last_set_number=max(meta.last_set_number, newer.last_set_number),
     )

@@ -30,6 +30,7 @@ class KeeperPool:
         self.seats = tuple(Seat(member, connect(member), memory, note) for member in members)
         self._clock = clock
         self._duty: Duty = Seat.watch
+        self._lock = threading.Lock()  # of the duty
         self._stopped = False
         self._nudges = [threading.Event() for _ in self.seats]
         self._threads = [
@@ -44,9 +45,12 @@ class KeeperPool:
         for thread in self._threads:
             thread.start()
 
-    def collect(self, collection: Collection, book: MarkBook) -> None:
-        """Ask all keepers for their shards and marks, until told otherwise."""
-        self._set_duty(lambda seat: seat.collect(collection, book))
+    def collect(self, collection: Collection, book: MarkBook, stopping: threading.Event) -> None:
+        """Ask all keepers for their shards and marks, until told otherwise.
+
+        Not once *stopping* is set: whoever sets it, and then gives the keepers another duty, is not overruled.
+        """
+        self._set_duty(lambda seat: seat.collect(collection, book), unless=stopping)
 
     def keep(self, shard_set: ShardSet, book: MarkBook, find_mark: Callable[[], SignedMark | None]) -> None:
         """Fill empty keepers, check full ones and give them marks, from here on."""
@@ -102,8 +106,11 @@ class KeeperPool:
         for seat in self.seats:
             seat.link.close()
 
-    def _set_duty(self, duty: Duty) -> None:
-        self._duty = duty
+    def _set_duty(self, duty: Duty, *, unless: threading.Event | None = None) -> None:
+        with self._lock:
+            if unless is not None and unless.is_set():
+                return
+            self._duty = duty
         for nudge in self._nudges:
             nudge.set()
 

@@ -4,9 +4,9 @@
 - Collect: ask for its shard until there are enough, at recovery.
 - Keep: hold it to its shard: fill it when it is empty, check a shard that this nexus did not give it, once for each
   boot; drop what is older; give it the newest rollback mark.
-- Empty: while sealed, drop every set that it holds.
+- Empty: while sealed, drop every set that it holds; nothing else that is wrong with it keeps it from that.
 
-In each duty but the first it is asked for its rollback mark, once for each boot.
+In each duty but the first it is asked for its rollback mark, once for each boot. A mark that does not verify is a lie.
 
 A keeper is believed only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
 fault never stops the others.
@@ -24,6 +24,7 @@ from common.errors import (
     BadShardError,
     DeniedError,
     KeeperUnreachableError,
+    MarkError,
     NotFoundError,
     ShardholdError,
 )
@@ -76,7 +77,7 @@ class Seat:
         self._accused_boot = b""  # boot in which it lied
         self._accusation = ""
         self._asked_boot = b""  # boot in which it was asked for its mark
-        self._given: SignedMark | None = None  # the last mark that it took
+        self._given: tuple[SignedMark, bytes] | None = None  # the last mark that it took, and in which boot
 
     def watch(self) -> float:
         """Ask how the keeper is; return the seconds until the next step."""
@@ -95,6 +96,10 @@ class Seat:
         record = next((one for one in shard_set.record.members if one.name == self.member.name), None)
         if record is None:
             return self.watch()
+        if record.spiffe_id != self.member.spiffe_id:
+            # The link was made of a row that nothing had verified yet. What verified names another keeper.
+            self._set_status(holds_current_set=False, fault="is not the keeper of the proved set: start the nexus anew")
+            return POLL_INTERVAL
         return self._guarded(lambda: self._keep(shard_set, record, book, find_mark), POLL_INTERVAL)
 
     def empty(self, book: MarkBook, last_mark: SignedMark | None) -> float:
@@ -109,7 +114,9 @@ class Seat:
         record = collection.members.get(self.member.name)
         if record is not None and not collection.has(record.x):
             self._offer(collection, record)
-        self._ask_mark(self._fetch_report(), book)
+        report = self._fetch_report()
+        self._ask_mark(report, book)
+        self._set_status(fault=self._find_accusation(report))
 
     def _offer(self, collection: Collection, record: MemberRecord) -> None:
         buffer = self._memory.allocate(shamir.SHARD_SIZE)
@@ -118,26 +125,30 @@ class Seat:
             self._check_shard(buffer, record, collection.cluster_id, collection.set_id, boot_id)
         except NotFoundError:
             buffer.release()
-            self._set_status(reachable=True, holds_current_set=False, fault="")
+            self._set_status(reachable=True, holds_current_set=False)
             return
         except BaseException:
             buffer.release()
             raise
         self._proven_boot, self._proven_set = boot_id, collection.set_id
-        self._set_status(reachable=True, holds_current_set=True, fault="")
+        self._set_status(reachable=True, holds_current_set=True)
         collection.offer(record.x, buffer)
 
     def _empty(self, book: MarkBook, last_mark: SignedMark | None) -> None:
         self._proven_set = b""
         report = self._fetch_report()
-        self._ask_mark(report, book)
         held = [one.label for one in report.sets if one.label.cluster_id == book.cluster_id]
-        if held and last_mark is not None:
-            self._give_mark(last_mark)
+        try:
+            self._ask_mark(report, book)
+            if held and last_mark is not None:
+                self._give_mark(last_mark, report)
+            fault = self._find_accusation(report)
+        except ShardholdError as exc:
+            fault = str(exc)
         for label in held:
             self.link.drop_set(book.cluster_id, label.set_id, timeout=CALL_TIMEOUT)
             self._note("keeper.drop", self.member.name, f"set {label.set_number}")
-        self._set_status(holds_current_set=False, is_empty=True, fault="")
+        self._set_status(holds_current_set=False, is_empty=True, fault=fault)
 
     def _keep(
         self,
@@ -150,36 +161,54 @@ class Seat:
             self._proven_boot, self._proven_set = b"", shard_set.record.set_id
         report = self._fetch_report()
         self._ask_mark(report, book)
-        if report.boot_id == self._accused_boot:
-            self._set_status(holds_current_set=False, fault=self._accusation)
+        if accusation := self._find_accusation(report):
+            self._set_status(holds_current_set=False, fault=accusation)
             return
         if not any(held.label.set_id == shard_set.record.set_id for held in report.sets):
+            self._set_status(holds_current_set=False)
             self._fill(shard_set, record)
         elif report.boot_id != self._proven_boot:
             self._check(shard_set, record)
-        self._set_status(reachable=True, holds_current_set=True, fault="")
-        self._drop_older(shard_set, report)
-        if (mark := find_mark()) is not None:
-            self._give_mark(mark)
+        self._set_status(reachable=True, holds_current_set=True)
+        fault = ""
+        try:
+            self._drop_older(shard_set, report)
+            if (mark := find_mark()) is not None:
+                self._give_mark(mark, report)
+        except KeeperUnreachableError:
+            raise
+        except ShardholdError as exc:
+            fault = str(exc)  # it holds its shard all the same
+        self._set_status(fault=fault)
 
     def _drop_older(self, shard_set: ShardSet, report: KeeperReport) -> None:
         current = shard_set.label
         for label in (held.label for held in report.sets):
-            # Sets are numbered in the order of their commits: what came before the current one is dead.
-            if label.cluster_id == current.cluster_id and label.set_number < current.set_number:
+            # Sets come in the order of their commits: what came before the current one is dead. Numbers alone do not
+            # tell: a store that was put back may give one out again, in its next timeline.
+            is_older = (label.timeline, label.set_number) < (current.timeline, current.set_number)
+            if label.cluster_id == current.cluster_id and is_older:
                 self.link.drop_set(label.cluster_id, label.set_id, timeout=CALL_TIMEOUT)
                 self._note("keeper.drop", self.member.name, f"set {label.set_number}")
 
     def _ask_mark(self, report: KeeperReport, book: MarkBook) -> None:
         if report.boot_id == self._asked_boot:
             return
-        book.take(self.member.name, self.link.fetch_mark(book.cluster_id, timeout=CALL_TIMEOUT))
+        mark = self.link.fetch_mark(book.cluster_id, timeout=CALL_TIMEOUT)
         self._asked_boot = report.boot_id
+        try:
+            book.take(self.member.name, mark)
+        except MarkError as exc:
+            self._accused_boot, self._accusation = report.boot_id, f"lies: {exc}"
+            raise MarkError(self._accusation) from exc
 
-    def _give_mark(self, mark: SignedMark) -> None:
-        if mark is not self._given:
+    def _give_mark(self, mark: SignedMark, report: KeeperReport) -> None:
+        if self._given != (mark, report.boot_id):
             self.link.put_mark(mark, timeout=CALL_TIMEOUT)
-            self._given = mark
+            self._given = mark, report.boot_id
+
+    def _find_accusation(self, report: KeeperReport) -> str:
+        return self._accusation if report.boot_id == self._accused_boot else ""
 
     def _fill(self, shard_set: ShardSet, record: MemberRecord) -> None:
         with self._memory.allocate(shamir.SHARD_SIZE) as shard:
@@ -222,7 +251,9 @@ class Seat:
         try:
             step()
         except KeeperUnreachableError as exc:
-            self._set_status(reachable=False, holds_current_set=False, fault=str(exc))
+            # One text, whatever the network says this time: each new one would be a line in log and audit.
+            log.debug("keeper does not answer", keeper=self.member.name, error=str(exc))
+            self._set_status(reachable=False, holds_current_set=False, fault="does not answer")
         except DeniedError as exc:
             self._set_status(reachable=True, holds_current_set=False, fault=f"does not accept this nexus: {exc}")
         except ShardholdError as exc:

@@ -3,8 +3,9 @@
 Rules:
 - All that depends on the root key is here as ciphertext or under the manifest; the store never sees a key.
 - A change is a function that gets a `Writer`. It either happens whole, with its audit entries and the next revision,
-  or not at all. Changes run one after the other; changes that wait together are committed together, each undone alone
-  if it raises. A change may run on the thread of another caller that it is committed with; it runs at most once.
+  or not at all. One that does not count takes no revision: by it no store comes further than a rollback mark. Changes
+  run one after the other; changes that wait together are committed together, each undone alone if it raises. A change
+  may run on the thread of another caller that it is committed with; it runs at most once.
 - A read sees one committed state. Reads are short, and nobody waits for a change inside one: a store that has to be
   opened again waits for them.
 - Every method of `Store`, `Reader` and `Writer` raises `StoreUnavailableError` when the store cannot be read or written
@@ -37,7 +38,7 @@ class Meta:
     cluster_id: bytes  # 16 bytes; empty in phase EMPTY
     sealed: bool
     timeline: int  # 0 before the first init is complete, then 1, 2, 3 …
-    revision: int  # up by one at each change
+    revision: int  # up by one at each change that counts
     control_revision: int  # up by one at each change that touches a control row
     last_generation: int
     last_set_number: int
@@ -185,8 +186,10 @@ class Store(Protocol):
 
     def read(self) -> AbstractContextManager[Reader]: ...
 
-    def write(self, change: Callable[[Writer], T]) -> T:
+    def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
         """Run *change* and commit it, durably, before returning what it returned.
+
+        With *counts* false it takes no revision, and may have no audit entries.
 
         Raises:
             StoreUnavailableError: Not committed; nothing changed. What *change* itself raises comes out as it is, and

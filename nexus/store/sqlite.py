@@ -79,8 +79,8 @@ class SqliteStore:
     def read(self) -> AbstractContextManager[Reader]:
         return self._pool.read()
 
-    def write(self, change: Callable[[Writer], T]) -> T:
-        return self._committer.submit(Turn[SqliteWriter, T](change))
+    def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
+        return self._committer.submit(Turn[SqliteWriter, T](change, counts=counts))
 
     def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
         with self._pool.read() as reader:

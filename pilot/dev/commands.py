@@ -227,7 +227,7 @@ def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
     # Keepers that were started just now are empty: with fewer than a threshold of others there is nothing to wait for.
     held = len(before - {"nexus", IDENTITY})
     with _console.status("recovering"):
-        return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S if held >= plan.threshold else 1) is not None
+        return _comes_back(cluster) if held >= plan.threshold else cluster.wait_ready(timeout=1) is not None
 
 
 def _comes_back(cluster: DevCluster) -> bool:

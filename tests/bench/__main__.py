@@ -4,6 +4,7 @@ Ratios mean something, on a machine that does nothing else; absolute numbers are
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from tests.bench.row import Row
 from tests.bench.stage import Pace, Stage, staged
 from tests.bench.table import print_table
 
+_WIDTH = 145  # columns, where it is not for a terminal to say
 Measure = Callable[[Stage], Iterator[Row]]
 
 MEASURES: Mapping[str, Measure] = {
@@ -49,7 +51,7 @@ def main() -> None:
 
 def run(measures: Mapping[str, Measure], pace: Pace) -> None:
     """Measure one after the other on one stage, and print the table."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     began, title = (
         time.monotonic(),
         f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}, medians of {pace.rounds} rounds",

@@ -33,7 +33,7 @@ def reads(stage: Stage) -> Iterator[Row]:
         rounds=stage.pace.rounds,
     )
     speed = compare(pairs, lambda load: load.per_s)
-    work = f"GetSecret with {POLICIES:,} policies; with one"
+    work = f"GetSecret with {POLICIES:,} policies; with two"
     yield make_row(work, speed, per_second, at_least(0.9, speed.ratio.median))
 
 

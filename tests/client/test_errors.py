@@ -152,6 +152,26 @@ def test_details_that_contradict_the_code_are_ignored(answer: Answer) -> None:
     assert (type(error), error.reason) == (UnavailableError, "")
 
 
+@pytest.mark.parametrize(
+    ("details", "hint"),
+    [
+        pytest.param("ipv4:127.0.0.1:1: Failed to connect: Connection refused (111)", "nothing listens", id="nobody"),
+        pytest.param("DNS resolution failed for nowhere.test:8553", "cannot be resolved", id="name"),
+        pytest.param(
+            "CERTIFICATE_VERIFY_FAILED: certificate has expired: OK", "has expired: check the clock", id="old"
+        ),
+        pytest.param("CERTIFICATE_VERIFY_FAILED: certificate is not yet valid", "not valid yet", id="of the future"),
+        pytest.param("CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate", "trust domain", id="foreign"),
+        pytest.param("Hostname Verification Check failed.", "is no nexus", id="another server"),
+        pytest.param("OPENSSL_internal:WRONG_VERSION_NUMBER", "does not speak TLS", id="no TLS"),
+        pytest.param("last error: UNAVAILABLE: Socket closed", "no server accepted this SVID", id="refused in silence"),
+    ],
+)
+def test_transport_failures_have_hints(answer: Answer, details: str, hint: str) -> None:
+    """What gRPC says of a connection that did not come about is put into words that name what to check."""
+    assert hint in from_rpc(answer(grpc.StatusCode.UNAVAILABLE, message=details)).hint
+
+
 def test_errors_survive_pickling() -> None:
     """An error can come back from a worker process whole."""
     error = DeniedError("not allowed", grpc.StatusCode.PERMISSION_DENIED, "DENIED", "ask for a policy")

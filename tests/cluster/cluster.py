@@ -53,6 +53,7 @@ class Cluster:
         self._keepers: dict[str, KeeperServiceStub] = {}
         self._open = contextlib.ExitStack()  # clients and their identities
         self._replaced: set[str] = set()
+        self._frozen: set[str] = set()
 
     @property
     def plan(self) -> Plan:
@@ -78,6 +79,7 @@ class Cluster:
         self._open.close()
         for known in (self._clients, self._people, self._keepers):
             known.clear()
+        self.thaw(*(name for name in self._frozen if self.dev.is_alive(name)))
         self.dev.stop()
 
     def kill(self, *names: str) -> None:
@@ -97,6 +99,7 @@ class Cluster:
     def freeze(self, *names: str) -> None:
         """Stop processes with SIGSTOP: their ports stay open and nobody answers."""
         self._send(names, signal.SIGSTOP)
+        self._frozen.update(names)
 
     def thaw(self, *names: str) -> None:
         """Let frozen processes go on."""

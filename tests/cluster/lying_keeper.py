@@ -4,9 +4,13 @@
     foreign    gives back random bytes at its own x, as a shard of another set
     slow       answers every call 5 s late
     half-open  accepts connections and never says a word
+    future-mark   gives back its rollback mark with a later revision, which nobody signed
+    foreign-mark  gives back a rollback mark of another cluster, rightly signed there
+    broken-mark   gives back its rollback mark with one bit of the signature flipped
 
 It takes shards like a true one: their commitments are checked, and what it gives back is sealed as it should be. It
-lies about the shard itself, so that nothing but the commitment in the nexus's store can find it out.
+lies about the shard itself, so that nothing but the commitment in the nexus's store can find it out; or about the mark,
+once it was given one.
 """
 
 import argparse
@@ -22,6 +26,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from common import logs
 from common.clock import SystemClock
+from common.codec import fields, parse_fields, u64
 from common.config import split_address
 from common.edge import Call, GrpcServer, Method
 from common.http import HttpServer
@@ -32,9 +37,10 @@ from common.termination import Termination
 from keeper.config import KeeperConfig, load_config
 from keeper.service import KeeperService
 from keeper.slots import HeldSet, ShardSlots
+from keeper.v1 import keeper_pb2 as pb
+from tests.cluster.marks import MarkMaker
 
 DELAY_S = 5.0  # more than a nexus waits for one call
-LIES = ("flip", "foreign", "slow", "half-open")
 
 
 class FlippingSlots(ShardSlots):
@@ -53,6 +59,42 @@ class ForeignSlots(ShardSlots):
         held = super().copy_shard(cluster_id, set_id, into=into)
         into[:-1] = os.urandom(len(into) - 1)
         return held
+
+
+def forge_future(mark: pb.RollbackMark) -> None:
+    """Make it a mark of a store that has come much further."""
+    parts = parse_fields(mark.mark)
+    parts[3] = u64(int.from_bytes(parts[3], "big") + 1_000)
+    mark.mark = fields(*parts)
+
+
+def make_foreign(mark: pb.RollbackMark) -> None:
+    """Make it one that the audit key of another cluster signed, for this cluster's id."""
+    cluster_id = parse_fields(mark.mark)[1]
+    signed = MarkMaker(cluster_id=cluster_id).make(timeline=9, revision=1_000_000)
+    mark.mark, mark.signature, mark.chain[:] = signed.mark, signed.signature, signed.chain
+
+
+def break_signature(mark: pb.RollbackMark) -> None:
+    """Flip one bit of its signature."""
+    mark.signature = bytes([mark.signature[0] ^ 1]) + mark.signature[1:]
+
+
+SLOT_LIES = {"flip": FlippingSlots, "foreign": ForeignSlots}
+MARK_LIES = {"future-mark": forge_future, "foreign-mark": make_foreign, "broken-mark": break_signature}
+LIES = (*SLOT_LIES, *MARK_LIES, "slow", "half-open")
+
+
+def spoil_mark(method: Method, change: Callable[[pb.RollbackMark], None]) -> Method:
+    """Return the method; when it is GetMark, the mark that it gives back is changed."""
+
+    def answer(call: Call, request: Any) -> Any:
+        response = method.handle(call, request)
+        if isinstance(response, pb.GetMarkResponse):
+            change(response.mark)
+        return response
+
+    return replace(method, handle=answer)
 
 
 def delay(method: Method) -> Method:
@@ -123,15 +165,13 @@ def main() -> None:
     termination = Termination()
     config = load_config(arguments.config, os.environ)
     logs.configure(config.log.level, config.log.format)
-    match arguments.lie:
-        case "flip":
-            run(config, termination, FlippingSlots, lambda method: method)
-        case "foreign":
-            run(config, termination, ForeignSlots, lambda method: method)
-        case "slow":
-            run(config, termination, ShardSlots, delay)
-        case _:
-            stay_silent(config, termination)
+    if arguments.lie == "half-open":
+        stay_silent(config, termination)
+    elif arguments.lie in MARK_LIES:
+        run(config, termination, ShardSlots, lambda method: spoil_mark(method, MARK_LIES[arguments.lie]))
+    else:
+        change = delay if arguments.lie == "slow" else lambda method: method
+        run(config, termination, SLOT_LIES.get(arguments.lie, ShardSlots), change)
 
 
 if __name__ == "__main__":

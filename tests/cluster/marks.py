@@ -17,7 +17,15 @@ class MarkMaker:
             cluster_id, 1, b"k" * 32, self.key.public_key().public_bytes_raw(), b"r" * 1216, b"e" * 32
         )
         self.genesis = self.record.fingerprint
-        self.mark = Mark(cluster_id, timeline=1, revision=10, generation=1, set_number=7, made_at=1_700_000_000_000_000)
+        self.mark = Mark(
+            cluster_id,
+            timeline=1,
+            revision=10,
+            control_revision=4,
+            generation=1,
+            set_number=7,
+            made_at=1_700_000_000_000_000,
+        )
 
     def make(self, *, chain: tuple[bytes, ...] | None = None, **parts: int | bytes) -> SignedMark:
         """Sign the usual mark with these parts changed."""

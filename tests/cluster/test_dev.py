@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from pilot.dev.cluster import DevCluster, clean_environ
 from pilot.dev.directory import MARKER, DevDirectory
+from pilot.dev.identities import OPERATOR_PATH
 from pilot.dev.probes import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.timeout(300)]
@@ -88,8 +90,25 @@ def test_from_up_to_down(folder: Path) -> None:
     assert "does not run" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", "true", exit_code=5)
     said = pilot("dev", "up", "--dir", folder, "--detach", exit_code=5)
     assert "forgot their shards" in said
-    assert "not built yet" in said
-    assert json.loads(pilot("status", "-o", "json", environ=read_env(folder)))["state"] == "recovering"
+    environ = read_env(folder)
+    assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "recovering"
+    commands = [line for line in said.splitlines() if line.startswith("  pilot dev exec")]
+    assert len(commands) == 3
+    for command in commands:
+        spelled = re.sub(r"(^|-- )pilot ", rf"\1{' '.join(PILOT)} ", command.strip())
+        subprocess.run(["bash", "-c", spelled], env=clean_environ(), capture_output=True, timeout=60, check=True)
+    assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "ready"
+
+
+def test_a_sealed_cluster_stays_sealed(folder: Path) -> None:
+    """Restarted or brought up again, a sealed nexus says at once that custodians are needed; an operator may ask."""
+    pilot("dev", "up", "--dir", folder, "--keepers", "2", "--threshold", "2", "--detach")
+    as_operator: list[str | Path] = ["dev", "exec", "--dir", folder, "--as", OPERATOR_PATH, "--", *PILOT]
+    assert "2 of 2 hold no shard" in pilot(*as_operator, "seal", "--yes", "--reason", "test")
+    assert "sealed" in pilot("dev", "restart", "nexus", "--dir", folder, exit_code=5)
+    said = pilot("dev", "up", "--dir", folder, "--detach", exit_code=5)
+    assert "not ready: sealed" in said
+    assert json.loads(pilot(*as_operator, "status", "-o", "json"))["state"] == "sealed"
 
 
 @contextlib.contextmanager

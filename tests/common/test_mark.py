@@ -24,7 +24,7 @@ def verify(signed: SignedMark) -> Mark:
 @given(NUMBER, NUMBER, NUMBER, NUMBER, NUMBER)
 def test_a_mark_comes_back_as_it_was(timeline: int, revision: int, generation: int, number: int, made_at: int) -> None:
     """Whatever its numbers, what was signed is what it says."""
-    mark = Mark(OURS.record.cluster_id, timeline, revision, generation, number, made_at)
+    mark = Mark(OURS.record.cluster_id, timeline, revision, 3, generation, number, made_at)
     assert verify(OURS.sign(mark.encode())) == mark
 
 

@@ -39,4 +39,5 @@ def test_storm_of_signals() -> None:
         for _ in range(200):
             process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "ended\n"
-        assert process.wait(20) == 0
+        # The last ones may come when Python has taken its handlers down already: they end it, too.
+        assert process.wait(20) in (0, -signal.SIGTERM)

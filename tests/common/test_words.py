@@ -10,7 +10,7 @@ import shamir_mnemonic
 from shamir_mnemonic.recovery import RecoveryState
 
 from common.errors import InvalidArgumentError, WordsError
-from common.words import WIRE_SIZE, combine, decode_share, encode_share, read_share, split
+from common.words import WIRE_SIZE, combine, decode_share, encode_share, is_word, read_share, split
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "slip39" / "vectors.json").read_text())
 SEED = bytes(range(32))
@@ -162,3 +162,15 @@ def test_wrong_sets_of_shares_are_named() -> None:
     ]:
         with pytest.raises(WordsError, match=named):
             combine(some)
+
+
+@pytest.mark.parametrize("typed", ["academic", "ACADEMIC", "acad", "academ", "zero"])
+def test_words_of_the_list(typed: str) -> None:
+    """A word is known whole or from its fourth letter on, in any case."""
+    assert is_word(typed)
+
+
+@pytest.mark.parametrize("typed", ["", "aca", "academics", "hunter", "abandon", "zer", "acid acid"])
+def test_what_is_no_word(typed: str) -> None:
+    """Three letters, more letters than a word has, and words of other lists are none."""
+    assert not is_word(typed)

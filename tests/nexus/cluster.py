@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common import shamir
 from common.genesis import Genesis
+from common.mark import Mark, SignedMark
 from common.protected import ProtectedBuffer, ProtectedMemory
 from nexus import control, records
 from nexus.keyring import Keyring
@@ -72,6 +73,17 @@ class FoundedCluster:
             memory=self.memory,
         )
 
+    def sign_mark(
+        self, timeline: int, revision: int, *, control_revision: int = 0, generation: int = 1, set_number: int = 1
+    ) -> SignedMark:
+        """Sign a rollback mark as the nexus of this cluster does."""
+        mark = Mark(self.cluster_id, timeline, revision, control_revision, generation, set_number, MADE_AT).encode()
+        key = self.make_root_key()
+        try:
+            return SignedMark(mark, key.sign(mark), (self.genesis_record.encode(),))
+        finally:
+            key.release()
+
     def points(self) -> list[ProtectedBuffer]:
         """Give t shards, as recovery does."""
         return [self.protect(shard) for shard in list(self.shards.values())[: self.record.threshold]]
@@ -92,6 +104,7 @@ class FoundedCluster:
 
 FoundCluster = Callable[..., FoundedCluster]
 SealEscrow = Callable[[bytes, bytes, int], bytes]  # root key, cluster id, generation
+MADE_AT = 1_700_000_000_000_000  # microseconds
 NO_RECOVERY = records.RecoveryKeyRecord(bytes(1216), 1, ())
 
 

@@ -1,7 +1,7 @@
 """What the tests of the nexus core share: protected memory, a real store, clusters in it, waiting for a condition."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -19,6 +19,7 @@ from tests.nexus.keepers import PlayedKeeper
 
 WaitUntil = Callable[..., None]
 MakeNexus = Callable[..., NexusCore]
+StartNexus = Callable[..., NexusCore]
 
 
 @pytest.fixture
@@ -67,6 +68,25 @@ def core(tmp_path: Path, failing: FailingStore, memory: ProtectedMemory) -> Iter
     core.pool.start()
     yield core
     core.close()
+
+
+@pytest.fixture
+def start_nexus(tmp_path: Path, store: Store, memory: ProtectedMemory) -> Iterator[StartNexus]:
+    """Start a nexus as a process does, with keepers as they are; the one before has ended by then."""
+    running: list[NexusCore] = []
+
+    def start(keepers: Sequence[PlayedKeeper], *, store: Store = store) -> NexusCore:
+        while running:
+            running.pop().close()
+        core = NexusCore(tmp_path, store, memory, keepers)
+        running.append(core)
+        core.pool.start()
+        core.warden.start()
+        return core
+
+    yield start
+    for core in running:
+        core.close()
 
 
 @pytest.fixture

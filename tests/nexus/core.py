@@ -181,7 +181,7 @@ class NexusCore:
         assert self.audit.failing
 
     def close(self) -> None:
-        """Take it down as a process does."""
+        """Take it down as a process does. Again: nothing happens."""
         for keeper in self.keepers.values():
             keeper.go.set()
         self.warden.stop()

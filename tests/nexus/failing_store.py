@@ -1,10 +1,11 @@
 """A real store that fails where a test says."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-from common.errors import OutcomeUnknownError, StoreUnavailableError
+from common.errors import CorruptRowError, OutcomeUnknownError, StoreUnavailableError
 from nexus.store.protocol import Reader, Store, Writer
 
 T = TypeVar("T")
@@ -16,25 +17,30 @@ class FailingStore:
     def __init__(self, store: Store) -> None:
         self.cannot_read = False
         self.cannot_audit = False  # the entry of a change cannot be written
+        self.is_corrupt = False  # a change meets a row that does not decode
         self.cannot_commit = False  # all of a change runs, and is then undone
         self.forgets_outcome = False  # it is committed, and nobody can say so
+        self.refused: set[str] = set()  # names of threads that were refused a read
         self._store = store
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
         if self.cannot_read:
+            self.refused.add(threading.current_thread().name)
             raise StoreUnavailableError("store failed to read: SQLITE_IOERR")
         with self._store.read() as reader:
             yield reader
 
-    def write(self, change: Callable[[Writer], T]) -> T:
+    def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
         def run(writer: Writer) -> T:
+            if self.is_corrupt:
+                raise CorruptRowError("meta row does not decode")
             result = change(cast(Writer, _NoAudit(writer)) if self.cannot_audit else writer)
             if self.cannot_commit:
                 raise StoreUnavailableError("store failed to commit: SQLITE_FULL")
             return result
 
-        result = self._store.write(run)
+        result = self._store.write(run, counts=counts)
         if self.forgets_outcome:
             raise OutcomeUnknownError("store failed to commit, and cannot be opened again")
         return result

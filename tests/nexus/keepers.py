@@ -55,12 +55,12 @@ class PlayedKeeper:
         with self._lock:
             return self.calls.count(call)
 
-    def restart(self) -> None:
-        """End and come back: with a new boot id and nothing in memory."""
+    def restart(self, *, mark: SignedMark | None = None) -> None:
+        """End and come back: with a new boot id and nothing in memory but *mark*."""
         with self._lock:
             self.boot_id = os.urandom(16)
             self.sets.clear()
-            self.marks.clear()
+            self.marks = [mark] if mark else []
 
     def fetch_report(self, *, timeout: float) -> KeeperReport:
         self._answer("fetch_report")

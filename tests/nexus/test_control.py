@@ -161,6 +161,7 @@ def _hash_manifest(meta: Meta, rows: Rows) -> Meta:
         pytest.param(_edit_manifest, "does not verify under the control key", id="edited"),
         pytest.param(_hash_manifest, "does not verify under the control key", id="a digest in place of the HMAC"),
         pytest.param(lambda meta, rows: replace(meta, timeline=2), "another cluster, timeline", id="another timeline"),
+        pytest.param(lambda meta, rows: replace(meta, revision=meta.revision - 1), "earlier revision", id="put back"),
         pytest.param(lambda meta, rows: replace(meta, control_revision=2), "control revision", id="an older manifest"),
         pytest.param(lambda meta, rows: replace(meta, control_revision=0), "control revision", id="a newer manifest"),
         pytest.param(lambda meta, rows: replace(meta, cluster_id=bytes(16)), "another cluster", id="another cluster"),

@@ -161,10 +161,13 @@ def test_a_superuser_reads_only_by_a_policy(make_nexus: MakeNexus) -> None:
 
 
 def test_a_listing_is_audited(nexus: NexusCore) -> None:
-    """With the prefix that was asked for."""
-    nexus.vault.list(STRANGER, "team", after="", limit=0)
-    (entry,) = nexus.list_entries()
-    assert (entry.action, entry.path, entry.outcome) == ("secret.list", "team", "ok")
+    """With the prefix that was asked for; whom no policy lets list anything is denied."""
+    nexus.vault.list(SUPERUSER, "team", after="", limit=0)
+    with pytest.raises(DeniedError):
+        nexus.vault.list(STRANGER, "team", after="", limit=0)
+    asked, denied = nexus.list_entries()
+    assert (asked.action, asked.path, asked.outcome) == ("secret.list", "team", "ok")
+    assert (denied.action, denied.path, denied.decision) == ("secret.list", "team", "deny")
 
 
 def test_no_value_goes_out_when_the_audit_cannot_be_written(nexus: NexusCore) -> None:
@@ -286,7 +289,8 @@ def test_a_damaged_policy_stops_every_authorisation_by_policy_until_it_is_dealt_
     for caller in (APP, STRANGER, SUPERUSER):
         with pytest.raises(DeniedError):
             nexus.vault.get(caller, PATH, 0)
-        assert nexus.vault.list(caller, "", after="", limit=0) == ([], "")
+        with pytest.raises(DeniedError):
+            nexus.vault.list(caller, "", after="", limit=0)
     nexus.policies.delete(SUPERUSER, "evil")
     assert nexus.vault.get(APP, PATH, 0).fields == {"value": b"v"}
     with pytest.raises(InvalidArgumentError):

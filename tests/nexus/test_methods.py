@@ -63,8 +63,7 @@ EVERYBODY = frozenset(Role)
 SUBMITTERS = frozenset({Role.RECOVER, Role.OPERATOR, Role.SUPERUSER})
 ALLOWED = {
     "GetStatus": EVERYBODY,
-    "ListSecrets": frozenset({Role.SUPERUSER, Role.WORKLOAD}),  # and shows what policies allow
-    **dict.fromkeys(("PutSecret", "GetSecret", "DeleteSecret"), frozenset({Role.SUPERUSER})),
+    **dict.fromkeys(("PutSecret", "GetSecret", "ListSecrets", "DeleteSecret"), frozenset({Role.SUPERUSER})),
     **dict.fromkeys(("ApplyPolicies", "DeletePolicy"), frozenset({Role.SUPERUSER})),
     "ListPolicies": frozenset({Role.SUPERUSER, Role.AUDITOR}),
     **dict.fromkeys(("BeginInit", "ConfirmInit", "AbortInit"), frozenset({Role.SUPERUSER})),

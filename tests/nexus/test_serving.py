@@ -203,7 +203,7 @@ def test_a_view_of_an_earlier_change_never_replaces_a_later_one(cluster: Founded
     def delete(name: str) -> PolicyView:
         def change(writer: Writer) -> PolicyView:
             control.change(writer, serving.root_key, delete=[(records.POLICY, name)])
-            meta = writer.load_meta()
+            meta = replace(writer.load_meta(), revision=writer.revision)
             return build_view(control.verify(meta, writer.load_controls(), serving.root_key), meta)
 
         return cluster.store.write(change)

@@ -84,7 +84,8 @@ class SecretServiceServicer(object):
 
     def ListSecrets(self, request, context):
         """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED (a role that no policy can allow anything), UNAVAILABLE.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
+        secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,8 @@ class SecretServiceStub:
     """
     ListSecrets: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.ListSecretsRequest, _secrets_pb2.ListSecretsResponse]
     """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED (a role that no policy can allow anything), UNAVAILABLE.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
+    secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
     """
     DeleteSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]
     """Deletes versions of a secret, or all of them. Needs the permission delete on the path. States: ready.
@@ -73,7 +74,8 @@ class SecretServiceAsyncStub(SecretServiceStub):
     """
     ListSecrets: _aio.UnaryUnaryMultiCallable[_secrets_pb2.ListSecretsRequest, _secrets_pb2.ListSecretsResponse]  # type: ignore[assignment]
     """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED (a role that no policy can allow anything), UNAVAILABLE.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
+    secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
     """
     DeleteSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]  # type: ignore[assignment]
     """Deletes versions of a secret, or all of them. Needs the permission delete on the path. States: ready.
@@ -114,7 +116,8 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.ListSecretsResponse, _abc.Awaitable[_secrets_pb2.ListSecretsResponse]]:
         """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED (a role that no policy can allow anything), UNAVAILABLE.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
+        secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

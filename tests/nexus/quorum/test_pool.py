@@ -1,5 +1,6 @@
 """All keepers at once: a slow one slows nobody, and a new duty begins at once."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -102,7 +103,7 @@ def test_collecting_asks_all_keepers_until_there_are_enough(cluster: FoundedClus
         keeper.is_reachable = False
     collection = Collection(cluster.record, cluster.cluster_id)
     with running(cluster, keepers) as pool:
-        pool.collect(collection, cluster.book())
+        pool.collect(collection, cluster.book(), threading.Event())
         wait_until(lambda: collection.gathered == 2)
         assert not collection.wait(SystemClock(), 0)
         keepers[4].is_reachable = True
@@ -118,3 +119,52 @@ def test_a_pool_that_never_started_stops(cluster: FoundedCluster) -> None:
     pool = KeeperPool(members(1), lambda member: keeper, clock=SystemClock(), memory=cluster.memory)
     pool.stop()
     assert keeper.is_closed
+
+
+def test_keepers_are_emptied_all_at_once_and_for_as_long_as_it_takes(
+    cluster: FoundedCluster, wait_until: WaitUntil
+) -> None:
+    """Those that answer are counted; one that comes later is emptied then, and one that holds a shard again too."""
+    keepers = cluster.keepers()
+    keepers[0].is_reachable = False
+    mark = cluster.sign_mark(1, 7)
+    held = dict(keepers[1].sets)
+    with running(cluster, keepers) as pool:
+        pool.empty(cluster.book(), mark)
+        assert pool.wait_emptied(seconds=0.3) == 4
+        assert [bool(keeper.sets) for keeper in keepers] == [True, False, False, False, False]
+        keepers[0].is_reachable = True
+        keepers[1].sets.update(held)
+        assert pool.wait_emptied(seconds=10) == 5
+        wait_until(lambda: not keepers[1].sets)
+        assert keepers[0].marks == keepers[1].marks == [mark]
+
+
+def test_a_keeper_that_restarts_while_it_is_to_be_emptied_counts(cluster: FoundedCluster) -> None:
+    """It has another boot id, and nothing in memory."""
+    keepers = cluster.keepers()
+    for keeper in keepers:
+        keeper.is_reachable = False
+    with running(cluster, keepers) as pool:
+        pool.empty(cluster.book(), None)
+        assert pool.wait_emptied(seconds=0.05) == 0
+        for keeper in keepers:
+            keeper.restart()
+            keeper.is_reachable = True
+        assert pool.wait_emptied(seconds=10) == 5
+        assert [keeper.count("drop_set") for keeper in keepers] == [0] * 5
+
+
+def test_a_recovery_that_is_over_gives_no_duty_any_more(cluster: FoundedCluster, wait_until: WaitUntil) -> None:
+    """Whoever ended it has given another one, which stays."""
+    keepers = cluster.keepers()
+    stopping = threading.Event()
+    collection = Collection(cluster.record, cluster.cluster_id)
+    with running(cluster, keepers) as pool:
+        stopping.set()
+        keep(pool, cluster)
+        pool.collect(collection, cluster.book(), stopping)
+        assert pool.wait_holders(5, seconds=10) == 5
+        keepers[0].restart()
+        wait_until(lambda: cluster.record.set_id in keepers[0].sets)
+    assert collection.gathered == 0
