@@ -89,7 +89,7 @@ def load_config(
     check_address("listen.address", config.listen.address)
     check_address("listen.http", config.listen.http)
     if _NAME.fullmatch(config.name) is None:
-        raise ConfigError(f"name: got {config.name!r}, want 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise ConfigError(f"name: got {config.name[:64]!r}, want 1 to 64 of A-Z a-z 0-9 . _ -")
     check_drain(config.shutdown.drain_s)
     Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)

@@ -17,8 +17,9 @@ from pilot.values import parse_sources, read_values
 from pilot.words_entry import WordsEntry
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_text
-from tests.pilot.share_cards import SHARES, make_cards
+from tests.pilot.cards import make_cards
 
+SHARES = words.split(bytes(32), 2, 3)
 CARD = make_cards(SHARES)[0].format()
 WIRE = words.encode_share(SHARES[0])
 POLICY = """

@@ -182,7 +182,7 @@ def make_rows(root_key: RootKey, manifest: bytes) -> list[ControlRow]:
 def list_manifest(root_key: RootKey) -> list[bytes]:
     digest = control.row_digest(CLUSTER_ID, "policy", "app", b"body")
     one = (1).to_bytes(8, "big")
-    return [b"shardhold-manifest-v1", CLUSTER_ID, one, one, b"policy", b"app", digest]
+    return [b"shardhold-manifest-v1", CLUSTER_ID, one, one, one, b"policy", b"app", digest]
 
 
 ROWS = st.lists(
