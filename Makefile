@@ -15,6 +15,8 @@ COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11
 TEST :=
 N := 20
 ARGS :=
+FUZZ_S := 120
+SOAK_S := 14400
 
 .PHONY: help
 help:  ## List the targets
@@ -35,6 +37,14 @@ test-cluster: $(READY)  ## Run the tests that kill, corrupt and restart clusters
 .PHONY: test-memory
 test-memory: $(READY)  ## Search the memory of nexus and keepers for keys (as root, or with CAP_SYS_PTRACE)
 	.venv/bin/python -m pytest tests/memory $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(READY)  ## Feed every decoder with hostile input, on new examples, for FUZZ_S=120 seconds
+	.venv/bin/python -m tests.fuzz $(FUZZ_S)
+
+.PHONY: soak
+soak: $(READY)  ## The same for SOAK_S=14400 seconds
+	.venv/bin/python -m tests.fuzz $(SOAK_S)
 
 .PHONY: test-sdk-lowest
 test-sdk-lowest: $(LOWEST)  ## Run the tests of the SDK's wheel on the lowest versions that it allows

@@ -27,7 +27,8 @@ def hostile_message(message: type[Message], known: Known) -> st.SearchStrategy[b
 
     *known* are values of fields that a caller may know, by name: what only comes behind them is reached then.
     """
-    fields = _build(message.DESCRIPTOR, known).map(lambda built: bytes(built.SerializeToString(deterministic=True)))
+    descriptor: Any = message.DESCRIPTOR
+    fields = _build(descriptor, known).map(lambda built: bytes(built.SerializeToString(deterministic=True)))
     return fields | fields | fields.flatmap(mutated) | st.binary(max_size=200)
 
 
