@@ -13,7 +13,7 @@ from shardhold import WorkloadAPI
 from shardhold._channel import PinnedChannel
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.cluster.cluster import Cluster
-from tests.cluster.refusal import Outcome, read_outcome
+from tests.cluster.refusal import read_outcome
 
 pytestmark = pytest.mark.cluster
 
