@@ -11,8 +11,8 @@
 - What serves in ready alone needs the root key. Elsewhere it is refused as sealed or recovering, which the caller may
   wait for, or, before the cluster exists, as a call in the wrong state.
 - What serves in other states is refused outside them as a call in the wrong state.
-- Blocked is recovering with a proved key that goes nowhere. The store stays as it was: where it says sealed, a restart is
-  sealed again.
+- Blocked is recovering with a proved key that goes nowhere. The store stays as it was: where it says sealed, a restart
+  is sealed again.
 - A running operation is a property of ready, not a state.
 """
 
