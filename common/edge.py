@@ -264,9 +264,20 @@ class GrpcServer:
 
         identify: _Identify = self._peers.identify
 
-        def watch(body: bytes, context: grpc.ServicerContext, send: _Send) -> None:
+        arrivals = self._arrivals
+
+        def watch(messages: Iterator[bytes], context: grpc.ServicerContext, send: _Send) -> None:
             try:
-                identify(context.auth_context())
+                caller = identify(context.auth_context())
+                arrival = arrivals.enter(caller, context)
+                try:
+                    body = next(messages, None)
+                finally:
+                    arrivals.leave(caller, arrival)
+                if arrival.code is not grpc.StatusCode.OK:
+                    context.abort(arrival.code, arrival.details)
+                if body is None:
+                    raise errors.InvalidArgumentError("the call ended without a message, want one")
                 request = _parse(health_pb2.HealthCheckRequest.FromString, body)
                 # The servicer would keep an entry for every name that anybody ever asked for.
                 self._require_service(request.service)
@@ -279,7 +290,7 @@ class GrpcServer:
 
         # A watcher would hold a worker for as long as it watches.
         watch.experimental_non_blocking = True  # type: ignore[attr-defined]
-        watch_handler: _Handler = grpc.unary_stream_rpc_method_handler(
+        watch_handler: _Handler = grpc.stream_stream_rpc_method_handler(
             watch, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
         )
         name = f"/{HEALTH_SERVICE}/Check"

@@ -19,6 +19,7 @@ from tests.cluster.refusal import read_reason
 from tests.common.edge_bench import CALLER, DNS, METHOD, Bench, answer_caller
 
 HEALTH = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
 STRANGER = "spiffe://other.test/shardhold/nexus/n1"
 STALLER = "spiffe://example.test/shardhold/nexus/staller"
 NEVER_S = 3600.0  # longer than any test: what ends a call then is not its age
@@ -73,7 +74,7 @@ def await_ended(stalled: list[Stalled], *, left: int) -> list[grpc.StatusCode]:
     return [await_code(one) for one in stalled if one.done()]
 
 
-@pytest.mark.parametrize("method", [METHOD, HEALTH])
+@pytest.mark.parametrize("method", [METHOD, HEALTH, WATCH])
 @pytest.mark.parametrize("count", [8, 32])
 def test_stalled_calls_of_one_caller_starve_nobody(
     serve: Callable[..., Bench], stall: Callable[..., list[Stalled]], count: int, method: str
@@ -89,7 +90,7 @@ def test_stalled_calls_of_one_caller_starve_nobody(
     assert sum(not one.done() for one in stalled) == SLOW_CALLS
 
 
-@pytest.mark.parametrize("method", [METHOD, HEALTH])
+@pytest.mark.parametrize("method", [METHOD, HEALTH, WATCH])
 @pytest.mark.parametrize("count", [8, 32])
 def test_strangers_are_refused_before_their_message(
     serve: Callable[..., Bench], stall: Callable[..., list[Stalled]], count: int, method: str
