@@ -124,6 +124,10 @@ class Cluster:
     def restart_nexus(self) -> float:
         """Kill the nexus with -9 and start it; return the seconds from its start until it was ready."""
         self.kill("nexus")
+        return self.start_nexus()
+
+    def start_nexus(self) -> float:
+        """Start a nexus that does not run; return the seconds until it was ready."""
         started = time.monotonic()
         self.run("nexus")
         self.wait_ready()
@@ -309,6 +313,7 @@ class Cluster:
         self, *arguments: str, path: str = SUPERUSER_PATH, exit_code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
         """Run pilot and compare its exit code; None takes any."""
+        self.dev.add_identity(Identity(path=path))
         done = self.dev.run_pilot(arguments, path=path)
         if exit_code is not None and done.returncode != exit_code:
             raise ClusterError(
