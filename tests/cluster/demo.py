@@ -89,16 +89,14 @@ def outvote_liar(cluster: Cluster) -> str:
 
 
 def lose_everything(cluster: Cluster) -> str:
-    """Killed the nexus and all keepers with -9: every process has forgotten the root key"""
+    """Killed the nexus and all keepers with -9: no process knows the key"""
     cluster.kill("nexus", *cluster.keepers)
     cluster.run("nexus", *cluster.keepers)
     held(cluster.wait_settled() == "recovering", "the nexus does not come back by itself")
-    missing = cluster.status()["blocked_by"][0].split(":")[0]
+    had = cluster.status()["blocked_by"][0].split(",")[0]
     seconds = unseal(cluster, 2, 5, 4)
     held_secret(cluster)
-    return (
-        f"it lacked {missing}; ready {seconds:.1f} s after three custodians began with pilot unseal, without a keeper"
-    )
+    return f"the nexus had {had}; ready after {seconds:.1f} s of pilot unseal by three custodians with their shares"
 
 
 def seal(cluster: Cluster) -> str:
@@ -110,7 +108,7 @@ def seal(cluster: Cluster) -> str:
     held(cluster.wait_settled() == "sealed", "a restart stays sealed")
     seconds = unseal(cluster, 1, 3, 5)
     held_secret(cluster)
-    return f"keepers held nothing, and a restart stayed sealed; ready {seconds:.1f} s after three custodians began"
+    return f"no keeper held a shard, and the restart stayed sealed; ready after {seconds:.1f} s of pilot unseal"
 
 
 def put_older_store_back(cluster: Cluster) -> str:
@@ -124,16 +122,16 @@ def put_older_store_back(cluster: Cluster) -> str:
     cluster.kill("nexus")
     cluster.put_store_back(copy)
     cluster.run("nexus")
-    status = cluster.wait_status("the older store is refused", lambda status: status["newer_mark"] is not None)
+    cluster.wait_status("all keepers told", lambda status: len((status["newer_mark"] or {}).get("keepers", ())) == 5)
     held(cluster.wait_settled() == "recovering", "it serves nothing")
+    status = cluster.status()
     position = "--timeline", str(status["timeline"]), "--revision", str(status["revision"])
     cluster.pilot("accept-older-store", *position, "--yes")
     held_secret(cluster)
     held(cluster.status()["timeline"] == status["timeline"] + 1, "a new timeline began")
-    mark = status["newer_mark"]
     return (
-        f"refused: {len(mark['keepers'])} keepers remember revision {mark['revision']}, it is at {status['revision']}; "
-        f"ready once a superuser accepted that with pilot accept-older-store"
+        f"refused: it is at revision {status['revision']}, and five keepers remember {status['newer_mark']['revision']}; "
+        f"ready once a superuser gave that up with pilot accept-older-store"
     )
 
 
