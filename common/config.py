@@ -10,6 +10,7 @@ value of an unknown option: somebody may have put there what does not belong int
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from common.options import is_struct, item_type, join, name_type, name_value, un
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -111,7 +113,7 @@ def split_address(name: str, value: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         host = ""
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
+    if not (colon and host and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise ConfigError(f"{name}: got {name_value(value)}, want host:port")
     return host, int(port)
 
@@ -125,6 +127,28 @@ def check_address(name: str, value: str) -> None:
     split_address(name, value)
 
 
+def check_label(name: str, value: str) -> None:
+    """Refuse what is no DNS label: the name of a keeper is a part of the DNS name of its SVID.
+
+    Raises:
+        ConfigError: *name* is the option that *value* came from.
+    """
+    if not _LABEL.fullmatch(value):
+        raise ConfigError(
+            f"{name}: got {name_value(value)}, want a DNS label: a-z, 0-9 and - inside, at most 63 characters"
+        )
+
+
+def check_drain(seconds: float) -> None:
+    """Refuse a negative `shutdown.drain_s`.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if seconds < 0:
+        raise ConfigError(f"shutdown.drain_s: got {seconds}, want 0 or more seconds")
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
@@ -133,7 +157,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"configuration file {path} is not UTF-8, want TOML") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except RecursionError as exc:
+        raise ConfigError(f"configuration file {path} is nested too deep") from exc
+    except ValueError as exc:  # tomllib.TOMLDecodeError is one; a number of thousands of digits raises the bare one
         raise ConfigError(f"configuration file {path} is not TOML: {exc}") from exc
 
 

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import msgspec
 
-from common.config import IdentityOptions, ListenOptions, LogOptions, MemoryOptions, check_address, load
+from common.config import (
+    IdentityOptions,
+    ListenOptions,
+    LogOptions,
+    MemoryOptions,
+    check_address,
+    check_drain,
+    check_label,
+    load,
+)
 from common.errors import ConfigError
 from common.protected import Level
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_KEEPER"
-
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class KeeperListenOptions(ListenOptions, frozen=True, forbid_unknown_fields=True):
@@ -55,15 +62,11 @@ def load_config(
         ConfigError: The option is named, with what it was and what is wanted.
     """
     config = load(KeeperConfig, path=path, environ=environ, prefix=ENVIRONMENT_PREFIX, flags=flags or {})
-    if not _NAME.fullmatch(config.name):
-        raise ConfigError(
-            f"name: got {config.name[:64]!r}, want a DNS label: a-z, 0-9 and - inside, at most 63 characters"
-        )
+    check_label("name", config.name)
     check_address("listen.address", config.listen.address)
     check_address("listen.http", config.listen.http)
     _check_nexuses(config.nexuses, config.identity.trust_domain)
-    if config.shutdown.drain_s < 0:
-        raise ConfigError(f"shutdown.drain_s: got {config.shutdown.drain_s}, want 0 or more seconds")
+    check_drain(config.shutdown.drain_s)
     if config.memory.lowest_level < Level.LOCKED and not config.dev:
         raise ConfigError(
             f"memory.lowest_level: got {config.memory.lowest_level}, want 2 or 3 (1 only with dev = true)"

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import msgspec
 
-from common.config import IdentityOptions, ListenOptions, LogOptions, MemoryOptions, check_address, load
+from common.config import (
+    IdentityOptions,
+    ListenOptions,
+    LogOptions,
+    MemoryOptions,
+    check_address,
+    check_drain,
+    check_label,
+    load,
+)
 from common.errors import ConfigError
 from nexus.roles import Roles
 
@@ -80,9 +89,8 @@ def load_config(
     check_address("listen.address", config.listen.address)
     check_address("listen.http", config.listen.http)
     if _NAME.fullmatch(config.name) is None:
-        raise ConfigError(f"name: got {config.name!r}, want 1 to 64 of A-Z a-z 0-9 . _ -")
-    if not config.shutdown.drain_s >= 0:
-        raise ConfigError(f"shutdown.drain_s: got {config.shutdown.drain_s}, want 0 or more seconds")
+        raise ConfigError(f"name: got {config.name[:64]!r}, want 1 to 64 of A-Z a-z 0-9 . _ -")
+    check_drain(config.shutdown.drain_s)
     Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)
     if config.memory.lowest_level < 2 and not config.dev:
@@ -97,8 +105,7 @@ def _check_keepers(keepers: tuple[KeeperOptions, ...]) -> None:
         raise ConfigError(f"keepers: got {len(keepers)}, want 2 to 255")
     for index, keeper in enumerate(keepers):
         check_address(f"keepers[{index}].address", keeper.address)
-        if not keeper.name:
-            raise ConfigError(f"keepers[{index}].name: got nothing, want a name")
+        check_label(f"keepers[{index}].name", keeper.name)
     for option in ("name", "address", "spiffe_id"):
         values = [getattr(keeper, option) for keeper in keepers if getattr(keeper, option)]
         twice = next((value for value in values if values.count(value) > 1), None)

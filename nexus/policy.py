@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from common.documents import decode_document
 from common.errors import CorruptRowError, InvalidArgumentError
 from nexus.globs import GlobIndex
 from nexus.paths import split_glob
@@ -103,10 +104,10 @@ def decode_policy(body: bytes) -> Policy:
     Raises:
         CorruptRowError: Not a policy.
     """
+    policy = decode_document(_DECODER.decode, body, refusal="the row of a policy does not decode")
     try:
-        policy = _DECODER.decode(body)
         check_policy(policy)
-    except (msgspec.DecodeError, InvalidArgumentError) as exc:
+    except InvalidArgumentError as exc:
         raise CorruptRowError(f"the row of a policy does not decode: {exc}") from exc
     return policy
 

@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from common.documents import decode_document
 from common.errors import CorruptRowError
 from common.genesis import Genesis, decode_genesis
 from nexus.ports import SetLabel
@@ -108,10 +109,9 @@ def decode(kind: type[T], body: bytes) -> T:
     Raises:
         CorruptRowError: It is not a record of this kind.
     """
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
-        raise CorruptRowError(f"control row is no {kind.__name__}") from exc
+    return decode_document(
+        lambda encoded: msgspec.json.decode(encoded, type=kind), body, refusal=f"control row is no {kind.__name__}"
+    )
 
 
 def replace_state(record: ShardSetRecord, state: SetState) -> ShardSetRecord:

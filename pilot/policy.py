@@ -102,7 +102,9 @@ def parse_policies(text: str, *, origin: str) -> "list[pb.Policy]":
 
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except RecursionError as exc:
+        raise UsageError(f"{origin}: is nested too deep") from exc
+    except ValueError as exc:  # tomllib.TOMLDecodeError is one; a number of thousands of digits raises the bare one
         raise UsageError(f"{origin}: {exc}") from exc
     tables = document.pop("policy", None)
     if document or not isinstance(tables, list) or not tables:

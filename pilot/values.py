@@ -58,10 +58,10 @@ def _parse(position: int, argument: str) -> Source:
         return _checked(field, None)
     if origin.startswith("@") and len(origin) > 1:
         return _checked(field, Path(origin[1:]))
-    where = f"field {field}" if equals and field else f"value {position}"
+    # Not even what looks like the name of a field is shown: a value may have a '=' in it, or at its end as base64 has.
     raise UsageError(
-        f"{where}: a value on the command line would stay in the shell's history and in the list of processes",
-        f"use {field if equals and field else 'FIELD'}=@FILE or FIELD=- (standard input), or name no field to be asked",
+        f"value {position}: a value on the command line would stay in the shell's history and in the list of processes",
+        "use FIELD=@FILE or FIELD=- (standard input), or name no field to be asked",
     )
 
 

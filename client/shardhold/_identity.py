@@ -63,7 +63,21 @@ class Svid:
             ValueError: Something does not parse, the leaf has not exactly one URI SAN with a SPIFFE ID, or the key is
                 another's.
         """
+        from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
+
+        try:
+            return cls._parse(certificates_pem, key_pem, bundle_pem)
+        except (
+            UnsupportedAlgorithm,
+            x509.DuplicateExtension,
+            x509.InvalidVersion,
+            x509.UnsupportedGeneralNameType,
+        ) as exc:
+            raise ValueError("a certificate is malformed, or a key of an unknown kind") from exc
+
+    @classmethod
+    def _parse(cls, certificates_pem: bytes, key_pem: bytes, bundle_pem: bytes) -> "Svid":
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
         chain = _parse_certificates("SVID", certificates_pem)
@@ -74,8 +88,8 @@ class Svid:
         trust_domain = _name_trust_domain(uris[0])
         try:
             key = load_pem_private_key(key_pem, password=None)
-        except (TypeError, UnsupportedAlgorithm) as exc:
-            raise ValueError("the private key is encrypted or of an unknown kind") from exc
+        except TypeError as exc:
+            raise ValueError("the private key is encrypted") from exc
         form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
             raise ValueError("the private key is not the SVID's")

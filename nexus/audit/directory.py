@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from common.documents import decode_document
 from common.errors import CorruptRowError
 from nexus.audit.line import ChangeLine, TornTailLine, decode_first_line, decode_line
 
@@ -113,6 +114,6 @@ def _list_lines(path: Path, end: int | None) -> Iterator[ChangeLine | TornTailLi
                 return
             if encoded.startswith((b'{"kind":"change"', b'{"kind":"torn-tail"')):
                 try:
-                    yield decoder.decode(encoded)
-                except msgspec.DecodeError:
+                    yield decode_document(decoder.decode, encoded, refusal="line is no record")
+                except CorruptRowError:
                     return

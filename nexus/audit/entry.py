@@ -2,6 +2,7 @@
 
 import msgspec
 
+from common.documents import decode_document
 from common.errors import CorruptRowError
 
 
@@ -26,15 +27,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_entry(encoded: bytes) -> Entry:
-    """Decode what `Entry.encode` encoded.
+    """Decode what `Entry.encode` encoded: on one line, since it becomes a part of one.
 
     Raises:
         CorruptRowError: It is no entry.
     """
-    try:
-        return _DECODER.decode(encoded)
-    except msgspec.DecodeError as exc:
-        raise CorruptRowError("audit entry does not decode") from exc
+    if b"\n" in encoded or b"\r" in encoded:
+        raise CorruptRowError("audit entry is not on one line")
+    return decode_document(_DECODER.decode, encoded, refusal="audit entry does not decode")
 
 
 _ENCODER = msgspec.json.Encoder()

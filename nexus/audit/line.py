@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from common.codec import fields, u64
+from common.documents import decode_document
 from common.errors import CorruptRowError
 from nexus.audit.entry import Entry
 
@@ -94,10 +95,7 @@ def decode_line(encoded: bytes, previous: bytes) -> tuple[Line, bytes]:
     digest = _hash(previous, body + b"}")
     if tail[len(_OPEN) : -3] != digest.hex().encode():
         raise CorruptRowError("hash does not follow from the line before and this one")
-    try:
-        return _DECODER.decode(body + b"}"), digest
-    except msgspec.DecodeError as exc:
-        raise CorruptRowError("line is no record") from exc
+    return decode_document(_DECODER.decode, body + b"}", refusal="line is no record"), digest
 
 
 def decode_first_line(encoded: bytes, *, is_header: bool) -> tuple[Line, bytes]:
@@ -108,14 +106,14 @@ def decode_first_line(encoded: bytes, *, is_header: bool) -> tuple[Line, bytes]:
     Raises:
         CorruptRowError: It is not whole, not a record, or not a header where one has to be.
     """
+    line = decode_document(_DECODER.decode, encoded, refusal="line is no record")  # which leaves out the hash
     try:
-        line = _DECODER.decode(encoded)  # which leaves out the hash
         if isinstance(line, SegmentLine):
             return decode_line(encoded, bytes.fromhex(line.previous))
         if not is_header and encoded.endswith(b'"}\n'):
             return line, bytes.fromhex(encoded[-67:-3].decode("ascii"))
-    except (msgspec.DecodeError, ValueError) as exc:
-        raise CorruptRowError("line is no record") from exc
+    except ValueError as exc:
+        raise CorruptRowError("line has a hash that is no hex") from exc
     raise CorruptRowError("first line does not say which segment this is")
 
 

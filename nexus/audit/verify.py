@@ -169,14 +169,19 @@ class _Walk:
         says = Segment(line.nexus, line.timeline, line.segment)
         if line.format != FORMAT or says != segment:
             self._raise(replace(here, why=f"segment says that it is {says.name} in format {line.format}"))
-        previous = bytes.fromhex(line.previous)
-        is_first = here.line == 1 and segment.number == 1
-        if here.line != 1 or (previous not in self._met if is_first else previous != self._chain.digest):
+        if here.line != 1:
+            self._raise(replace(here, why="segment begins in the middle of another"))
+        previous = bytes.fromhex(line.previous)  # is hex: `decode_first_line` has read it
+        if previous not in self._met if segment.number == 1 else previous != self._chain.digest:
             self._raise(replace(here, why="segment does not follow from the line before it"))
 
     def _close_torn(self, line: TornTailLine, here: Fault) -> None:
         fault, rest = self._torn.get(line.file, (here, b""))
-        if (line.offset, line.size, line.sha256) != (fault.offset, len(rest), hash_rest(rest)):
+        if line.file not in self._torn or (line.offset, line.size, line.sha256) != (
+            fault.offset,
+            len(rest),
+            hash_rest(rest),
+        ):
             self._raise(replace(here, why=f"names a torn tail that {line.file} does not have"))
         del self._torn[line.file]
         self._report.torn_tails.append(TornTail(line.file, line.offset, line.size, is_named=True))

@@ -7,6 +7,8 @@ from nexus.server.auth import Authenticator
 from nexus.vault import Expected, Vault
 from shardhold.v1 import secrets_pb2 as pb
 
+_LAST_TIME = 253_402_300_799_999_999  # microseconds since 1970: the end of the year 9999
+
 
 class SecretHandlers:
     def __init__(self, vault: Vault, authenticator: Authenticator) -> None:
@@ -57,4 +59,6 @@ def _expected(request: pb.PutSecretRequest | pb.DeleteSecretRequest) -> Expected
 
 
 def _timestamp(microseconds: int) -> Timestamp:
+    # Nothing vouches for the stored time: what no clock shows must not break the caller's own.
+    microseconds = min(max(microseconds, 0), _LAST_TIME)
     return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)

@@ -17,9 +17,10 @@ from common.errors import CorruptRowError, ShardholdError, StoreUnavailableError
 APPLICATION_ID: Final = 0x53687264  # "Shrd"; in the header of the database file
 BUSY_S: Final = 5.0  # how long a statement waits for a foreign process that has the database locked
 
-# What the driver raises, the second when a message of SQLite quotes damaged text.
-SqliteError = sqlite3.Error | UnicodeDecodeError
-SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+# What the driver raises: the second when a message of SQLite quotes damaged text, the third when a number that was
+# counted up from a stored one does not fit.
+SqliteError = sqlite3.Error | UnicodeDecodeError | OverflowError
+SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
 
 _CORRUPT: Final = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_MISMATCH", "SQLITE_FORMAT"}
 
@@ -32,6 +33,8 @@ def translate(exc: SqliteError, doing: str) -> ShardholdError:
         return (CorruptRowError if damaged else StoreUnavailableError)(f"store failed to {doing}: {name}")
     if isinstance(exc, sqlite3.OperationalError | UnicodeDecodeError):  # the driver's own
         return CorruptRowError(f"store failed to {doing}: a stored text does not decode")
+    if isinstance(exc, OverflowError):
+        return CorruptRowError(f"store failed to {doing}: a stored number is too large")
     return StoreUnavailableError(f"store failed to {doing}: {type(exc).__name__}")
 
 

@@ -1,6 +1,7 @@
 """Queries of the SQLite store over one connection."""
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any, Final
 
 from common.errors import CorruptRowError
@@ -22,6 +23,8 @@ _REQUEST: Final = """
     SELECT d.path, s.incarnation, d.version, d.revision, 1 FROM deletions AS d JOIN secrets AS s ON s.path = d.path
     WHERE d.request_id = ?1 AND d.caller = ?2"""
 
+# Far above what a store can count to, and far enough below what SQLite can hold for everything that is added.
+_NUMBERS_END: Final = 1 << 62
 _AUDIT: Final = """
     SELECT revision, entry FROM audit_outbox WHERE revision > ?1 AND revision <= (
         SELECT max(revision) FROM (SELECT revision FROM audit_outbox WHERE revision > ?1 ORDER BY revision LIMIT ?2))
@@ -57,9 +60,10 @@ class SqliteReader:
         row = self._find(_META)
         if row is None:
             raise CorruptRowError("store has no meta row")
-        phase, cluster_id, sealed, *rest = row
+        phase, cluster_id, sealed, *numbers = row
+        _check_numbers(*numbers)
         try:
-            return Meta(Phase(phase), cluster_id, bool(sealed), *rest)
+            return Meta(Phase(phase), cluster_id, bool(sealed), *numbers)
         except ValueError as exc:
             raise CorruptRowError("store's meta row has no known phase") from exc
 
@@ -77,7 +81,7 @@ class SqliteReader:
 
     def load_secret(self, path: str) -> SecretRow | None:
         row = self._find(_SECRET + " WHERE path = ?", path)
-        return None if row is None else SecretRow(*row)
+        return None if row is None else _to_secret(row)
 
     def load_version(self, path: str, version: int) -> VersionRow | None:
         row = self._find(_VERSION_EXACT, path, version) if version else self._find(_VERSION_NEWEST, path)
@@ -87,11 +91,14 @@ class SqliteReader:
         found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted = row
         if found != path or (version and number != version):
             raise CorruptRowError("store's index of versions leads to another row")
+        _check_numbers(number)
         return VersionRow(found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, bool(deleted))
 
     def load_live_versions(self, path: str) -> list[int]:
         rows = self._load("SELECT version FROM versions WHERE path = ? AND deleted = 0 ORDER BY version", path)
-        return [version for (version,) in rows]
+        versions = [version for (version,) in rows]
+        _check_numbers(*versions)
+        return versions
 
     def list_secrets(self, prefix: str, *, after: str, limit: int) -> list[SecretRow]:
         if not prefix:
@@ -107,6 +114,7 @@ class SqliteReader:
             return None
         path, incarnation, _, revision, deleted = min(rows, key=lambda row: int(row[3]))
         versions = tuple(sorted(row[2] for row in rows if row[3] == revision))
+        _check_numbers(revision, *versions)
         return MadeByRequest(path, incarnation, versions, revision, bool(deleted))
 
     def load_audit(self, *, limit: int, after: int) -> list[tuple[int, bytes]]:
@@ -114,7 +122,7 @@ class SqliteReader:
 
     def _list(self, where: str, *parameters: str, limit: int) -> list[SecretRow]:
         sql = f"{_SECRET} WHERE {where} AND live_versions > 0 ORDER BY path LIMIT ?"
-        return [SecretRow(*row) for row in self._load(sql, *parameters, max(limit, 0))]
+        return [_to_secret(row) for row in self._load(sql, *parameters, max(limit, 0))]
 
     def _explain_missing(self, path: str, version: int) -> None:
         """Tell a version that never was from one whose row is lost: every version ever written has a row."""
@@ -135,3 +143,16 @@ class SqliteReader:
             return self._execute(sql, parameters).fetchall()
         except SQLITE_ERRORS as exc:
             raise translate(exc, "read") from exc
+
+
+def _to_secret(row: Sequence[Any]) -> SecretRow:
+    secret = SecretRow(*row)
+    _check_numbers(secret.current_version)
+    return secret
+
+
+def _check_numbers(*numbers: int) -> None:
+    """Refuse versions, revisions and the like that nobody has counted up to."""
+    for number in numbers:
+        if not 0 <= number < _NUMBERS_END:
+            raise CorruptRowError("store has a number in a row that nothing comes to by counting")

@@ -46,7 +46,7 @@ def test_environment(tmp_path: Path, environ: Mapping[str, str], address: str) -
     ("old", "new", "words"),
     [
         pytest.param('name = "k1"\n', "", "^name: got nothing", id="no name"),
-        pytest.param('"k1"', '"k1.x"', "^name: got 'k1.x'", id="a name that is two DNS labels"),
+        pytest.param('"k1"', '"k1.x"', '^name: got "k1.x"', id="a name that is two DNS labels"),
         pytest.param('"k1"', '"K1"', "^name: ", id="upper case"),
         pytest.param('"k1"', '""', "^name: ", id="empty name"),
         pytest.param("nexuses = [", "nexusses = [", "^nexusses: no such option", id="unknown option"),

@@ -60,9 +60,9 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             "secret put team/app password=hunter2",
             2,
             "",
-            "pilot: error: field password: a value on the command line would stay in the shell's history and in the "
+            "pilot: error: value 1: a value on the command line would stay in the shell's history and in the "
             "list of processes\n"
-            "pilot: hint: use password=@FILE or FIELD=- (standard input), or name no field to be asked\n",
+            "pilot: hint: use FIELD=@FILE or FIELD=- (standard input), or name no field to be asked\n",
             id="value on the command line",
         ),
         pytest.param(

@@ -1,0 +1,167 @@
+"""What people give: words, cards, files and arguments. An error of ours, which never repeats a word or a value."""
+
+import io
+import os
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import words
+from common.errors import WordsError
+from pilot.card import read_genesis, read_words
+from pilot.errors import UsageError
+from pilot.given_share import read_given_share
+from pilot.policy import parse_policies
+from pilot.values import parse_sources, read_values
+from pilot.words_entry import WordsEntry
+from tests.fuzz.budget import budget
+from tests.fuzz.mutations import hostile, hostile_text
+from tests.pilot.cards import make_cards
+
+SHARES = words.split(bytes(32), 2, 3)
+CARD = make_cards(SHARES)[0].format()
+WIRE = words.encode_share(SHARES[0])
+POLICY = """
+[[policy]]
+name = "app"
+spiffe_ids = ["spiffe://example.org/team/*"]
+paths = ["team/app/**"]
+permissions = ["read", "list"]
+"""
+VALUE = b"hunter2-which-nobody-may-see"
+
+
+def assert_shows_no_word(error: Exception) -> None:
+    """No word of the shares is in the message, but for the three of the list that messages are made of."""
+    spoken = {"standard", "stay", "together"}
+    said = set(str(error).replace(":", " ").split())
+    assert not said & (set(" ".join(SHARES).split()) - spoken), error
+
+
+@budget(2)
+@given(hostile_text(*SHARES))
+def test_typed_words(typed: str) -> None:
+    """Words make a share that comes back from its wire form, or are refused without being shown."""
+    try:
+        share = words.read_share(typed)
+    except WordsError as exc:
+        assert_shows_no_word(exc)
+        return
+    assert words.decode_share(words.encode_share(typed)) == share.words
+
+
+@budget(3)
+@given(hostile(WIRE) | st.binary(min_size=len(WIRE), max_size=len(WIRE)))
+def test_wire_form(wire: bytes) -> None:
+    """66 bytes make the words that encode to them, or are refused."""
+    try:
+        typed = words.decode_share(wire)
+    except WordsError as exc:
+        assert_shows_no_word(exc)
+        return
+    assert words.encode_share(typed) == wire
+
+
+@budget(0.5)
+@given(st.lists(hostile_text(*SHARES) | st.sampled_from(SHARES), max_size=4))
+def test_shares_together(shares: list[str]) -> None:
+    """They give the seed or a WordsError, never another seed."""
+    try:
+        seed = words.combine(shares)
+    except WordsError as exc:
+        assert_shows_no_word(exc)
+        return
+    assert seed == bytes(32)
+
+
+@budget(3)
+@given(hostile_text(CARD, CARD.replace("genesis", "Genesis"), "\n".join(SHARES)))
+def test_card(text: str) -> None:
+    """A card gives its words, not checked yet, and its fingerprint, or says what is missing."""
+    for read in (read_words, read_genesis):
+        try:
+            found = read(text)
+        except WordsError as exc:
+            assert_shows_no_word(exc)
+        else:
+            assert len(found.split() if isinstance(found, str) else found) in (32, words.WORDS)
+
+
+@budget(3)
+@given(hostile(CARD.encode(), SHARES[1].encode(), b"\xff\xfe"))
+def test_given_share(content: bytes) -> None:
+    """A file that somebody names is a share or a usage error."""
+    try:
+        given_share = read_given_share(["-"], io.BytesIO(content))
+    except UsageError as exc:
+        assert_shows_no_word(exc)
+        return
+    assert given_share is not None
+    assert words.encode_share(given_share.share.words)
+
+
+@budget(2)
+@given(hostile_text(*SHARES, "\x1b[A\x7f\x15 "))
+def test_keys_pressed(keys: str) -> None:
+    """Whatever keys are pressed, nothing of them is said."""
+    entry = WordsEntry()
+    for key in keys:
+        said = entry.press(key)
+        assert len(said) < 100
+        assert not said or "word" in said or "share" in said
+
+
+def assert_hides(error: UsageError, value: str) -> None:
+    assert value not in " ".join((str(error), *error.hints)), error
+
+
+def assert_names(error: UsageError, origin: str) -> None:
+    assert str(error).startswith(origin), error
+
+
+# As the kernel gives them: any bytes but NUL.
+ARGUMENTS = st.lists(
+    hostile(b"password=@file", b"-", b"field=-", b"=@x", b"user=" + VALUE, VALUE, VALUE + b"==").map(
+        lambda raw: os.fsdecode(raw.replace(b"\0", b""))
+    ),
+    max_size=4,
+)
+
+
+@budget(3)
+@given(ARGUMENTS, st.binary(max_size=20))
+def test_values(arguments: list[str], stdin: bytes) -> None:
+    """Sources are read or are a usage error, which never shows what may be a value."""
+    try:
+        sources = parse_sources(arguments)
+        values = read_values(
+            [source for source in sources if source.file is None or not source.file.exists()],
+            stdin=io.BytesIO(stdin),
+            ask=lambda _: "typed",
+        )
+    except UsageError as exc:
+        if not any("@" in argument for argument in arguments):  # the name of a file is no secret
+            assert_hides(exc, VALUE.decode())
+        return
+    assert all(isinstance(value, bytes) for value in values.values())
+
+
+@budget(3)
+@given(hostile_text(POLICY, "policy = []", "x = " + "[" * 2_000))
+def test_policy_file(text: str) -> None:
+    """A file gives policies, or is a usage error that names it."""
+    try:
+        policies = parse_policies(text, origin="app.toml")
+    except UsageError as exc:
+        assert_names(exc, "app.toml: ")
+        return
+    assert policies
+
+
+def test_the_words_above_are_a_share() -> None:
+    """The seeds of the mutations are good ones: else nothing above would get past the first check."""
+    assert words.combine(SHARES[:2]) == bytes(32)
+    assert read_words(CARD) == SHARES[0]
+    assert len(parse_policies(POLICY, origin="")) == 1
+    assert not Path("@").exists()

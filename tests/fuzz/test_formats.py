@@ -1,0 +1,207 @@
+"""Formats of our own, decoded from whatever arrives: refused with the documented error, or really that format."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.codec import fields, parse_fields
+from common.errors import CorruptRowError, DecryptionError, InvalidArgumentError, MarkError, StatementError
+from common.genesis import Genesis, decode_genesis
+from common.mark import SignedMark, verify_mark
+from common.recovery_key import derive_public_key, open_sealed
+from common.recovery_key import seal as seal_escrow
+from common.sealing import OneShotKey, seal
+from common.statement import PUT_SHARD, Statement
+from nexus.paths import Glob, check_fields, check_path, check_prefix, decode_body, encode_body
+from tests.cluster.marks import MarkMaker
+from tests.fuzz.budget import budget
+from tests.fuzz.mutations import assert_is_short, hostile, hostile_fields, hostile_text, mutated
+
+STATEMENT = Statement(
+    cluster_id=b"c" * 16,
+    issuer="spiffe://example.org/shardhold/keeper/one",
+    audience="spiffe://example.org/shardhold/nexus/main",
+    purpose=PUT_SHARD,
+    nonce=b"n" * 32,
+    boot_id=b"b" * 16,
+    public_key=b"k" * 32,
+    algorithm="ecdsa-p256-sha256",
+)
+MARKS = MarkMaker()
+MARK = MARKS.make()
+RECORD = MARKS.record.encode()
+SEED = b"s" * 32
+ESCROW = seal_escrow(b"r" * 32, derive_public_key(SEED), b"info")
+BODY = encode_body({"password": b"hunter2", "user": b"app", "empty": b""})
+PATHS = hostile_text("team/app/db", "a/../b", "shardhold/x", "/".join("abcdefghijklmnop"), "a" * 128 + "/b")
+GLOBS = hostile_text("team/*/db-*", "**", "a/**/b/**/c", "*a*b*c*", "team/**/*", "***")
+
+
+@budget(5)
+@given(hostile_fields([b"purpose", b"", b"x" * 40, bytes(300)]))
+def test_codec(encoded: bytes) -> None:
+    """What decodes is exactly what its parts encode to, from bytes and from a view."""
+    try:
+        parts = parse_fields(encoded)
+    except CorruptRowError:
+        return
+    assert fields(*parts) == encoded
+    assert parse_fields(memoryview(encoded)) == parts
+
+
+@budget(5)
+@given(hostile_fields(parse_fields(STATEMENT.encode())))
+def test_statement(encoded: bytes) -> None:
+    """What decodes encodes to the same bytes: a statement has one form, and so one digest."""
+    try:
+        statement = Statement.decode(encoded)
+    except StatementError:
+        return
+    assert statement.encode() == encoded
+
+
+@budget(5)
+@given(hostile_fields(parse_fields(RECORD)))
+def test_genesis(encoded: bytes) -> None:
+    """What decodes encodes to the same bytes: a record has one fingerprint."""
+    try:
+        genesis = decode_genesis(encoded)
+    except CorruptRowError:
+        return
+    assert genesis.encode() == encoded
+
+
+@budget(3)
+@given(hostile_fields(parse_fields(MARK.mark)))
+def test_mark_that_is_signed(encoded: bytes) -> None:
+    """Also the true audit key makes no mark of anything but a mark."""
+    try:
+        mark = verify_mark(MARKS.sign(encoded), cluster_id=MARKS.mark.cluster_id, genesis=MARKS.genesis)
+    except MarkError:
+        return
+    assert mark.encode() == encoded
+
+
+@budget(3)
+@given(
+    hostile(MARK.mark),
+    hostile(MARK.signature),
+    st.lists(hostile_fields(parse_fields(RECORD)), max_size=3),
+    st.booleans(),
+)
+def test_mark_of_a_liar(mark: bytes, signature: bytes, chain: list[bytes], keeps_chain: bool) -> None:
+    """A mark with anything changed is refused: nobody without the audit key makes one."""
+    signed = SignedMark(mark, signature, MARK.chain if keeps_chain else tuple(chain))
+    try:
+        verify_mark(signed, cluster_id=MARKS.mark.cluster_id, genesis=MARKS.genesis)
+    except MarkError:
+        return
+    assert signed == MARK
+
+
+@budget(3)
+@given(hostile_fields(parse_fields(RECORD)))
+def test_mark_of_a_cluster_that_does_not_exist(record: bytes) -> None:
+    """Whatever record is pinned as genesis, a key in it that is none is a MarkError."""
+    try:
+        genesis: Genesis | None = decode_genesis(record)
+    except CorruptRowError:
+        genesis = None
+    pin = genesis.fingerprint if genesis else MARKS.genesis
+    try:
+        mark = verify_mark(MARKS.make(chain=(record,)), cluster_id=MARKS.mark.cluster_id, genesis=pin)
+    except MarkError:
+        return
+    assert mark == MARKS.mark
+
+
+@budget(3)
+@given(st.data())
+def test_sealed_message(data: st.DataObject) -> None:
+    """A one-shot key opens what was sealed to it, or nothing: the buffer is all zero then."""
+    key = OneShotKey()
+    sealed = data.draw(hostile(seal(memoryview(b"m" * 33), recipient=key.public_bytes, info=b"info")))
+    into = bytearray(b"\xaa" * 33)
+    try:
+        key.open(sealed, info=b"info", into=memoryview(into))
+    except DecryptionError:
+        assert into == bytes(33)
+        return
+    assert into == b"m" * 33
+
+
+@budget()
+@given(hostile(ESCROW), st.sampled_from([SEED, bytes(32)]))
+def test_escrow(sealed: bytes, seed: bytes) -> None:
+    """An escrow opens as it was sealed, under its own seed, or not at all."""
+    try:
+        opened = open_sealed(sealed, seed, b"info")
+    except DecryptionError:
+        return
+    assert (opened, sealed, seed) == (b"r" * 32, ESCROW, SEED)
+
+
+@budget(3)
+@given(st.binary(max_size=64).filter(lambda seed: len(seed) != 32))
+def test_seed_of_another_size(seed: bytes) -> None:
+    """A seed has 32 bytes; anything else is an argument, not a crash."""
+    for use in (derive_public_key, lambda wrong: open_sealed(ESCROW, wrong, b"info")):
+        try:
+            use(seed)
+        except InvalidArgumentError:
+            continue
+        raise AssertionError(f"took a seed of {len(seed)} bytes")
+
+
+@budget(5)
+@given(PATHS)
+def test_path(path: str) -> None:
+    """What passes is a path by the rules of design §6, said here once more."""
+    try:
+        check_path(path)
+    except InvalidArgumentError as exc:
+        assert_is_short(exc, 300)
+        return
+    segments = path.split("/")
+    assert 1 <= len(segments) <= 16
+    assert len(path) <= 512
+    assert segments[0] != "shardhold"
+    for segment in segments:
+        assert 1 <= len(segment) <= 128
+        assert segment.isascii()
+        assert segment not in (".", "..")
+        assert segment.translate({ord(sign): None for sign in "._-"}).isalnum() or not segment.strip("._-")
+    check_prefix(path)
+
+
+@budget(5)
+@given(GLOBS, PATHS)
+def test_glob(pattern: str, path: str) -> None:
+    """A glob compiles or is refused, and gives an answer for any text."""
+    try:
+        glob = Glob(pattern)
+    except InvalidArgumentError:
+        return
+    assert glob.matches(path) in (True, False)
+    assert "*" in pattern or glob.matches(pattern)
+
+
+@budget(5)
+@given(hostile_fields(parse_fields(BODY)))
+def test_secret_body(body: bytes) -> None:
+    """What decodes encodes to the same bytes."""
+    try:
+        decoded = decode_body(body)
+    except CorruptRowError:
+        return
+    assert encode_body(decoded) == body
+
+
+@budget(3)
+@given(st.dictionaries(hostile_text("password", "a" * 64), mutated(b"value"), max_size=70))
+def test_fields_of_a_caller(given_fields: dict[str, bytes]) -> None:
+    """What passes the check can be stored and comes back."""
+    try:
+        check_fields(given_fields)
+    except InvalidArgumentError:
+        return
+    assert decode_body(encode_body(given_fields)) == given_fields

@@ -1,0 +1,151 @@
+"""A database in which somebody changed a value by SQL: what reads it names the damage, and the rest goes on working."""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.edge import Call
+from common.errors import ShardholdError
+from common.protected import Level, ProtectedMemory
+from nexus.serving import Serving, prove
+from nexus.states import initial_state
+from shardhold.v1 import cluster_pb2, secrets_pb2
+from tests.fuzz.budget import budget
+from tests.fuzz.mutations import hostile, hostile_text
+from tests.nexus.cluster import FoundedCluster, found, open_store
+from tests.nexus.core import SUPERUSER, NexusCore, make_ready
+
+TIME_RANGE = range(253_402_300_800)  # seconds that a datetime can hold
+PATHS = ("team/a", "team/b", "team/c")
+NUMBERS = st.sampled_from([-(2**63), -1, 0, 1, 2, 2**31, 2**32, 2**63 - 2, 2**63 - 1]) | st.integers(-3, 5)
+BLOBS = hostile(bytes(16), bytes(32), bytes(98), b"{}", b'{"kcv":""}')
+TEXTS = hostile_text("team/a", "current", "initialised", "policy", "a/../b").map(
+    lambda text: text.encode("utf-8", "ignore").decode()
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FoundedCluster]:
+    """A cluster with a few secrets, and the folder with its store, which nobody has open."""
+    folder = tmp_path_factory.mktemp("store")
+    memory = ProtectedMemory(highest=Level.LOCKED)
+    store = open_store(folder)
+    cluster = found(store, memory, keepers=3, threshold=2)
+    core = NexusCore(folder, store, memory, cluster.keepers())
+    make_ready(core, cluster)
+    for path in (*PATHS, *PATHS):
+        assert send(core, "PutSecret", put(path)) is not None
+    core.close()
+    store.close()
+    return folder, cluster
+
+
+def put(path: str) -> secrets_pb2.PutSecretRequest:
+    return secrets_pb2.PutSecretRequest(path=path, fields={"value": b"v"}, request_id=os.urandom(16))
+
+
+def send(core: NexusCore, rpc: str, request: Message) -> Any:
+    """Make a call; return its answer, None: it was refused with an error of ours."""
+    method = next(method for method in core.list_methods() if method.name.endswith(f"/{rpc}"))
+    try:
+        answer = method.handle(Call(SUPERUSER.spiffe_id, "ipv4:127.0.0.1:1", 1.0), request)
+    except ShardholdError:
+        return None
+    return method.response.FromString(answer.SerializeToString())
+
+
+def list_columns(file: Path) -> list[tuple[str, str, str]]:
+    """Return table, column and type of every value that can be changed."""
+    with closing(sqlite3.connect(file)) as database:
+        return [
+            (table, column, kind)
+            for (table,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+            for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})")
+            if not table.startswith("sqlite_")
+        ]
+
+
+def tamper(file: Path, data: st.DataObject) -> bool:
+    """Change one or two values; return whether any was."""
+    changed = False
+    for _ in range(data.draw(st.integers(1, 2))):
+        table, column, kind = data.draw(st.sampled_from(list_columns(file)))
+        value = data.draw({"INTEGER": NUMBERS, "BLOB": BLOBS, "TEXT": TEXTS}[kind])
+        row = data.draw(st.integers(0, 20))
+        key = "path" if table == "secrets" else "path, version" if table == "deletions" else "rowid"
+        count = f"max(1, (SELECT count(*) FROM {table}))"
+        where = f"({key}) = (SELECT {key} FROM {table} ORDER BY {key} LIMIT 1 OFFSET {row} % {count})"
+        with closing(sqlite3.connect(file)) as database, database:
+            try:
+                changed |= bool(database.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value,)).rowcount)
+            except sqlite3.IntegrityError:  # a constraint of the schema is in the way
+                continue
+    return changed
+
+
+def use(folder: Path, cluster: FoundedCluster) -> None:
+    """Start a nexus on what is there, and call it."""
+    memory = ProtectedMemory(highest=Level.LOCKED)
+    store = open_store(folder)
+    try:
+        with store.read() as reader:
+            meta, rows = reader.load_meta(), reader.load_controls()
+        assert initial_state(meta)
+        core = NexusCore(folder, store, memory, cluster.keepers())
+    except BaseException:
+        store.close()
+        raise
+    try:
+        assert send(core, "GetStatus", cluster_pb2.GetStatusRequest())
+        buffer = memory.allocate(32)
+        buffer.view[:] = cluster.root_key
+        points = []
+        for shard in list(cluster.shards.values())[:2]:
+            points.append(memory.allocate(33))
+            points[-1].view[:] = shard
+        serving: Serving = prove(buffer, points, meta=meta, rows=rows, memory=memory)
+        core.lifecycle.install(serving)
+        for path in PATHS:
+            for version in (0, 1, 2, 3):
+                got = send(core, "GetSecret", secrets_pb2.GetSecretRequest(path=path, version=version))
+                if got is not None:
+                    assert got.fields == {"value": b"v"}, "never another plaintext, never an empty value"
+                    assert got.created_at.seconds in TIME_RANGE
+            send(core, "PutSecret", put(path))
+            send(core, "DeleteSecret", secrets_pb2.DeleteSecretRequest(path=path, request_id=os.urandom(16)))
+        listed = send(core, "ListSecrets", secrets_pb2.ListSecretsRequest())
+        if listed is not None:
+            assert all(secret.updated_at.seconds in TIME_RANGE for secret in listed.secrets)
+        core.exporter.export()
+    finally:
+        core.close()
+        store.close()
+
+
+@budget(2)
+@given(data=st.data())
+def test_tampered_store(cluster: tuple[Path, FoundedCluster], data: st.DataObject) -> None:
+    """Every step ends with an error of ours, or with what is true."""
+    folder, founded = cluster
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(shutil.copytree(folder, name, dirs_exist_ok=True))
+        if tamper(copy / "nexus.db", data):
+            try:
+                use(copy, founded)
+            except ShardholdError:
+                return
+
+
+def test_the_store_above_is_good(cluster: tuple[Path, FoundedCluster], tmp_path: Path) -> None:
+    """Without a change every step goes through."""
+    folder, founded = cluster
+    use(Path(shutil.copytree(folder, tmp_path, dirs_exist_ok=True)), founded)
