@@ -2,15 +2,20 @@
 
 Nexus and keeper hand it a table of methods; a faster edge would be one more such file. A method is a plain function
 (call, request) → response that knows nothing of gRPC. Around it, in this order and in one wrapper (stacked interceptors
-cost more than most calls): the caller by `common.peer`, the deadline, the request's bytes, the method, the response's
-bytes. What a method raises becomes a status of `CODES` and a google.rpc.ErrorInfo with the error's stable reason.
+cost more than most calls): the caller by `common.peer`, the message by `common.arrival`, the deadline, the request's
+bytes, the method, the response's bytes. What a method raises becomes a status of `CODES` and a google.rpc.ErrorInfo
+with the error's stable reason.
+
+Every method is unary, but gRPC is told that its request is a stream: the message of a unary one it awaits in the
+worker, without a bound and before it asks who calls. On the wire the two are the same. Messages behind the first are
+not read, as gRPC does with a unary request; to look for them would cost a call another change of threads.
 
 Health answers every authenticated peer, for "" and for each service. There is no reflection.
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -22,9 +27,11 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import HealthServicer
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
 from common import errors
+from common.arrival import Arrivals
+from common.meter import Meter
 from common.peer import PeerCheck
 from common.tls import server_credentials
 from shardhold._identity import IdentitySource, IdentityUnavailableError
@@ -123,6 +130,7 @@ class GrpcServer:
         workers: Threads that run methods.
         max_connection_age_s: Seconds after which a client has to connect, and show its certificate, anew.
         max_calls: Calls in flight and queued; further ones are refused with RESOURCE_EXHAUSTED.
+        message_wait_s: Seconds that a call may take to send its message once a worker is free for it.
         registry: Where calls are counted; None: nowhere.
     """
 
@@ -136,6 +144,7 @@ class GrpcServer:
         workers: int = 8,
         max_connection_age_s: int = 3600,
         max_calls: int = MAX_CALLS,
+        message_wait_s: float = 2.0,
         registry: CollectorRegistry | None = None,
     ) -> None:
         self._address = address
@@ -143,7 +152,8 @@ class GrpcServer:
         self._services = ("", *sorted({method.name.split("/")[1] for method in methods}))
         self._health = HealthServicer()
         self._peers = PeerCheck(trust_domain)
-        self._meter = _Meter(registry)
+        self._arrivals = Arrivals(_end, per_caller=max(1, workers // 4), wait_s=message_wait_s)
+        self._meter = Meter(registry)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="call")
         self._stopping = threading.Lock()
         self._is_stopping = False
@@ -177,6 +187,7 @@ class GrpcServer:
                 f"listen.address: cannot bind {self._address!r}, want a free address of this machine"
             ) from exc
         self._server.start()
+        self._arrivals.start()
         return port
 
     def set_serving(self, serving: bool) -> None:
@@ -193,18 +204,33 @@ class GrpcServer:
             for end in list(self._watchers):  # they would stay for the whole grace
                 end(None)
             self._server.stop(grace).wait()
+            self._arrivals.stop()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _make_handler(self, method: Method) -> _Handler:
         handle, meter = method.handle, self._meter.for_method(method.name)
         identify: _Identify = self._peers.identify
+        arrivals = self._arrivals
         parse: Callable[[bytes], Message] = method.request.FromString
 
-        def serve(body: bytes, context: grpc.ServicerContext) -> bytes:
+        def serve(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             try:
                 caller = identify(context.auth_context())
+                arrival = arrivals.enter(caller, context)
+                try:
+                    body = next(messages, None)
+                except grpc.RpcError:  # ended by the caller, by its deadline, or by us
+                    code = grpc.StatusCode.CANCELLED if arrival.code is grpc.StatusCode.OK else arrival.code
+                    raise
+                finally:
+                    arrivals.leave(caller, arrival)
+                if arrival.code is not grpc.StatusCode.OK:  # the message came too late to be acted on
+                    code = arrival.code
+                    context.abort(code, arrival.details)
+                if body is None:
+                    raise errors.InvalidArgumentError("the call ended without a message, want one")
                 remaining: float | None = context.time_remaining()
                 if remaining is not None and remaining > _NO_DEADLINE_S:
                     remaining = None
@@ -220,7 +246,7 @@ class GrpcServer:
                 code = grpc.StatusCode.UNAVAILABLE
                 _refuse(context, code, errors.IdentityUnavailableError.reason, str(exc))
             except Exception:
-                if code is not grpc.StatusCode.OK:  # our own abort
+                if code is not grpc.StatusCode.OK:  # our own abort, or a call that was ended before its message came
                     raise
                 # The one place that may catch everything: whatever it was, the caller learns nothing and the log all.
                 code = grpc.StatusCode.INTERNAL
@@ -229,7 +255,7 @@ class GrpcServer:
             finally:
                 meter(code, time.perf_counter() - started)
 
-        return grpc.unary_unary_rpc_method_handler(serve)
+        return grpc.stream_unary_rpc_method_handler(serve)
 
     def _make_health_handlers(self) -> dict[str, _Handler]:
         def check(_: Call, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
@@ -238,9 +264,20 @@ class GrpcServer:
 
         identify: _Identify = self._peers.identify
 
-        def watch(body: bytes, context: grpc.ServicerContext, send: _Send) -> None:
+        arrivals = self._arrivals
+
+        def watch(messages: Iterator[bytes], context: grpc.ServicerContext, send: _Send) -> None:
             try:
-                identify(context.auth_context())
+                caller = identify(context.auth_context())
+                arrival = arrivals.enter(caller, context)
+                try:
+                    body = next(messages, None)
+                finally:
+                    arrivals.leave(caller, arrival)
+                if arrival.code is not grpc.StatusCode.OK:
+                    context.abort(arrival.code, arrival.details)
+                if body is None:
+                    raise errors.InvalidArgumentError("the call ended without a message, want one")
                 request = _parse(health_pb2.HealthCheckRequest.FromString, body)
                 # The servicer would keep an entry for every name that anybody ever asked for.
                 self._require_service(request.service)
@@ -253,7 +290,7 @@ class GrpcServer:
 
         # A watcher would hold a worker for as long as it watches.
         watch.experimental_non_blocking = True  # type: ignore[attr-defined]
-        watch_handler: _Handler = grpc.unary_stream_rpc_method_handler(
+        watch_handler: _Handler = grpc.stream_stream_rpc_method_handler(
             watch, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
         )
         name = f"/{HEALTH_SERVICE}/Check"
@@ -284,41 +321,6 @@ class _MethodTable(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method)
 
 
-class _Meter:
-    """Counts calls by method and code, and their seconds by method."""
-
-    def __init__(self, registry: CollectorRegistry | None) -> None:
-        self._calls: Counter | None = None
-        if registry is not None:
-            self._calls = Counter(
-                "shardhold_calls", "Calls answered, by status code", ["rpc", "code"], registry=registry
-            )
-            self._seconds = Histogram(
-                "shardhold_call_seconds",
-                "Seconds from a worker's start on a call to its answer",
-                ["rpc"],
-                buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
-                registry=registry,
-            )
-
-    def for_method(self, name: str) -> Callable[[grpc.StatusCode, float], None]:
-        calls = self._calls
-        if calls is None:
-            return lambda code, seconds: None
-        rpc = name.rpartition("/")[2]
-        observe = self._seconds.labels(rpc).observe
-        counters: dict[grpc.StatusCode, Callable[[], None]] = {}
-
-        def record(code: grpc.StatusCode, seconds: float) -> None:
-            count = counters.get(code)
-            if count is None:
-                count = counters[code] = calls.labels(rpc, code.name).inc
-            count()
-            observe(seconds)
-
-        return record
-
-
 def _parse(parse: Callable[[bytes], M], body: bytes) -> M:
     try:
         return parse(body)
@@ -326,6 +328,11 @@ def _parse(parse: Callable[[bytes], M], body: bytes) -> M:
         raise errors.InvalidArgumentError(
             f"the request does not parse: {len(body)} bytes that are no such message"
         ) from exc
+
+
+def _end(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> None:
+    """End the call from another thread than its worker's; `ServicerContext.cancel` would give no code."""
+    context._rpc_event.call.cancel(code.value[0], message)  # type: ignore[attr-defined]
 
 
 def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, message: str) -> NoReturn:

@@ -49,7 +49,8 @@ class MarkBook:
     def __init__(self, genesis: Genesis) -> None:
         self._cluster_id = genesis.cluster_id
         self._fingerprint = genesis.fingerprint
-        self._marks: dict[str, Mark] = {}
+        # By keeper: the newest by timeline and revision, and the newest by timeline and control revision.
+        self._marks: dict[str, tuple[Mark, Mark]] = {}
         self._answered: set[str] = set()
         self._changed = threading.Condition()
 
@@ -77,9 +78,12 @@ class MarkBook:
             return mark
         finally:
             with self._changed:
-                known = self._marks.get(keeper)
-                if mark is not None and (known is None or known.order < mark.order):
-                    self._marks[keeper] = mark
+                if mark is not None:
+                    by_revision, by_control = self._marks.get(keeper, (mark, mark))
+                    self._marks[keeper] = (
+                        max(by_revision, mark, key=_by_revision),
+                        max(by_control, mark, key=_by_control_revision),
+                    )
                 self._answered.add(keeper)
                 self._changed.notify_all()
 
@@ -91,13 +95,24 @@ class MarkBook:
     def find_newer(self, meta: Meta) -> NewerMark | None:
         """Return the newest mark if it is newer than the store."""
         with self._changed:
-            newest = max(self._marks.values(), key=lambda mark: mark.order, default=None)
-            if newest is None or not any(_is_newer(mark, meta) for mark in self._marks.values()):
+            known = [mark for marks in self._marks.values() for mark in marks]
+            newest = max((mark for mark in known if _is_newer(mark, meta)), key=_by_revision, default=None)
+            if newest is None:
                 return None
-            holders = sorted(keeper for keeper, mark in self._marks.items() if mark.order == newest.order)
-            generation = max(mark.generation for mark in self._marks.values())
-            set_number = max(mark.set_number for mark in self._marks.values())
+            holders = sorted(
+                keeper for keeper, marks in self._marks.items() if any(mark.order == newest.order for mark in marks)
+            )
+            generation = max(mark.generation for mark in known)
+            set_number = max(mark.set_number for mark in known)
             return NewerMark(newest, tuple(holders), generation, set_number)
+
+
+def _by_revision(mark: Mark) -> tuple[int, int]:
+    return mark.order
+
+
+def _by_control_revision(mark: Mark) -> tuple[int, int]:
+    return mark.timeline, mark.control_revision
 
 
 def _is_newer(mark: Mark, meta: Meta) -> bool:

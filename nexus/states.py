@@ -3,13 +3,16 @@
     uninitialised ──BeginInit──▶ initialising ──ConfirmInit──▶ ready
     recovering ──a threshold of shards, or of recovery shares──▶ ready
     ready, recovering ──Seal──▶ sealed ──a threshold of recovery shares──▶ ready
-    ready ──a rollback mark newer than the store──▶ recovering, blocked ──AcceptOlderStore──▶ ready
+    ready ──a rollback mark newer than the store──▶ recovering
+    recovering, sealed ──a threshold, and such a mark──▶ recovering, blocked ──AcceptOlderStore──▶ ready
 
 - A nexus starts in the state that its store tells: an empty store is uninitialised, a begun init is initialising, a
   sealed store is sealed, any other is recovering.
 - What serves in ready alone needs the root key. Elsewhere it is refused as sealed or recovering, which the caller may
   wait for, or, before the cluster exists, as a call in the wrong state.
 - What serves in other states is refused outside them as a call in the wrong state.
+- Blocked is recovering with a proved key that goes nowhere. The store stays as it was: where it says sealed, a restart
+  is sealed again.
 - A running operation is a property of ready, not a state.
 """
 

@@ -22,6 +22,7 @@ from common.delivery import build_share_info
 from common.errors import (
     CorruptRowError,
     DecryptionError,
+    DeniedError,
     InvalidArgumentError,
     StatementError,
     WordsError,
@@ -39,7 +40,7 @@ from nexus.ports import StatementSigner
 from nexus.roles import Role
 from nexus.root_key import ROOT_KEY_SIZE
 from nexus.serving import prove
-from nexus.states import State
+from nexus.states import State, check_served
 from nexus.store.protocol import Store
 from nexus.warden import Warden
 
@@ -134,10 +135,12 @@ class Unseal:
             self._expire()
             if self._session is not None:
                 raise WrongStateError("a session is open: join it, or have it reset")
+            state = self._gate.state
+            check_served("StartUnseal", state)  # again: who held the lock may have brought the nexus back
             self._session = _Session(
                 session_id=os.urandom(SESSION_ID_SIZE),
                 started_by=caller.spiffe_id,
-                state=self._gate.state,
+                state=state,
                 ends_at=self._clock.monotonic() + SESSION_S,
                 material=self._load_material(),
             )
@@ -202,15 +205,11 @@ class Unseal:
             DeniedError: Neither its starter, nor operator, nor superuser.
             WrongStateError: No such session.
         """
-        with self._lock:
-            return self._reset(caller, session_id)
-
-    def _reset(self, caller: Caller, session_id: bytes) -> int:
-        self._expire()
-        is_stranger = self._session is not None and self._session.started_by != caller.spiffe_id
-        roles = _MASTERS if is_stranger else _SUBMITTERS
-        with self._gate.role_call("ResetUnseal", caller, "unseal.reset", roles):
+        roles = _SUBMITTERS if self._may_reset(self._session, caller) else _MASTERS
+        with self._gate.role_call("ResetUnseal", caller, "unseal.reset", roles), self._lock:
             session = self._require_session(session_id)
+            if not self._may_reset(session, caller):  # one that was opened meanwhile
+                raise DeniedError(f"{caller.spiffe_id} is not allowed: it did not start this session")
             forgotten = len(session.shares)
             self._end()
             return forgotten
@@ -233,6 +232,10 @@ class Unseal:
         """Forget everything, at the end of the process."""
         with self._lock:
             self._end()
+
+    @staticmethod
+    def _may_reset(session: _Session | None, caller: Caller) -> bool:
+        return session is None or session.started_by == caller.spiffe_id or caller.role in _MASTERS
 
     def _expire(self) -> None:
         session = self._session

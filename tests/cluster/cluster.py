@@ -7,6 +7,7 @@ import contextlib
 import functools
 import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -123,6 +124,10 @@ class Cluster:
     def restart_nexus(self) -> float:
         """Kill the nexus with -9 and start it; return the seconds from its start until it was ready."""
         self.kill("nexus")
+        return self.start_nexus()
+
+    def start_nexus(self) -> float:
+        """Start a nexus that does not run; return the seconds until it was ready."""
         started = time.monotonic()
         self.run("nexus")
         self.wait_ready()
@@ -240,6 +245,20 @@ class Cluster:
         for number in numbers:
             self.custodian(number).submit_words(session.session_id, words[number - 1])
 
+    def wait_settled(self) -> str:
+        """Wait until the nexus stays in its state unless somebody does something, and return that state."""
+        return str(self.wait_status("it has settled", _is_settled)["state"])
+
+    def bring_back(self) -> None:
+        """Make the nexus ready, and the keepers full, by what the documents say: its keepers, else three custodians."""
+        if self.wait_settled() != "ready":
+            progress = self.superuser.get_progress()
+            if progress.HasField("session"):
+                self.superuser.reset_unseal(progress.session.session_id)
+            self.unseal()
+        self.wait_ready()
+        self.wait_filled()
+
     def fetch_mark(self, name: str) -> Mark | None:
         """Ask a keeper, as the nexus, for its rollback mark, and verify it; None when it has none or is not there."""
         if name not in self._keepers:
@@ -294,6 +313,7 @@ class Cluster:
         self, *arguments: str, path: str = SUPERUSER_PATH, exit_code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
         """Run pilot and compare its exit code; None takes any."""
+        self.dev.add_identity(Identity(path=path))
         done = self.dev.run_pilot(arguments, path=path)
         if exit_code is not None and done.returncode != exit_code:
             raise ClusterError(
@@ -333,6 +353,16 @@ class Cluster:
         with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
             return True
         return False
+
+
+def _is_settled(status: Status) -> bool:
+    """Whether it is in the end of its way: recovering is while keepers are still to be asked, or give enough."""
+    if status["state"] != "recovering":
+        return True
+    said = " ".join(status["blocked_by"])
+    if (short := re.search(r"(\d+) of (\d+) shards", said)) is None:
+        return "older than a rollback mark" in said
+    return int(short[1]) < int(short[2]) and "was not reached yet" not in said
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from pilot.dev.directory import DevError, Plan
+from pilot.dev.identities import OPERATOR_PATH, custodian_path
 from shardhold import DeniedError, Error
 from tests.cluster.cluster import Cluster, ClusterError
 
@@ -87,6 +88,53 @@ def outvote_liar(cluster: Cluster) -> str:
     return f"ready {seconds:.1f} s after its start, and the liar is named: {LIAR}: {fault_of(status, LIAR)}"
 
 
+def lose_everything(cluster: Cluster) -> str:
+    """Killed the nexus and all keepers with -9: no process knows the key"""
+    cluster.kill("nexus", *cluster.keepers)
+    cluster.run("nexus", *cluster.keepers)
+    held(cluster.wait_settled() == "recovering", "the nexus does not come back by itself")
+    had = cluster.status()["blocked_by"][0].split(",")[0]
+    seconds = unseal(cluster, 2, 5, 4)
+    held_secret(cluster)
+    return f"the nexus had {had}; ready after {seconds:.1f} s of pilot unseal by three custodians with their shares"
+
+
+def seal(cluster: Cluster) -> str:
+    """Sealed it, and killed the nexus and all keepers again"""
+    cluster.wait_filled()
+    cluster.pilot("seal", "--reason", "the demo says so", "--yes", path=OPERATOR_PATH)
+    held([cluster.count_sets(name) for name in cluster.keepers] == [0] * 5, "keepers hold nothing")
+    cluster.rerun("nexus", *cluster.keepers)
+    held(cluster.wait_settled() == "sealed", "a restart stays sealed")
+    seconds = unseal(cluster, 1, 3, 5)
+    held_secret(cluster)
+    return f"no keeper held a shard, and the restart stayed sealed; ready after {seconds:.1f} s of pilot unseal"
+
+
+def put_older_store_back(cluster: Cluster) -> str:
+    """Put an older copy of the store back under the nexus"""
+    cluster.wait_filled()
+    cluster.kill("nexus")
+    copy = cluster.copy_store("of-the-demo")
+    cluster.start_nexus()
+    cluster.workload(APP).put("demo/later", {"value": b"not in the copy"})
+    cluster.wait_marked()
+    cluster.kill("nexus")
+    cluster.put_store_back(copy)
+    cluster.run("nexus")
+    cluster.wait_status("all keepers told", lambda status: len((status["newer_mark"] or {}).get("keepers", ())) == 5)
+    held(cluster.wait_settled() == "recovering", "it serves nothing")
+    status = cluster.status()
+    position = "--timeline", str(status["timeline"]), "--revision", str(status["revision"])
+    cluster.pilot("accept-older-store", *position, "--yes")
+    held_secret(cluster)
+    held(cluster.status()["timeline"] == status["timeline"] + 1, "a new timeline began")
+    return (
+        f"refused: it is at revision {status['revision']}, and five keepers remember {status['newer_mark']['revision']}; "
+        f"ready once a superuser gave that up with pilot accept-older-store"
+    )
+
+
 STEPS: tuple[Step, ...] = (
     start,
     put_and_get,
@@ -95,7 +143,20 @@ STEPS: tuple[Step, ...] = (
     kill_nexus_with_three,
     refill,
     outvote_liar,
+    lose_everything,
+    seal,
+    put_older_store_back,
 )
+
+
+def unseal(cluster: Cluster, *numbers: int) -> float:
+    """Have custodians submit their cards, each as a person does with pilot; return the seconds until it was ready."""
+    began = time.monotonic()
+    for number in numbers:
+        card = sorted(cluster.directory.recovery_shares.iterdir())[number - 1]
+        cluster.pilot("unseal", f"@{card}", path=custodian_path(number))
+    cluster.wait_ready()
+    return time.monotonic() - began
 
 
 def held(truth: bool, claim: str) -> None:

@@ -36,7 +36,11 @@ class SealedShare:
 
 
 class Person:
-    """One SPIFFE ID that calls a nexus. Errors are those of gRPC."""
+    """One SPIFFE ID that calls a nexus. Errors are those of gRPC.
+
+    Calls that a person begins with wait until the nexus is there. Those that a test may want to kill do not: what was
+    not sent before the kill would be sent after it.
+    """
 
     def __init__(self, channel: PinnedChannel, identity: WorkloadAPI) -> None:
         self._identity = identity
@@ -51,7 +55,7 @@ class Person:
         return self._identity.current().spiffe_id
 
     def get_status(self) -> cluster_pb2.GetStatusResponse:
-        return self.cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=5)
+        return self.cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=5, wait_for_ready=True)
 
     def seal(self, reason: str = "", *, timeout: float = TIMEOUT_S) -> cluster_pb2.SealResponse:
         """Seal; it waits for the keepers until a second before *timeout*."""
@@ -63,10 +67,12 @@ class Person:
         return self.cluster.AcceptOlderStore(request, timeout=TIMEOUT_S).timeline
 
     def start_unseal(self) -> recovery_pb2.UnsealSession:
-        return self.recovery.StartUnseal(recovery_pb2.StartUnsealRequest(), timeout=TIMEOUT_S).session
+        return self.recovery.StartUnseal(
+            recovery_pb2.StartUnsealRequest(), timeout=TIMEOUT_S, wait_for_ready=True
+        ).session
 
     def get_progress(self) -> recovery_pb2.GetProgressResponse:
-        return self.recovery.GetProgress(recovery_pb2.GetProgressRequest(), timeout=TIMEOUT_S)
+        return self.recovery.GetProgress(recovery_pb2.GetProgressRequest(), timeout=TIMEOUT_S, wait_for_ready=True)
 
     def reset_unseal(self, session_id: bytes) -> int:
         """End the session; return how many shares were forgotten."""
@@ -77,7 +83,7 @@ class Person:
         """Ask for a one-shot key, and verify that it is the nexus's and for this caller."""
         nonce = os.urandom(32)
         request = recovery_pb2.GetSealingKeyRequest(session_id=session_id, nonce=nonce)
-        answer = self.recovery.GetSealingKey(request, timeout=TIMEOUT_S)
+        answer = self.recovery.GetSealingKey(request, timeout=TIMEOUT_S, wait_for_ready=True)
         return verify(
             SignedStatement(answer.statement, answer.signature, tuple(answer.certificates)),
             roots=self._identity.current().bundle(),

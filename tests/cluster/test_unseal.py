@@ -42,8 +42,7 @@ def cluster(shared: Cluster) -> Iterator[Cluster]:
     yield shared
     shared.thaw(*(name for name in shared.dev.names if shared.dev.is_alive(name)))
     shared.dev.start(shared.dev.names)
-    unseal_again(shared)
-    shared.wait_filled()
+    shared.bring_back()
 
 
 @pytest.fixture
@@ -53,28 +52,6 @@ def session(cluster: Cluster) -> UnsealSession:
     started = cluster.custodian(1).start_unseal()
     cluster.custodian(1).submit_words(started.session_id, cluster.words[0])
     return started
-
-
-def unseal_again(cluster: Cluster) -> None:
-    """Make it ready: by its keepers, by what is missing in an open session, or by a new one."""
-    settled = cluster.wait_status(
-        "ready, sealed, or short of shards",
-        lambda status: status["state"] != "recovering" or any(" of 2 shards" in line for line in status["blocked_by"]),
-    )
-    if settled["state"] == "ready" or is_recovering_by_itself(cluster):
-        return
-    if cluster.superuser.get_progress().HasField("session"):
-        cluster.superuser.reset_unseal(cluster.superuser.get_progress().session.session_id)
-    cluster.unseal()
-    cluster.wait_ready()
-
-
-def is_recovering_by_itself(cluster: Cluster) -> bool:
-    """Whether enough keepers hold a shard, so that nobody has to do anything."""
-    if cluster.superuser.get_status().state == 4 or sum(map(bool, map(cluster.count_sets, cluster.keepers))) < 2:
-        return False
-    cluster.wait_ready()
-    return True
 
 
 def check_secret(cluster: Cluster) -> None:

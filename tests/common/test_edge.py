@@ -8,58 +8,17 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from prometheus_client import CollectorRegistry
 
 from common import errors
 from common.edge import CODES, Call, GrpcServer, Method, code_of
 from keeper.v1 import keeper_pb2 as pb
-from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import WAIT_S, FixedIdentity, Outcome, call, certify, connect, wait_until
+from tests.cluster.keepers import WAIT_S, FixedIdentity, call, certify, wait_until
+from tests.cluster.refusal import Outcome
+from tests.common.edge_bench import CALLER, DNS, METHOD, SERVICE, Answer, Bench, answer_caller
 
-SERVICE = "keeper.v1.KeeperService"
-METHOD = f"/{SERVICE}/GetStatus"
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
-DNS = "k1.keeper.shardhold"
-CALLER = "spiffe://example.test/shardhold/nexus/n1"
 MIB = 1024 * 1024
-
-Answer = Callable[[Call, Any], Any]
-
-
-def answer_caller(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
-    return pb.GetStatusResponse(version=call.caller)
-
-
-class Bench:
-    """A server that answers one method, and channels to it."""
-
-    def __init__(self, answer: Answer, **options: Any) -> None:
-        self.ca = DevelopmentCA("example.test")
-        self.registry = CollectorRegistry()
-        self.server = GrpcServer(
-            [Method(METHOD, pb.GetStatusRequest, pb.GetStatusResponse, answer)],
-            address=options.pop("address", "127.0.0.1:0"),
-            identity=FixedIdentity(self.ca.issue("/shardhold/keeper/k1", dns=DNS)),
-            trust_domain="example.test",
-            registry=self.registry,
-            **options,
-        )
-        self._channels: list[grpc.Channel] = []
-        self.port = self.server.start()
-
-    def connect(self, *uris: str) -> grpc.Channel:
-        credentials = certify(self.ca, uris=uris or (CALLER,))
-        self._channels.append(connect(self.port, credentials, self.ca, server_name=DNS))
-        return self._channels[-1]
-
-    def count_calls(self, code: str) -> float:
-        return self.registry.get_sample_value("shardhold_calls_total", {"rpc": "GetStatus", "code": code}) or 0.0
-
-    def close(self) -> None:
-        for channel in self._channels:
-            channel.close()
-        self.server.stop(0)
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from tests.cluster.keepers import (
     WAIT_S,
     Credentials,
     KeeperProcess,
-    Outcome,
     call,
     certify,
     connect,
@@ -35,6 +34,7 @@ from tests.cluster.keepers import (
     wait_until,
 )
 from tests.cluster.marks import MarkMaker
+from tests.cluster.refusal import Outcome
 
 pytestmark = pytest.mark.cluster
 

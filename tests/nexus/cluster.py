@@ -1,5 +1,6 @@
 """A cluster as init leaves it: its rows in a real store, its shards in the hands of the test."""
 
+import contextlib
 import ctypes
 import os
 import sqlite3
@@ -10,9 +11,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from common import shamir
+from common.errors import ProtectionError
 from common.genesis import Genesis
 from common.mark import Mark, SignedMark
-from common.protected import ProtectedBuffer, ProtectedMemory
+from common.protected import SLOT, ProtectedBuffer, ProtectedMemory
 from nexus import control, records
 from nexus.keyring import Keyring
 from nexus.marks import MarkBook
@@ -199,3 +201,14 @@ def is_wiped(memory: ProtectedMemory) -> bool:
     (first, last), *_ = memory.ranges
     memory.allocate(last - first).release()  # raises when anything is still held
     return ctypes.string_at(first, last - first) == bytes(last - first)
+
+
+def count_free(memory: ProtectedMemory) -> int:
+    """Count the slots that nothing holds. Only where no other thread allocates."""
+    taken: list[ProtectedBuffer] = []
+    with contextlib.suppress(ProtectionError):
+        while True:
+            taken.append(memory.allocate(SLOT))
+    for buffer in taken:
+        buffer.release()
+    return len(taken)

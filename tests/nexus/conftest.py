@@ -14,6 +14,7 @@ from nexus.store.protocol import Store
 from tests.nexus import cluster
 from tests.nexus.cluster import FoundCluster
 from tests.nexus.core import NexusCore, make_ready
+from tests.nexus.custodians import KEY, Lost
 from tests.nexus.failing_store import FailingStore
 from tests.nexus.keepers import PlayedKeeper
 
@@ -68,6 +69,14 @@ def core(tmp_path: Path, failing: FailingStore, memory: ProtectedMemory) -> Iter
     core.pool.start()
     yield core
     core.close()
+
+
+@pytest.fixture
+def lost(tmp_path: Path, memory: ProtectedMemory, found: FoundCluster) -> Iterator[Lost]:
+    """A cluster that only custodians can bring back, 2 of 3."""
+    lost = Lost(tmp_path, found(recovery=KEY.record, seal_escrow=KEY.seal_escrow), memory)
+    yield lost
+    lost.core.close()
 
 
 @pytest.fixture

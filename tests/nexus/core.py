@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -61,6 +62,15 @@ APP = identify("team/app")
 STRANGER = identify("elsewhere/app")
 
 
+class SettableClock(ManualClock):
+    """A manual clock whose wall time can be set besides, as NTP does."""
+
+    offset = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.offset
+
+
 class FixedIdentity:
     """The SVID of the nexus, which never changes. Implements the SDK's IdentitySource."""
 
@@ -88,7 +98,7 @@ class NexusCore:
         self.folder = folder
         self.store = store
         self.memory = memory
-        self.clock = ManualClock()
+        self.clock = SettableClock()
         self.keepers = {keeper.name: keeper for keeper in keepers}
         self.states: list[State] = []
         self.failures: list[str] = []

@@ -1,18 +1,24 @@
-"""Custodians: the recovery key of a cluster, and whoever submits its shares."""
+"""Custodians: the recovery key of a cluster, whoever submits its shares, and a cluster that needs them."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from common import words
 from common.delivery import build_share_info
+from common.protected import ProtectedMemory
 from common.recovery_key import derive_public_key, escrow_info, hash_share, seal
 from common.sealing import seal as seal_to
 from common.statement import SUBMIT_SHARE, SignedStatement, Statement, verify
 from nexus import records
 from nexus.gate import Caller
-from nexus.unseal import Submitted
+from nexus.store.protocol import Meta
+from nexus.unseal import SessionView, Submitted
 from tests.common.authority import NOW
-from tests.nexus.core import IDENTITY, NexusCore, identify
+from tests.nexus.cluster import FoundedCluster
+from tests.nexus.core import IDENTITY, NexusCore, SettableClock, identify
+from tests.nexus.failing_store import FailingStore
 
 
 @dataclass(frozen=True)
@@ -74,3 +80,51 @@ def submit(core: NexusCore, caller: Caller, session_id: bytes, share: bytes) -> 
     """Submit one share as pilot does."""
     statement = ask_key(core, caller, session_id)
     return core.unseal.submit(caller, session_id, statement.digest(), seal_share(share, statement, session_id))
+
+
+KEY, OTHER_KEY = make_recovery_key(), make_recovery_key()
+
+
+class Lost:
+    """A cluster whose nexus and keepers were all lost. Nothing runs but the calls of a test."""
+
+    def __init__(self, folder: Path, cluster: FoundedCluster, memory: ProtectedMemory) -> None:
+        self.cluster = cluster
+        self.store = FailingStore(cluster.store)
+        self._folder = folder
+        self._memory = memory
+        self.core = NexusCore(folder, self.store, memory, [])
+
+    @property
+    def clock(self) -> SettableClock:
+        return self.core.clock
+
+    @property
+    def meta(self) -> Meta:
+        return self.cluster.load()[0]
+
+    def restart(self, *, sealed: bool = False) -> None:
+        """Kill the nexus, and start it again on the same store."""
+        self.core.close()
+        if sealed != self.meta.sealed:
+            self.cluster.store.write(
+                lambda writer: writer.save_meta(replace(writer.load_meta(), sealed=sealed)), counts=False
+            )
+        self.core = NexusCore(self._folder, self.store, self._memory, [])
+
+    def submit(self, session: SessionView, number: int, caller: Caller | None = None) -> Submitted:
+        """Submit the share of one custodian."""
+        return submit(self.core, caller or custodian("ann"), session.session_id, KEY.shares[number - 1])
+
+    def prepare(self, session: SessionView, number: int, caller: Caller | None = None) -> Callable[[], Submitted]:
+        """Seal a share, to be submitted later."""
+        caller = caller or custodian("ann")
+        statement = ask_key(self.core, caller, session.session_id)
+        sealed = seal_share(KEY.shares[number - 1], statement, session.session_id)
+        return lambda: self.core.unseal.submit(caller, session.session_id, statement.digest(), sealed)
+
+    def load_sets(self) -> dict[int, records.SetState]:
+        """Load the states of all sets, by number."""
+        rows = [row for row in self.cluster.load()[1] if row.kind == records.SHARD_SET]
+        sets = [records.decode(records.ShardSetRecord, row.body) for row in rows]
+        return {one.set_number: one.state for one in sets}

@@ -20,11 +20,15 @@ class FailingStore:
         self.is_corrupt = False  # a change meets a row that does not decode
         self.cannot_commit = False  # all of a change runs, and is then undone
         self.forgets_outcome = False  # it is committed, and nobody can say so
+        self.at_read: Callable[[], object] | None = None  # called once, before the next read
         self.refused: set[str] = set()  # names of threads that were refused a read
         self._store = store
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
+        at_read, self.at_read = self.at_read, None
+        if at_read is not None:
+            at_read()
         if self.cannot_read:
             self.refused.add(threading.current_thread().name)
             raise StoreUnavailableError("store failed to read: SQLITE_IOERR")

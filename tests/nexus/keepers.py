@@ -34,6 +34,7 @@ class PlayedKeeper:
         self.refusal = ""  # why it takes no shard
         self.mark_refusal = ""  # why it takes no mark
         self.marks: list[SignedMark] = []  # all that it took since its start; it gives back the last one
+        self.remembers: SignedMark | None = None  # what it gives back instead
         self.go = threading.Event()  # cleared: it answers only when this is set
         self.go.set()
         self.waiting = threading.Event()  # somebody waits for a slow answer
@@ -56,11 +57,12 @@ class PlayedKeeper:
             return self.calls.count(call)
 
     def restart(self, *, mark: SignedMark | None = None) -> None:
-        """End and come back: with a new boot id and nothing in memory but *mark*."""
+        """End and come back: with a new boot id, and nothing in memory but *mark*."""
         with self._lock:
             self.boot_id = os.urandom(16)
             self.sets.clear()
-            self.marks = [mark] if mark else []
+            self.marks.clear()
+            self.remembers = mark
 
     def fetch_report(self, *, timeout: float) -> KeeperReport:
         self._answer("fetch_report")
@@ -108,7 +110,7 @@ class PlayedKeeper:
     def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:
         self._answer("fetch_mark")
         with self._lock:
-            return self.marks[-1] if self.marks else None
+            return self.remembers or (self.marks[-1] if self.marks else None)
 
     def close(self) -> None:
         self.is_closed = True

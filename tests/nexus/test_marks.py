@@ -58,6 +58,23 @@ def test_older_control_rows_are_found_behind_a_raised_revision(cluster: FoundedC
     assert book.find_newer(replace(put_back, timeline=3)) is None  # accepted as older: a new timeline counts anew
 
 
+def test_a_store_whose_revision_was_raised_is_older_by_its_control_revision(cluster: FoundedCluster) -> None:
+    """Who writes the database can raise the one and not the other; the keepers that know are named."""
+    book = cluster.book()
+    book.take("keeper-1", cluster.sign_mark(1, 60, control_revision=5))
+    book.take("keeper-1", cluster.sign_mark(1, 90, control_revision=3))
+    book.take("keeper-2", cluster.sign_mark(1, 95, control_revision=4))
+    raised = replace(at(cluster, 1, 1000), control_revision=4)
+    newer = book.find_newer(raised)
+    assert newer is not None
+    assert (newer.mark.revision, newer.keepers) == (60, ("keeper-1",))
+    assert newer.describe(raised) == (
+        "policies or settings of the store are older than a rollback mark: control revision 4, and keeper-1 remember 5"
+    )
+    assert book.find_newer(replace(raised, control_revision=5)) is None
+    assert book.find_newer(replace(raised, timeline=2, control_revision=1)) is None
+
+
 def broken(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
     return replace(signed, signature=bytes([signed.signature[0] ^ 1, *signed.signature[1:]]))
 

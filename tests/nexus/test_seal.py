@@ -219,7 +219,7 @@ def test_a_seal_does_not_wait_longer_than_it_may(ready: Ready) -> None:
 
 @pytest.mark.parametrize("caller", [RECOVER, AUDITOR, NEXUS, KEEPER, APP], ids=lambda caller: caller.role)
 def test_only_operator_and_superuser_seal(ready: Ready, caller: Caller) -> None:
-    """A denial is audited, also while the audit is failing."""
+    """A denial is audited; nothing happens."""
     with pytest.raises(DeniedError, match="operator or superuser"):
         ready.seal(caller)
     assert ready.core.states == [State.READY]

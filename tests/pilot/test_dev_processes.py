@@ -54,14 +54,14 @@ def test_a_reused_pid_is_never_killed(processes: Processes, tmp_path: Path) -> N
     older = msgspec.structs.replace(record, started=record.started[:-1] + str((int(record.started[-1]) + 1) % 10))
     assert not processes.is_alive(older)
     assert not processes.kill(older)
-    assert processes.stop(older, grace=0.1)
+    assert not processes.stop(older, grace=0.1)
     assert processes.is_alive(record)
 
 
 def test_another_command_finds_the_process_again(processes: Processes, tmp_path: Path) -> None:
     """Nothing but the record is needed to end a process that somebody else started."""
     record = start(processes, tmp_path)
-    assert Processes().stop(record, grace=20)
+    assert not Processes().stop(record, grace=20)
     assert not processes.is_alive(record)
 
 
@@ -83,9 +83,11 @@ def test_a_process_survives_the_session_of_its_starter(tmp_path: Path) -> None:
 
 def test_who_ignores_sigterm_is_killed(processes: Processes, tmp_path: Path) -> None:
     """After the grace SIGKILL comes, and stop says so."""
-    record = start(processes, tmp_path, STUBBORN)
-    assert not processes.stop(record, grace=0.2)
-    assert not processes.is_alive(record)
+    (tmp_path / "other").mkdir()
+    stubborn, other = start(processes, tmp_path, STUBBORN), start(processes, tmp_path / "other")
+    assert processes.stop(stubborn, other, grace=0.5) == (stubborn,)
+    assert not processes.is_alive(stubborn)
+    assert not processes.is_alive(other)
 
 
 def test_a_zombie_is_not_alive(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ STATUS_KEYS = [
     "shard_threshold",
     "shard_count",
     "set_number",
+    "keepers_short",
     "recovery_threshold",
     "recovery_shares",
     "timeline",

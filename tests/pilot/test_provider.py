@@ -134,6 +134,7 @@ def test_others_cannot_enter(provider: IdentityProvider) -> None:
 
 def test_stop_ends_streams_and_removes_sockets(tmp_path: Path) -> None:
     """After stop no stream, no socket and no rotation is left, and nothing can be added."""
+    before = set(threading.enumerate())
     provider = IdentityProvider(tmp_path, DevelopmentCA("example.org"))
     channel, stub = _open_stub(provider.add("/team/app"))
     with channel:
@@ -142,7 +143,7 @@ def test_stop_ends_streams_and_removes_sockets(tmp_path: Path) -> None:
         provider.stop()
         assert list(stream) == []
     assert list(tmp_path.iterdir()) == []
-    assert "identity-rotation" not in {thread.name for thread in threading.enumerate()}
+    assert "identity-rotation" not in {thread.name for thread in set(threading.enumerate()) - before}
     with pytest.raises(ConfigError, match="has stopped"):
         provider.add("/team/app")
     provider.stop()

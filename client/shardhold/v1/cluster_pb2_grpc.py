@@ -115,8 +115,8 @@ class ClusterServiceServicer(object):
         """Shuts the door: the keepers drop every set, the nexus wipes its keys, and only custodians open it again; restarts do
         not. Returns when each keeper has dropped, or the deadline is near: the nexus goes on dropping. Never refused because
         the audit fails. Roles: superuser, operator. States: recovering, sealed (repeats the drops), ready.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE (the store cannot commit: the nexus has
-        wiped all the same and ends, but a restart is not sealed).
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE or DATA_LOSS (the store cannot
+        commit: the nexus has wiped all the same and ends, but a restart is not sealed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +125,7 @@ class ClusterServiceServicer(object):
     def AcceptOlderStore(self, request, context):
         """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
         timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
-        Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked), ABORTED (the store is at another timeline or revision),
+        Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
         UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -56,13 +56,13 @@ class ClusterServiceStub:
     """Shuts the door: the keepers drop every set, the nexus wipes its keys, and only custodians open it again; restarts do
     not. Returns when each keeper has dropped, or the deadline is near: the nexus goes on dropping. Never refused because
     the audit fails. Roles: superuser, operator. States: recovering, sealed (repeats the drops), ready.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE (the store cannot commit: the nexus has
-    wiped all the same and ends, but a restart is not sealed).
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE or DATA_LOSS (the store cannot
+    commit: the nexus has wiped all the same and ends, but a restart is not sealed).
     """
     AcceptOlderStore: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AcceptOlderStoreRequest, _cluster_pb2.AcceptOlderStoreResponse]
     """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
     timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
-    Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked), ABORTED (the store is at another timeline or revision),
+    Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
     UNAVAILABLE.
     """
     ListKeepers: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListKeepersRequest, _cluster_pb2.ListKeepersResponse]
@@ -98,13 +98,13 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Shuts the door: the keepers drop every set, the nexus wipes its keys, and only custodians open it again; restarts do
     not. Returns when each keeper has dropped, or the deadline is near: the nexus goes on dropping. Never refused because
     the audit fails. Roles: superuser, operator. States: recovering, sealed (repeats the drops), ready.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE (the store cannot commit: the nexus has
-    wiped all the same and ends, but a restart is not sealed).
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE or DATA_LOSS (the store cannot
+    commit: the nexus has wiped all the same and ends, but a restart is not sealed).
     """
     AcceptOlderStore: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AcceptOlderStoreRequest, _cluster_pb2.AcceptOlderStoreResponse]  # type: ignore[assignment]
     """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
     timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
-    Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked), ABORTED (the store is at another timeline or revision),
+    Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
     UNAVAILABLE.
     """
     ListKeepers: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListKeepersRequest, _cluster_pb2.ListKeepersResponse]  # type: ignore[assignment]
@@ -167,8 +167,8 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Shuts the door: the keepers drop every set, the nexus wipes its keys, and only custodians open it again; restarts do
         not. Returns when each keeper has dropped, or the deadline is near: the nexus goes on dropping. Never refused because
         the audit fails. Roles: superuser, operator. States: recovering, sealed (repeats the drops), ready.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE (the store cannot commit: the nexus has
-        wiped all the same and ends, but a restart is not sealed).
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE or DATA_LOSS (the store cannot
+        commit: the nexus has wiped all the same and ends, but a restart is not sealed).
         """
 
     @_abc_1.abstractmethod
@@ -179,7 +179,7 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cluster_pb2.AcceptOlderStoreResponse, _abc.Awaitable[_cluster_pb2.AcceptOlderStoreResponse]]:
         """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
         timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
-        Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked), ABORTED (the store is at another timeline or revision),
+        Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
         UNAVAILABLE.
         """
 

@@ -100,7 +100,7 @@ class RecoveryServiceServicer(object):
 
     def GetProgress(self, request, context):
         """Says how the session stands. Roles: recover, operator, superuser, auditor. States: recovering, sealed.
-        Codes: PERMISSION_DENIED.
+        Codes: PERMISSION_DENIED, DATA_LOSS (as in StartUnseal), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,7 @@ class RecoveryServiceStub:
     """
     GetProgress: _grpc.UnaryUnaryMultiCallable[_recovery_pb2.GetProgressRequest, _recovery_pb2.GetProgressResponse]
     """Says how the session stands. Roles: recover, operator, superuser, auditor. States: recovering, sealed.
-    Codes: PERMISSION_DENIED.
+    Codes: PERMISSION_DENIED, DATA_LOSS (as in StartUnseal), UNAVAILABLE.
     """
     ResetUnseal: _grpc.UnaryUnaryMultiCallable[_recovery_pb2.ResetUnsealRequest, _recovery_pb2.ResetUnsealResponse]
     """Ends the session and forgets its shares. Its starter, or roles operator and superuser. States: recovering, sealed.
@@ -87,7 +87,7 @@ class RecoveryServiceAsyncStub(RecoveryServiceStub):
     """
     GetProgress: _aio.UnaryUnaryMultiCallable[_recovery_pb2.GetProgressRequest, _recovery_pb2.GetProgressResponse]  # type: ignore[assignment]
     """Says how the session stands. Roles: recover, operator, superuser, auditor. States: recovering, sealed.
-    Codes: PERMISSION_DENIED.
+    Codes: PERMISSION_DENIED, DATA_LOSS (as in StartUnseal), UNAVAILABLE.
     """
     ResetUnseal: _aio.UnaryUnaryMultiCallable[_recovery_pb2.ResetUnsealRequest, _recovery_pb2.ResetUnsealResponse]  # type: ignore[assignment]
     """Ends the session and forgets its shares. Its starter, or roles operator and superuser. States: recovering, sealed.
@@ -141,7 +141,7 @@ class RecoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_recovery_pb2.GetProgressResponse, _abc.Awaitable[_recovery_pb2.GetProgressResponse]]:
         """Says how the session stands. Roles: recover, operator, superuser, auditor. States: recovering, sealed.
-        Codes: PERMISSION_DENIED.
+        Codes: PERMISSION_DENIED, DATA_LOSS (as in StartUnseal), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
