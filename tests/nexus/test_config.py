@@ -1,0 +1,100 @@
+"""The configuration of a nexus: what is wrong is named, before anything else happens."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from nexus.config import NexusConfig, load_config
+
+GOOD = """
+name = "n1"
+[identity]
+trust_domain = "example.test"
+[[keepers]]
+name = "keeper-1"
+address = "127.0.0.1:8443"
+[[keepers]]
+name = "keeper-2"
+address = "127.0.0.1:8444"
+"""
+
+
+def load(folder: Path, text: str) -> NexusConfig:
+    file = folder / "nexus.toml"
+    file.write_text(text)
+    return load_config(file, {})
+
+
+def test_defaults(tmp_path: Path) -> None:
+    """With the few options that have no default, the rest is as documented."""
+    config = load(tmp_path, GOOD)
+    assert (config.listen.address, config.listen.http) == ("127.0.0.1:8553", "127.0.0.1:9553")
+    assert [keeper.name for keeper in config.keepers] == ["keeper-1", "keeper-2"]
+    assert (config.memory.lowest_level, config.memory.highest_level, config.dev) == (2, 3, False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        pytest.param('name = "n1"\n', "", "^name: got nothing", id="no name"),
+        pytest.param('"n1"', '"n/1"', "^name: got 'n/1', want 1 to 64", id="a name that is no file name"),
+        pytest.param("[identity]", "[identities]", "^identities: no such option", id="unknown table"),
+        pytest.param(
+            "[identity]", "[listen]\nport = 1\n[identity]", "^listen.port: no such option", id="unknown option"
+        ),
+        pytest.param("[identity]", '[listen]\naddress = "x"\n[identity]', "^listen.address: got", id="no port"),
+        pytest.param("[identity]", '[listen]\nhttp = "a:70000"\n[identity]', "^listen.http: got", id="port too large"),
+        pytest.param("[identity]", '[listen]\nworkers = "8"\n[identity]', "^listen.workers: got", id="wrong type"),
+        pytest.param(
+            "[identity]", "[shutdown]\ndrain_s = -1\n[identity]", "^shutdown.drain_s: got", id="negative time"
+        ),
+        pytest.param(
+            "[identity]", '[roles]\npattern = "/x"\n[identity]', "^roles.pattern: ", id="pattern without words"
+        ),
+        pytest.param("[identity]", "[memory]\nlowest_level = 1\n[identity]", "^memory.lowest_level: got 1", id="plain"),
+        pytest.param('"keeper-2"', '"Keeper 2"', r"^keepers\[1\].name: got", id="keeper that has no DNS name"),
+        pytest.param('"keeper-2"', '"keeper-1"', "^keepers: name 'keeper-1' stands twice", id="keeper twice"),
+        pytest.param("127.0.0.1:8444", "127.0.0.1:", r"^keepers\[1\].address: got", id="keeper without a port"),
+        pytest.param(GOOD[GOOD.rindex("[[") :], "", "^keepers: got 1, want 2 to 255", id="one keeper"),
+    ],
+)
+def test_a_wrong_option_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    """First, with what it was and what is wanted."""
+    assert old in GOOD
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, GOOD.replace(old, new))
+
+
+def test_plain_memory_is_for_development(tmp_path: Path) -> None:
+    """dev = true allows level 1."""
+    text = GOOD.replace("[identity]", "dev = true\n[memory]\nlowest_level = 1\n[identity]")
+    assert load(tmp_path, text).memory.lowest_level == 1
+
+
+def test_a_wrong_option_ends_the_process_before_it_opens_a_port(tmp_path: Path) -> None:
+    """With exit code 2: both ports are taken, and what it complains of is the option."""
+    file = tmp_path / "nexus.toml"
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as grpc,
+        closing(socket.create_server(("127.0.0.1", 0))) as http,
+    ):
+        addresses = [f"127.0.0.1:{taken.getsockname()[1]}" for taken in (grpc, http)]
+        listen = '[listen]\naddress = "{}"\nhttp = "{}"\nworker = 3\n[identity]'.format(*addresses)
+        file.write_text(GOOD.replace("[identity]", listen))
+        for arguments in (["--config", str(file)], ["--config", str(file), "--check-config"]):
+            ended = subprocess.run(
+                [sys.executable, "-m", "nexus", *arguments],
+                env={name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+            assert (ended.returncode, ended.stdout) == (2, "")
+            assert ended.stderr.startswith("nexus: error: listen.worker: no such option")
