@@ -129,9 +129,10 @@ def put_older_store_back(cluster: Cluster) -> str:
     cluster.pilot("accept-older-store", *position, "--yes")
     held_secret(cluster)
     held(cluster.status()["timeline"] == status["timeline"] + 1, "a new timeline began")
+    was, remembered = status["revision"], status["newer_mark"]["revision"]
     return (
-        f"refused: it is at revision {status['revision']}, and five keepers remember {status['newer_mark']['revision']}; "
-        f"ready once a superuser gave that up with pilot accept-older-store"
+        f"refused: it is at revision {was}, and five keepers remember {remembered}; ready once a superuser gave that "
+        f"up with pilot accept-older-store"
     )
 
 

@@ -6,6 +6,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shamir_mnemonic import Share
+
 from common import shamir
 from common.protected import Level, ProtectedMemory
 from common.recovery_key import escrow_info, open_sealed
@@ -48,7 +50,11 @@ def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes
     seed = combine(words[:3])
     generation = stored.shard_set.generation
     escrow = records.decode(records.EscrowRecord, stored.body(records.ESCROW, str(generation))).sealed
-    keys = {f"recovery share {number}": encode_share(share) for number, share in enumerate(words, start=1)}
+    keys: dict[str, bytes] = {}
+    for number, share in enumerate(words, start=1):
+        keys[f"recovery share {number}"] = encode_share(share)
+        keys[f"words of share {number}"] = share.encode()
+        keys[f"value of share {number}"] = Share.from_mnemonic(share).value
     keys |= {"recovery seed": seed, "root key": open_sealed(escrow, seed, escrow_info(stored.cluster_id, generation))}
     with _opened(stored, keys["root key"]) as (root_key, keyring):
         keys["keyring key"] = bytes(root_key.keyring_key.view)

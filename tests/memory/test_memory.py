@@ -7,7 +7,7 @@ protected pages; at level 2 root can, so they are left out, and tell what the sh
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from tests.memory.process_memory import find_keys, list_regions, make_forms, rea
 pytestmark = pytest.mark.memory
 
 REQUESTS = 1_000
+UNSEALS = 3  # each runs on another worker, or on one that has run one before
+SCANNED = (0, UNSEALS - 1)
 CLIENTS = 16  # more than the nexus has workers, so that each of them has served some
 
 _HOLDER = """
@@ -75,17 +77,50 @@ def used_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         yield cluster
 
 
+def _find_all_keys(cluster: Cluster) -> dict[str, bytes]:
+    """All keys that there are, with the shards of the current set where root can read them."""
+    stored = load_stored(cluster)
+    keys = derive_keys(stored, cluster.directory.recovery_shares)
+    if cluster.plan.highest_level == 2:
+        for name in ("nexus", *cluster.keepers):
+            keys |= dict(find_shards(_pid(cluster, name), stored))
+        assert {f"shard of {name}" for name in cluster.keepers} <= keys.keys()
+    return keys
+
+
+def _scan(cluster: Cluster, keys: Mapping[str, bytes]) -> list[str]:
+    """Search the readable pages of all processes."""
+    names = ("nexus", *cluster.keepers)
+    return [f"{name}: {one}" for name in names for one in find_keys(_pid(cluster, name), keys)]
+
+
 def test_no_key_is_readable(used_cluster: Cluster) -> None:
     """After requests, a refill and a recovery no readable page of nexus or keepers holds a key in any form."""
-    stored = load_stored(used_cluster)
-    keys = derive_keys(stored, used_cluster.directory.recovery_shares)
-    processes = {name: _pid(used_cluster, name) for name in ("nexus", *used_cluster.keepers)}
-    if used_cluster.plan.highest_level == 2:
-        for pid in processes.values():
-            keys |= dict(find_shards(pid, stored))
-        assert {f"shard of {name}" for name in used_cluster.keepers} <= keys.keys()
-    found = {name: [str(one) for one in find_keys(pid, keys)] for name, pid in processes.items()}
-    assert not any(found.values()), "\n".join(f"{name}: {one}" for name, all_ in found.items() for one in all_)
+    assert not _scan(used_cluster, _find_all_keys(used_cluster))
+
+
+def test_no_key_is_readable_after_a_seal_and_an_unseal(used_cluster: Cluster) -> None:
+    """Neither while sealed, nor while shares are waiting for others, nor after the opener gave the root key back.
+
+    The keys of before are searched as well: what a seal leaves behind is as bad as what an unseal does.
+    """
+    keys = _find_all_keys(used_cluster)
+    found = {}
+    for number in range(UNSEALS):
+        used_cluster.superuser.seal()
+        found[f"sealed, {number}"] = _scan(used_cluster, keys) if number in SCANNED else []
+        words = used_cluster.words
+        session = used_cluster.custodian(1).start_unseal()
+        for custodian in (1, 2):
+            used_cluster.custodian(custodian).submit_words(session.session_id, words[custodian - 1])
+        found[f"two shares, {number}"] = _scan(used_cluster, keys) if number in SCANNED else []
+        used_cluster.custodian(3).submit_words(session.session_id, words[2])
+        used_cluster.wait_filled()
+        later = {f"{name} (of now)": key for name, key in _find_all_keys(used_cluster).items() if "shard" in name}
+        found[f"unsealed, {number}"] = _scan(used_cluster, keys | later) if number in SCANNED else []
+    _serve_requests(used_cluster)
+    assert not any(found.values()), "\n".join(f"{when}: {one}" for when, all_ in found.items() for one in all_)
+    assert not _scan(used_cluster, _find_all_keys(used_cluster))
 
 
 def test_what_is_no_secret_is_found(used_cluster: Cluster) -> None:
