@@ -5,7 +5,7 @@ import os
 from hypothesis import HealthCheck, settings
 
 EXAMPLES_VARIABLE = "FUZZ_EXAMPLES"  # examples of an ordinary target; unset: the short, repeatable look
-_SHORT = 25
+_SHORT = 20
 
 _examples = int(os.environ.get(EXAMPLES_VARIABLE, "0"))
 
