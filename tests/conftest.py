@@ -13,6 +13,7 @@ import pytest
 
 from common.errors import ProtectionError
 from common.protected import Level, ProtectedMemory
+from tests.cluster.fake_clock import find_library
 
 _CAP_SYS_PTRACE = 19
 
@@ -48,6 +49,7 @@ PARTS: dict[str, tuple[Callable[[], bool], str]] = {
     "memory": (_may_read_memory, "run as root, or with CAP_SYS_PTRACE"),
     "memfd_secret": (_has_memfd_secret, "needs Linux with memfd_secret (secretmem.enable=1) and enough RLIMIT_MEMLOCK"),
     "strace": (lambda: shutil.which("strace") is not None, "install strace: it makes the disk fail"),
+    "faketime": (lambda: find_library() is not None, "install libfaketime, with apt: faketime"),
     "tmpfs": (_may_mount, "run as root, or where users may make namespaces"),
 }
 
