@@ -1,5 +1,6 @@
 """The identity of a server: the source that its configuration names, once it has a first SVID."""
 
+from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
@@ -49,6 +50,8 @@ def wait_for_identity(options: IdentityOptions, stop: Stop) -> IdentitySource:
     except IdentityUnavailableError as exc:
         raise errors.IdentityUnavailableError(str(exc)) from exc
     log.info("identity found", spiffe_id=svid.spiffe_id, expires_at=svid.expires_at)
+    if svid.not_before > datetime.now(UTC):
+        log.warning("svid is not valid yet: check the clock of this machine", valid_from=svid.not_before)
     return source
 
 
