@@ -17,7 +17,7 @@ from tests.cluster.cluster import Cluster, running
 from tests.cluster.person import SealedShare
 from tests.cluster.refusal import Refusal
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
 APP = "/unseal/app"
 PATH, FIELDS = "unseal/secret", {"password": b"\x00\xff correct horse"}
