@@ -85,15 +85,31 @@ def prepare_file(path: Path) -> None:
     if path.stat().st_size == 0:  # made just before a crash, or for us
         return
     try:
-        # immutable: reads the header and nothing else, so that a foreign file's WAL and journal stay as they are
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as header:
-            (found,) = header.execute("PRAGMA application_id").fetchone()
+        found = _read_application_id(path)
     except SQLITE_ERRORS as exc:
         if getattr(exc, "sqlite_errorname", "") == "SQLITE_NOTADB":
             raise CorruptRowError(f"store {path} is not a SQLite database") from exc
         raise translate(exc, f"read the header of {path}") from exc
     if found != APPLICATION_ID:
         raise CorruptRowError(f"store {path} is another database: application id {found:#x}, want {APPLICATION_ID:#x}")
+
+
+def _read_application_id(path: Path) -> int:
+    """Read whose file it is, from its header and nothing else, so that a foreign WAL and journal stay as they are.
+
+    A main file that a checkpoint was killed in is whole only together with its WAL: then that is read as well.
+    """
+    try:
+        return _query_application_id(f"{path.as_uri()}?mode=ro&immutable=1")
+    except SQLITE_ERRORS as exc:
+        if getattr(exc, "sqlite_errorname", "") != "SQLITE_CORRUPT":
+            raise
+    return _query_application_id(f"{path.as_uri()}?mode=rw")
+
+
+def _query_application_id(uri: str) -> int:
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        return int(connection.execute("PRAGMA application_id").fetchone()[0])
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:

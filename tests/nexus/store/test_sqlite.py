@@ -171,6 +171,32 @@ def test_a_start_that_was_cut_short_goes_on(file: Path, statements: list[str]) -
         assert load_meta(store).revision == 1
 
 
+def test_a_checkpoint_that_was_killed_is_no_foreign_file(file: Path, tmp_path: Path) -> None:
+    """The main file has its new first page and not yet the pages behind it; with its WAL it is the store."""
+    put_back = tmp_path / "killed" / file.name
+    put_back.parent.mkdir()
+    make_store(file)
+    with closing(SqliteStore.open(file)) as store:
+        before = load_meta(store).revision
+        for number in range(40):
+            put(store, make_row(f"path-{number}"))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{file}{suffix}", f"{put_back}{suffix}")
+    write_first_page_of_wal(put_back)
+    with closing(SqliteStore.open(put_back)) as store:
+        assert load_meta(store).revision == before + 40
+
+
+def write_first_page_of_wal(file: Path) -> None:
+    """Do the first step of a checkpoint by hand: the newest page 1 of the WAL goes into the main file."""
+    wal = Path(f"{file}-wal").read_bytes()
+    page_size = int.from_bytes(wal[8:12], "big")
+    frames = [wal[at : at + 24 + page_size] for at in range(32, len(wal), 24 + page_size)]
+    newest = next(frame for frame in reversed(frames) if int.from_bytes(frame[:4], "big") == 1)
+    with file.open("r+b") as main:
+        main.write(newest[24:])
+
+
 def test_kill_loses_nothing_acknowledged(file: Path) -> None:
     """After `kill -9` at any moment all that was acknowledged is there, once, and the lock is free."""
     moments = random.Random(7)
