@@ -1,6 +1,7 @@
 """The terminal: questions without echo, and a screen of its own for what only one person may see."""
 
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ _ENTER = "\x1b[?1049h\x1b[3J\x1b[2J\x1b[H"
 _LEAVE = "\x1b[3J\x1b[2J\x1b[H\x1b[?1049l"
 _CLEAR_LINE = "\r\x1b[K"
 _END_OF_INPUT = b"\x04"  # Ctrl-D
+_GLANCE_S = 0.2  # how long a signal may go unnoticed
 
 
 class Terminal:
@@ -85,8 +87,11 @@ class Terminal:
         by_key[6][termios.VMIN], by_key[6][termios.VTIME] = 1, 0
 
         def read() -> str:
-            # Not through the stream: it would keep what it read ahead.
+            # Not through the stream: it would keep what it read ahead. And with a look up now and then: a Ctrl-C just
+            # before the read began would be noticed with the next key only.
             try:
+                while not select.select([fd], [], [], _GLANCE_S)[0]:
+                    pass
                 key = os.read(fd, 1)
             except OSError:  # the terminal is gone
                 key = b""
