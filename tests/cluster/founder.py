@@ -28,7 +28,7 @@ class Attempt:
 
 
 class Founder:
-    """Somebody who initialises, by calls of the contract."""
+    """Somebody who initialises, by calls of the contract. They wait for a nexus that was restarted."""
 
     def __init__(self, channel: PinnedChannel) -> None:
         self._stub = ClusterServiceStub(channel)
@@ -43,7 +43,7 @@ class Founder:
             recovery_public_key=derive_public_key(seed),
             share_hashes=[pb.ShareHash(salt=one.salt, digest=one.digest) for one in hashes],
         )
-        begun = self._stub.BeginInit(request, timeout=TIMEOUT_S)
+        begun = self._stub.BeginInit(request, timeout=TIMEOUT_S, wait_for_ready=True)
         answer = open_sealed(begun.challenge, seed, challenge_info(begun.cluster_id, begun.attempt, begun.genesis))
         return Attempt(begun.attempt, begun.cluster_id, begun.genesis, begun.voided_attempt, answer)
 
@@ -52,11 +52,12 @@ class Founder:
     ) -> pb.ConfirmInitResponse:
         """Send the answer, or another one."""
         request = pb.ConfirmInitRequest(attempt=attempt.number, answer=attempt.answer if answer is None else answer)
-        return self._stub.ConfirmInit(request, timeout=timeout)
+        return self._stub.ConfirmInit(request, timeout=timeout, wait_for_ready=True)
 
     def abort(self, attempt: Attempt) -> None:
         """Void the attempt."""
-        self._stub.AbortInit(pb.AbortInitRequest(attempt=attempt.number), timeout=TIMEOUT_S)
+        request = pb.AbortInitRequest(attempt=attempt.number)
+        self._stub.AbortInit(request, timeout=TIMEOUT_S, wait_for_ready=True)
 
 
 @contextlib.contextmanager
