@@ -28,12 +28,13 @@ def parse_sources(arguments: Sequence[str]) -> list[Source]:
 
     Raises:
         UsageError: A value stands on the command line, a field stands twice, or standard input would be read twice.
-            What may be a secret is not repeated.
+            What may be a secret is not repeated, and that may be what stands where the name of a field should.
     """
     sources = [_parse(position, argument) for position, argument in enumerate(arguments, start=1)]
-    for position, source in enumerate(sources):
-        if any(source.field == other.field for other in sources[:position]):
-            raise UsageError(f"field {source.field} stands twice")
+    for position, source in enumerate(sources, start=1):
+        for earlier, other in enumerate(sources[: position - 1], start=1):
+            if source.field == other.field:
+                raise UsageError(f"value {position}: its field is that of value {earlier}")
     if sum(source.file is None for source in sources) > 1:
         raise UsageError("standard input stands twice", "put all fields but one into files: FIELD=@FILE")
     return sources
@@ -72,6 +73,7 @@ def _checked(field: str, file: Path | None) -> Source:
 
 
 def _read(source: Source, stdin: BinaryIO) -> bytes:
+    origin = source.file or "standard input"
     if source.file is None:
         value = stdin.read(MAX_VALUE_BYTES + 1)
     else:
@@ -79,9 +81,9 @@ def _read(source: Source, stdin: BinaryIO) -> bytes:
             with source.file.open("rb") as file:
                 value = file.read(MAX_VALUE_BYTES + 1)
         except OSError as exc:
-            raise UsageError(f"field {source.field}: {source.file}: {exc.strerror}") from exc
+            raise UsageError(f"{origin}: {exc.strerror}") from exc
     if len(value) > MAX_VALUE_BYTES:
-        raise UsageError(f"field {source.field}: got more than {MAX_VALUE_BYTES} bytes, want at most 1 MiB")
+        raise UsageError(f"{origin}: got more than {MAX_VALUE_BYTES} bytes, want at most 1 MiB")
     return value
 
 

@@ -43,8 +43,9 @@ def test_sources(arguments: list[str], sources: list[Source]) -> None:
         pytest.param(["a=@"], "value 1: a value on the command line", id="file without a name"),
         pytest.param(["@"], "value 1: a value on the command line", id="@ alone"),
         pytest.param(["=@f"], "a field has no name", id="field without a name"),
-        pytest.param(["a=@f", "a=-"], "field a stands twice", id="field twice"),
-        pytest.param(["@f", "value=@g"], "field value stands twice", id="field twice, once unnamed"),
+        pytest.param(["a=@f", "a=-"], "value 2: its field is that of value 1", id="field twice"),
+        pytest.param(["@f", "value=@g"], "value 2: its field is that of value 1", id="field twice, once unnamed"),
+        pytest.param(["x=@f", "hunter2=-", "hunter2=-"], "value 3: its field is that of value 2", id="value twice"),
         pytest.param(["a=-", "b=-"], "standard input stands twice", id="standard input twice"),
     ],
 )
@@ -72,8 +73,8 @@ def test_values_beyond_the_limit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """The field and the file are named."""
-    with pytest.raises(UsageError, match="field a: .*nope: No such file"):
+    """The file is named, and not the field, which may be a value in the wrong place."""
+    with pytest.raises(UsageError, match="^/.*nope: No such file"):
         read_values([Source("a", tmp_path / "nope")], stdin=io.BytesIO(), ask=never)
 
 
