@@ -13,10 +13,12 @@ from tests.pilot.person import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 
-# Makes its stdin the terminal that rules it, so that Ctrl-C reaches pilot, and becomes pilot.
+# Makes its stdin the terminal that rules it, so that Ctrl-C reaches pilot, and becomes pilot. Who runs the tests in the
+# background of a shell has them ignore SIGINT, and that would be handed on.
 _ON_A_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "pilot", *sys.argv[1:]])
 """
 
