@@ -172,9 +172,9 @@ def test_during_an_unseal(cluster: ClockedCluster, jump: int) -> None:
 @JUMPS
 def test_during_svid_rotation(cluster: ClockedCluster, jump: int) -> None:
     """SVIDs that come while the clock is wrong look expired or not valid yet; they are taken when it is right."""
-    cluster.jump(jump)
     log = cluster.directory.log("nexus")
     told = log.read_text().count("keeper fault")
+    cluster.jump(jump)
     if jump > 0:
         cluster.wait("keepers are lost", lambda: log.read_text().count("keeper fault") > told)
     cluster.jump(0)
