@@ -51,7 +51,7 @@ def init(
     harden_process()  # words are about to be in this process's memory
     custodians = ScreenCustodians(Terminal()) if shares_dir is None else FileCustodians(shares_dir)
     with signals_as_interrupt(), Connection(settings, preferred=("superuser",)) as connection:
-        ceremony = Ceremony(_Calls(connection), custodians, today=SystemClock().now().date(), say=_say)
+        ceremony = Ceremony(_Calls(connection), custodians, clock=SystemClock(), say=_say)
         initialised = ceremony.run(plan)
     _print(settings, plan, initialised, shares_dir)
 
