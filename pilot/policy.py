@@ -34,7 +34,7 @@ _KEYS = ("name", "spiffe_ids", "paths", "permissions")
 @with_globals
 def apply(
     settings: Settings,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="TOML with [[policy]] tables; -: standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=r"TOML with [\[policy]] tables; -: standard input.")],
 ) -> None:
     """Create or replace policies by name, all or none. Role: superuser."""
     policies = parse_policies(_read(file), origin=file)

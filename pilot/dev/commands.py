@@ -210,16 +210,15 @@ def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
     plan = cluster.state.plan
     with _console.status(f"starting an identity provider, {plan.keepers} keepers and a nexus"):
         cluster.start()
-    _console.print(f"an identity provider, {plan.keepers} keepers and a nexus run, logs in {cluster.directory.logs}")
+    _say(f"an identity provider, {plan.keepers} keepers and a nexus run, logs in {cluster.directory.logs}")
     if cluster.is_ready():
         return True
     if cluster.load_status()["state"] in ("uninitialised", "initialising"):
         with _console.status("initialising"):
             cluster.init()
-        _console.print(
+        _say(
             f"initialised: any {plan.threshold} of {plan.keepers} keepers bring the nexus back; "
-            f"recovery shares in {cluster.directory.recovery_shares}",
-            soft_wrap=True,
+            f"recovery shares in {cluster.directory.recovery_shares}"
         )
         if cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
             raise DevError("the nexus is initialised and not ready", hint=cluster.log_tail("nexus"))
@@ -302,7 +301,7 @@ def _take_down(cluster: DevCluster) -> None:
         killed = cluster.stop()
     for name in killed:
         _console.print(f"[yellow]{name} did not end in time and was killed[/]")
-    _console.print(f"down; the files stay in {cluster.directory.root}", soft_wrap=True)
+    _say(f"down; the files stay in {cluster.directory.root}")
 
 
 @contextlib.contextmanager
