@@ -68,6 +68,14 @@ def test_files_are_private_and_new(tmp_path: Path) -> None:
     assert custodians.read_back(CHECK) == SHARES
 
 
+def test_files_are_on_the_disk_before_anything_depends_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each card is synced, and behind them the directory, without which a power cut could take their names."""
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(stat.S_ISDIR(os.fstat(fd).st_mode)))
+    FileCustodians(tmp_path).hand_out(make_cards(SHARES))
+    assert synced == [False, False, False, True]
+
+
 def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
     """Nothing is written beside other files, nor where no directory can be."""
     (tmp_path / "x").touch()
