@@ -359,6 +359,7 @@ class _HeldSvid:
         self._origin = origin
         self._lock = threading.Lock()
         self._svid: Svid | None = None
+        self._is_closed = False
         self._worry_at = datetime.max.replace(tzinfo=UTC)
         self._callbacks: list[Callable[[], None]] = []
         self._complaint: tuple[Svid, str] | None = None
@@ -377,7 +378,7 @@ class _HeldSvid:
 
     def replace(self, svid: Svid) -> None:
         with self._lock:
-            if svid == self._svid:
+            if self._is_closed or svid == self._svid:
                 return
             self._svid = svid
             self._worry_at = svid.expires_at - (svid.expires_at - datetime.now(UTC)) / 4
@@ -407,7 +408,7 @@ class _HeldSvid:
 
     def close(self) -> None:
         with self._lock:
-            self._svid = None
+            self._svid, self._is_closed = None, True
             self._callbacks.clear()
 
 

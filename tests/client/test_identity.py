@@ -30,6 +30,7 @@ from shardhold._identity import (
     Svid,
     SvidFiles,
     WorkloadAPI,
+    _HeldSvid,
 )
 
 WaitUntil: TypeAlias = Callable[..., None]
@@ -340,6 +341,14 @@ class TestWorkloadAPI:
             source.current()
         assert [record.levelno for record in caplog.records if "SVID of" in record.message] == [logging.WARNING] * 2
         source.close()
+
+    def test_closed_for_good(self, ca: DevelopmentCA) -> None:
+        """An SVID that was on its way when its source was closed changes nothing."""
+        held = _HeldSvid("somewhere")
+        held.close()
+        held.replace(ca.issue("/team/app"))
+        with pytest.raises(IdentityUnavailableError, match="was closed"):
+            held.current()
 
     def test_closed(self, provider: IdentityProvider) -> None:
         """After close there is no identity; closing twice is fine."""
