@@ -355,8 +355,9 @@ class SvidFiles:
 class _HeldSvid:
     """The newest good SVID of a source, and who wants to hear of the next."""
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._origin = origin
+        self._now = now
         self._lock = threading.Lock()
         self._svid: Svid | None = None
         self._is_closed = False
@@ -368,7 +369,7 @@ class _HeldSvid:
         svid = self._svid
         if svid is None:
             raise IdentityUnavailableError(f"no SVID from {self._origin}: it was closed")
-        now = datetime.now(UTC)
+        now = self._now()
         if svid.expires_at <= now:
             raise IdentityUnavailableError(
                 f"the SVID of {svid.spiffe_id} expired at {svid.expires_at:%Y-%m-%dT%H:%M:%SZ}",
@@ -381,7 +382,7 @@ class _HeldSvid:
             if self._is_closed or svid == self._svid:
                 return
             self._svid = svid
-            self._worry_at = svid.expires_at - (svid.expires_at - datetime.now(UTC)) / 4
+            self._worry_at = svid.expires_at - (svid.expires_at - self._now()) / 4
             callbacks = list(self._callbacks)
         for callback in callbacks:
             try:
@@ -398,7 +399,7 @@ class _HeldSvid:
         svid = self._svid
         if svid is None:
             return
-        now = datetime.now(UTC)
+        now = self._now()
         stage = "has expired" if svid.expires_at <= now else "will soon expire" if self._worry_at <= now else ""
         if stage and self._complaint != (svid, stage):
             self._complaint = (svid, stage)

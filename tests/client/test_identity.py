@@ -1,6 +1,5 @@
 """Where SVIDs come from: the Workload API, and files."""
 
-import logging
 import queue
 import socket
 import subprocess
@@ -330,17 +329,30 @@ class TestWorkloadAPI:
         wait_until: WaitUntil,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """An SVID that is not renewed is warned of before it expires, and refused from then on."""
+        """An SVID that was not renewed in time is warned of, and refused."""
         api, path = scripted
-        api.play(_say(ca.issue("/team/app", lifetime=timedelta(seconds=5))))
+        certificate, key = _certify(ca, expired=True)
+        api.play(_say(Svid.parse(certificate, key, ca.bundle_pem)))
         source = WorkloadAPI(path)
-        wait_until(lambda: "will soon expire" in caplog.text)
-        source.current()
         wait_until(lambda: "has expired" in caplog.text)
         with pytest.raises(IdentityUnavailableError, match=r"spiffe://example\.org/team/app expired at"):
             source.current()
-        assert [record.levelno for record in caplog.records if "SVID of" in record.message] == [logging.WARNING] * 2
         source.close()
+
+    def test_warnings_come_once_each(self, ca: DevelopmentCA, caplog: pytest.LogCaptureFixture) -> None:
+        """In the last quarter of what it had left, and when it has expired; until then the SVID serves."""
+        svid = ca.issue("/team/app")
+        now = svid.not_before
+        held = _HeldSvid("somewhere", now=lambda: now)
+        held.replace(svid)
+        for part, warnings in ((0.74, 0), (0.76, 1), (0.9, 1), (0.999, 1), (1.0, 2), (2.0, 2)):
+            now = svid.not_before + part * (svid.expires_at - svid.not_before)
+            held.check_age()
+            assert (part, len(caplog.records)) == (part, warnings)
+            if part < 1:
+                assert held.current() == svid
+        assert "will soon expire" in caplog.messages[0]
+        assert "has expired" in caplog.messages[1]
 
     def test_closed_for_good(self, ca: DevelopmentCA) -> None:
         """An SVID that was on its way when its source was closed changes nothing."""
