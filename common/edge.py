@@ -177,9 +177,12 @@ class GrpcServer:
 
         Raises:
             ConfigError: The address cannot be bound.
-            IdentityUnavailableError: There is no SVID now (the SDK's error).
+            IdentityUnavailableError: There is no SVID now.
         """
-        credentials = server_credentials(self._identity)
+        try:
+            credentials = server_credentials(self._identity)
+        except IdentityUnavailableError as exc:
+            raise errors.IdentityUnavailableError(str(exc)) from exc
         try:
             port = self._server.add_secure_port(self._address, credentials)
         except RuntimeError as exc:

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from cryptography import x509
 
+from common import errors
 from common.edge import Call, GrpcServer, Method
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
@@ -120,6 +121,6 @@ def test_start_without_an_svid_fails(identity: Missing) -> None:
     """A server does not start without an SVID: it would serve nobody."""
     identity.is_missing = True
     server = GrpcServer([], address="127.0.0.1:0", identity=identity, trust_domain="example.test")
-    with pytest.raises(IdentityUnavailableError):
+    with pytest.raises(errors.IdentityUnavailableError):
         server.start()
     server.stop(0)
