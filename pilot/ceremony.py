@@ -131,6 +131,8 @@ class Ceremony:
         except (UnavailableError, DeadlineError, KeyboardInterrupt) as exc:
             state = "this attempt initialised nothing, and no share was handed out: run 'pilot init' again"
             raise _explain(exc, state) from exc
+        except WrongStateError as exc:
+            raise _explain(exc, "init makes a first cluster, and this nexus has one; nothing was changed") from exc
 
     def _prove(self, plan: Plan, begun: Begun, shares: list[str], hashes: list[ShareHash]) -> bytes:
         cards = [

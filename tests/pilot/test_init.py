@@ -311,6 +311,14 @@ NOTHING_BEGUN = "this attempt initialised nothing"
             FakeNexus({"begin": DeniedError("no")}), Custodians(), 4, "no", True, id="begin refused: nothing began"
         ),
         pytest.param(
+            FakeNexus({"begin": WrongStateError("BeginInit in state ready")}),
+            Custodians(),
+            1,
+            "init makes a first cluster, and this nexus has one",
+            True,
+            id="initialised already",
+        ),
+        pytest.param(
             FakeNexus({"begin": UnavailableError("gone")}),
             Custodians(),
             5,
