@@ -90,21 +90,14 @@ def up(
 @app.command()
 def down(dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """End all processes of the cluster; its files stay."""
-    directory = DevDirectory(dir_)
-    cluster = DevCluster(directory)
-    with directory.locked():
-        cluster.reload()
+    with _changing(dir_) as cluster:
         _take_down(cluster)
 
 
 @app.command()
 def kill(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Kill a process with SIGKILL."""
-    directory = DevDirectory(dir_)
-    cluster = DevCluster(directory)
-    cluster.check_name(name)
-    with directory.locked():
-        cluster.reload()
+    with _changing(dir_, name) as cluster:
         ran = cluster.kill(name)
     _console.print(f"{name} killed" if ran else f"{name} did not run")
 
@@ -112,11 +105,7 @@ def kill(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
 @app.command()
 def restart(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """End a process if it runs, and start it again."""
-    directory = DevDirectory(dir_)
-    cluster = DevCluster(directory)
-    cluster.check_name(name)
-    with directory.locked():
-        cluster.reload()
+    with _changing(dir_, name) as cluster:
         started = time.monotonic()
         cluster.stop([name])
         cluster.start([name])
@@ -185,6 +174,18 @@ def identity(
 
 def _announce_identity(line: str) -> None:
     print(line, flush=True)
+
+
+@contextlib.contextmanager
+def _changing(dir_: Path, name: str = "") -> Iterator[DevCluster]:
+    """Give the cluster to one command at a time, as it then is; *name* is checked to be one of its servers."""
+    directory = DevDirectory(dir_)
+    cluster = DevCluster(directory)
+    if name:
+        cluster.check_name(name)
+    with directory.locked():
+        cluster.reload()
+        yield cluster
 
 
 def _open(directory: DevDirectory, keepers: int | None, threshold: int | None) -> DevCluster:
