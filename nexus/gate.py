@@ -140,7 +140,7 @@ class Gate:
         if with_keys:
             self._lifecycle.give_back()
         if isinstance(error, OutcomeUnknownError):
-            self._lifecycle.give_up(str(error))
+            self._lifecycle.give_up(f"{grant.action} by {grant.caller.spiffe_id}: {error}")
         elif error is None and grant.in_store:
             self._exporter.nudge()
         else:

@@ -115,5 +115,9 @@ class Signer(Protocol):
         ...
 
     def sign(self, message: bytes) -> bytes:
-        """Return the signature, 64 bytes."""
+        """Return the signature, 64 bytes.
+
+        Raises:
+            SealedError: The key was wiped.
+        """
         ...

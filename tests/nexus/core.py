@@ -105,7 +105,7 @@ class NexusCore:
         with store.read() as reader:
             meta = reader.load_meta()
         self.audit = AuditLog.open(folder, nexus="n1", timeline=meta.timeline, clock=self.clock)
-        self.exporter = Exporter(store, self.audit, clock=self.clock)
+        self.exporter = Exporter(store, self.audit, clock=self.clock, give_up=self.failures.append)
         self.pool = KeeperPool(
             members(len(keepers)), lambda member: self.keepers[member.name], clock=SystemClock(), memory=memory
         )

@@ -231,7 +231,7 @@ def test_an_unknown_outcome_ends_the_process_and_is_not_audited_as_anything(nexu
     """Only a new start can tell what happened."""
     with pytest.raises(OutcomeUnknownError), nexus.gate.role_call("GetStatus", APP, "test.act", frozenset(Role)):
         raise OutcomeUnknownError("commit failed")
-    assert nexus.failures == ["commit failed"]
+    assert nexus.failures == [f"test.act by {APP.spiffe_id}: commit failed"]
     assert nexus.list_entries() == []
 
 

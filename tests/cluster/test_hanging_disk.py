@@ -1,0 +1,64 @@
+"""A disk that hangs under a nexus, so that a sync of its store does not come back: strace holds it."""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from tests.cluster.cluster import WAIT_S, Cluster
+from tests.cluster.refusal import read_reason
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.destructive,
+    pytest.mark.needs("strace"),
+    pytest.mark.needs("memory"),  # who may not read the memory of a nexus may not trace it either
+]
+
+APP, PATH = "/hanging/app", "hanging/secret"
+HANG_S = 600  # far longer than anybody waits
+
+
+@contextlib.contextmanager
+def hanging_syncs(cluster: Cluster) -> Iterator[None]:
+    """Let every sync of the store's files hang, and of the audit's, from the next one on."""
+    files = [cluster.directory.data / "nexus.db-wal", *cluster.directory.data.rglob("*.jsonl")]
+    paths = [part for file in files for part in ("-P", str(file))]
+    inject = f"inject=fdatasync,fsync:delay_enter={HANG_S}s"
+    pid = cluster.dev.state.processes["nexus"].pid
+    command = ["strace", "-f", "-o", "/dev/null", *paths, "-e", "trace=fdatasync,fsync", "-e", inject, "-p", str(pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        try:
+            assert strace.stderr is not None
+            assert "attached" in strace.stderr.readline()
+            yield
+        finally:
+            strace.kill()
+
+
+def test_a_seal_wipes_and_empties_the_keepers_although_its_commit_hangs(fresh_cluster: Cluster) -> None:
+    """The caller is told so, the process ends by itself with exit code 1, and only custodians bring it back."""
+    cluster = fresh_cluster
+    cluster.wait_filled()
+    cluster.allow(APP, [f"{PATH}/**"], ["read", "write"])
+    client = cluster.workload(APP)
+    client.put(PATH, {"value": b"v"})
+    superuser = cluster.superuser
+    superuser.get_status()  # connected before it has to be quick
+    with hanging_syncs(cluster):
+        started = time.monotonic()
+        with pytest.raises(grpc.RpcError) as refused:
+            superuser.seal("drill", timeout=WAIT_S)
+        assert time.monotonic() - started < WAIT_S, "it was answered, and did not run into the caller's deadline"
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert read_reason(refused.value) == "OUTCOME_UNKNOWN"
+        assert "keys are wiped, 5 of 5 keepers hold no shard any more, and the nexus ends" in refused.value.details()
+        cluster.wait("the nexus ended", lambda: not cluster.dev.is_alive("nexus"), timeout=2 * WAIT_S)
+    assert '"exit_code": 1' in cluster.dev.log_tail("nexus", 3) or "exit_code=1" in cluster.dev.log_tail("nexus", 3)
+    cluster.run("nexus")
+    assert cluster.wait_settled() in {"recovering", "sealed"}
+    cluster.bring_back()
+    assert client.get(PATH).fields == {"value": b"v"}
