@@ -29,7 +29,11 @@ def test_of_what_hangs_the_outcome_is_unknown() -> None:
         go.wait(30)
         over.set()
 
-    turning = threading.Thread(target=lambda: (clock.wait_for_waiters(timeout=30), clock.advance(5)))
+    def turn() -> None:
+        clock.wait_for_waiters(timeout=30)
+        clock.advance(5)
+
+    turning = threading.Thread(target=turn)
     turning.start()
     with pytest.raises(OutcomeUnknownError, match="work is not over after 5 s"):
         finish_within(clock, 5, hang, name="work")
