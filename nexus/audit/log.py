@@ -253,6 +253,10 @@ class AuditLog:
 
     def _begin_segment(self) -> None:
         try:
+            self._chain.sync()
+        except OSError as exc:
+            raise self._fail(exc) from exc
+        try:
             self._chain.begin_segment()
         except OSError as exc:
             _log.warning("audit segment goes on: no next one can be made", reason=exc.strerror)
@@ -277,11 +281,10 @@ class AuditLog:
             entry = Entry(at=chain.now(), actor="", action="audit.restored", detail=self._failing)
             try:
                 chain.file.rewrite()
-                chain.file.sync()
-                chain.file.take_unsynced()
+                chain.sync()
                 chain.file.set_aside()
                 chain.write(lambda seq: EntryLine(seq, entry))
-                chain.file.sync()
+                chain.sync()
             except OSError as exc:
                 self._fail(exc)
                 return
