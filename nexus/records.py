@@ -7,10 +7,10 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from common.delivery import SetLabel
 from common.documents import decode_document
 from common.errors import CorruptRowError
 from common.genesis import Genesis, decode_genesis
-from nexus.ports import SetLabel
 from nexus.store.protocol import ControlRow, Reader
 
 T = TypeVar("T")
