@@ -45,9 +45,12 @@ def build_fetch_info(
     return fields(_FETCH, *_encode(label), u32(x), boot_id, keeper_id.encode(), nexus_id.encode(), public_key)
 
 
-def build_share_info(*, statement_digest: bytes, session_id: bytes) -> bytes:
-    """Bind a recovery share on its way to the nexus. The statement brings both SPIFFE IDs."""
-    return fields(_SHARE, statement_digest, session_id)
+def build_share_info(*, statement_digest: bytes, session_id: bytes, genesis: bytes) -> bytes:
+    """Bind a recovery share on its way to the nexus. The statement brings both SPIFFE IDs.
+
+    *genesis* is the fingerprint, 32 bytes, that the custodian compared with the card.
+    """
+    return fields(_SHARE, statement_digest, session_id, genesis)
 
 
 def _encode(label: SetLabel) -> tuple[bytes, ...]:

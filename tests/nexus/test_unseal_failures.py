@@ -229,6 +229,6 @@ def test_a_forged_recovery_key_opens_nothing_of_this_cluster(
     _edit("recovery-key", key.record)(tmp_path)
     session = lost.core.unseal.start(ANN)
     with pytest.raises(CorruptRowError, match="genesis"):
-        submit(lost.core, ANN, session.session_id, key.shares[0])
+        submit(lost.core, ANN, session, key.shares[0])
     lost.core.unseal.close()
     assert is_wiped(memory)
