@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from common.clock import Clock, JumpWatch
 from common.edge import GrpcServer
-from common.errors import AuditUnavailableError, OutcomeUnknownError, ShardholdError
+from common.errors import AuditUnavailableError, CorruptRowError, OutcomeUnknownError, ShardholdError
 from common.http import HttpServer
 from common.protected import ProtectedMemory
 from common.termination import Termination
@@ -23,6 +23,7 @@ from nexus.audit.entry import Entry
 from nexus.audit.exporter import Exporter
 from nexus.audit.log import AuditLog
 from nexus.config import KeeperOptions, NexusConfig
+from nexus.control import find_current_set
 from nexus.gate import Gate
 from nexus.initialise import Initialisation
 from nexus.lifecycle import Lifecycle
@@ -32,7 +33,6 @@ from nexus.policy import superuser_policy
 from nexus.quorum.link import GrpcKeeperLink
 from nexus.quorum.pool import KeeperPool
 from nexus.quorum.shard_set import Member
-from nexus.records import find_current_set
 from nexus.roles import Roles
 from nexus.seal import SealDesk
 from nexus.server.auth import Authenticator
@@ -248,8 +248,12 @@ def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]
     configured = [_to_member(options, config.identity.trust_domain) for options in config.keepers]
     if meta.phase is not Phase.INITIALISED:
         return configured
-    with store.read() as reader:
-        current = find_current_set(reader.load_controls())
+    try:
+        with store.read() as reader:
+            current = find_current_set(meta.cluster_id, reader.load_controls())
+    except CorruptRowError as exc:
+        log.critical("no shard set says who the keepers are", why=str(exc))
+        return configured  # so that status can say it
     addresses = {member.name: member.address for member in configured}
     return [
         Member(record.name, record.spiffe_id, addresses.get(record.name, record.address)) for record in current.members

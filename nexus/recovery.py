@@ -15,7 +15,7 @@ from common import shamir
 from common.clock import Clock
 from common.errors import IntegrityError, ShardholdError
 from common.protected import ProtectedBuffer, ProtectedMemory
-from nexus import records
+from nexus import control
 from nexus.marks import MarkBook
 from nexus.quorum.collection import Collection
 from nexus.quorum.pool import KeeperPool
@@ -55,7 +55,7 @@ class Recovery:
     def _attempt(self, stopping: threading.Event) -> Serving | None:
         with self._store.read() as reader:
             meta, rows = reader.load_meta(), reader.load_controls()
-        collection = Collection(records.find_current_set(rows), meta.cluster_id)
+        collection = Collection(control.find_current_set(meta.cluster_id, rows), meta.cluster_id)
         self._pool.collect(collection, self._book, stopping)
         self._wait(collection, stopping)
         points = collection.take()

@@ -36,7 +36,7 @@ from common.protected import ProtectedBuffer, ProtectedMemory
 from common.recovery_key import ShareHash, escrow_info
 from common.statement import SUBMIT_SHARE, SignedStatement, StatementDesk
 from common.words import WIRE_SIZE
-from nexus import records
+from nexus import control, records
 from nexus.gate import Caller, Gate, Grant
 from nexus.ports import StatementSigner
 from nexus.roles import Role
@@ -313,7 +313,7 @@ class Unseal:
         with self._store.read() as reader:
             genesis = records.load_genesis(reader)
             recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
-            generation = records.find_current_set(reader.load_controls()).generation
+            generation = control.find_current_set(genesis.cluster_id, reader.load_controls()).generation
             escrow = records.decode(records.EscrowRecord, records.load_body(reader, records.ESCROW, str(generation)))
         if genesis.recovery_public_key != recovery.public_key:
             raise CorruptRowError("recovery key is not the one of the genesis record")

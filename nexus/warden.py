@@ -31,7 +31,7 @@ from common.errors import (
 from common.genesis import Genesis
 from common.mark import SignedMark
 from common.protected import ProtectedMemory
-from nexus import records
+from nexus import control, records
 from nexus.lifecycle import Lifecycle
 from nexus.marks import MarkBook, MarkMaker, NewerMark
 from nexus.quorum.pool import KeeperPool
@@ -301,7 +301,7 @@ class Warden:
             self._lifecycle.give_up(reason)
             raise CorruptRowError(reason)
         with self._store.read() as reader:
-            current = records.find_current_set(reader.load_controls())
+            current = control.find_current_set(serving.cluster_id, reader.load_controls())
         if current.set_id != serving.shard_set.record.set_id:
             raise WrongStateError("the current set is another one meanwhile")
 
