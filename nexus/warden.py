@@ -179,7 +179,7 @@ class Warden:
             replace_set(self._store, held, write_entry, lambda meta: _above(meta, newer), self._memory)
             self._held = None
             self._install(held)
-            return self._load_meta().timeline
+            return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
 
     def seal(self, write_entry: WriteEntry, *, seconds: float) -> Emptied:
         """Commit the seal, wipe the keys, and empty the keepers: wait for them at most *seconds*.
