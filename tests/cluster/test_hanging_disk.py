@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+import shardhold
 from tests.cluster.cluster import WAIT_S, Cluster
 from tests.cluster.refusal import read_reason
 
@@ -54,7 +56,14 @@ def test_a_seal_wipes_and_empties_the_keepers_although_its_commit_hangs(fresh_cl
     client.put(PATH, {"value": b"v"})
     superuser = cluster.superuser
     superuser.get_status()  # connected before it has to be quick
+
+    def put_in_vain() -> None:
+        with contextlib.suppress(shardhold.Error):
+            client.put(f"{PATH}/other", {"value": b"w"})
+
+    putting = threading.Thread(target=put_in_vain, daemon=True)
     with hanging_syncs(cluster):
+        putting.start()  # holds a worker of the nexus, whoever of the two comes first
         started = time.monotonic()
         with pytest.raises(grpc.RpcError) as refused:
             superuser.seal("drill", timeout=WAIT_S)
@@ -72,4 +81,6 @@ def test_a_seal_wipes_and_empties_the_keepers_although_its_commit_hangs(fresh_cl
     cluster.run("nexus")
     assert cluster.wait_settled() in {"recovering", "sealed"}
     cluster.bring_back()
+    putting.join(WAIT_S)
+    assert not putting.is_alive()
     assert client.get(PATH).fields == {"value": b"v"}
