@@ -15,7 +15,7 @@ from common import shamir
 from common.clock import Clock
 from common.errors import IntegrityError, ShardholdError
 from common.protected import ProtectedBuffer, ProtectedMemory
-from nexus import records
+from nexus import control
 from nexus.marks import MarkBook
 from nexus.quorum.collection import Collection
 from nexus.quorum.pool import KeeperPool
@@ -23,6 +23,9 @@ from nexus.quorum.seat import SeatStatus
 from nexus.root_key import ROOT_KEY_SIZE
 from nexus.serving import Serving, prove
 from nexus.store.protocol import Store
+
+_RETRY_S = 1.0  # before keepers are asked anew after a key that did not prove, or a store that could not be read
+_LOOK_S = 0.1  # how often what is missing is said anew, if it changed
 
 log = structlog.get_logger("recovery")
 
@@ -46,16 +49,16 @@ class Recovery:
                     return serving
             except IntegrityError as exc:
                 self._say(f"what the keepers gave does not prove: {exc}")
-                self._clock.wait(stopping, 1.0)
+                self._clock.wait(stopping, _RETRY_S)
             except ShardholdError as exc:
                 self._say(str(exc))
-                self._clock.wait(stopping, 1.0)
+                self._clock.wait(stopping, _RETRY_S)
         return None
 
     def _attempt(self, stopping: threading.Event) -> Serving | None:
         with self._store.read() as reader:
             meta, rows = reader.load_meta(), reader.load_controls()
-        collection = Collection(records.find_current_set(rows), meta.cluster_id)
+        collection = Collection(control.find_current_set(meta.cluster_id, rows), meta.cluster_id)
         self._pool.collect(collection, self._book, stopping)
         self._wait(collection, stopping)
         points = collection.take()
@@ -68,7 +71,7 @@ class Recovery:
 
     def _wait(self, collection: Collection, stopping: threading.Event) -> None:
         while not stopping.is_set():
-            if collection.wait(self._clock, 0.1) or stopping.is_set():
+            if collection.wait(self._clock, _LOOK_S) or stopping.is_set():
                 return
             self._say(self._describe(collection))
 

@@ -91,7 +91,7 @@ def prove(
     with contextlib.ExitStack() as on_failure:
         for buffer in (candidate, *points):
             on_failure.callback(buffer.release)
-        current = records.find_current_set(rows)
+        current = control.find_current_set(meta.cluster_id, rows)
         root_key = RootKey(candidate, cluster_id=meta.cluster_id, generation=current.generation, memory=memory)
         on_failure.callback(root_key.release)
         keyring = Keyring(memory)

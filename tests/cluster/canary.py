@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.delivery import build_fetch_info
+from common.delivery import SetLabel, build_fetch_info
 from common.sealing import OneShotKey
 from common.shamir import SHARD_SIZE
 from keeper.v1 import keeper_pb2
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
-from nexus.ports import SetLabel
 from pilot.dev.configuration import socket_path
 from pilot.dev.identities import Identity
 from shardhold import WorkloadAPI

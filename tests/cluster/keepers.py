@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from common import shamir
-from common.delivery import build_put_info
+from common.delivery import SetLabel, build_put_info
 from common.sealing import seal
 from common.statement import Statement
 from keeper.v1 import keeper_pb2 as pb
@@ -97,7 +97,7 @@ def make_put(
     seed: bytes = b"",
 ) -> pb.PutShardRequest:
     """Seal a shard of set *number* for *statement*, all of it right."""
-    label = pb.SetLabel(
+    label = SetLabel(
         cluster_id=cluster_id,
         genesis=genesis,
         timeline=1,
@@ -111,7 +111,7 @@ def make_put(
         label, statement_digest=statement.digest(), x=x, commitment=commitment, current_set_id=label.set_id
     )
     return pb.PutShardRequest(
-        label=label,
+        label=pb.SetLabel(**asdict(label)),
         x=x,
         statement_digest=statement.digest(),
         sealed_shard=seal(memoryview(shard), recipient=statement.public_key, info=info),

@@ -99,7 +99,11 @@ class Person:
         """Seal a share in wire form for the nexus, bound to its session or, for a wrong one, to another."""
         statement = self.ask_statement(session_id)
         digest = statement.digest()
-        info = build_share_info(statement_digest=digest, session_id=session_id if bound_to is None else bound_to)
+        info = build_share_info(
+            statement_digest=digest,
+            session_id=session_id if bound_to is None else bound_to,
+            genesis=self.get_progress().genesis,
+        )
         sealed = seal(memoryview(wire), recipient=statement.public_key, info=info)
         return SealedShare(session_id, digest, sealed)
 
