@@ -59,7 +59,7 @@ class HeldDevCluster(DevCluster):
 class HeldCluster(Cluster):
     """A cluster as others are, whose authority is `ca`."""
 
-    def __init__(self, root: Path, plan: Plan) -> None:
+    def __init__(self, root: Path, plan: Plan | None = None) -> None:
         super().__init__(root, plan)
         self.ca = DevelopmentCA(TRUST_DOMAIN)
         self.dev = HeldDevCluster(self.directory, self.ca)

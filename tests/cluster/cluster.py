@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -37,6 +37,7 @@ from tests.cluster.person import Person
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
 Status = Mapping[str, Any]
+C = TypeVar("C", bound="Cluster")
 
 
 class ClusterError(AssertionError):
@@ -365,10 +366,14 @@ def _is_settled(status: Status) -> bool:
     return int(short[1]) < int(short[2]) and "was not reached yet" not in said
 
 
-@contextlib.contextmanager
-def running(root: Path, plan: Plan | None = None) -> Iterator[Cluster]:
+def running(root: Path, plan: Plan | None = None) -> contextlib.AbstractContextManager[Cluster]:
     """A cluster that is ready, and that ends with the block."""
-    cluster = Cluster(root, plan)
+    return started(Cluster(root, plan))
+
+
+@contextlib.contextmanager
+def started(cluster: C) -> Iterator[C]:
+    """Start a new cluster, initialise it, and end it with the block."""
     try:
         cluster.start()
         yield cluster
