@@ -61,8 +61,9 @@ def test_before_init_there_is_nothing(unborn: Cluster) -> None:
 
 
 def test_only_a_superuser_may_initialise(unborn: Cluster) -> None:
-    """A workload and people of the other roles are denied, and nothing has begun."""
-    others = ["/team/app", *(f"/shardhold/pilot/role/{role}/dev" for role in ("operator", "recover", "auditor"))]
+    """A workload, a server and people of the other roles are denied, and nothing has begun."""
+    others = ["/team/app", "/shardhold/keeper/keeper-9", "/shardhold/nexus/nexus-9"]
+    others += [f"/shardhold/pilot/role/{role}/dev" for role in ("operator", "recover", "auditor")]
     for path in others:
         with founding(unborn, path) as somebody, Refusal(PERMISSION_DENIED):
             somebody.begin()
