@@ -310,6 +310,12 @@ class Cluster:
         )
         self.pilot("policy", "apply", str(file))
 
+    def list_audit(self, actor: str) -> list[Status]:
+        """Return the audit's entries of one caller; those of changes come a moment later than the others."""
+        files = sorted(self.directory.audit.glob("*.jsonl"))
+        lines = (json.loads(line) for file in files for line in file.read_text().splitlines())
+        return [line["entry"] for line in lines if line.get("entry", {}).get("actor") == actor]
+
     def pilot(
         self, *arguments: str, path: str = SUPERUSER_PATH, exit_code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
