@@ -84,7 +84,11 @@ BAD_PATHS = [
     pytest.param("a//b", f"segment 2 is '', {SEGMENT}", id="an empty segment"),
     pytest.param("/a", "got a '/' at an end, want none", id="a slash before it"),
     pytest.param("a/", "got a '/' at an end, want none", id="a slash behind it"),
-    pytest.param("/".join(["s" * 119] * 4 + ["s" * 120]), "got 600 characters, want at most 512 bytes", id="600 bytes in segments"),
+    pytest.param(
+        "/".join(["s" * 119] * 4 + ["s" * 120]),
+        "got 600 characters, want at most 512 bytes",
+        id="600 bytes in segments",
+    ),
     pytest.param("s" * 600, "got 600 characters, want at most 512 bytes", id="600 bytes in one segment"),
     pytest.param("s" * 129, SEGMENT, id="a segment of 129 bytes"),
     pytest.param("/".join("s" * 17), "got 17 segments, want at most 16", id="17 segments"),
