@@ -195,6 +195,22 @@ def test_confirm_does_not_wait_for_ever_for_keepers(unborn: Cluster, founder: Fo
     assert is_serving(unborn)
 
 
+def test_init_twice(unborn: Cluster) -> None:
+    """A second `pilot init` is refused by name, writes no shares, and leaves key and secrets as they are."""
+    unborn.dev.init()
+    unborn.wait_ready()
+    assert is_serving(unborn)
+    genesis = unborn.status()["genesis"]
+    shares = unborn.directory.root / "more-shares"
+    refused = unborn.pilot("init", "--shares-dir", str(shares), "--recovery", "2/3", exit_code=None)
+    assert refused.returncode == 1
+    assert "pilot: error: " in refused.stderr
+    assert "in state ready" in refused.stderr
+    assert not list(shares.glob("*"))
+    assert unborn.status()["genesis"] == genesis
+    assert is_serving(unborn)
+
+
 def test_a_nexus_killed_before_any_shard_was_sent_never_makes_another_key(unborn: Cluster, founder: Founder) -> None:
     """Committed and lost before a keeper had a shard: it waits for shards and refuses a new init."""
     attempt = founder.begin()
