@@ -19,6 +19,7 @@ from tests.pilot.transcript import Transcript, run_at_terminal
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
 APP, PATH, FIELDS = "/terminals/app", "terminals/secret", {"value": b"behind five locks"}
+NO_WORD_YET = "\x1b[K0 of 33 words: "  # and not 10, 20 or 30
 CTRL_C = "\x03"
 NOT_OURS = "no share of this cluster's recovery key"
 
@@ -49,7 +50,7 @@ class Room:
             return dict(zip(typed, told, strict=True))
 
     def _type(self, identity: Identity, typed: list[str]) -> Transcript:
-        script = [("Are they the same? Type yes or no: ", "yes"), *(("0 of 33 words: ", words) for words in typed)]
+        script = [("Are they the same? Type yes or no: ", "yes"), *((NO_WORD_YET, words) for words in typed)]
         return run_at_terminal("unseal", script=script, environ=self._cluster.dev.variables(identity))
 
 
