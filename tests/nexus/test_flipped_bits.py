@@ -26,9 +26,14 @@ def make_value(path: str, version: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> FoundedCluster:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the whole store is."""
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> FoundedCluster:
     """A small cluster with two versions of each secret, whose store nobody has open."""
-    folder = tmp_path_factory.mktemp("whole")
     store = open_store(folder)
     cluster = found(store, ProtectedMemory(highest=Level.LOCKED), keepers=3, threshold=2)
     core = NexusCore(folder, store, cluster.memory, cluster.keepers())
@@ -44,9 +49,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> FoundedCluster:
 
 
 @pytest.fixture(scope="module")
-def file(cluster: FoundedCluster, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The whole file of the store."""
-    return (next(tmp_path_factory.getbasetemp().glob("whole*")) / "nexus.db").read_bytes()
+def file(cluster: FoundedCluster, folder: Path) -> bytes:
+    """The file of its store."""
+    return (folder / "nexus.db").read_bytes()
 
 
 def read_all(core: NexusCore) -> int:
