@@ -157,6 +157,7 @@ class Nexus:
                 self._pool,
                 memory_protection=self._memory.level,
                 is_audit_failing=lambda: bool(self._audit.failing),
+                count_lacking_shards=self._warden.count_lacking_shards,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))

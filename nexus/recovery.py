@@ -31,7 +31,7 @@ log = structlog.get_logger("recovery")
 
 
 class Recovery:
-    """One recovery, run by one thread; `missing` may be read by any."""
+    """One recovery, run by one thread; `missing` and `lacking` may be read by any."""
 
     def __init__(self, store: Store, pool: KeeperPool, book: MarkBook, memory: ProtectedMemory, clock: Clock) -> None:
         self._store = store
@@ -40,6 +40,7 @@ class Recovery:
         self._memory = memory
         self._clock = clock
         self.missing = "no keeper was asked yet"  # what stands between here and ready, in words
+        self.lacking = 0  # shards that are still to come, once the set is known
 
     def run(self, stopping: threading.Event) -> Serving | None:
         """Return what the root key opens, once it is back; None when *stopping* was set first."""
@@ -71,6 +72,7 @@ class Recovery:
 
     def _wait(self, collection: Collection, stopping: threading.Event) -> None:
         while not stopping.is_set():
+            self.lacking = collection.record.threshold - collection.gathered
             if collection.wait(self._clock, _LOOK_S) or stopping.is_set():
                 return
             self._say(self._describe(collection))

@@ -34,7 +34,7 @@ class ClusterFacts:
 
     genesis: bytes  # 32 bytes
     shard_set: records.ShardSetRecord
-    recovery: records.RecoveryKeyRecord
+    recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
 
 
 @dataclass(frozen=True, slots=True)

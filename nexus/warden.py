@@ -115,6 +115,12 @@ class Warden:
             obstacles.append(str(exc))
         return obstacles or [f"the nexus is {state}"]
 
+    def count_lacking_shards(self) -> int:
+        """Count the shards that are still to come before there can be a key; 0 when none is waited for."""
+        recovery = self._recovery
+        is_waiting = self._lifecycle.state is State.RECOVERING and self._held is None
+        return recovery.lacking if recovery is not None and is_waiting else 0
+
     def find_newer_mark(self) -> NewerMark | None:
         """Return the newest rollback mark if it is newer than the store."""
         return None if self._book is None else self._book.find_newer(self._load_meta())

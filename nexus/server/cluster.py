@@ -100,8 +100,8 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
         response.shard_threshold = shard_set.threshold
         response.shard_count = len(shard_set.members)
         response.set_number = shard_set.set_number
-        response.recovery_threshold = view.facts.recovery.threshold
-        response.recovery_shares = len(view.facts.recovery.shares)
+        if (recovery := view.facts.recovery) is not None:
+            response.recovery_threshold, response.recovery_shares = recovery.threshold, len(recovery.shares)
 
 
 def _to_status(view: KeeperView) -> pb.KeeperStatus:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -37,6 +37,7 @@ from tests.cluster.person import Person
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
 Status = Mapping[str, Any]
+C = TypeVar("C", bound="Cluster")
 
 
 class ClusterError(AssertionError):
@@ -309,6 +310,12 @@ class Cluster:
         )
         self.pilot("policy", "apply", str(file))
 
+    def list_audit(self, actor: str) -> list[Status]:
+        """Return the audit's entries of one caller; those of changes come a moment later than the others."""
+        files = sorted(self.directory.audit.glob("*.jsonl"))
+        lines = (json.loads(line) for file in files for line in file.read_text().splitlines())
+        return [line["entry"] for line in lines if line.get("entry", {}).get("actor") == actor]
+
     def pilot(
         self, *arguments: str, path: str = SUPERUSER_PATH, exit_code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
@@ -365,10 +372,14 @@ def _is_settled(status: Status) -> bool:
     return int(short[1]) < int(short[2]) and "was not reached yet" not in said
 
 
-@contextlib.contextmanager
-def running(root: Path, plan: Plan | None = None) -> Iterator[Cluster]:
+def running(root: Path, plan: Plan | None = None) -> contextlib.AbstractContextManager[Cluster]:
     """A cluster that is ready, and that ends with the block."""
-    cluster = Cluster(root, plan)
+    return started(Cluster(root, plan))
+
+
+@contextlib.contextmanager
+def started(cluster: C) -> Iterator[C]:
+    """Start a new cluster, initialise it, and end it with the block."""
     try:
         cluster.start()
         yield cluster

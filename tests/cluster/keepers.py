@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from common import shamir
 from common.delivery import SetLabel, build_put_info
 from common.sealing import seal
-from common.statement import Statement
+from common.statement import NONCE_SIZE, PUT_SHARD, Statement
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
@@ -92,23 +92,26 @@ def make_put(
     *,
     cluster_id: bytes = CLUSTER_ID,
     genesis: bytes = b"g" * 32,
+    timeline: int = 1,
     number: int = 7,
     x: int = 3,
     seed: bytes = b"",
+    current_number: int = 0,
 ) -> pb.PutShardRequest:
-    """Seal a shard of set *number* for *statement*, all of it right."""
+    """Seal a shard of set *number* for *statement*, all of it right; 0: the current set is this one."""
     label = SetLabel(
         cluster_id=cluster_id,
         genesis=genesis,
-        timeline=1,
+        timeline=timeline,
         generation=1,
         set_id=number.to_bytes(16, "big"),
         set_number=number,
     )
+    current_set_id = (current_number or number).to_bytes(16, "big")
     shard = bytearray(hashlib.sha256(label.set_id + seed).digest() + bytes((x,)))
     commitment = shamir.commitment(memoryview(shard), cluster_id=cluster_id, set_id=label.set_id)
     info = build_put_info(
-        label, statement_digest=statement.digest(), x=x, commitment=commitment, current_set_id=label.set_id
+        label, statement_digest=statement.digest(), x=x, commitment=commitment, current_set_id=current_set_id
     )
     return pb.PutShardRequest(
         label=pb.SetLabel(**asdict(label)),
@@ -116,7 +119,7 @@ def make_put(
         statement_digest=statement.digest(),
         sealed_shard=seal(memoryview(shard), recipient=statement.public_key, info=info),
         commitment=commitment,
-        current_set_id=label.set_id,
+        current_set_id=current_set_id,
     )
 
 
@@ -127,6 +130,31 @@ def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: floa
         return Outcome(grpc.StatusCode.OK, answer=unary(body, timeout=timeout))
     except grpc.RpcError as exc:
         return Outcome(exc.code(), exc.details() or "", read_reason(exc))
+
+
+def name_rpc(rpc: str) -> str:
+    """Return the full name of an RPC of a keeper."""
+    return f"/keeper.v1.KeeperService/{rpc}"
+
+
+def fetch_status(channel: grpc.Channel) -> pb.GetStatusResponse:
+    """Ask a keeper, as its nexus, what it holds."""
+    outcome = call(channel, name_rpc("GetStatus"))
+    assert outcome.code is grpc.StatusCode.OK, outcome
+    return pb.GetStatusResponse.FromString(outcome.answer)
+
+
+def ask_statement(channel: grpc.Channel, *, cluster_id: bytes = CLUSTER_ID) -> Statement:
+    """Ask a keeper, as its nexus, for a one-shot key."""
+    request = pb.GetSealingKeyRequest(cluster_id=cluster_id, purpose=PUT_SHARD, nonce=os.urandom(NONCE_SIZE))
+    outcome = call(channel, name_rpc("GetSealingKey"), request.SerializeToString())
+    assert outcome.code is grpc.StatusCode.OK, outcome
+    return Statement.decode(pb.GetSealingKeyResponse.FromString(outcome.answer).statement)
+
+
+def put_shard(channel: grpc.Channel, request: pb.PutShardRequest) -> Outcome:
+    """Give a keeper what `make_put` made."""
+    return call(channel, name_rpc("PutShard"), request.SerializeToString())
 
 
 def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S, pause: float = 0.01) -> Any:
@@ -150,6 +178,7 @@ class KeeperProcess:
         port: int = 0,
         extra: str = "",
         socket: Path | None = None,
+        nexuses: Sequence[str] = (NEXUS_PATH,),
     ) -> None:
         self.name = name
         self.spiffe_path = f"/shardhold/keeper/{name}"
@@ -160,6 +189,7 @@ class KeeperProcess:
         self._extra = extra
         self._asked_port = port
         self._socket = socket
+        self._nexuses = [f"spiffe://{provider.trust_domain}{path}" for path in nexuses]
         self.config = directory / f"{name}.toml"
         self.work = directory / f"{name}.work"  # where it runs, its home and its TMPDIR: nothing may appear there
         self.log: list[str] = []
@@ -181,7 +211,7 @@ class KeeperProcess:
         socket = self._socket or self._provider.add(self.spiffe_path, self.server_name)
         self.config.write_text(
             f'name = "{self.name}"\n'
-            f'nexuses = ["spiffe://{self._provider.trust_domain}{NEXUS_PATH}"]\n'
+            f"nexuses = {json.dumps(self._nexuses)}\n"
             "dev = true\n"
             f'[identity]\ntrust_domain = "{self._provider.trust_domain}"\nsocket = "unix://{socket}"\n'
             f'[listen]\naddress = "127.0.0.1:{self._asked_port}"\nhttp = "127.0.0.1:0"\n'

@@ -150,6 +150,7 @@ def test_too_few_wait_and_say_what_is_missing(found: FoundCluster, wait_until: W
         assert "keeper-2 lies" in missing
         assert "keeper-3 is empty" in missing
         assert "keeper-4" not in missing
+        assert run.recovery.lacking == 1
         assert run.is_running
         assert run.count("put_shard") == 0
         keepers[0].is_reachable = True

@@ -83,7 +83,6 @@ def _to_dict(record: object) -> dict[str, object]:
         pytest.param(_drop("keyring"), CorruptRowError, "keyring/current", id="no keyring"),
         pytest.param(_drop("canary"), CorruptRowError, "canary/current", id="no canary"),
         pytest.param(_drop("genesis"), CorruptRowError, "genesis/current", id="no genesis"),
-        pytest.param(_drop("recovery-key"), CorruptRowError, "recovery-key/current", id="no recovery key"),
         pytest.param(_drop(records.SHARD_SET, "1"), CorruptRowError, "0 shard sets", id="no set"),
         pytest.param(_drop(*MANIFEST), CorruptRowError, "manifest is missing", id="no manifest"),
         pytest.param(_edit(records.KCV, "1", kcv=bytes(32)), WrongRootKeyError, "does not match", id="another kcv"),
@@ -181,6 +180,8 @@ def test_a_canary_that_does_not_open_is_refused_even_under_a_true_manifest(
     [
         pytest.param("DELETE FROM control WHERE kind = 'escrow'", id="escrow removed"),
         pytest.param("UPDATE control SET body = x'00' WHERE kind = 'escrow'", id="escrow edited"),
+        pytest.param("DELETE FROM control WHERE kind = 'recovery-key'", id="recovery key removed"),
+        pytest.param("UPDATE control SET body = x'00' WHERE kind = 'recovery-key'", id="recovery key edited"),
         pytest.param("INSERT INTO control VALUES ('setting', 'x', x'00', zeroblob(32))", id="setting added"),
         pytest.param("INSERT INTO control VALUES ('shard-set', '7', x'00', zeroblob(32))", id="set added, no JSON"),
     ],

@@ -52,7 +52,9 @@ def run_pilot(*arguments: str | Path, stdin: str = "", environ: dict[str, str] |
     return Transcript(done.returncode, done.stdout, done.stderr)
 
 
-def run_at_terminal(*arguments: str | Path, script: Sequence[tuple[str, str]] = ()) -> Transcript:
+def run_at_terminal(
+    *arguments: str | Path, script: Sequence[tuple[str, str]] = (), environ: dict[str, str] | None = None
+) -> Transcript:
     """Run a command line on a terminal: for each pair wait until the first is on the screen, then type the second.
 
     What stdout, which is a pipe, and the screen got come apart.
@@ -61,7 +63,7 @@ def run_at_terminal(*arguments: str | Path, script: Sequence[tuple[str, str]] = 
     process = subprocess.Popen(
         [sys.executable, "-c", _ON_A_TERMINAL, *map(str, arguments)],
         cwd=ROOT,
-        env=_environ(),
+        env=_environ() | (environ or {}),
         start_new_session=True,
         stdin=follower,
         stdout=subprocess.PIPE,
