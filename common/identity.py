@@ -76,6 +76,15 @@ def open_identity(options: IdentityOptions) -> IdentitySource:
     return source
 
 
+def list_obstacles(identity: IdentitySource) -> list[str]:
+    """Return why this server can serve nobody, for its readiness; nothing while its SVID is good."""
+    try:
+        identity.current()
+    except IdentityUnavailableError as exc:
+        return [str(exc)]
+    return []
+
+
 def _report(state: RetryCallState) -> None:
     outcome = state.outcome
     if outcome is not None and (state.attempt_number <= 3 or state.attempt_number % 10 == 0):

@@ -105,14 +105,17 @@ def _write(directory: Path, svid: Svid, *names: str) -> None:
 
 
 def _certify(
-    ca: DevelopmentCA, *, uris: tuple[str, ...] = ("spiffe://example.org/team/app",), expired: bool = False
+    ca: DevelopmentCA,
+    *,
+    uris: tuple[str, ...] = ("spiffe://example.org/team/app",),
+    lifetime: timedelta = timedelta(hours=1),
 ) -> tuple[bytes, bytes]:
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     leaf = ca.certify(
         key.public_key(),
         uris=uris,
         not_before=now - timedelta(hours=2),
-        not_after=now + (-timedelta(hours=1) if expired else timedelta(hours=1)),
+        not_after=now + lifetime,
     )
     return leaf.public_bytes(Encoding.PEM), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
@@ -147,6 +150,14 @@ class TestSvid:
         """A key that is not the leaf's is refused."""
         with pytest.raises(ValueError, match="private key is not the SVID's"):
             Svid.parse(_certify(ca)[0], _certify(ca)[1], ca.bundle_pem)
+
+    def test_authority_of_another_time(self, ca: DevelopmentCA) -> None:
+        """A bundle in which nobody issued the leaf is refused: its owner would not even trust itself."""
+        successor = DevelopmentCA("example.org")
+        with pytest.raises(ValueError, match="no authority of the bundle issued the SVID"):
+            Svid.parse(*_certify(ca), successor.bundle_pem)
+        both = Svid.parse(*_certify(ca), successor.bundle_pem + ca.bundle_pem)
+        assert both.bundle() == (successor.certificate, ca.certificate)
 
     def test_half_a_certificate(self, ca: DevelopmentCA) -> None:
         """A bundle whose last certificate is cut off is refused whole, not taken in part."""
@@ -311,6 +322,26 @@ class TestWorkloadAPI:
         wait_until(lambda: "it is open again" in caplog.text)
         source.close()
 
+    def test_silent_stream_is_left(
+        self,
+        scripted: tuple[ScriptedAPI, str],
+        ca: DevelopmentCA,
+        wait_until: WaitUntil,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A stream that stays open and brings no newer SVID in time is left for another, before the last one expires.
+
+        So is one whose thread died or waits for minutes, as spiffe's does after a long time without an agent.
+        """
+        api, path = scripted
+        after = ca.issue("/team/app")
+        api.play(_say(Svid.parse(*_certify(ca, lifetime=timedelta(seconds=3)), ca.bundle_pem)))
+        api.play(_say(after))
+        source = WorkloadAPI(path)
+        wait_until(lambda: source.current().leaf() == after.leaf())
+        wait_until(lambda: "it is open again" in caplog.text)
+        source.close()
+
     def test_agent_restarts(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
         """An agent that goes away and comes back, with another authority even, is followed."""
         with IdentityProvider(tmp_path, ca) as provider:
@@ -331,7 +362,7 @@ class TestWorkloadAPI:
     ) -> None:
         """An SVID that is not renewed is warned of before it expires, and refused from then on."""
         api, path = scripted
-        api.play(_say(ca.issue("/team/app", lifetime=timedelta(seconds=5))))
+        api.play(_say(Svid.parse(*_certify(ca, lifetime=timedelta(seconds=3)), ca.bundle_pem)))
         source = WorkloadAPI(path)
         wait_until(lambda: "will soon expire" in caplog.text)
         source.current()
@@ -382,6 +413,20 @@ class TestSvidFiles:
         wait_until(lambda: source.current() == after)
         source.close()
 
+    def test_new_authority(
+        self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A set of another authority is taken when its bundle is there too, and not before."""
+        before, after = ca.issue("/team/app"), DevelopmentCA("example.org").issue("/team/app")
+        _write(tmp_path, before)
+        source = SvidFiles(tmp_path)
+        _write(tmp_path, after, SVID_FILE, KEY_FILE)
+        wait_until(lambda: "no authority of the bundle issued the SVID" in caplog.text)
+        assert source.current() == before
+        _write(tmp_path, after, BUNDLE_FILE)
+        wait_until(lambda: source.current() == after)
+        source.close()
+
     @pytest.mark.parametrize("missing", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
     def test_missing_file(self, ca: DevelopmentCA, tmp_path: Path, missing: str) -> None:
         """A set that is not whole at the start is refused, and the file named."""
@@ -418,7 +463,7 @@ class TestSvidFiles:
 
     def test_expired(self, ca: DevelopmentCA, tmp_path: Path) -> None:
         """Files that hold an expired SVID load, and using it says when it expired."""
-        _write(tmp_path, Svid.parse(*_certify(ca, expired=True), ca.bundle_pem))
+        _write(tmp_path, Svid.parse(*_certify(ca, lifetime=timedelta(hours=-1)), ca.bundle_pem))
         source = SvidFiles(tmp_path)
         with pytest.raises(IdentityUnavailableError, match="expired at"):
             source.current()
