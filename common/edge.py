@@ -3,8 +3,8 @@
 Nexus and keeper hand it a table of methods; a faster edge would be one more such file. A method is a plain function
 (call, request) → response that knows nothing of gRPC. Around it, in this order and in one wrapper (stacked interceptors
 cost more than most calls): the caller by `common.peer`, the server's own SVID, which a connection may outlive, the
-message by `common.arrival`, the deadline, the request's bytes, the method, the response's bytes. What a method raises becomes a status of `CODES` and a google.rpc.ErrorInfo
-with the error's stable reason.
+message by `common.arrival`, the deadline, the request's bytes, the method, the response's bytes. What a method raises
+becomes a status of `CODES` and a google.rpc.ErrorInfo with the error's stable reason.
 
 Every method is unary, but gRPC is told that its request is a stream: the message of a unary one it awaits in the
 worker, without a bound and before it asks who calls. On the wire the two are the same. Messages behind the first are

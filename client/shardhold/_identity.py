@@ -205,9 +205,7 @@ class WorkloadAPI:
 
         self._refusal = None
         try:
-            source = X509Source(
-                socket_path=f"unix:{self._socket}", timeout_in_seconds=timeout, svid_picker=self._pick
-            )
+            source = X509Source(socket_path=f"unix:{self._socket}", timeout_in_seconds=timeout, svid_picker=self._pick)
         except PySpiffeError as exc:
             if self._refusal is not None:
                 raise IdentityUnavailableError(str(self._refusal)) from self._refusal

@@ -71,7 +71,9 @@ def call_as(port: int, ca: DevelopmentCA, server_ca: DevelopmentCA) -> grpc.Stat
         return call(channel, METHOD).code
 
 
-def test_new_connections_see_the_new_svid(port: int, identity: FixedIdentity, ca: DevelopmentCA, tmp_path: Path) -> None:
+def test_new_connections_see_the_new_svid(
+    port: int, identity: FixedIdentity, ca: DevelopmentCA, tmp_path: Path
+) -> None:
     """After a rotation the next connection is shown the new certificate; without one, the same."""
     first = fetch_serial(port, ca, tmp_path)
     assert first == identity.svid.leaf().serial_number == fetch_serial(port, ca, tmp_path)
