@@ -31,6 +31,7 @@ from shardhold._identity import (
     SvidFiles,
     WorkloadAPI,
 )
+from tests.cluster.svid_helper import ALL_FILES, write_svid
 
 WaitUntil: TypeAlias = Callable[..., None]
 
@@ -95,13 +96,6 @@ def _say(*svids: Svid, federated: DevelopmentCA | None = None) -> workload_pb2.X
         ],
         federated_bundles={f"spiffe://{federated.trust_domain}": federated.bundle_der} if federated else {},
     )
-
-
-def _write(directory: Path, svid: Svid, *names: str) -> None:
-    parts = {SVID_FILE: svid.certificates_pem, KEY_FILE: svid.key_pem, BUNDLE_FILE: svid.bundle_pem}
-    for name in names or tuple(parts):
-        (directory / name).write_bytes(parts[name])
-        (directory / name).chmod(0o600)
 
 
 def _certify(
@@ -386,12 +380,12 @@ class TestSvidFiles:
 
     def test_follows_replacement(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
         """A new set becomes the current one, and subscribers hear of it."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         source = SvidFiles(tmp_path)
         heard: list[Svid] = []
         source.subscribe(lambda: heard.append(source.current()))
         after = ca.issue("/team/app")
-        _write(tmp_path, after)
+        write_svid(tmp_path, after, *ALL_FILES)
         wait_until(lambda: heard)
         assert source.current() == after
         source.close()
@@ -401,15 +395,15 @@ class TestSvidFiles:
     ) -> None:
         """While certificate and key do not belong together the last good set serves; then the new one does."""
         before, after = ca.issue("/team/app"), ca.issue("/team/app")
-        _write(tmp_path, before)
+        write_svid(tmp_path, before, *ALL_FILES)
         source = SvidFiles(tmp_path)
-        _write(tmp_path, after, SVID_FILE)
+        write_svid(tmp_path, after, SVID_FILE)
         wait_until(lambda: "the private key is not the SVID's" in caplog.text)
         assert source.current() == before
         (tmp_path / BUNDLE_FILE).unlink()
         wait_until(lambda: BUNDLE_FILE in caplog.text)
         assert source.current() == before
-        _write(tmp_path, after)
+        write_svid(tmp_path, after, *ALL_FILES)
         wait_until(lambda: source.current() == after)
         source.close()
 
@@ -418,19 +412,19 @@ class TestSvidFiles:
     ) -> None:
         """A set of another authority is taken when its bundle is there too, and not before."""
         before, after = ca.issue("/team/app"), DevelopmentCA("example.org").issue("/team/app")
-        _write(tmp_path, before)
+        write_svid(tmp_path, before, *ALL_FILES)
         source = SvidFiles(tmp_path)
-        _write(tmp_path, after, SVID_FILE, KEY_FILE)
+        write_svid(tmp_path, after, SVID_FILE, KEY_FILE)
         wait_until(lambda: "no authority of the bundle issued the SVID" in caplog.text)
         assert source.current() == before
-        _write(tmp_path, after, BUNDLE_FILE)
+        write_svid(tmp_path, after, BUNDLE_FILE)
         wait_until(lambda: source.current() == after)
         source.close()
 
     @pytest.mark.parametrize("missing", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
     def test_missing_file(self, ca: DevelopmentCA, tmp_path: Path, missing: str) -> None:
         """A set that is not whole at the start is refused, and the file named."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / missing).unlink()
         with pytest.raises(IdentityUnavailableError, match=missing):
             SvidFiles(tmp_path)
@@ -438,7 +432,7 @@ class TestSvidFiles:
     @pytest.mark.parametrize("damaged", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
     def test_damaged_file(self, ca: DevelopmentCA, tmp_path: Path, damaged: str) -> None:
         """A file that is no PEM gives our error and shows nothing of its content."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / damaged).write_bytes(b"canary-of-a-key")
         with pytest.raises(IdentityUnavailableError, match="no usable SVID in") as caught:
             SvidFiles(tmp_path)
@@ -448,7 +442,7 @@ class TestSvidFiles:
         self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A key that group or others can read works and is named in a warning."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / KEY_FILE).chmod(0o640)
         SvidFiles(tmp_path).close()
         assert f"{tmp_path / KEY_FILE} has mode 0640, want 0600" in caplog.text
@@ -457,13 +451,13 @@ class TestSvidFiles:
         self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A key that only its owner reads gives no warning."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         SvidFiles(tmp_path).close()
         assert caplog.text == ""
 
     def test_expired(self, ca: DevelopmentCA, tmp_path: Path) -> None:
         """Files that hold an expired SVID load, and using it says when it expired."""
-        _write(tmp_path, Svid.parse(*_certify(ca, lifetime=timedelta(hours=-1)), ca.bundle_pem))
+        write_svid(tmp_path, Svid.parse(*_certify(ca, lifetime=timedelta(hours=-1)), ca.bundle_pem), *ALL_FILES)
         source = SvidFiles(tmp_path)
         with pytest.raises(IdentityUnavailableError, match="expired at"):
             source.current()
@@ -472,7 +466,7 @@ class TestSvidFiles:
     def test_intermediates(self, ca: DevelopmentCA, tmp_path: Path) -> None:
         """The chain is kept in order, leaf first."""
         svid = ca.issue("/team/app")
-        _write(tmp_path, svid)
+        write_svid(tmp_path, svid, *ALL_FILES)
         (tmp_path / SVID_FILE).write_bytes(svid.certificates_pem + ca.bundle_pem)
         source = SvidFiles(tmp_path)
         assert source.current().chain() == (svid.leaf(), ca.certificate)

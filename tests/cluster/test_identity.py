@@ -1,0 +1,162 @@
+"""SVIDs from the Workload API in motion: they rotate under calls, their authority is replaced, and they stop coming.
+
+SVIDs live 5 s here, the shortest that there are, and are replaced at half of it. Whatever happens, nobody is started
+anew: the process ids are the same in the end.
+"""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+import shardhold
+from pilot.dev.directory import Plan
+from pilot.dev.identities import parse_workload
+from shardhold import WorkloadAPI
+from tests.cluster.cluster import Cluster
+from tests.cluster.conftest import MakeCluster
+from tests.cluster.traffic import Traffic
+
+pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
+
+LIFETIME_S = 5.0
+LIFETIMES = 4
+APP = "/motion/app"
+SERVERS = ("nexus", "keeper-1", "keeper-2", "keeper-3")
+
+
+@pytest.fixture
+def cluster(make_cluster: MakeCluster) -> Iterator[Cluster]:
+    """Three keepers, threshold two, and a workload with a policy."""
+    cluster = make_cluster(Plan(keepers=3, threshold=2, lifetime_s=LIFETIME_S))
+    cluster.start()
+    cluster.wait_filled()
+    cluster.allow(APP, ["motion/**"], ["read", "write"])
+    pids = list_pids(cluster)
+    yield cluster
+    assert list_pids(cluster) == pids, "somebody had to be started again"
+
+
+@pytest.fixture
+def identity(cluster: Cluster) -> Iterator[WorkloadAPI]:
+    """The workload's SVIDs."""
+    identity = WorkloadAPI(f"unix:{cluster.dev.add_identity(parse_workload(APP))}")
+    yield identity
+    identity.close()
+
+
+def list_pids(cluster: Cluster) -> list[int]:
+    return [cluster.dev.state.processes[name].pid for name in SERVERS]
+
+
+def list_events(cluster: Cluster, name: str, event: str) -> list[dict[str, object]]:
+    """Return what a server logged under a name that begins so."""
+    lines = map(json.loads, cluster.directory.log(name).read_text().splitlines())
+    return [line for line in lines if str(line["event"]).startswith(event)]
+
+
+def is_served(client: shardhold.Client) -> bool:
+    try:
+        return client.get("motion/fixed", timeout=2).fields == {"value": b"fixed"}
+    except shardhold.Error:
+        return False
+
+
+def wait_well(cluster: Cluster) -> None:
+    """Wait until status names nothing wrong, and everybody is ready."""
+    cluster.wait_status(
+        "nothing is wrong",
+        lambda status: (
+            status["state"] == "ready"
+            and not status["blocked_by"]
+            and all(one["holds_current_set"] and not one["fault"] for one in status["keepers"])
+        ),
+    )
+    for name in SERVERS:
+        cluster.wait(f"{name} is ready", lambda name=name: cluster.dev.is_ready(name))  # type: ignore[misc]
+
+
+def check_links(cluster: Cluster) -> None:
+    """Key material goes between nexus and keepers: a keeper drops its shard and is filled, with a statement anew."""
+    cluster.superuser.seal("motion")
+    cluster.unseal()
+    cluster.wait_ready()
+    cluster.wait_filled()
+
+
+def test_rotation_drops_no_call(cluster: Cluster, identity: WorkloadAPI) -> None:
+    """For four lifetimes no try of any call fails, by readers and writers of both clients; no keeper has a fault."""
+    faults = {name: len(list_events(cluster, name, "keeper fault")) for name in SERVERS}
+    seen = {identity.current().leaf().serial_number}
+    identity.subscribe(lambda: seen.add(identity.current().leaf().serial_number))
+    with Traffic(cluster.dev.address, identity, "motion").flowing() as traffic:
+        cluster.wait("the workload's SVID rotates", lambda: len(seen) > 2 * LIFETIMES)
+        traffic.wait_answered(cluster, 10)
+    assert traffic.failures == []
+    assert min(traffic.answered.values()) > 100
+    for name in SERVERS:
+        assert len(list_events(cluster, name, "svid rotated")) >= LIFETIMES, name
+        assert len(list_events(cluster, name, "keeper fault")) == faults[name], name
+    check_links(cluster)
+    wait_well(cluster)
+
+
+def test_a_new_authority_is_followed_by_all(cluster: Cluster, identity: WorkloadAPI) -> None:
+    """The provider dies with its authority and comes back with another: calls and links recover by themselves.
+
+    No certificate of before is worth anything then, and nobody could tell anybody of the authority to come.
+    """
+    client = shardhold.Client(cluster.dev.address, identity)
+    client.put("motion/fixed", {"value": b"fixed"})
+    before = identity.current().bundle()
+    cluster.rerun("identity")
+    cluster.wait("the workload has the new authority", lambda: has_other_bundle(identity, before))
+    cluster.wait("the secret is served", lambda: is_served(client))
+    wait_well(cluster)
+    with Traffic(cluster.dev.address, identity, "motion").flowing() as traffic:
+        traffic.wait_answered(cluster, 50)
+    assert traffic.failures == []
+    check_links(cluster)
+    client.close()
+
+
+def has_other_bundle(identity: WorkloadAPI, bundle: object) -> bool:
+    try:
+        return identity.current().bundle() != bundle
+    except shardhold.IdentityUnavailableError:
+        return False
+
+
+def test_the_workload_api_is_gone_past_expiry(cluster: Cluster, identity: WorkloadAPI) -> None:
+    """Everybody says that the SVID has expired, nobody serves, and all of it is as before when the provider is back."""
+    client = shardhold.Client(cluster.dev.address, identity)
+    client.put("motion/fixed", {"value": b"fixed"})
+    cluster.kill("identity")
+    for name in SERVERS:
+        cluster.wait(
+            f"{name} says so by /readyz",
+            lambda name=name: "expired" in cluster.fetch(name, "/readyz"),  # type: ignore[misc]
+        )
+        cluster.wait(
+            f"{name} says so in its log",
+            lambda name=name: "has expired" in cluster.directory.log(name).read_text(),  # type: ignore[misc]
+        )
+        assert cluster.fetch(name, "/livez") == "live\n"
+    with pytest.raises(shardhold.IdentityUnavailableError, match="expired at") as caught:
+        client.get("motion/fixed")
+    assert "has given no newer one" in caught.value.hint
+    cluster.wait("the nexus has lost its keepers", lambda: count_reachable(cluster) == 0)
+    pilot = cluster.dev.run_pilot(["status"])
+    assert pilot.returncode != 0
+    assert "pilot: hint: " in pilot.stderr
+    cluster.run("identity")
+    cluster.wait("the secret is served", lambda: is_served(client))
+    wait_well(cluster)
+    check_links(cluster)
+    client.close()
+
+
+def count_reachable(cluster: Cluster) -> int:
+    """Count the keepers that answer the nexus, as its metrics say."""
+    lines = cluster.fetch("nexus", "/metrics").splitlines()
+    return sum(line.startswith("shardhold_keeper_reachable{") and line.endswith(" 1.0") for line in lines)
