@@ -4,6 +4,7 @@ SVIDs live 5 s here, the shortest that there are, and are replaced at half of it
 anew: the process ids are the same in the end.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 
@@ -13,40 +14,44 @@ import shardhold
 from pilot.dev.directory import Plan
 from pilot.dev.identities import parse_workload
 from shardhold import WorkloadAPI
-from tests.cluster.cluster import Cluster
-from tests.cluster.conftest import MakeCluster
+from tests.cluster.cluster import Cluster, running
 from tests.cluster.traffic import Traffic
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
 LIFETIME_S = 5.0
-LIFETIMES = 4
+LIFETIMES = 3
 APP = "/motion/app"
+FIXED = "motion/fixed"
 SERVERS = ("nexus", "keeper-1", "keeper-2", "keeper-3")
 
 
-@pytest.fixture
-def cluster(make_cluster: MakeCluster) -> Iterator[Cluster]:
-    """Three keepers, threshold two, and a workload with a policy."""
-    cluster = make_cluster(Plan(keepers=3, threshold=2, lifetime_s=LIFETIME_S))
-    cluster.start()
-    cluster.wait_filled()
-    cluster.allow(APP, ["motion/**"], ["read", "write"])
-    pids = list_pids(cluster)
-    yield cluster
-    assert list_pids(cluster) == pids, "somebody had to be started again"
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three keepers, threshold two, and a workload with a policy; each test leaves it well."""
+    plan = Plan(keepers=3, threshold=2, lifetime_s=LIFETIME_S)
+    with running(tmp_path_factory.mktemp("motion") / "dev", plan) as cluster:
+        cluster.wait_filled()
+        cluster.allow(APP, ["motion/**"], ["read", "write"])
+        pids = {name: cluster.dev.state.processes[name].pid for name in SERVERS}
+        yield cluster
+        assert pids == {name: cluster.dev.state.processes[name].pid for name in SERVERS}
+        assert all(cluster.dev.is_alive(name) for name in SERVERS)
 
 
 @pytest.fixture
 def identity(cluster: Cluster) -> Iterator[WorkloadAPI]:
     """The workload's SVIDs."""
-    identity = WorkloadAPI(f"unix:{cluster.dev.add_identity(parse_workload(APP))}")
-    yield identity
-    identity.close()
+    with contextlib.closing(WorkloadAPI(f"unix:{cluster.dev.add_identity(parse_workload(APP))}")) as identity:
+        yield identity
 
 
-def list_pids(cluster: Cluster) -> list[int]:
-    return [cluster.dev.state.processes[name].pid for name in SERVERS]
+@pytest.fixture
+def client(cluster: Cluster, identity: WorkloadAPI) -> Iterator[shardhold.Client]:
+    """The workload's client, after it wrote the secret that `is_served` reads."""
+    with shardhold.Client(cluster.dev.address, identity) as client:
+        client.put(FIXED, {"value": b"fixed"})
+        yield client
 
 
 def list_events(cluster: Cluster, name: str, event: str) -> list[dict[str, object]]:
@@ -57,7 +62,7 @@ def list_events(cluster: Cluster, name: str, event: str) -> list[dict[str, objec
 
 def is_served(client: shardhold.Client) -> bool:
     try:
-        return client.get("motion/fixed", timeout=2).fields == {"value": b"fixed"}
+        return client.get(FIXED, timeout=2).fields == {"value": b"fixed"}
     except shardhold.Error:
         return False
 
@@ -72,8 +77,7 @@ def wait_well(cluster: Cluster) -> None:
             and all(one["holds_current_set"] and not one["fault"] for one in status["keepers"])
         ),
     )
-    for name in SERVERS:
-        cluster.wait(f"{name} is ready", lambda name=name: cluster.dev.is_ready(name))  # type: ignore[misc]
+    cluster.wait("all are ready", lambda: all(cluster.dev.is_ready(name) for name in SERVERS))
 
 
 def check_links(cluster: Cluster) -> None:
@@ -85,7 +89,7 @@ def check_links(cluster: Cluster) -> None:
 
 
 def test_rotation_drops_no_call(cluster: Cluster, identity: WorkloadAPI) -> None:
-    """For four lifetimes no try of any call fails, by readers and writers of both clients; no keeper has a fault."""
+    """For three lifetimes no try of any call fails, by readers and writers of both clients; no keeper has a fault."""
     faults = {name: len(list_events(cluster, name, "keeper fault")) for name in SERVERS}
     seen = {identity.current().leaf().serial_number}
     identity.subscribe(lambda: seen.add(identity.current().leaf().serial_number))
@@ -101,13 +105,11 @@ def test_rotation_drops_no_call(cluster: Cluster, identity: WorkloadAPI) -> None
     wait_well(cluster)
 
 
-def test_a_new_authority_is_followed_by_all(cluster: Cluster, identity: WorkloadAPI) -> None:
+def test_a_new_authority_is_followed_by_all(cluster: Cluster, identity: WorkloadAPI, client: shardhold.Client) -> None:
     """The provider dies with its authority and comes back with another: calls and links recover by themselves.
 
     No certificate of before is worth anything then, and nobody could tell anybody of the authority to come.
     """
-    client = shardhold.Client(cluster.dev.address, identity)
-    client.put("motion/fixed", {"value": b"fixed"})
     before = identity.current().bundle()
     cluster.rerun("identity")
     cluster.wait("the workload has the new authority", lambda: has_other_bundle(identity, before))
@@ -117,7 +119,6 @@ def test_a_new_authority_is_followed_by_all(cluster: Cluster, identity: Workload
         traffic.wait_answered(cluster, 50)
     assert traffic.failures == []
     check_links(cluster)
-    client.close()
 
 
 def has_other_bundle(identity: WorkloadAPI, bundle: object) -> bool:
@@ -127,23 +128,16 @@ def has_other_bundle(identity: WorkloadAPI, bundle: object) -> bool:
         return False
 
 
-def test_the_workload_api_is_gone_past_expiry(cluster: Cluster, identity: WorkloadAPI) -> None:
+def test_the_workload_api_is_gone_past_expiry(cluster: Cluster, client: shardhold.Client) -> None:
     """Everybody says that the SVID has expired, nobody serves, and all of it is as before when the provider is back."""
-    client = shardhold.Client(cluster.dev.address, identity)
-    client.put("motion/fixed", {"value": b"fixed"})
     cluster.kill("identity")
-    for name in SERVERS:
-        cluster.wait(
-            f"{name} says so by /readyz",
-            lambda name=name: "expired" in cluster.fetch(name, "/readyz"),  # type: ignore[misc]
-        )
-        cluster.wait(
-            f"{name} says so in its log",
-            lambda name=name: "has expired" in cluster.directory.log(name).read_text(),  # type: ignore[misc]
-        )
-        assert cluster.fetch(name, "/livez") == "live\n"
+    cluster.wait("readiness says so", lambda: all("expired" in cluster.fetch(name, "/readyz") for name in SERVERS))
+    cluster.wait(
+        "logs say so", lambda: all("has expired" in cluster.directory.log(name).read_text() for name in SERVERS)
+    )
+    assert {cluster.fetch(name, "/livez") for name in SERVERS} == {"live\n"}
     with pytest.raises(shardhold.IdentityUnavailableError, match="expired at") as caught:
-        client.get("motion/fixed")
+        client.get(FIXED)
     assert "has given no newer one" in caught.value.hint
     cluster.wait("the nexus has lost its keepers", lambda: count_reachable(cluster) == 0)
     pilot = cluster.dev.run_pilot(["status"])
@@ -153,7 +147,6 @@ def test_the_workload_api_is_gone_past_expiry(cluster: Cluster, identity: Worklo
     cluster.wait("the secret is served", lambda: is_served(client))
     wait_well(cluster)
     check_links(cluster)
-    client.close()
 
 
 def count_reachable(cluster: Cluster) -> int:

@@ -42,7 +42,7 @@ class FiledCluster(Cluster):
             self.helpers[name] = SvidHelper(socket_path(self.dev.state, name), self.directory.root / f"{name}.svid")
             program = "nexus" if name == "nexus" else "keeper"
             self.dev.start_instead(name, [sys.executable, "-P", "-m", program, "--config", str(self._configure(name))])
-            self.wait(f"{name} lives", lambda name=name: self.fetch(name, "/livez") == "live\n")  # type: ignore[misc]
+        self.wait("all live", lambda: all(self.fetch(name, "/livez") == "live\n" for name in SERVERS))
         self.dev.init()
         self.wait_ready()
         self.wait_filled()
@@ -105,32 +105,27 @@ def test_half_a_set_is_not_taken(cluster: FiledCluster, identity: SvidFiles) -> 
     before = identity.current()
     told = {name: read_log(cluster, name).count(UNPAIRED) for name in SERVERS}
     rotated = {name: read_log(cluster, name).count("svid rotated") for name in SERVERS}
+    before_renewal = {name: helper.renewals for name, helper in cluster.helpers.items()}
     for helper in cluster.helpers.values():
         helper.names = (SVID_FILE,)
-        helper.write()  # the same certificate: nothing is wrong yet
     with Traffic(cluster.dev.address, identity, "motion").flowing() as traffic:
-        for name, helper in cluster.helpers.items():
-            renewals = helper.renewals
-            cluster.wait(
-                f"a certificate without its key comes to {name}",
-                lambda helper=helper, renewals=renewals: helper.renewals > renewals,  # type: ignore[misc]
-            )
-        for name in SERVERS:
-            cluster.wait(
-                f"{name} says so",
-                lambda name=name: read_log(cluster, name).count(UNPAIRED) > told[name],  # type: ignore[misc]
-            )
+        cluster.wait(
+            "everybody has a certificate without its key",
+            lambda: all(helper.renewals > before_renewal[name] for name, helper in cluster.helpers.items()),
+        )
+        cluster.wait(
+            "the servers say so", lambda: all(read_log(cluster, name).count(UNPAIRED) > told[name] for name in SERVERS)
+        )
         assert identity.current() == before
         traffic.wait_answered(cluster, 10)
         for helper in cluster.helpers.values():
             helper.names = ALL_FILES
             helper.write()
         cluster.wait("the workload takes the whole set", lambda: identity.current() != before)
-        for name in SERVERS:
-            cluster.wait(
-                f"{name} takes the whole set",
-                lambda name=name: read_log(cluster, name).count("svid rotated") > rotated[name],  # type: ignore[misc]
-            )
+        cluster.wait(
+            "the servers take the whole set",
+            lambda: all(read_log(cluster, name).count("svid rotated") > rotated[name] for name in SERVERS),
+        )
         traffic.wait_answered(cluster, 10)
     assert traffic.failures == []
 
