@@ -12,7 +12,7 @@ from shardhold import AsyncClient, Client, Error
 from shardhold._identity import IdentitySource
 from tests.cluster.cluster import Cluster
 
-PAUSE_S = 0.01  # between two calls of one worker, so that the machine is not full of them
+PAUSE_S = 0.002  # between two calls of one worker, so that the machine is not full of them
 WORKERS = ("put", "get", "async put", "async get")
 
 
