@@ -89,8 +89,7 @@ def check_links(cluster: Cluster) -> None:
 
 
 def test_rotation_drops_no_call(cluster: Cluster, identity: WorkloadAPI) -> None:
-    """For three lifetimes no try of any call fails, by readers and writers of both clients; no keeper has a fault."""
-    faults = {name: len(list_events(cluster, name, "keeper fault")) for name in SERVERS}
+    """For three lifetimes no try of any call fails, by readers and writers of both clients."""
     seen = {identity.current().leaf().serial_number}
     identity.subscribe(lambda: seen.add(identity.current().leaf().serial_number))
     with Traffic(cluster.dev.address, identity, "motion").flowing() as traffic:
@@ -100,7 +99,6 @@ def test_rotation_drops_no_call(cluster: Cluster, identity: WorkloadAPI) -> None
     assert min(traffic.answered.values()) > 100
     for name in SERVERS:
         assert len(list_events(cluster, name, "svid rotated")) >= LIFETIMES, name
-        assert len(list_events(cluster, name, "keeper fault")) == faults[name], name
     check_links(cluster)
     wait_well(cluster)
 
@@ -112,7 +110,7 @@ def test_a_new_authority_is_followed_by_all(cluster: Cluster, identity: Workload
     """
     before = identity.current().bundle()
     cluster.rerun("identity")
-    cluster.wait("the workload has the new authority", lambda: has_other_bundle(identity, before))
+    cluster.wait("the workload has the new authority", lambda: has_svid(identity, other_than=before))
     cluster.wait("the secret is served", lambda: is_served(client))
     wait_well(cluster)
     with Traffic(cluster.dev.address, identity, "motion").flowing() as traffic:
@@ -121,14 +119,17 @@ def test_a_new_authority_is_followed_by_all(cluster: Cluster, identity: Workload
     check_links(cluster)
 
 
-def has_other_bundle(identity: WorkloadAPI, bundle: object) -> bool:
+def has_svid(identity: WorkloadAPI, *, other_than: object = None) -> bool:
+    """Whether there is an SVID, of another bundle than the one given."""
     try:
-        return identity.current().bundle() != bundle
+        return identity.current().bundle() != other_than
     except shardhold.IdentityUnavailableError:
         return False
 
 
-def test_the_workload_api_is_gone_past_expiry(cluster: Cluster, client: shardhold.Client) -> None:
+def test_the_workload_api_is_gone_past_expiry(
+    cluster: Cluster, identity: WorkloadAPI, client: shardhold.Client
+) -> None:
     """Everybody says that the SVID has expired, nobody serves, and all of it is as before when the provider is back."""
     cluster.kill("identity")
     cluster.wait("readiness says so", lambda: all("expired" in cluster.fetch(name, "/readyz") for name in SERVERS))
@@ -136,6 +137,7 @@ def test_the_workload_api_is_gone_past_expiry(cluster: Cluster, client: shardhol
         "logs say so", lambda: all("has expired" in cluster.directory.log(name).read_text() for name in SERVERS)
     )
     assert {cluster.fetch(name, "/livez") for name in SERVERS} == {"live\n"}
+    cluster.wait("the workload's SVID expires", lambda: not has_svid(identity))
     with pytest.raises(shardhold.IdentityUnavailableError, match="expired at") as caught:
         client.get(FIXED)
     assert "has given no newer one" in caught.value.hint
