@@ -133,6 +133,27 @@ def test_what_is_no_secret_is_found(used_cluster: Cluster) -> None:
         assert any(one.form == "bytes" for one in find_keys(_pid(used_cluster, name), {"id": stored.cluster_id})), name
 
 
+def test_the_stack_of_every_thread_is_searched(used_cluster: Cluster) -> None:
+    """Wherever a thread waits in the kernel, its stack is one of the regions that the scan reads."""
+    for name in ("nexus", *used_cluster.keepers):
+        pid = _pid(used_cluster, name)
+        searched = [region for region in list_regions(pid) if not region.is_protected]
+        stacks = [pointer for pointer in map(_find_stack, Path(f"/proc/{pid}/task").iterdir()) if pointer]
+        assert len(stacks) > 5, name
+        for pointer in stacks:
+            (region,) = [one for one in searched if one.start <= pointer < one.end]
+            assert any(read_region(pid, region)), name
+
+
+def _find_stack(thread: Path) -> int:
+    """Return the stack pointer of a thread that waits in a system call; 0 for one that runs, or that has ended."""
+    try:
+        words = (thread / "syscall").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(words[-2], 16) if len(words) > 2 else 0
+
+
 def test_protected_pages_are_where_they_should_be(used_cluster: Cluster) -> None:
     """Each process has an arena: unreadable at level 3; at level 2 locked, in no core dump and in no forked child."""
     for name in ("nexus", *used_cluster.keepers):
