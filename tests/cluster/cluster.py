@@ -30,7 +30,7 @@ from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodian_path, parse_workload
 from pilot.dev.probes import wait_until
 from pilot.status import to_document
-from shardhold import Client, WorkloadAPI
+from shardhold import Client, IdentityUnavailableError, WorkloadAPI
 from shardhold._channel import PinnedChannel
 from tests.cluster.person import Person
 
@@ -178,7 +178,7 @@ class Cluster:
 
         def look() -> bool:
             nonlocal last
-            with contextlib.suppress(grpc.RpcError):
+            with contextlib.suppress(grpc.RpcError, IdentityUnavailableError):
                 last = to_document(self.superuser.get_status())
                 return condition(last)
             return False

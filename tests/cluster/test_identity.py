@@ -68,7 +68,7 @@ def is_served(client: shardhold.Client) -> bool:
 
 
 def wait_well(cluster: Cluster) -> None:
-    """Wait until status names nothing wrong, and everybody is ready."""
+    """Wait until status names nothing wrong, everybody is ready, and the people have the authority of the others."""
     cluster.wait_status(
         "nothing is wrong",
         lambda status: (
@@ -78,6 +78,8 @@ def wait_well(cluster: Cluster) -> None:
         ),
     )
     cluster.wait("all are ready", lambda: all(cluster.dev.is_ready(name) for name in SERVERS))
+    people = [cluster.superuser, *(cluster.custodian(number) for number in (1, 2, 3))]
+    cluster.wait("one authority is trusted", lambda: len({person.trusts() for person in people}) == 1)
 
 
 def check_links(cluster: Cluster) -> None:
