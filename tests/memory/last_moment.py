@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -34,11 +35,11 @@ def caught_at_exit(pid: int, signum: signal.Signals = signal.SIGTERM) -> Iterato
 
 
 def _wait_for_exit(pid: int) -> None:
-    give_up = time.monotonic() + _WAIT_S
+    give_up, pause = time.monotonic() + _WAIT_S, threading.Event()
     while time.monotonic() < give_up:
         found, status = os.waitpid(pid, os.WNOHANG | _WALL)
         if not found:
-            time.sleep(0.005)
+            pause.wait(0.005)
             continue
         assert os.WIFSTOPPED(status), f"process {pid} ended before it could be caught: {status:#x}"
         if status >> 16 == _EVENT_EXIT:
