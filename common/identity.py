@@ -81,6 +81,15 @@ def _check_trust_domain(source: IdentitySource, trust_domain: str) -> None:
         raise errors.ConfigError(f"identity.trust_domain: got {trust_domain!r}, but the SVID is {svid.spiffe_id}")
 
 
+def list_obstacles(identity: IdentitySource) -> list[str]:
+    """Return why this server can serve nobody, for its readiness; nothing while its SVID is good."""
+    try:
+        identity.current()
+    except IdentityUnavailableError as exc:
+        return [str(exc)]
+    return []
+
+
 def _report(state: RetryCallState) -> None:
     outcome = state.outcome
     if outcome is not None and (state.attempt_number <= 3 or state.attempt_number % 10 == 0):

@@ -17,6 +17,7 @@ from common.clock import Clock, JumpWatch
 from common.edge import GrpcServer
 from common.errors import AuditUnavailableError, CorruptRowError, OutcomeUnknownError, ShardholdError
 from common.http import HttpServer
+from common.identity import list_obstacles
 from common.protected import ProtectedMemory
 from common.termination import Termination
 from nexus.audit.entry import Entry
@@ -70,6 +71,7 @@ class Nexus:
         """
         self._config = config
         self._memory = memory
+        self._identity = identity
         self._clock = clock
         self._failure = ""  # why the process ends by itself
         self._jumps = JumpWatch(clock)
@@ -183,7 +185,7 @@ class Nexus:
 
     def _list_obstacles(self) -> list[str]:
         failing = ["audit entries cannot be written"] if self._audit.failing else []
-        return self._warden.list_obstacles() + failing
+        return self._warden.list_obstacles() + failing + list_obstacles(self._identity)
 
     def _tell_state(self, state: State) -> None:
         if state is State.READY:

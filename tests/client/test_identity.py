@@ -31,6 +31,7 @@ from shardhold._identity import (
     WorkloadAPI,
     _HeldSvid,
 )
+from tests.cluster.svid_helper import ALL_FILES, write_svid
 
 WaitUntil: TypeAlias = Callable[..., None]
 
@@ -97,22 +98,18 @@ def _say(*svids: Svid, federated: DevelopmentCA | None = None) -> workload_pb2.X
     )
 
 
-def _write(directory: Path, svid: Svid, *names: str) -> None:
-    parts = {SVID_FILE: svid.certificates_pem, KEY_FILE: svid.key_pem, BUNDLE_FILE: svid.bundle_pem}
-    for name in names or tuple(parts):
-        (directory / name).write_bytes(parts[name])
-        (directory / name).chmod(0o600)
-
-
 def _certify(
-    ca: DevelopmentCA, *, uris: tuple[str, ...] = ("spiffe://example.org/team/app",), expired: bool = False
+    ca: DevelopmentCA,
+    *,
+    uris: tuple[str, ...] = ("spiffe://example.org/team/app",),
+    lifetime: timedelta = timedelta(hours=1),
 ) -> tuple[bytes, bytes]:
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     leaf = ca.certify(
         key.public_key(),
         uris=uris,
         not_before=now - timedelta(hours=2),
-        not_after=now + (-timedelta(hours=1) if expired else timedelta(hours=1)),
+        not_after=now + lifetime,
     )
     return leaf.public_bytes(Encoding.PEM), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
@@ -147,6 +144,14 @@ class TestSvid:
         """A key that is not the leaf's is refused."""
         with pytest.raises(ValueError, match="private key is not the SVID's"):
             Svid.parse(_certify(ca)[0], _certify(ca)[1], ca.bundle_pem)
+
+    def test_authority_of_another_time(self, ca: DevelopmentCA) -> None:
+        """A bundle in which nobody issued the leaf is refused: its owner would not even trust itself."""
+        successor = DevelopmentCA("example.org")
+        with pytest.raises(ValueError, match="no authority of the bundle issued the SVID"):
+            Svid.parse(*_certify(ca), successor.bundle_pem)
+        both = Svid.parse(*_certify(ca), successor.bundle_pem + ca.bundle_pem)
+        assert both.bundle() == (successor.certificate, ca.certificate)
 
     def test_half_a_certificate(self, ca: DevelopmentCA) -> None:
         """A bundle whose last certificate is cut off is refused whole, not taken in part."""
@@ -311,6 +316,26 @@ class TestWorkloadAPI:
         wait_until(lambda: "it is open again" in caplog.text)
         source.close()
 
+    def test_silent_stream_is_left(
+        self,
+        scripted: tuple[ScriptedAPI, str],
+        ca: DevelopmentCA,
+        wait_until: WaitUntil,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A stream that stays open and brings no newer SVID in time is left for another, before the last one expires.
+
+        So is one whose thread died or waits for minutes, as spiffe's does after a long time without an agent.
+        """
+        api, path = scripted
+        after = ca.issue("/team/app")
+        api.play(_say(Svid.parse(*_certify(ca, lifetime=timedelta(seconds=3)), ca.bundle_pem)))
+        api.play(_say(after))
+        source = WorkloadAPI(path)
+        wait_until(lambda: source.current().leaf() == after.leaf())
+        wait_until(lambda: "it is open again" in caplog.text)
+        source.close()
+
     def test_agent_restarts(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
         """An agent that goes away and comes back, with another authority even, is followed."""
         with IdentityProvider(tmp_path, ca) as provider:
@@ -331,8 +356,7 @@ class TestWorkloadAPI:
     ) -> None:
         """An SVID that was not renewed in time is warned of, and refused."""
         api, path = scripted
-        certificate, key = _certify(ca, expired=True)
-        api.play(_say(Svid.parse(certificate, key, ca.bundle_pem)))
+        api.play(_say(Svid.parse(*_certify(ca, lifetime=timedelta(seconds=-1)), ca.bundle_pem)))
         source = WorkloadAPI(path)
         wait_until(lambda: "has expired" in caplog.text)
         with pytest.raises(IdentityUnavailableError, match=r"spiffe://example\.org/team/app expired at"):
@@ -376,12 +400,12 @@ class TestSvidFiles:
 
     def test_follows_replacement(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
         """A new set becomes the current one, and subscribers hear of it."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         source = SvidFiles(tmp_path)
         heard: list[Svid] = []
         source.subscribe(lambda: heard.append(source.current()))
         after = ca.issue("/team/app")
-        _write(tmp_path, after)
+        write_svid(tmp_path, after, *ALL_FILES)
         wait_until(lambda: heard)
         assert source.current() == after
         source.close()
@@ -391,22 +415,36 @@ class TestSvidFiles:
     ) -> None:
         """While certificate and key do not belong together the last good set serves; then the new one does."""
         before, after = ca.issue("/team/app"), ca.issue("/team/app")
-        _write(tmp_path, before)
+        write_svid(tmp_path, before, *ALL_FILES)
         source = SvidFiles(tmp_path)
-        _write(tmp_path, after, SVID_FILE)
+        write_svid(tmp_path, after, SVID_FILE)
         wait_until(lambda: "the private key is not the SVID's" in caplog.text)
         assert source.current() == before
         (tmp_path / BUNDLE_FILE).unlink()
         wait_until(lambda: BUNDLE_FILE in caplog.text)
         assert source.current() == before
-        _write(tmp_path, after)
+        write_svid(tmp_path, after, *ALL_FILES)
+        wait_until(lambda: source.current() == after)
+        source.close()
+
+    def test_new_authority(
+        self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A set of another authority is taken when its bundle is there too, and not before."""
+        before, after = ca.issue("/team/app"), DevelopmentCA("example.org").issue("/team/app")
+        write_svid(tmp_path, before, *ALL_FILES)
+        source = SvidFiles(tmp_path)
+        write_svid(tmp_path, after, SVID_FILE, KEY_FILE)
+        wait_until(lambda: "no authority of the bundle issued the SVID" in caplog.text)
+        assert source.current() == before
+        write_svid(tmp_path, after, BUNDLE_FILE)
         wait_until(lambda: source.current() == after)
         source.close()
 
     @pytest.mark.parametrize("missing", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
     def test_missing_file(self, ca: DevelopmentCA, tmp_path: Path, missing: str) -> None:
         """A set that is not whole at the start is refused, and the file named."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / missing).unlink()
         with pytest.raises(IdentityUnavailableError, match=missing):
             SvidFiles(tmp_path)
@@ -414,7 +452,7 @@ class TestSvidFiles:
     @pytest.mark.parametrize("damaged", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
     def test_damaged_file(self, ca: DevelopmentCA, tmp_path: Path, damaged: str) -> None:
         """A file that is no PEM gives our error and shows nothing of its content."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / damaged).write_bytes(b"canary-of-a-key")
         with pytest.raises(IdentityUnavailableError, match="no usable SVID in") as caught:
             SvidFiles(tmp_path)
@@ -424,7 +462,7 @@ class TestSvidFiles:
         self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A key that group or others can read works and is named in a warning."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / KEY_FILE).chmod(0o640)
         SvidFiles(tmp_path).close()
         assert f"{tmp_path / KEY_FILE} has mode 0640, want 0600" in caplog.text
@@ -433,13 +471,13 @@ class TestSvidFiles:
         self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A key that only its owner reads gives no warning."""
-        _write(tmp_path, ca.issue("/team/app"))
+        write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         SvidFiles(tmp_path).close()
         assert caplog.text == ""
 
     def test_expired(self, ca: DevelopmentCA, tmp_path: Path) -> None:
         """Files that hold an expired SVID load, and using it says when it expired."""
-        _write(tmp_path, Svid.parse(*_certify(ca, expired=True), ca.bundle_pem))
+        write_svid(tmp_path, Svid.parse(*_certify(ca, lifetime=timedelta(hours=-1)), ca.bundle_pem), *ALL_FILES)
         source = SvidFiles(tmp_path)
         with pytest.raises(IdentityUnavailableError, match="expired at"):
             source.current()
@@ -448,7 +486,7 @@ class TestSvidFiles:
     def test_intermediates(self, ca: DevelopmentCA, tmp_path: Path) -> None:
         """The chain is kept in order, leaf first."""
         svid = ca.issue("/team/app")
-        _write(tmp_path, svid)
+        write_svid(tmp_path, svid, *ALL_FILES)
         (tmp_path / SVID_FILE).write_bytes(svid.certificates_pem + ca.bundle_pem)
         source = SvidFiles(tmp_path)
         assert source.current().chain() == (svid.leaf(), ca.certificate)

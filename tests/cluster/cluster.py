@@ -30,7 +30,7 @@ from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodian_path, parse_workload
 from pilot.dev.probes import wait_until
 from pilot.status import to_document
-from shardhold import Client, WorkloadAPI
+from shardhold import Client, IdentityUnavailableError, WorkloadAPI
 from shardhold._channel import PinnedChannel
 from tests.cluster.person import Person
 
@@ -75,6 +75,13 @@ class Cluster:
     def start_uninitialised(self) -> None:
         """Start everything and leave it without a root key."""
         self.dev.start()
+
+    def start_by(self, command: Callable[[str], Sequence[str]]) -> None:
+        """Start everything, each server by what *command* gives for its name, and leave it without a root key."""
+        self.dev.start(())  # the identity provider alone
+        for name in reversed(self.plan.servers):
+            self.dev.start_instead(name, command(name))
+        self.wait("all live", lambda: all(self.fetch(name, "/livez") == "live\n" for name in self.plan.servers))
 
     def close(self) -> None:
         """End everything. The directory stays, for whoever looks for what went wrong."""
@@ -172,7 +179,7 @@ class Cluster:
 
         def look() -> bool:
             nonlocal last
-            with contextlib.suppress(grpc.RpcError):
+            with contextlib.suppress(grpc.RpcError, IdentityUnavailableError):
                 last = to_document(self.superuser.get_status())
                 return condition(last)
             return False

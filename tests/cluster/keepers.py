@@ -25,7 +25,7 @@ from common.statement import NONCE_SIZE, PUT_SHARD, Statement
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from shardhold._identity import Svid
+from shardhold._identity import IdentityUnavailableError, Svid
 from tests.cluster.refusal import Outcome, read_reason
 
 WAIT_S = 20.0  # seconds; far more than anything takes, so that a busy machine fails no test
@@ -34,12 +34,15 @@ CLUSTER_ID = b"c" * 16
 
 
 class FixedIdentity:
-    """An identity source with one SVID, which a test may replace."""
+    """An identity source with one SVID, which a test may replace or take away."""
 
     def __init__(self, svid: Svid) -> None:
         self.svid = svid
+        self.is_missing = False
 
     def current(self) -> Svid:
+        if self.is_missing:
+            raise IdentityUnavailableError("no SVID")
         return self.svid
 
     def subscribe(self, callback: Callable[[], None]) -> None:

@@ -147,6 +147,26 @@ def test_what_no_method_gets_to_see(
     assert call(bench.connect(), METHOD).code is grpc.StatusCode.OK
 
 
+@pytest.mark.parametrize("method", [METHOD, HEALTH])
+def test_nothing_is_served_without_an_svid_of_its_own(serve: Callable[..., Bench], method: str) -> None:
+    """An open connection outlives the server's SVID: calls on it are refused until there is another."""
+    reached: list[Call] = []
+
+    def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        reached.append(call)
+        return pb.GetStatusResponse()
+
+    bench = serve(answer)
+    channel = bench.connect()
+    assert call(channel, method).code is grpc.StatusCode.OK
+    reached.clear()
+    bench.identity.is_missing = True
+    assert call(channel, method) == Outcome(grpc.StatusCode.UNAVAILABLE, "no SVID", "IDENTITY_UNAVAILABLE")
+    assert not reached
+    bench.identity.is_missing = False
+    assert call(channel, method).code is grpc.StatusCode.OK
+
+
 def test_large_messages_pass_up_to_the_limit(serve: Callable[..., Bench]) -> None:
     """5 MiB go through both ways."""
     size = 5 * MIB - 16
