@@ -5,6 +5,7 @@
 - Everything else, such as a connection that broke: whole, or not at all.
 """
 
+import os
 from dataclasses import dataclass, field
 
 import grpc
@@ -48,7 +49,9 @@ class Ledger:
         """Put a new value; return why that was refused, empty: it was not."""
         secret = self._written[-1]
         secret.tried += 1
-        request = pb.PutSecretRequest(path=secret.path, fields={"value": secret.value(secret.tried)})
+        request = pb.PutSecretRequest(
+            path=secret.path, fields={"value": secret.value(secret.tried)}, request_id=os.urandom(16)
+        )
         try:
             answer = self._secrets.PutSecret(request, timeout=TIMEOUT_S)
         except grpc.RpcError as exc:

@@ -40,6 +40,7 @@ class Strace:
     def __init__(self, log: Path, files: Iterable[Path], injection: Injection | None = None) -> None:
         """Look at calls on *files*, which may be missing as yet; what it saw is in *log*."""
         self._log = log
+        self.kills = injection is not None and injection.effect == "signal=KILL"
         self._log.write_bytes(b"")
         trace = injection.call if injection else CALLS
         self._command = ["strace", "-f", "-o", str(log), "-e", f"trace={trace}", "-e", "signal=none"]
@@ -50,7 +51,8 @@ class Strace:
 
     def wrap(self, command: Sequence[str]) -> list[str]:
         """Return the command that runs *command* traced, which stays the process itself."""
-        return [*self._command, "-qq", "-D", "--", *command]
+        # -D: the process is our child, not strace's; -I: strace can be told to let go.
+        return [*self._command, "-qq", "-D", "-I", "waiting", "--", *command]
 
     @contextlib.contextmanager
     def attached(self, pid: int) -> Iterator[None]:
@@ -60,18 +62,19 @@ class Strace:
             subprocess.Popen([*self._command, "-p", str(pid)], stderr=said, stdin=subprocess.DEVNULL) as strace,
         ):
             try:
-                said_so = wait_until(lambda: self._said(b"attached") or strace.poll() is not None, timeout=WAIT_S)
-                assert said_so and self._said(b"attached"), self._log.with_suffix(".stderr").read_text()
+                wait_until(lambda: self._said(b"attached") or strace.poll() is not None, timeout=WAIT_S)
+                assert self._said(b"attached"), self._log.with_suffix(".stderr").read_text()
                 yield
             finally:
-                strace.send_signal(signal.SIGTERM)
-                strace.wait(WAIT_S)
+                _end(strace, pid)
 
     @property
     def fired(self) -> bool:
         """Whether the k-th call came."""
-        seen = self._log.read_bytes()
-        return b"(INJECTED)" in seen or b"killed by SIGKILL" in seen
+        # What was killed at a call never came back from it.
+        return any(
+            mark in self._log.read_bytes() for mark in (b"(INJECTED)", b"= ?", b"<unfinished", b"killed by SIGKILL")
+        )
 
     def count_calls(self) -> dict[str, int]:
         """Count what was seen: of each kind of call, the most that one thread made."""
@@ -83,6 +86,24 @@ class Strace:
 
     def _said(self, what: bytes) -> bool:
         return what in self._log.with_suffix(".stderr").read_bytes()
+
+
+def _end(strace: subprocess.Popen[bytes], pid: int) -> None:
+    """Have strace let go of a process, or end with one that died."""
+    wait_until(lambda: strace.poll() is not None or _is_running(pid), timeout=WAIT_S)
+    strace.send_signal(signal.SIGTERM)
+    try:
+        strace.wait(5)
+    except subprocess.TimeoutExpired:  # the process died while strace let go of it: then it waits for ever
+        strace.kill()
+        strace.wait(WAIT_S)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether the process has not begun to die."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
 
 
 def release(pid: int) -> None:

@@ -83,14 +83,21 @@ class Sweep:
     def record(self, step: Step) -> Iterator[tuple[str, str, int]]:
         """Make *step* without a fault for each group of files; yield group, call, and how many one thread makes."""
         for group in GROUPS:
+            import time
+
+            t = [time.monotonic()]
             self.ledger.turn()
             step.prepare(self)
+            t.append(time.monotonic())
             strace = self._make_strace(group)
             refused = self._trace(step, strace)
+            t.append(time.monotonic())
             assert not refused, refused
             if not self.is_alive:
                 self.start()
             self.bring_back()
+            t.append(time.monotonic())
+            print("TIMES", [round(b - a, 2) for a, b in zip(t, t[1:])])
             for call, count in sorted(strace.count_calls().items()):
                 yield group, call, count
 
@@ -183,7 +190,10 @@ class Sweep:
         return refused
 
     def _wait_over(self, strace: Strace) -> None:
-        self.cluster.wait("the step is over", lambda: not self.is_alive or strace.fired or self.is_drained())
+        def is_over() -> bool:
+            return not self.is_alive or (strace.fired and not strace.kills) or self.is_drained()
+
+        self.cluster.wait("the step is over", is_over)
 
     def _make_strace(self, group: str, injection: Injection | None = None) -> Strace:
         return Strace(self.cluster.directory.root / "strace.log", self._list_files(group), injection)

@@ -4,11 +4,13 @@
 the better part of an hour.
 """
 
+import functools
 import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
@@ -151,22 +153,22 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
 
 
 @pytest.fixture(scope="module")
-def calls(sweep: Sweep) -> dict[str, list[tuple[str, str, int]]]:
+def calls(sweep: Sweep) -> Callable[[str], list[tuple[str, str, int]]]:
     """Of each step: the calls that it makes."""
-    return {name: list(sweep.record(step)) for name, step in STEPS.items()}
+    return functools.cache(lambda name: list(sweep.record(STEPS[name])))
 
 
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_sweep(sweep: Sweep, calls: dict[str, list[tuple[str, str, int]]], fault: str, name: str) -> None:
+def test_sweep(sweep: Sweep, calls: Callable[[str], list[tuple[str, str, int]]], fault: str, name: str) -> None:
     """Whatever call of a step it is that kills or fails: the promise holds."""
     if os.environ.get("SWEEP") == "all":
-        for group, call, _ in calls[name]:
+        for group, call, _ in calls(name):
             for k in count(1):
                 if not run(sweep, name, Cell(group, inject(fault, call, k))):
                     break
     else:
-        cells = [Cell(group, inject(fault, call, k + 1)) for group, call, most in calls[name] for k in range(most)]
+        cells = [Cell(group, inject(fault, call, k + 1)) for group, call, most in calls(name) for k in range(most)]
         fired = [run(sweep, name, cell) for cell in pick(cells, f"{SEED} {name} {fault}")]
         assert any(fired)
     sweep.ledger.check(whole=True)
@@ -186,8 +188,11 @@ def pick(cells: list[Cell], seed: str) -> list[Cell]:
 
 
 def run(sweep: Sweep, name: str, cell: Cell) -> bool:
+    began = time.monotonic()
     try:
-        return sweep.run(STEPS[name], cell)
+        fired = sweep.run(STEPS[name], cell)
+        print(f"{name}: {cell}: {'fired' if fired else 'passed'} {time.monotonic() - began:.1f} s", flush=True)
+        return fired
     except Exception as exc:
         exc.add_note(f"{name}: {cell}")
         exc.add_note(sweep.cluster.logs())
