@@ -35,15 +35,14 @@ class _Written:
 class Ledger:
     """What was put, and what came of it. Begin a new secret now and then: the newest few are read at each check."""
 
-    def __init__(self, person: Person, name: str) -> None:
+    def __init__(self, person: Person) -> None:
         self._secrets = person.secrets
-        self._name = name
         self._written: list[_Written] = []
         self.turn()
 
     def turn(self) -> None:
         """Begin a new secret."""
-        self._written.append(_Written(f"ledger/{self._name}/{len(self._written)}"))
+        self._written.append(_Written(f"ledger/{len(self._written)}"))
 
     def put(self) -> str:
         """Put a new value; return why that was refused, empty: it was not."""

@@ -60,8 +60,12 @@ class Sweep:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.ledger = Ledger(cluster.superuser, "sweep")
+        self.forget()
         self._strace: Strace | None = None  # for a nexus that `start` starts
+
+    def forget(self) -> None:
+        """Forget what was put, when the store is thrown away."""
+        self.ledger = Ledger(self.cluster.superuser)
 
     def run(self, step: Step, cell: Cell) -> bool:
         """Make *step* with the fault of *cell*, and check; return whether the fault came."""
@@ -83,21 +87,14 @@ class Sweep:
     def record(self, step: Step) -> Iterator[tuple[str, str, int]]:
         """Make *step* without a fault for each group of files; yield group, call, and how many one thread makes."""
         for group in GROUPS:
-            import time
-
-            t = [time.monotonic()]
             self.ledger.turn()
             step.prepare(self)
-            t.append(time.monotonic())
             strace = self._make_strace(group)
             refused = self._trace(step, strace)
-            t.append(time.monotonic())
             assert not refused, refused
             if not self.is_alive:
                 self.start()
             self.bring_back()
-            t.append(time.monotonic())
-            print("TIMES", [round(b - a, 2) for a, b in zip(t, t[1:])])
             for call, count in sorted(strace.count_calls().items()):
                 yield group, call, count
 

@@ -69,6 +69,7 @@ def have_nothing(sweep: Sweep) -> None:
         shutil.rmtree(folder)
         folder.mkdir(mode=0o700)
     cluster.run(*cluster.keepers)
+    sweep.forget()
 
 
 def have_uninitialised(sweep: Sweep) -> None:
@@ -194,6 +195,7 @@ def run(sweep: Sweep, name: str, cell: Cell) -> bool:
         print(f"{name}: {cell}: {'fired' if fired else 'passed'} {time.monotonic() - began:.1f} s", flush=True)
         return fired
     except Exception as exc:
+        print(f"FAILED {name}: {cell}: {exc}"[:700], flush=True)
         exc.add_note(f"{name}: {cell}")
         exc.add_note(sweep.cluster.logs())
         raise

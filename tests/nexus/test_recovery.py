@@ -145,7 +145,7 @@ def test_too_few_wait_and_say_what_is_missing(found: FoundCluster, wait_until: W
     with recovering(cluster, keepers) as run:
         wait_until(lambda: "2 of 3 shards of set 1, generation 1" in run.recovery.missing)
         for said in ("keeper-1 does not answer", "keeper-2 lies", "keeper-3 is empty"):
-            wait_until(lambda said=said: said in run.recovery.missing)  # type: ignore[misc]
+            wait_until(lambda said=said: said in run.recovery.missing)
         assert "keeper-4" not in run.recovery.missing
         assert run.is_running
         assert run.count("put_shard") == 0
