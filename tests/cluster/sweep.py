@@ -124,7 +124,7 @@ class Sweep:
 
     def bring_back(self) -> None:
         """Make the nexus ready by what the documents say."""
-        if self.cluster.status()["state"] in ("uninitialised", "initialising"):
+        if self.cluster.wait_settled() in ("uninitialised", "initialising"):
             self.cluster.dev.init()
         self.cluster.bring_back()
 
