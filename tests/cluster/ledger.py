@@ -58,11 +58,12 @@ class Ledger:
             if reason in _NOT_MADE:
                 secret.refused.add(secret.tried)
             return reason or exc.code().name
+        assert answer.version not in secret.acknowledged, f"{secret.path}: version {answer.version} was made twice"
         secret.acknowledged[answer.version] = secret.tried
         return ""
 
     def read(self) -> str:
-        """Read what was acknowledged last; return why that was refused. A wrong value fails the test."""
+        """Read what was acknowledged last; return why that was refused. A wrong value, or none, fails the test."""
         secret = self._written[-1]
         if not secret.acknowledged:
             return ""
@@ -70,6 +71,7 @@ class Ledger:
         try:
             found = self._get(secret, version)
         except grpc.RpcError as exc:
+            assert exc.code() is not grpc.StatusCode.NOT_FOUND, f"{secret.path}: version {version} is lost"
             return read_reason(exc) or exc.code().name
         assert found == secret.value(secret.acknowledged[version]), f"{secret.path} has another value"
         return ""

@@ -41,6 +41,10 @@ class Strace:
         """Look at calls on *files*, which may be missing as yet; what it saw is in *log*."""
         self._log = log
         self.kills = injection is not None and injection.effect == "signal=KILL"
+        # What only gives room back, or sets it aside, may fail in silence.
+        self.fails_for_good = (
+            injection is not None and injection.when.endswith("+") and injection.call in ("pwrite64", "fdatasync")
+        )
         self._log.write_bytes(b"")
         trace = injection.call if injection else CALLS
         self._command = ["strace", "-f", "-o", str(log), "-e", f"trace={trace}", "-e", "signal=none"]

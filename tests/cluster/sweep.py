@@ -2,6 +2,7 @@
 
 - A step is prepared, traced, and made. strace lets the k-th call of one kind on one group of files (the store's, the
   audit's) kill the nexus or fail.
+- A fault that lasts is told, by the answer to the call, by readiness, or by the end of the process.
 - With the fault gone the nexus works again or has ended, by itself; it is killed, and started untraced.
 - Then it is in a state between which the step leads; by what the documents say it becomes ready; what was acknowledged
   is there, and what was refused is not; every version opens; one set is current, of the one generation; the audit
@@ -130,8 +131,8 @@ class Sweep:
 
     def check(self) -> None:
         """Check what is promised of a ready nexus, and that it works."""
-        assert not self.ledger.put()
         self.ledger.check()
+        assert not self.ledger.put()
         stored = load_stored(self.cluster)  # exactly one set is current
         kinds = Counter(row.kind for row in stored.rows)
         assert stored.shard_set.generation == kinds["kcv"] == kinds["escrow"] == 1
@@ -174,23 +175,26 @@ class Sweep:
         """Make the step under strace, until all that it writes is written, or the fault came."""
         if not step.traces_start:
             with strace.attached(self.pid):
-                refused = step.act(self)
-                self._wait_over(strace)
-            return refused
+                return self._act(step, strace)
         self._strace = strace
         try:
-            refused = step.act(self)
-            self._wait_over(strace)
+            return self._act(step, strace)
         finally:
             self._strace = None
             release(self.pid)
-        return refused
 
-    def _wait_over(self, strace: Strace) -> None:
+    def _act(self, step: Step, strace: Strace) -> str:
         def is_over() -> bool:
             return not self.is_alive or (strace.fired and not strace.kills) or self.is_drained()
 
+        def is_said() -> bool:
+            return bool(refused) or not self.is_alive or self.says_audit_fails()
+
+        refused = step.act(self)
         self.cluster.wait("the step is over", is_over)
+        if strace.fired and strace.fails_for_good:
+            self.cluster.wait("somebody is told: the caller, who asks for readiness, or who runs the process", is_said)
+        return refused
 
     def _make_strace(self, group: str, injection: Injection | None = None) -> Strace:
         return Strace(self.cluster.directory.root / "strace.log", self._list_files(group), injection)

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 SEED = 20_261_128
-PICKS = 3  # cells of each step and fault, without SWEEP=all
+PICKS = int(os.environ.get("PICKS", "3"))  # cells of each step and fault, without SWEEP=all
 
 
 def have_ready(sweep: Sweep) -> None:
@@ -93,9 +93,13 @@ def act_unseal(sweep: Sweep) -> str:
 
 
 def act_start(sweep: Sweep) -> str:
-    """Start it, and wait until it is in the state that it stays in."""
+    """Start it, and wait until it has recovered, or says why it is not well."""
+
+    def is_told() -> bool:
+        return not sweep.is_alive or sweep.cluster.dev.is_ready() or sweep.says_audit_fails()
+
     refused = sweep.start()
-    sweep.cluster.wait("it has settled or ended", lambda: not sweep.is_alive or sweep.cluster.dev.is_ready())
+    sweep.cluster.wait("it is ready, or says why not", is_told)
     return refused
 
 
