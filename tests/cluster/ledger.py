@@ -71,10 +71,12 @@ class Ledger:
         try:
             found = self._get(secret, version)
         except grpc.RpcError as exc:
-            assert exc.code() is not grpc.StatusCode.NOT_FOUND, f"{secret.path}: version {version} is lost"
-            return read_reason(exc) or exc.code().name
-        assert found == secret.value(secret.acknowledged[version]), f"{secret.path} has another value"
-        return ""
+            refused = read_reason(exc) or exc.code().name
+        else:
+            assert found == secret.value(secret.acknowledged[version]), f"{secret.path} has another value"
+            return ""
+        assert refused != "NOT_FOUND", f"{secret.path}: version {version} is lost"
+        return refused
 
     def check(self, *, whole: bool = False) -> None:
         """Compare the newest few secrets with what the nexus has, every version of them; with *whole* all secrets."""
@@ -87,8 +89,8 @@ class Ledger:
         made = [numbers.get(self._get(secret, version), 0) for version in range(1, newest + 1)]
         told = f"{secret.path}: versions hold puts {made}, acknowledged {secret.acknowledged}, refused {secret.refused}"
         assert made == sorted(set(made)), told  # each once, in their order
-        assert not secret.refused & {0, *made}, told
-        assert 0 not in made, told
+        assert 0 not in made, told  # a value that nobody put
+        assert not secret.refused & {*made}, told
         for version, number in secret.acknowledged.items():
             assert version <= newest, told
             assert made[version - 1] == number, told
