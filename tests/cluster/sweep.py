@@ -11,6 +11,7 @@
 The nexus has one worker, so that the calls of a step come from one thread, which is what strace counts by.
 """
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc
 
 from nexus.audit.verify import verify
 from pilot.dev.cluster import server_command
@@ -74,9 +77,8 @@ class Sweep:
         step.prepare(self)
         strace = self._make_strace(cell.group, cell.injection)
         refused = self._trace(step, strace)
-        if self.is_alive:
-            self.wait_well()
-            self.cluster.kill("nexus")
+        self.wait_well()
+        self.cluster.dev.kill("nexus")  # which may have ended, or be about to
         self.check_audit()
         self.start()
         state = self.cluster.wait_settled()
@@ -226,7 +228,10 @@ class Sweep:
         return says_yes(self.cluster.dev.state.ports["nexus"].http, "/livez")
 
     def _is_well(self) -> bool:
-        return self._answers() and not self.says_audit_fails() and self.cluster.superuser.get_status() is not None
+        with contextlib.suppress(grpc.RpcError):
+            self.cluster.superuser.get_status()
+            return self._answers() and not self.says_audit_fails()
+        return False
 
 
 def _read_outbox(uri: str) -> tuple[int, set[int]]:
