@@ -134,7 +134,7 @@ STEPS = {
     "seal": Step(have_ready, act_seal, BORN | {"sealed"}, frozenset({"sealed"})),
     "unseal": Step(have_sealed, act_unseal, BORN | {"sealed"}, BORN),
     "recovery": Step(have_killed, act_start, READY, READY, traces_start=True),
-    "end": Step(have_ready, act_end, READY, READY),
+    "end": Step(have_waiting_entries, act_end, READY, READY),
 }
 FAULTS = {
     "kill": ("signal=KILL", ""),
