@@ -80,7 +80,7 @@ class Recovery:
     def _describe(self, collection: Collection) -> str:
         record = collection.record
         absent = [
-            f"{seat.member.name} {_describe_absence(seat.status)}"
+            f"{seat.member.name} {_describe_absence(seat.status, is_asked=seat.member.name in collection.lacking)}"
             for seat in self._pool.seats
             if not seat.status.holds_current_set
         ]
@@ -103,7 +103,9 @@ class Recovery:
         return candidate
 
 
-def _describe_absence(status: SeatStatus) -> str:
+def _describe_absence(status: SeatStatus, *, is_asked: bool) -> str:
     if status.fault:
         return status.fault
-    return "is empty" if status.reachable else "was not reached yet"
+    if not status.reachable:
+        return "was not reached yet"
+    return "is empty" if is_asked else "was not asked yet"

@@ -125,6 +125,7 @@ class Seat:
             self._check_shard(buffer, record, collection.cluster_id, collection.set_id, boot_id)
         except NotFoundError:
             buffer.release()
+            collection.lacking.add(self.member.name)
             self._set_status(reachable=True, holds_current_set=False)
             return
         except BaseException:

@@ -376,7 +376,7 @@ def _is_settled(status: Status) -> bool:
     said = " ".join(status["blocked_by"])
     if (short := re.search(r"(\d+) of (\d+) shards", said)) is None:
         return "older than a rollback mark" in said
-    return int(short[1]) < int(short[2]) and "was not reached yet" not in said
+    return int(short[1]) < int(short[2]) and " yet" not in said
 
 
 def running(root: Path, plan: Plan | None = None) -> contextlib.AbstractContextManager[Cluster]:
