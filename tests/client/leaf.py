@@ -14,7 +14,7 @@ def certify(
     uris: tuple[str, ...] = ("spiffe://example.org/team/app",),
     lifetime: timedelta = timedelta(hours=1),
 ) -> tuple[bytes, bytes]:
-    """Return a leaf of *ca* and its key, PEM, valid since two hours and until *lifetime* from now, which may be past."""
+    """Return a leaf of *ca* and its key, PEM; it is over *lifetime* from now, which may be negative."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     leaf = ca.certify(
         key.public_key(),
