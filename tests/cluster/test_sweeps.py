@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
@@ -108,10 +109,16 @@ def act_first_start(sweep: Sweep) -> str:
 
 
 def act_init(sweep: Sweep) -> str:
-    try:
-        sweep.cluster.dev.init()
-    except PilotError as exc:
-        return str(exc)
+    """Initialise; a nexus that dies is started, since pilot asks it then what came of the init."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(sweep.cluster.dev.init)
+        sweep.cluster.wait("init is over, or the nexus", lambda: done.done() or not sweep.is_alive, timeout=90)
+        if not sweep.is_alive:
+            sweep.start()
+        try:
+            done.result()
+        except PilotError as exc:
+            return str(exc)
     return ""
 
 
