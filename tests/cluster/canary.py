@@ -73,8 +73,11 @@ def read_tree(folder: Path, *, without: Path) -> dict[str, bytes]:
 def read_process(pid: int) -> dict[str, bytes]:
     """Read what everybody, or root, sees of a process: command line, environment, names of threads."""
     folder = Path(f"/proc/{pid}")
-    names = [folder / "cmdline", folder / "environ", *folder.glob("task/*/comm")]
-    return {str(path): path.read_bytes() for path in names}
+    shown = {str(path): path.read_bytes() for path in (folder / "cmdline", folder / "environ")}
+    for name in folder.glob("task/*/comm"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this thread has ended
+            shown[str(name)] = name.read_bytes()
+    return shown
 
 
 def fetch_shards(cluster: Cluster, stored: StoredCluster) -> dict[str, bytes]:
