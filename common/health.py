@@ -8,11 +8,12 @@ from common.errors import UnavailableError
 from shardhold._channel import PinnedChannel
 from shardhold._identity import IdentitySource, IdentityUnavailableError
 
+SERVING = "SERVING"
 _CALLABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # a server may listen everywhere, but has to be called somewhere
 
 
-def is_serving(address: str, identity: IdentitySource, *, server_name: str, timeout: float) -> bool:
-    """Return whether the server that listens on *address* says SERVING.
+def ask_health(address: str, identity: IdentitySource, *, server_name: str, timeout: float) -> str:
+    """Return what the server that listens on *address* says: SERVING or NOT_SERVING.
 
     Raises:
         UnavailableError: It does not answer within *timeout* seconds, or does not accept this identity.
@@ -27,4 +28,4 @@ def is_serving(address: str, identity: IdentitySource, *, server_name: str, time
         except (grpc.RpcError, IdentityUnavailableError) as exc:
             reason = exc if isinstance(exc, IdentityUnavailableError) else exc.details()
             raise UnavailableError(f"no health from {target}: {reason}") from exc
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

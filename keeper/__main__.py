@@ -14,12 +14,11 @@ import common.preload  # noqa: F401
 from common import logs
 from common.errors import ConfigError, IdentityUnavailableError, ShardholdError
 from common.hardening import harden_process
-from common.health import is_serving
+from common.health import SERVING, ask_health
 from common.identity import wait_for_identity
 from common.protected import Level, ProtectedMemory
 from common.termination import Termination
 from keeper.config import KeeperConfig, load_config
-from keeper.process import Keeper
 
 _HEALTH_TIMEOUT_S = 3.0
 
@@ -51,11 +50,14 @@ def _ask_health(config: KeeperConfig) -> int:
     given_up = threading.Event()
     given_up.set()
     identity = wait_for_identity(config.identity, given_up)  # one try
-    serving = is_serving(config.listen.address, identity, server_name=config.server_name, timeout=_HEALTH_TIMEOUT_S)
-    return 0 if serving else 1
+    status = ask_health(config.listen.address, identity, server_name=config.server_name, timeout=_HEALTH_TIMEOUT_S)
+    sys.stdout.write(f"{status}\n")
+    return 0 if status == SERVING else 1
 
 
 def _run(config: KeeperConfig) -> None:
+    from keeper.process import Keeper  # with all that it brings: health, which is asked all the time, needs none of it
+
     termination = Termination()
     harden_process()
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))

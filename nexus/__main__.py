@@ -1,4 +1,8 @@
-"""`nexus --config FILE [--check-config]`: run a nexus. `nexus health --config FILE`: ask it how it is.
+"""`nexus --config FILE [--check-config]`: run a nexus. `nexus health [--live] --config FILE`: ask it how it is.
+
+`health` asks over gRPC with the nexus's own identity, and prints the answer. It is healthy when it is ready; with
+`--live` any answer will do, as of a nexus that waits to be initialised or for its custodians: to start it again would
+not help it.
 
 Exit codes: 0 ended as told, or healthy; 1 failed, or not serving; 2 wrong configuration, before a port is opened.
 """
@@ -13,12 +17,11 @@ from common import errors, logs
 from common.clock import SystemClock
 from common.errors import ConfigError, ShardholdError
 from common.hardening import harden_process
-from common.health import is_serving
+from common.health import SERVING, ask_health
 from common.identity import open_identity, wait_for_identity
 from common.protected import Level, ProtectedMemory
 from common.termination import Termination
 from nexus.config import NexusConfig, load_config
-from nexus.process import Nexus
 from shardhold._identity import IdentityUnavailableError
 
 SERVER_NAME = "nexus.shardhold"
@@ -30,14 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="nexus", description="The server of a Shardhold cluster.")
     parser.add_argument("command", nargs="?", choices=["health"], help="ask the nexus of this configuration how it is")
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    parser.add_argument("--live", action="store_true", help="with health: it need not be ready, but has to answer")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     arguments = parser.parse_args()
+    if arguments.live and arguments.command != "health":
+        parser.error("--live belongs to 'nexus health'")
     try:
         config = load_config(arguments.config, os.environ)
         if arguments.check_config:
             sys.exit(0)
         logs.configure(config.log.level, config.log.format)
-        sys.exit(_ask_health(config) if arguments.command == "health" else _run(config))
+        sys.exit(_ask_health(config, live=arguments.live) if arguments.command else _run(config))
     except (ConfigError, IdentityUnavailableError) as exc:
         sys.stderr.write(f"nexus: error: {exc}\n")
         sys.exit(2 if isinstance(exc, ConfigError) else 1)
@@ -46,13 +52,16 @@ def main() -> None:
         sys.exit(1)
 
 
-def _ask_health(config: NexusConfig) -> int:
+def _ask_health(config: NexusConfig, *, live: bool) -> int:
     identity = open_identity(config.identity)
-    is_up = is_serving(config.listen.address, identity, server_name=SERVER_NAME, timeout=HEALTH_TIMEOUT_S)
-    return 0 if is_up else 1
+    status = ask_health(config.listen.address, identity, server_name=SERVER_NAME, timeout=HEALTH_TIMEOUT_S)
+    sys.stdout.write(f"{status}\n")
+    return 0 if live or status == SERVING else 1
 
 
 def _run(config: NexusConfig) -> int:
+    from nexus.process import Nexus  # with all that it brings: health, which is asked all the time, needs none of it
+
     termination = Termination()
     harden_process()
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))

@@ -30,7 +30,7 @@ from shardhold._errors import DeadlineError, Error, UnavailableError, WrongState
 
 CONFIRM_PATIENCE_S = 30.0  # how long a confirmation without an answer is repeated
 _REPEAT_AFTER_S = 0.5
-_BEFORE_COMMIT = ("uninitialised", "initialising")
+BEFORE_COMMIT = ("uninitialised", "initialising")
 
 # What ends a step from outside or inside; everything else is a fault of pilot.
 _FAILURES = (KeyboardInterrupt, EOFError, OSError, PilotError, WordsError, DecryptionError, Error)
@@ -186,7 +186,7 @@ class Ceremony:
                     return Initialised(begun, None, None)
                 if state.genesis:
                     raise self._void(failure, f"attempt {begun.attempt} is void: another one made the cluster")
-                if state.name not in _BEFORE_COMMIT:
+                if state.name not in BEFORE_COMMIT:
                     break  # there is a cluster, and until it has recovered nobody can say whose
                 if is_final:
                     raise self._void(failure, f"attempt {begun.attempt} is void, the cluster is not initialised")

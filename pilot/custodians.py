@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,28 +108,45 @@ class ScreenCustodians:
 
 
 class FileCustodians:
-    """Custodians that are files `custodian-N.txt` of mode 0600 in one directory."""
+    """Custodians that are files `custodian-N.txt` of mode 0600 in one directory.
 
-    def __init__(self, directory: Path) -> None:
+    With *set_aside*, what lies there already is moved into a new folder `earlier-N` of it. It is never removed: it may be
+    of an attempt that was killed, and opens nothing, or of another cluster.
+    """
+
+    def __init__(self, directory: Path, *, set_aside: bool = False) -> None:
         self._directory = directory
+        self._sets_aside = set_aside
         self._made_directory = False
         self._written: list[Path] = []
 
     def prepare(self) -> None:
-        """Check that the directory is empty, or make it, mode 0700.
+        """Check that the directory is empty, empty it by setting aside, or make it, mode 0700.
 
         Raises:
             UsageError: It holds something, is no directory, or cannot be made.
         """
         try:
             if self._directory.is_dir():
-                if any(self._directory.iterdir()):
+                if self._sets_aside:
+                    self._set_aside()
+                elif any(self._directory.iterdir()):
                     raise UsageError(f"{self._directory} is not empty", "name a new or empty directory for the shares")
                 return
             self._directory.mkdir(mode=0o700)
             self._made_directory = True
         except OSError as exc:
             raise UsageError(f"{self._directory}: {exc.strerror}") from exc
+
+    def _set_aside(self) -> None:
+        found = [entry for entry in self._directory.iterdir() if not entry.name.startswith("earlier-")]
+        if not found:
+            return
+        number = next(n for n in itertools.count(1) if not (self._directory / f"earlier-{n}").exists())
+        folder = self._directory / f"earlier-{number}"
+        folder.mkdir(mode=0o700)
+        for entry in found:
+            entry.rename(folder / entry.name)
 
     def hand_out(self, cards: Sequence[Card]) -> None:
         """Write one new file for each custodian."""

@@ -38,20 +38,30 @@ def init(
         Path | None,
         typer.Option(metavar="DIR", help="For automation: write one file for each custodian into this new directory."),
     ] = None,
+    if_needed: Annotated[
+        bool,
+        typer.Option("--if-needed", help="For automation: a cluster that is initialised is left alone, with exit 0."),
+    ] = False,
 ) -> None:
     """Initialise the cluster and hand out the recovery shares. Role: superuser."""
     from common.clock import SystemClock
     from common.hardening import harden_process
-    from pilot.ceremony import Ceremony
+    from pilot.ceremony import BEFORE_COMMIT, Ceremony
     from pilot.connection import Connection
-    from pilot.custodians import FileCustodians, ScreenCustodians
+    from pilot.custodians import Custodians, FileCustodians, ScreenCustodians
     from pilot.terminal import Terminal
 
     plan = parse_plan(keeper_threshold, recovery)
     harden_process()  # words are about to be in this process's memory
-    custodians = ScreenCustodians(Terminal()) if shares_dir is None else FileCustodians(shares_dir)
+    custodians: Custodians = ScreenCustodians(Terminal())
+    if shares_dir is not None:
+        custodians = FileCustodians(shares_dir, set_aside=if_needed)
     with signals_as_interrupt(), Connection(settings, preferred=("superuser",)) as connection:
-        ceremony = Ceremony(_Calls(connection), custodians, today=SystemClock().now().date(), say=_say)
+        calls = _Calls(connection)
+        if if_needed and (state := calls.load_state().name) not in BEFORE_COMMIT:
+            _print_left_alone(settings, state)
+            return
+        ceremony = Ceremony(calls, custodians, today=SystemClock().now().date(), say=_say)
         initialised = ceremony.run(plan)
     _print(settings, plan, initialised, shares_dir)
 
@@ -155,6 +165,13 @@ def _print(settings: Settings, plan: "Plan", initialised: "Initialised", shares_
             f"{plan.recovery_threshold} of its files and the store has every secret. Give each custodian one file, and "
             "delete them here"
         )
+
+
+def _print_left_alone(settings: Settings, state: str) -> None:
+    if settings.output is Output.JSON:
+        print_json({"initialised_before": True, "state": state})
+    else:
+        print_facts({"left alone": "the cluster was initialised before", "state": state})
 
 
 def _describe_keepers(initialised: "Initialised") -> str:

@@ -35,20 +35,38 @@ _KEYS = ("name", "spiffe_ids", "paths", "permissions")
 def apply(
     settings: Settings,
     file: Annotated[str, typer.Argument(metavar="FILE", help="TOML with [[policy]] tables; -: standard input.")],
+    if_ready: Annotated[
+        bool,
+        typer.Option("--if-ready", help="For automation: a nexus that waits for its key is left alone, with exit 0."),
+    ] = False,
 ) -> None:
     """Create or replace policies by name, all or none. Role: superuser."""
     policies = parse_policies(_read(file), origin=file)
+    names = [policy.name for policy in policies]
 
+    from shardhold._errors import RecoveringError, SealedError
     from shardhold.v1 import policies_pb2 as pb
 
     with _connect(settings, "superuser") as connection:
         request = pb.ApplyPoliciesRequest(policies=policies)
-        response = connection.call(connection.policies.ApplyPolicies, request)
-    names = [policy.name for policy in policies]
+        try:
+            response = connection.call(connection.policies.ApplyPolicies, request)
+        except (RecoveringError, SealedError) as exc:
+            if not if_ready:
+                raise
+            _print_left_alone(settings, exc.message)
+            return
     if settings.output is Output.JSON:
         print_json({"applied": names, "revision": response.revision})
     else:
         print_facts({"applied": ", ".join(names), "revision": str(response.revision)})
+
+
+def _print_left_alone(settings: Settings, why: str) -> None:
+    if settings.output is Output.JSON:
+        print_json({"applied": [], "why": why})
+    else:
+        print_facts({"left alone": "policies are as they were", "why": why})
 
 
 @app.command("list")

@@ -162,6 +162,10 @@ def identity(
     lifetime: Annotated[float, typer.Option(min=5, metavar="SECONDS", help="Lifetime of SVIDs.")] = 300,
     keepers: Annotated[int, typer.Option(min=2, max=255, help="Keepers that have an identity from the start.")] = 5,
     also: Annotated[list[str] | None, typer.Option("--as", metavar="PATH", help="A workload more.")] = None,
+    folders: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Give each socket a folder of its own, to mount: DIR/NAME/workload.sock."),
+    ] = None,
 ) -> None:
     """Hand out SVIDs and nothing else: a Workload API with one unix socket for each identity, until Ctrl-C."""
     with signals_as_interrupt():
@@ -179,7 +183,11 @@ def identity(
                 add_identities(directory, *wanted)
         with described(), contextlib.suppress(KeyboardInterrupt):
             serve_identities(
-                directory, lifetime=timedelta(seconds=lifetime), stop=threading.Event(), announce=_announce_identity
+                directory,
+                lifetime=timedelta(seconds=lifetime),
+                stop=threading.Event(),
+                announce=_announce_identity,
+                folders=folders,
             )
 
 

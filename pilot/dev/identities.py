@@ -14,6 +14,7 @@ import msgspec
 from pilot.dev.directory import DevDirectory, DevError
 from pilot.errors import USAGE
 
+FOLDER_SOCKET = "workload.sock"  # in the folder of an identity
 TRUST_DOMAIN = "dev.shardhold"
 NEXUS_PATH = "/shardhold/nexus/nexus-1"
 SUPERUSER_PATH = "/shardhold/pilot/role/superuser/dev"
@@ -42,6 +43,13 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return f"{role[1]}-{role[2]}.sock"
         # The hash tells /a/app from /b/app.
         return f"{self.path.rpartition('/')[2][:20]}.{hashlib.sha256(self.path.encode()).hexdigest()[:12]}.sock"
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder for a socket that is mounted alone: nexus, keeper-1, superuser-dev, team+app."""
+        if self.dns or _ROLE_PATH.fullmatch(self.path):
+            return self.socket_name.removesuffix(".sock")
+        return self.path[1:].replace("/", "+")  # a SPIFFE path has no '+', so that two never share one
 
 
 class IdentityList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

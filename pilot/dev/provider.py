@@ -53,11 +53,14 @@ class IdentityProvider:
         """The trust domain of all identities."""
         return self._ca.trust_domain
 
-    def add(self, spiffe_path: str, dns: str | None = None, *, name: str | None = None) -> Path:
+    def add(
+        self, spiffe_path: str, dns: str | None = None, *, name: str | None = None, folder: str | None = None
+    ) -> Path:
         """Serve one more identity and return its socket; an identity that is there already keeps the one it has.
 
         *name* is the socket's file name; without it, it comes from the path: `/team/app` is `team+app.sock`, or a hash
-        of it where that would be too long.
+        of it where that would be too long. With *folder* the socket lies in this folder of the directory, which is
+        made, mode 0700, when it is not there. A socket that a killed provider left is replaced.
 
         Raises:
             ConfigError: The path, the file name or the length of the socket's path is not usable, or the name is taken.
@@ -68,9 +71,10 @@ class IdentityProvider:
             known = self._endpoints.get((spiffe_path, dns))
             if known is not None:
                 return known.socket
-            socket = self._name_socket(spiffe_path, dns, name)
+            socket = self._name_socket(spiffe_path, dns, name, folder)
             if any(endpoint.socket == socket for endpoint in self._endpoints.values()):
                 raise ConfigError(f"socket {socket.name}: it is another identity's already")
+            socket.parent.mkdir(mode=0o700, exist_ok=True)
             endpoint = _Endpoint(socket, lambda: self._ca.issue(spiffe_path, dns=dns, lifetime=self._lifetime))
             self._endpoints[spiffe_path, dns] = endpoint
             return socket
@@ -98,15 +102,17 @@ class IdentityProvider:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _name_socket(self, spiffe_path: str, dns: str | None, name: str | None) -> Path:
-        if name is not None and ("/" in name or name in ("", ".", "..")):
-            raise ConfigError(f"socket name: got {name!r}, want a file name")
+    def _name_socket(self, spiffe_path: str, dns: str | None, name: str | None, folder: str | None) -> Path:
+        for given in (name, folder):
+            if given is not None and ("/" in given or given in ("", ".", "..")):
+                raise ConfigError(f"socket name: got {given!r}, want a file name")
+        directory = self._directory / (folder or "")
         # A SPIFFE path has neither '+' nor '@', so that two identities never share a name.
         readable = spiffe_path.strip("/").replace("/", "+") + (f"@{dns}" if dns else "")
         short = hashlib.sha256(readable.encode()).hexdigest()[:16]
-        candidates = [self._directory / (name or f"{readable}.sock")]
+        candidates = [directory / (name or f"{readable}.sock")]
         if name is None:
-            candidates.append(self._directory / f"{short}.sock")
+            candidates.append(directory / f"{short}.sock")
         for candidate in candidates:
             if len(bytes(candidate)) <= LONGEST_SOCKET_PATH and len(bytes(candidate.name, "utf-8")) <= 255:
                 return candidate

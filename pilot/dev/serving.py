@@ -4,19 +4,27 @@ import fcntl
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.directory import DevDirectory, DevError
-from pilot.dev.identities import TRUST_DOMAIN, Identity, load_identities
+from pilot.dev.identities import FOLDER_SOCKET, TRUST_DOMAIN, Identity, load_identities
 from pilot.dev.provider import IdentityProvider
 
 LOOK_INTERVAL_S = 0.1
 
 
 def serve_identities(
-    directory: DevDirectory, *, lifetime: timedelta, stop: threading.Event, announce: Callable[[str], None]
+    directory: DevDirectory,
+    *,
+    lifetime: timedelta,
+    stop: threading.Event,
+    announce: Callable[[str], None],
+    folders: Path | None = None,
 ) -> None:
     """Hand out SVIDs until *stop* is set; the authority behind them is new at each start.
+
+    With *folders* each socket lies in a folder of its own there: FOLDERS/NAME/workload.sock.
 
     Raises:
         DevError: Another provider serves this directory, or its list of identities is damaged.
@@ -27,7 +35,8 @@ def serve_identities(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise DevError(f"another identity provider serves {directory.root}") from exc
-        with IdentityProvider(directory.find_sockets(), DevelopmentCA(TRUST_DOMAIN), lifetime=lifetime) as provider:
+        sockets = folders or directory.find_sockets()
+        with IdentityProvider(sockets, DevelopmentCA(TRUST_DOMAIN), lifetime=lifetime) as provider:
             seen: tuple[int, int] | None = None
             served: set[Identity] = set()
             while not stop.wait(LOOK_INTERVAL_S if served else 0):
@@ -38,5 +47,8 @@ def serve_identities(
                 for identity in load_identities(directory):
                     if identity not in served:
                         served.add(identity)
-                        socket = provider.add(identity.path, identity.dns or None, name=identity.socket_name)
+                        name, folder = identity.socket_name, None
+                        if folders is not None:
+                            name, folder = FOLDER_SOCKET, identity.folder_name
+                        socket = provider.add(identity.path, identity.dns or None, name=name, folder=folder)
                         announce(f"{identity.spiffe_id}  unix:{socket}")
