@@ -14,6 +14,7 @@ COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11
 	--no-emit-index-url --custom-compile-command "make lock"
 TEST :=
 N := 20
+APART := --ignore tests/memory --ignore tests/containers
 ARGS :=
 FUZZ_S := 120
 SOAK_S := 14400
@@ -28,15 +29,19 @@ demo: $(READY)  ## Show the main job on real processes, in under a minute
 
 .PHONY: test
 test: $(READY)  ## Run the fast tests, those on a shared cluster included
-	.venv/bin/python -m pytest tests --ignore tests/memory -m "not destructive and not slow" $(ARGS)
+	.venv/bin/python -m pytest tests $(APART) -m "not destructive and not slow" $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(READY)  ## Run the tests that kill, corrupt and restart clusters, and other slow ones
-	.venv/bin/python -m pytest tests --ignore tests/memory -m "destructive or slow" $(ARGS)
+	.venv/bin/python -m pytest tests $(APART) -m "destructive or slow" $(ARGS)
 
 .PHONY: test-memory
 test-memory: $(READY)  ## Search the memory of nexus and keepers for keys (as root, or with CAP_SYS_PTRACE)
 	.venv/bin/python -m pytest tests/memory $(ARGS)
+
+.PHONY: test-containers
+test-containers: $(READY)  ## Run the tests on images and on docker-compose.yml (Docker engine, `docker compose` v2)
+	.venv/bin/python -m pytest tests/containers $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(READY)  ## Feed every decoder with hostile input, on new examples, for FUZZ_S=120 seconds
@@ -78,6 +83,7 @@ generate: $(READY)  ## Write the code that the contracts in proto/ give
 lock: .venv-uv/.ready  ## Resolve requirements/*.in anew; UPGRADE=--upgrade takes the newest versions
 	$(COMPILE) $(UPGRADE) requirements/dev.in -o requirements/dev.lock
 	$(COMPILE) $(UPGRADE) requirements/server.in -c requirements/dev.lock -o requirements/server.lock
+	$(COMPILE) $(UPGRADE) requirements/build.in -c requirements/dev.lock -o requirements/build.lock
 	$(COMPILE) $(UPGRADE) --resolution lowest-direct client/pyproject.toml requirements/sdk-lowest.in \
 		-o requirements/sdk-lowest.lock
 
