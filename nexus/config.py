@@ -1,5 +1,6 @@
 """The configuration of a nexus: one frozen model, built once at start; nobody else reads its sources."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,12 +33,12 @@ class NexusListenOptions(ListenOptions, frozen=True, forbid_unknown_fields=True)
 
 
 class StorageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    # file of the embedded store; its folder must exist and be writable
-    path: str = "/var/lib/shardhold/nexus.db"
+    # file of the embedded store; its folder must exist, be writable and hold nothing else
+    path: str = "/var/lib/shardhold/data/nexus.db"
 
 
 class AuditOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    # folder of the audit segments; must exist and be writable
+    # folder of the audit segments; must exist, be writable and hold nothing else
     directory: str = "/var/lib/shardhold/audit"
 
 
@@ -93,11 +94,25 @@ def load_config(
     check_drain(config.shutdown.drain_s)
     Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)
+    _check_folders(path, config)
     if config.memory.lowest_level < 2 and not config.dev:
         raise ConfigError(
             f"memory.lowest_level: got {config.memory.lowest_level}, want 2 or 3 (1 only with dev = true)"
         )
     return config
+
+
+def _check_folders(file: Path | None, config: NexusConfig) -> None:
+    """Look that configuration, data and audit stand apart, each with rights and a disk of its own."""
+    folders = {
+        "storage.path": Path(config.storage.path).parent.resolve(),
+        "audit.directory": Path(config.audit.directory).resolve(),
+    }
+    if file is not None:
+        folders["--config"] = file.parent.resolve()
+    for (name, folder), (other_name, other) in itertools.permutations(folders.items(), 2):
+        if folder == other or other in folder.parents:
+            raise ConfigError(f"{name}: got the folder {folder}, want one that is not in {other}, {other_name}'s")
 
 
 def _check_keepers(keepers: tuple[KeeperOptions, ...]) -> None:

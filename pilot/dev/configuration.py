@@ -17,7 +17,9 @@ _HEADER = "# Written by `pilot dev` at each start: for development only.\n"
 def write_config(directory: DevDirectory, state: State, name: str) -> None:
     """Write the configuration file of the server *name*: nexus, keeper-1 …"""
     text = _nexus(directory, state) if name == "nexus" else _keeper(state, name)
-    directory.replace_file(directory.config(name), text.encode())
+    file = directory.config(name)
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    directory.replace_file(file, text.encode())
 
 
 def socket_path(state: State, name: str) -> Path:

@@ -91,7 +91,7 @@ class DevDirectory:
         return self.logs / f"{name}.log"
 
     def config(self, name: str) -> Path:
-        return self.root / f"{name}.toml"
+        return self.root / "config" / f"{name}.toml"
 
     @property
     def exists(self) -> bool:

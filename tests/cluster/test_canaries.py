@@ -146,7 +146,13 @@ def test_files_hold_nothing(haunted: Haunted) -> None:
     directory = haunted.cluster.directory
     files = read_tree(directory.root, without=directory.recovery_shares)
     found = set(files)
-    assert {"data/nexus.db", "data/nexus.db-wal", "data/nexus.db-shm", "nexus.toml", "keeper-1.toml"} <= found
+    assert {
+        "data/nexus.db",
+        "data/nexus.db-wal",
+        "data/nexus.db-shm",
+        "config/nexus.toml",
+        "config/keeper-1.toml",
+    } <= found
     assert {f"logs/{name}.log" for name in haunted.cluster.dev.names} <= found
     assert any(name.startswith("audit/") and files[name] for name in found)
     assert haunted.canaries.find_all(files) == {}

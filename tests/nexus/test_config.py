@@ -71,6 +71,41 @@ def test_a_wrong_option_is_named(tmp_path: Path, old: str, new: str, words: str)
         load(tmp_path, GOOD.replace(old, new))
 
 
+@pytest.mark.parametrize(
+    ("data", "audit", "words"),
+    [
+        pytest.param("data", "data", "^storage.path: got .*/data, want .* not in .*/data, audit.directory's", id="one"),
+        pytest.param(
+            "data", "data/audit", "^audit.directory: got .* not in .*/data, storage.path's", id="audit in data"
+        ),
+        pytest.param(
+            "audit/data", "audit", "^storage.path: got .* not in .*/audit, audit.directory's", id="data in audit"
+        ),
+        pytest.param("etc", "audit", "^storage.path: got .*/etc, .*, --config's", id="data is configuration"),
+        pytest.param("data", "etc/audit", "^audit.directory: got .*, --config's", id="audit in configuration"),
+        pytest.param(".", "../audit", "^--config: got .*/etc, want .*, storage.path's", id="configuration in data"),
+        pytest.param("link", "audit", "^storage.path: got .*/etc, .*, --config's", id="by a link"),
+        pytest.param("data/../audit", "audit", "^storage.path: got .*/audit, ", id="by dots"),
+    ],
+)
+def test_folders_that_overlap_are_named(tmp_path: Path, data: str, audit: str, words: str) -> None:
+    """Configuration, data and audit stand apart: none is another, or inside it."""
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    folders = f"[storage]\npath = '{tmp_path / data}/nexus.db'\n[audit]\ndirectory = '{tmp_path / audit}'\n[identity]"
+    with pytest.raises(ConfigError, match=words):
+        load(folder, GOOD.replace("[identity]", folders))
+
+
+def test_folders_side_by_side(tmp_path: Path) -> None:
+    """Folders whose names begin alike do not overlap."""
+    folder = tmp_path / "data-etc"
+    folder.mkdir()
+    folders = f"[storage]\npath = '{tmp_path}/data/db'\n[audit]\ndirectory = '{tmp_path}/data-audit'\n[identity]"
+    assert load(folder, GOOD.replace("[identity]", folders)).storage.path.endswith("/data/db")
+
+
 def test_plain_memory_is_for_development(tmp_path: Path) -> None:
     """dev = true allows level 1."""
     text = GOOD.replace("[identity]", "dev = true\n[memory]\nlowest_level = 1\n[identity]")

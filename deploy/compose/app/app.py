@@ -22,7 +22,8 @@ def main() -> None:
         while not stop.is_set():
             line = ask(client)
             if line != said:  # the log is for what changes
-                print(line, flush=True)
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
             said = line
             stop.wait(PAUSE_S)
 
