@@ -236,6 +236,29 @@ def test_identities_alone(folder: Path) -> None:
     assert not list((folder / "sockets").iterdir())
 
 
+def test_identities_in_folders_outlive_a_kill(folder: Path, tmp_path: Path) -> None:
+    """Each socket has a folder of its own; a provider that was killed is followed by one with another authority."""
+    from shardhold import WorkloadAPI
+
+    command = [*PILOT, "dev", "identity", "--dir", str(folder), "--folders", str(tmp_path / "s"), "--as", "/team/app"]
+    bundles = set()
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        with subprocess.Popen(command, env=clean_environ(), stdout=subprocess.PIPE, text=True) as provider:
+            try:
+                assert provider.stdout is not None
+                sockets = {provider.stdout.readline().rstrip("\n").rpartition("unix:")[2] for _ in range(12)}
+                identity = WorkloadAPI(str(tmp_path / "s" / "team+app" / "workload.sock"))
+                bundles.add(identity.current().bundle_pem)
+                identity.close()
+            finally:
+                provider.send_signal(end)
+            provider.wait(timeout=20)
+    assert len(bundles) == 2
+    people = ("superuser-dev", "operator-dev", *(f"recover-custodian-{number}" for number in (1, 2, 3)))
+    names = ("team+app", "nexus-1", *(f"keeper-{number}" for number in range(1, 6)), *people)
+    assert sockets == {str(tmp_path / "s" / name / "workload.sock") for name in names}
+
+
 def watch_rotation(socket: str) -> None:
     """Wait until the Workload API at *socket* has pushed another SVID than the first."""
     from shardhold import WorkloadAPI

@@ -111,6 +111,19 @@ def test_a_pilot_that_went_away_leaves_an_attempt_that_the_next_one_voids(unborn
     assert is_serving(unborn)
 
 
+def test_an_init_that_may_be_repeated_sets_older_cards_aside(unborn: Cluster) -> None:
+    """`init --if-needed` makes the cluster, once, and keeps the cards that lay there: they may be of another one."""
+    shares = unborn.directory.recovery_shares
+    shares.mkdir()
+    (shares / "custodian-1.txt").write_text("of another cluster")
+    for _ in range(2):
+        unborn.pilot("init", "--if-needed", "--shares-dir", str(shares))
+    assert (shares / "earlier-1" / "custodian-1.txt").read_text() == "of another cluster"
+    assert {card.name for card in shares.glob("*.txt")} == {f"custodian-{number}.txt" for number in range(1, 6)}
+    unborn.wait_ready()
+    assert is_serving(unborn)
+
+
 def test_a_second_begin_voids_the_first(founder: Founder, unborn: Cluster) -> None:
     """Only the newest attempt can be confirmed."""
     first, second = founder.begin(), founder.begin()

@@ -4,12 +4,15 @@ The calls are such that none changes the state: where an RPC is served that woul
 names what does not exist. What a call in its right place does is the affair of other tests.
 """
 
+import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.cluster.cluster import Cluster
@@ -27,6 +30,13 @@ PATH = "states/secret"
 POLICY = policies_pb2.Policy(
     name="states", spiffe_ids=["spiffe://x/y"], paths=["nothing"], permissions=[policies_pb2.PERMISSION_READ]
 )
+POLICY_FILE = """
+[[policy]]
+name = "states"
+spiffe_ids = ["spiffe://x/y"]
+paths = ["nothing"]
+permissions = ["read"]
+"""
 
 OK = ("OK", "", "")
 DENIED = ("PERMISSION_DENIED", "DENIED", "is not allowed")
@@ -193,6 +203,31 @@ def test_health_and_probes_say_whether_it_is_ready(walk: Walk, state: str) -> No
         assert answer.status == (health_pb2.HealthCheckResponse.SERVING if is_ready else 2), service
     assert walk.cluster.dev.is_ready() is is_ready
     assert f'shardhold_nexus_state{{state="{state}"}} 1.0' in walk.cluster.fetch("nexus", "/metrics")
+
+
+@pytest.mark.parametrize("live", [pytest.param(False, id="ready"), pytest.param(True, id="live")])
+def test_the_health_command_tells_ready_from_alive(walk: Walk, state: str, live: bool) -> None:
+    """`nexus health` exits with 0 in ready alone, `nexus health --live` in every state; both print the answer."""
+    command = [*server_command(walk.cluster.directory, "nexus"), "health", *(["--live"] if live else [])]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    is_ready = state == "ready"
+    assert (ended.returncode, ended.stdout) == (0 if live or is_ready else 1, f"{'' if is_ready else 'NOT_'}SERVING\n")
+
+
+def test_what_automation_repeats_leaves_the_nexus_alone(walk: Walk, state: str) -> None:
+    """`init --if-needed` finds any cluster that is one, and `policy apply --if-ready` one that waits for its key."""
+    cluster = walk.cluster
+    policy, shares = cluster.directory.root / "policy.toml", cluster.directory.root / "other-shares"
+    policy.write_text(POLICY_FILE)
+    if state in ("uninitialised", "initialising"):
+        cluster.pilot("policy", "apply", "--if-ready", str(policy), exit_code=1)
+        return
+    again = json.loads(cluster.pilot("init", "--if-needed", "--shares-dir", str(shares), "-o", "json").stdout)
+    assert again == {"initialised_before": True, "state": state}
+    assert not shares.exists()
+    applied = json.loads(cluster.pilot("policy", "apply", "--if-ready", "-o", "json", str(policy)).stdout)
+    assert applied["applied"] == (["states"] if state == "ready" else [])
+    assert ("why" in applied) is (state != "ready")
 
 
 def test_the_nexus_stays_in_its_state(walk: Walk, state: str) -> None:

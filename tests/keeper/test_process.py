@@ -377,7 +377,8 @@ def test_health_command(provider: IdentityProvider, tmp_path: Path) -> None:
     keeper = KeeperProcess(tmp_path, provider).start()
     text = keeper.config.read_text()
     keeper.config.write_text(text.replace('address = "127.0.0.1:0"', f'address = "0.0.0.0:{keeper.port}"'))
-    assert run("health", "--config", str(keeper.config)).returncode == 0
+    healthy = run("health", "--config", str(keeper.config))
+    assert (healthy.returncode, healthy.stdout) == (0, "SERVING\n")
     assert keeper.stop() == 0
     ended = run("health", "--config", str(keeper.config))
     assert ended.returncode == 1

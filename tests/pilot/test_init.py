@@ -77,6 +77,17 @@ def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
         FileCustodians(tmp_path / "y" / "z").prepare()
 
 
+def test_what_lies_there_is_set_aside_and_kept(tmp_path: Path) -> None:
+    """Each time in a new folder; where nothing lies, there is none."""
+    for content in ("first", "second"):
+        FileCustodians(tmp_path, set_aside=True).prepare()
+        (tmp_path / "custodian-1.txt").write_text(content)
+    for _ in range(2):
+        FileCustodians(tmp_path, set_aside=True).prepare()
+    kept = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
+    assert kept == {"earlier-1/custodian-1.txt": "first", "earlier-2/custodian-1.txt": "second"}
+
+
 def test_a_file_that_came_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     """A file or link of the same name stops the hand-out, and stays; what was written before goes."""
     custodians = FileCustodians(tmp_path)

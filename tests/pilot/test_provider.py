@@ -1,5 +1,7 @@
 """The development identity provider, as a SPIFFE client sees it."""
 
+import socket as socket_module
+import stat
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -54,6 +56,23 @@ def test_socket_can_be_named(provider: IdentityProvider) -> None:
         provider.add("/team/other", name="app.sock")
     with pytest.raises(ConfigError, match="want a file name"):
         provider.add("/team/other", name="../app.sock")
+
+
+def test_socket_in_a_folder_of_its_own(provider: IdentityProvider) -> None:
+    """The folder is for the owner only; a socket that a killed provider left there is replaced."""
+    (folder := provider.add("/team/app").parent / "app").mkdir(mode=0o700)
+    with socket_module.socket(socket_module.AF_UNIX) as left:
+        left.bind(str(folder / "workload.sock"))
+    assert provider.add("/team/left", name="workload.sock", folder="app") == folder / "workload.sock"
+    other = provider.add("/team/other", name="workload.sock", folder="other")
+    assert stat.S_IMODE(other.parent.stat().st_mode) == 0o700
+    for socket, path in ((folder / "workload.sock", "/team/left"), (other, "/team/other")):
+        with WorkloadApiClient(f"unix:{socket}") as client:
+            assert str(client.fetch_x509_svid(timeout=10).spiffe_id) == f"spiffe://example.org{path}"
+    with pytest.raises(ConfigError, match="another identity's already"):
+        provider.add("/team/third", name="workload.sock", folder="app")
+    with pytest.raises(ConfigError, match="want a file name"):
+        provider.add("/team/third", name="workload.sock", folder="../app")
 
 
 def test_rotation_reaches_every_stream(provider: IdentityProvider) -> None:
