@@ -3,6 +3,7 @@
 `TEST_REQUIRE=memory,memfd_secret` is how CI makes sure that nothing is skipped in silence.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -44,19 +45,30 @@ def _may_mount() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def _has_docker() -> bool:
+    """Whether an engine answers, with compose v2."""
+    if shutil.which("docker") is None:
+        return False
+    commands = (["docker", "info"], ["docker", "compose", "version"])
+    return all(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands)
+
+
 # part: (whether it is there, how one gets it)
 PARTS: dict[str, tuple[Callable[[], bool], str]] = {
     "memory": (_may_read_memory, "run as root, or with CAP_SYS_PTRACE"),
     "memfd_secret": (_has_memfd_secret, "needs Linux with memfd_secret (secretmem.enable=1) and enough RLIMIT_MEMLOCK"),
     "strace": (lambda: shutil.which("strace") is not None, "install strace: it makes the disk fail"),
     "faketime": (lambda: find_library() is not None, "install libfaketime, with apt: faketime"),
+    "docker": (functools.cache(_has_docker), "needs a Docker engine that answers, and `docker compose` v2"),
     "tmpfs": (_may_mount, "run as root, or where users may make namespaces"),
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test of the memory scan the need that all of them have."""
+    """Give each test of the memory scan, and each on containers, the need that all of them have."""
     for item in items:
+        if Path(__file__).parent / "containers" in item.path.parents:
+            item.add_marker(pytest.mark.needs("docker"))
         if item.get_closest_marker("memory"):
             item.add_marker(pytest.mark.needs("memory"))
 
