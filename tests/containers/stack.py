@@ -135,6 +135,23 @@ class Stack:
         """Run pilot as the superuser, in a container of its own."""
         return self.compose("run", "--rm", "--no-TTY", "pilot", *arguments, given=given, check=check)
 
+    @contextlib.contextmanager
+    def program(self, service: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """Run a service's program in a container of its own, with pipes to its standard input and output."""
+        command = ["docker", "compose", "--project-name", self.project, *self._files]
+        with subprocess.Popen(
+            [*command, "run", "--rm", "--no-TTY", service, *arguments],
+            cwd=ROOT,
+            env=_environ(self.tag),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
     def status(self) -> Status:
         """Return what `pilot status -o json` says; empty when the nexus does not answer."""
         done = self.pilot("status", "--output", "json", check=False)
@@ -225,6 +242,18 @@ class Stack:
     def mend(self, keeper: str) -> None:
         """Give a keeper its connection back."""
         docker("network", "connect", "--alias", keeper, f"{self.project}_{keeper}", self.container(keeper))
+
+    def isolate(self) -> None:
+        """Cut the connections between the nexus and all keepers; callers still reach it."""
+        nexus = self.container("nexus")
+        for keeper in KEEPERS:
+            docker("network", "disconnect", "--force", f"{self.project}_{keeper}", nexus)
+
+    def rejoin(self) -> None:
+        """Undo `isolate`."""
+        nexus = self.container("nexus")
+        for keeper in KEEPERS:
+            docker("network", "connect", "--alias", "nexus", f"{self.project}_{keeper}", nexus)
 
     def unseal(self, numbers: Sequence[int] = (1, 2, 3)) -> None:
         """Have custodians submit their shares, as docs/deploy-containers.md says."""
