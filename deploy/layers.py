@@ -19,7 +19,11 @@ _ALONE = {
     "shamir-mnemonic": ("nexus", "pilot"),  # recovery words: the nexus opens the escrow with them
     "typer": ("pilot",),
 }
-_CONTRACT = ("keeper/__init__.py", "keeper/v1")  # of the keeper's package: how a nexus calls it
+_CONTRACT = (
+    "keeper/__init__.py",
+    "keeper/__pycache__/__init__.*.pyc",
+    "keeper/v1",
+)  # of the keeper's package: how a nexus calls it
 
 
 def main() -> None:
@@ -30,8 +34,9 @@ def main() -> None:
     for name, roles in _find_alone(installed).items():
         for entry in _list_entries(installed[name], site):
             _move(venv, entry, out, roles)
-    for path in _CONTRACT:
-        _copy(venv, site / path, out / "nexus")
+    for pattern in _CONTRACT:
+        for path in site.glob(pattern):
+            _copy(venv, path, out / "nexus")
     for role in ROLES:
         _move(venv, site / role, out, (role,))
         _move(venv, venv / "bin" / role, out, (role,))

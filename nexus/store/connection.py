@@ -165,6 +165,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
+        # Large sorts and statements would spill into /tmp, which may not be there, and is not the store's folder.
+        connection.execute("PRAGMA temp_store = MEMORY")
     except SQLITE_ERRORS:
         connection.close()
         raise

@@ -55,7 +55,7 @@ def name_image(role: str, tag: str) -> str:
 
 
 def build_images(tag: str) -> float:
-    """Build all images under *tag*, and return the seconds it took. Authorities that pip trusts here are the build's."""
+    """Build all images under *tag*; return the seconds it took. Authorities that pip trusts here are the build's."""
     started = time.monotonic()
     _compose(["build", "--quiet"], environ=_environ(tag), timeout=1200)
     return time.monotonic() - started
