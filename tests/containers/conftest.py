@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.stack import Stack, build_images, remove_images, running
-from tests.containers.traffic import WITH_LOAD
+from tests.containers.traffic import with_load
 
 MakeStack = Callable[..., Stack]
 
@@ -38,5 +38,5 @@ def stack(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
 @pytest.fixture(scope="module")
 def loaded_stack(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The same, for tests that let calls flow meanwhile (`tests/containers/traffic.py`)."""
-    with running(tmp_path_factory.mktemp("stack"), images, override=WITH_LOAD) as shared:
+    with running(tmp_path_factory.mktemp("stack"), images, override=with_load()) as shared:
         yield shared

@@ -35,9 +35,10 @@ class StackError(AssertionError):
     """The stack did not do what was asked, or not in time."""
 
 
-def docker(*arguments: str, check: bool = True, timeout: float = COMMAND_S) -> str:
-    """Run docker and return what it said on standard output."""
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+def docker(*arguments: str, check: bool = True, given: str = "", timeout: float = COMMAND_S) -> str:
+    """Run docker and return what it said on standard output; *given* is standard input."""
+    command = ["docker", *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, check=False)
     if check and done.returncode != 0:
         raise StackError(f"docker {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -59,6 +60,15 @@ def build_images(tag: str) -> float:
     started = time.monotonic()
     _compose(["build", "--quiet"], environ=_environ(tag), timeout=1200)
     return time.monotonic() - started
+
+
+def rebuild_images(tag: str) -> str:
+    """Make images like those of *tag* that are other images, as the next release is; return their tag."""
+    following = f"{tag}-next"
+    for role in IMAGES:
+        dockerfile = f"FROM {name_image(role, tag)}\nLABEL org.opencontainers.image.revision={following}\n"
+        docker("build", "--quiet", "--tag", name_image(role, following), "-", given=dockerfile)
+    return following
 
 
 def remove_images(tag: str) -> None:
@@ -235,25 +245,17 @@ class Stack:
     def unpause(self, *services: str) -> None:
         self.compose("unpause", *services)
 
-    def cut(self, keeper: str) -> None:
-        """Cut the connection between a keeper and the nexus."""
-        docker("network", "disconnect", "--force", f"{self.project}_{keeper}", self.container(keeper))
+    def cut(self, service: str, *networks: str) -> None:
+        """Cut a service off a network: a keeper, by default, off its own, which connects it with the nexus."""
+        container = self.container(service)
+        for network in networks or (service,):
+            docker("network", "disconnect", "--force", f"{self.project}_{network}", container)
 
-    def mend(self, keeper: str) -> None:
-        """Give a keeper its connection back."""
-        docker("network", "connect", "--alias", keeper, f"{self.project}_{keeper}", self.container(keeper))
-
-    def isolate(self) -> None:
-        """Cut the connections between the nexus and all keepers; callers still reach it."""
-        nexus = self.container("nexus")
-        for keeper in KEEPERS:
-            docker("network", "disconnect", "--force", f"{self.project}_{keeper}", nexus)
-
-    def rejoin(self) -> None:
-        """Undo `isolate`."""
-        nexus = self.container("nexus")
-        for keeper in KEEPERS:
-            docker("network", "connect", "--alias", "nexus", f"{self.project}_{keeper}", nexus)
+    def mend(self, service: str, *networks: str) -> None:
+        """Undo `cut`."""
+        container = self.container(service)
+        for network in networks or (service,):
+            docker("network", "connect", "--alias", service, f"{self.project}_{network}", container)
 
     def unseal(self, numbers: Sequence[int] = (1, 2, 3)) -> None:
         """Have custodians submit their shares, as docs/deploy-containers.md says."""

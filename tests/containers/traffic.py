@@ -16,31 +16,39 @@ from typing import Any
 from tests.containers.stack import Override, Stack
 
 FOLDER = str(Path(__file__).parent / "load")
+IDENTITY = ("dev", "identity", "--dir", "/run/shardhold", "--folders", "/run/identity", "--as", "/team/app")
+CHECK_S = 1200.0  # after half an hour of load
 END_S = 180.0  # calls in flight may take as long as their time-out
 
-# What goes over docker-compose.yml, so that `flowing` works: a workload that may write as well as read.
-WITH_LOAD: Override = {
-    "services": {
-        "policy": {"volumes": [f"{FOLDER}:/app:ro"]},
-        "load": {
-            "profiles": ["load"],
-            "image": "shardhold/pilot:${SHARDHOLD_TAG:-dev}",
-            "pull_policy": "never",
-            "read_only": True,
-            "cap_drop": ["ALL"],
-            "mem_limit": "256m",
-            "networks": ["clients"],
-            "entrypoint": ["python3", "/load/program.py"],
-            "environment": {
-                "SHARDHOLD_ADDRESS": "nexus:8553",
-                "SPIFFE_ENDPOINT_SOCKET": "unix:/run/identity/workload.sock",
-            },
-            "volumes": [f"{FOLDER}:/load:ro", "identity-app:/run/identity:ro"],
-        },
-    }
-}
-
 Ledger = Mapping[str, Any]
+
+
+def with_load(*, lifetime_s: int = 3600) -> Override:
+    """Return what goes over docker-compose.yml, so that `flowing` works: a workload that may write as well as read.
+
+    SVIDs live for *lifetime_s* seconds; by default far longer than a test, which then sees no change of connections.
+    """
+    return {
+        "services": {
+            "identity": {"command": [*IDENTITY, "--lifetime", str(lifetime_s)]},
+            "policy": {"volumes": [f"{FOLDER}:/app:ro"]},
+            "load": {
+                "profiles": ["load"],
+                "image": "shardhold/pilot:${SHARDHOLD_TAG:-dev}",
+                "pull_policy": "never",
+                "read_only": True,
+                "cap_drop": ["ALL"],
+                "mem_limit": "256m",
+                "networks": ["clients"],
+                "entrypoint": ["python3", "/load/program.py"],
+                "environment": {
+                    "SHARDHOLD_ADDRESS": "nexus:8553",
+                    "SPIFFE_ENDPOINT_SOCKET": "unix:/run/identity/workload.sock",
+                },
+                "volumes": [f"{FOLDER}:/load:ro", "identity-app:/run/identity:ro"],
+            },
+        }
+    }
 
 
 @dataclass
@@ -100,9 +108,10 @@ def flowing(stack: Stack) -> Iterator[Traffic]:
     assert traffic.ledger is not None, "the load died without its ledger"
 
 
-def check_ledger(stack: Stack, ledger: Ledger) -> int:
+def check_ledger(traffic: Traffic) -> int:
     """Read all versions that were acknowledged, and return their number."""
-    done = stack.compose("run", "--rm", "--no-TTY", "load", "check", given=json.dumps(ledger))
+    given = json.dumps(traffic.ledger)
+    done = traffic.stack.compose("run", "--rm", "--no-TTY", "load", "check", given=given, timeout=CHECK_S)
     said = [json.loads(line) for line in done.stdout.splitlines()]
     wrong = [line for line in said if line["event"] == "wrong"]
     assert not wrong, wrong[:10]

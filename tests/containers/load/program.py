@@ -73,7 +73,9 @@ class Report:
         try:
             yield
         except (Error, grpc.RpcError) as exc:
-            text = f"{exc.code()}: {exc.details()}" if isinstance(exc, grpc.RpcError) else f"{type(exc).__name__}: {exc}"
+            text = (
+                f"{exc.code()}: {exc.details()}" if isinstance(exc, grpc.RpcError) else f"{type(exc).__name__}: {exc}"
+            )
             self.say(what, error=text)
             raise
 
