@@ -42,7 +42,7 @@ def stack(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
 
 
 def test_chaos(stack: Stack, tmp_path: Path) -> None:
-    """Keepers, up to n − t at a time, the nexus and the identity provider fail at random; then all is as it should be."""
+    """Keepers, up to n − t at once, nexus and identity provider fail at random; then all is as it should be."""
     choose = random.Random(SEED)
     befell: Counter[str] = Counter()
     recoveries: list[float] = []
