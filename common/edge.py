@@ -152,9 +152,14 @@ class GrpcServer:
         self._services = ("", *sorted({method.name.split("/")[1] for method in methods}))
         self._health = HealthServicer()
         self._peers = PeerCheck(trust_domain)
-        self._arrivals = Arrivals(_end, per_caller=max(1, workers // 4), wait_s=message_wait_s)
-        self._meter = Meter(registry)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="call")
+        self._arrivals = Arrivals(
+            _end,
+            is_short=lambda: self._pool._work_queue.qsize() > 0,
+            per_caller=max(1, workers // 4),
+            wait_s=message_wait_s,
+        )
+        self._meter = Meter(registry)
         self._stopping = threading.Lock()
         self._is_stopping = False
         self._watchers: set[_Send] = set()
