@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.containers.stack import Override, Stack
+from tests.containers.stack import SERVERS, Override, Stack
 
 FOLDER = str(Path(__file__).parent / "load")
 IDENTITY = ("dev", "identity", "--dir", "/run/shardhold", "--folders", "/run/identity", "--as", "/team/app")
@@ -30,6 +30,8 @@ def with_load(*, lifetime_s: int = 3600) -> Override:
     """
     return {
         "services": {
+            # A busy machine is no reason to give up while a stack comes up.
+            **{name: {"healthcheck": {"timeout": "60s", "retries": 20}} for name in SERVERS},
             "identity": {"command": [*IDENTITY, "--lifetime", str(lifetime_s)]},
             "policy": {"volumes": [f"{FOLDER}:/app:ro"]},
             "load": {
