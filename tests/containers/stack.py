@@ -102,6 +102,10 @@ class Stack:
             self.compose("--profile", "pilot", "unpause", check=False)
             self.compose("--profile", "pilot", "down", "--volumes", "--remove-orphans", "--timeout", "0")
 
+    def environ(self) -> dict[str, str]:
+        """Return an environment in which `docker compose` is about this project."""
+        return _environ(self.tag) | {"COMPOSE_PROJECT_NAME": self.project}
+
     # What is asked
 
     def container(self, service: str) -> str:
