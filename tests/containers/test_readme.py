@@ -1,5 +1,6 @@
 """The README's section on containers: its commands are run as they are printed, and show what stands there."""
 
+import functools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,18 +25,33 @@ def test_the_readme_runs_as_printed(empty: Stack) -> None:
     """Cluster up, a secret put and read from another container, nexus killed and back: by these commands alone."""
     assert len(STEPS) > 4
     for step in STEPS:
-        done = subprocess.run(
-            ["bash", "-c", step.command],
-            cwd=ROOT,
-            env=empty.environ(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, f"$ {step.command}\n{done.stdout}{done.stderr}"
-        assert looks_alike(step.shown, done.stdout.splitlines()), f"$ {step.command}\n{done.stdout}"
+        # Only a status may be asked for again: a keeper may just have been late.
+        if step.command.endswith("pilot status"):
+            empty.wait(step.command, functools.partial(shows, step, empty))
+        else:
+            printed = run(step, empty)
+            assert looks_alike(step.shown, printed), f"$ {step.command}\n{printed}"
+
+
+def shows(step: Step, stack: Stack) -> bool:
+    """Return whether a step shows what is printed."""
+    return looks_alike(step.shown, run(step, stack))
+
+
+def run(step: Step, stack: Stack) -> list[str]:
+    """Run a step as it is printed, and return the lines that it shows."""
+    done = subprocess.run(
+        ["bash", "-c", step.command],
+        cwd=ROOT,
+        env=stack.environ(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"$ {step.command}\n{done.stdout}{done.stderr}"
+    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
