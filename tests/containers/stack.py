@@ -6,6 +6,7 @@ the machine would: `crash` ends a process behind the engine's back, so that its 
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -111,6 +112,10 @@ class Stack:
         with contextlib.suppress(StackError):
             self.compose("--profile", "pilot", "unpause", check=False)
             self.compose("--profile", "pilot", "down", "--volumes", "--remove-orphans", "--timeout", "0")
+
+    def environ(self) -> dict[str, str]:
+        """Return an environment in which `docker compose` is about this project."""
+        return _environ(self.tag) | {"COMPOSE_PROJECT_NAME": self.project}
 
     # What is asked
 
@@ -240,7 +245,10 @@ class Stack:
 
     def pause(self, *services: str) -> None:
         """Freeze all processes of containers: connections stay open, and nobody answers."""
-        self.compose("pause", *services)
+        for service in services:
+            # A busy engine may fail to freeze a container whose health is being asked.
+            pause = functools.partial(self.compose, "pause", service, check=False)
+            self.wait(f"{service} is paused", lambda pause=pause: pause().returncode == 0)
 
     def unpause(self, *services: str) -> None:
         self.compose("unpause", *services)

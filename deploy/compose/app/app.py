@@ -38,4 +38,4 @@ def ask(client: Client) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

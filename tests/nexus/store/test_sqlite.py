@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import CorruptRowError, StoreUnavailableError
-from nexus.store.connection import APPLICATION_ID
+from nexus.store.connection import APPLICATION_ID, connect_reader, connect_writer
 from nexus.store.migrations import NEWEST
 from nexus.store.protocol import Store
 from nexus.store.sqlite import SqliteStore
@@ -47,6 +47,14 @@ def make_store(file: Path, *, versions: int = 1) -> None:
     with closing(SqliteStore.open(file)) as store:
         for version in range(1, versions + 1):
             put(store, make_row("a", version))
+
+
+def test_temporary_data_stays_in_memory(file: Path) -> None:
+    """A large sort or statement needs no folder for temporary files, and leaves nothing outside the store's own."""
+    make_store(file)
+    for connect in (connect_reader, connect_writer):
+        with closing(connect(file)) as connection:
+            assert connection.execute("PRAGMA temp_store").fetchone() == (2,)
 
 
 def test_what_is_written_is_there_after_a_restart(file: Path) -> None:
