@@ -89,8 +89,10 @@ def load(
     the file only.
 
     Raises:
-        ConfigError: An option is unknown, missing or wrong, or the file cannot be read.
+        ConfigError: An option is unknown, missing or wrong, the file cannot be read, or gRPC is told to trace.
     """
+    if environ.get("GRPC_TRACE"):
+        raise ConfigError("GRPC_TRACE: want it unset, since its traces show what callers send and get, secrets too")
     tree = _read(path) if path else {}
     for variable in sorted(environ):
         if variable.startswith(f"{prefix}__"):

@@ -3,7 +3,7 @@
 A shard that was sealed for one set, point, statement or keeper opens for no other.
 """
 
-from typing import Protocol
+from dataclasses import dataclass
 
 from common.codec import fields, u32, u64
 
@@ -12,21 +12,23 @@ _SHARE = b"shardhold-submit-share-v1"
 _FETCH = b"shardhold-fetch-shard-v1"
 
 
-class SetLabel(Protocol):
-    """Names one shard set and where it stands."""
+@dataclass(frozen=True, slots=True)
+class SetLabel:
+    """Names one shard set and where it stands; bound into everything that is sealed for it."""
+
+    cluster_id: bytes  # 16 bytes
+    genesis: bytes  # 32 bytes, fingerprint of the genesis record
+    timeline: int
+    generation: int
+    set_id: bytes  # 16 bytes
+    set_number: int
 
     @property
-    def cluster_id(self) -> bytes: ...
-    @property
-    def genesis(self) -> bytes: ...
-    @property
-    def timeline(self) -> int: ...
-    @property
-    def generation(self) -> int: ...
-    @property
-    def set_id(self) -> bytes: ...
-    @property
-    def set_number(self) -> int: ...
+    def order(self) -> tuple[int, int]:
+        """Sets come in the order of their commits. A store that was put back may give a number out again, in its next
+        timeline.
+        """
+        return self.timeline, self.set_number
 
 
 def build_put_info(
@@ -43,9 +45,12 @@ def build_fetch_info(
     return fields(_FETCH, *_encode(label), u32(x), boot_id, keeper_id.encode(), nexus_id.encode(), public_key)
 
 
-def build_share_info(*, statement_digest: bytes, session_id: bytes) -> bytes:
-    """Bind a recovery share on its way to the nexus. The statement brings both SPIFFE IDs."""
-    return fields(_SHARE, statement_digest, session_id)
+def build_share_info(*, statement_digest: bytes, session_id: bytes, genesis: bytes) -> bytes:
+    """Bind a recovery share on its way to the nexus. The statement brings both SPIFFE IDs.
+
+    *genesis* is the fingerprint, 32 bytes, that the custodian compared with the card.
+    """
+    return fields(_SHARE, statement_digest, session_id, genesis)
 
 
 def _encode(label: SetLabel) -> tuple[bytes, ...]:

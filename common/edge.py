@@ -2,9 +2,9 @@
 
 Nexus and keeper hand it a table of methods; a faster edge would be one more such file. A method is a plain function
 (call, request) → response that knows nothing of gRPC. Around it, in this order and in one wrapper (stacked interceptors
-cost more than most calls): the caller by `common.peer`, the message by `common.arrival`, the deadline, the request's
-bytes, the method, the response's bytes. What a method raises becomes a status of `CODES` and a google.rpc.ErrorInfo
-with the error's stable reason.
+cost more than most calls): the caller by `common.peer`, the server's own SVID, which a connection may outlive, the
+message by `common.arrival`, the deadline, the request's bytes, the method, the response's bytes. What a method raises
+becomes a status of `CODES` and a google.rpc.ErrorInfo with the error's stable reason.
 
 Every method is unary, but gRPC is told that its request is a stream: the message of a unary one it awaits in the
 worker, without a bound and before it asks who calls. On the wire the two are the same. Messages behind the first are
@@ -182,9 +182,12 @@ class GrpcServer:
 
         Raises:
             ConfigError: The address cannot be bound.
-            IdentityUnavailableError: There is no SVID now (the SDK's error).
+            IdentityUnavailableError: There is no SVID now.
         """
-        credentials = server_credentials(self._identity)
+        try:
+            credentials = server_credentials(self._identity)
+        except IdentityUnavailableError as exc:
+            raise errors.IdentityUnavailableError(str(exc)) from exc
         try:
             port = self._server.add_secure_port(self._address, credentials)
         except RuntimeError as exc:
@@ -215,7 +218,7 @@ class GrpcServer:
     def _make_handler(self, method: Method) -> _Handler:
         handle, meter = method.handle, self._meter.for_method(method.name)
         identify: _Identify = self._peers.identify
-        arrivals = self._arrivals
+        arrivals, check_own = self._arrivals, self._identity.current
         parse: Callable[[bytes], Message] = method.request.FromString
 
         def serve(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
@@ -223,6 +226,7 @@ class GrpcServer:
             code = grpc.StatusCode.OK
             try:
                 caller = identify(context.auth_context())
+                check_own()
                 arrival = arrivals.enter(caller, context)
                 try:
                     body = next(messages, None)

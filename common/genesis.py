@@ -43,7 +43,11 @@ def decode_genesis(encoded: bytes) -> Genesis:
     Raises:
         CorruptRowError: It is not a genesis record.
     """
-    match parse_fields(encoded):
+    try:
+        parts = parse_fields(encoded)
+    except CorruptRowError as exc:
+        raise CorruptRowError(f"genesis record does not decode: {exc}") from exc
+    match parts:
         case [_, cluster_id, _, generation, kcv, audit, recovery, escrow]:
             genesis = Genesis(cluster_id, int.from_bytes(generation, "big"), kcv, audit, recovery, escrow)
             if len(generation) == 8 and genesis.encode() == encoded:  # the purpose, and seq 0

@@ -1,4 +1,4 @@
-"""What each server does to its process before the first key is in memory."""
+"""What each server, and the opener, does to its process before the first key is in memory."""
 
 import ctypes
 import os
@@ -8,6 +8,8 @@ import sys
 from common.errors import ProtectionError
 
 _PR_SET_DUMPABLE = 4
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic; where they differ the kernel refuses them
+_AMPLE_LOCK = 1024**3  # bytes; more than all mappings of a child with its libraries
 
 
 def harden_process() -> None:
@@ -28,3 +30,19 @@ def harden_process() -> None:
         nothing = ctypes.c_ulong(0)
         if libc.prctl(_PR_SET_DUMPABLE, nothing, nothing, nothing, nothing) != 0:
             raise ProtectionError(f"PR_SET_DUMPABLE cannot be set to 0: {os.strerror(ctypes.get_errno())}")
+
+
+def lock_memory() -> bool:
+    """Keep every page of this process out of swap, those to come too; return whether that was done.
+
+    It is done only where it cannot fail later, in the middle of the work: with CAP_IPC_LOCK, or when RLIMIT_MEMLOCK is
+    ample. An exec of a child undoes it.
+    """
+    if sys.platform != "linux":
+        return False
+    _, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    is_ample = most == resource.RLIM_INFINITY or most >= _AMPLE_LOCK
+    # With a limit of 0 the call below succeeds for those only whom no limit binds.
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (most if is_ample else 0, most))
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0)

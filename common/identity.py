@@ -67,13 +67,27 @@ def open_identity(options: IdentityOptions) -> IdentitySource:
         source = SvidFiles(options.svid_dir)
     else:
         source = WorkloadAPI(options.socket or None, timeout=_TRY_S)
-    svid = source.current()
-    if svid.trust_domain != options.trust_domain:
-        source.close()
-        raise errors.ConfigError(
-            f"identity.trust_domain: got {options.trust_domain!r}, but the SVID is {svid.spiffe_id}"
-        )
+    try:
+        _check_trust_domain(source, options.trust_domain)
+    except (IdentityUnavailableError, errors.ConfigError):
+        source.close()  # it has a thread, and would be opened anew by each try
+        raise
     return source
+
+
+def _check_trust_domain(source: IdentitySource, trust_domain: str) -> None:
+    svid = source.current()
+    if svid.trust_domain != trust_domain:
+        raise errors.ConfigError(f"identity.trust_domain: got {trust_domain!r}, but the SVID is {svid.spiffe_id}")
+
+
+def list_obstacles(identity: IdentitySource) -> list[str]:
+    """Return why this server can serve nobody, for its readiness; nothing while its SVID is good."""
+    try:
+        identity.current()
+    except IdentityUnavailableError as exc:
+        return [str(exc)]
+    return []
 
 
 def _report(state: RetryCallState) -> None:

@@ -4,7 +4,8 @@ The parent keeps secrets in protected memory only: it writes them to the child s
 straight into it. What the libraries leave behind dies with the child.
 
 Rules:
-- The child makes itself non-dumpable and only then says `READY`; before that the parent writes nothing.
+- The child makes itself non-dumpable, locks its memory where it may, and only then says `READY`; before that the parent
+  writes nothing.
 - The request is the codec over operation and arguments, then end of file; the answer one byte, then result or message.
 - Nothing goes through argv or the environment, which is empty; stderr goes nowhere.
 - A child that is not done within the time limit is killed.
@@ -162,9 +163,10 @@ _OPERATIONS: dict[bytes, Callable[..., bytes]] = {_SEAL_ESCROW: _seal, _OPEN_ESC
 
 def _serve() -> NoReturn:
     """Be the child: one request, one answer."""
-    from common.hardening import harden_process
+    from common.hardening import harden_process, lock_memory
 
     harden_process()
+    lock_memory()
     os.write(1, _READY)
     operation, *arguments = parse_fields(_read_all(0))
     try:

@@ -20,7 +20,7 @@ def server_credentials(identity: IdentitySource) -> grpc.ServerCredentials:
     """Make credentials that take key, chain and client roots from *identity* anew for each connection.
 
     Clients without a certificate of the trust domain fail in the handshake. When *identity* has no SVID for a while,
-    the last one stays in place: clients that see it expired refuse it.
+    the last one stays in place: clients that see it expired refuse it, and `common.edge` serves no call.
 
     Raises:
         IdentityUnavailableError: There is no SVID now (the SDK's error).

@@ -5,7 +5,7 @@
 #
 # Needs root, mmdebstrap (in Debian: apt install mmdebstrap) and a Docker engine. Packages come from MIRROR, or from
 # the first source of this machine where it is a Debian, and are verified by the keys of Debian's archive. The image has
-# Python with its venv module and Debian's essential packages; apt is not in it. It takes about half a minute.
+# Python with its venv module, the C++ library that grpcio needs, and Debian's essential packages; apt is not in it.
 set -euo pipefail
 
 tag=${1:-shardhold/base:local}
@@ -27,7 +27,7 @@ find_mirror() {
 }
 mirror=$(find_mirror)
 
-mmdebstrap --quiet --variant=essential --include=python3,python3-venv \
+mmdebstrap --quiet --variant=essential --include=python3,python3-venv,libstdc++6 \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     "$suite" "$work/base.tar" "${mirror:-http://deb.debian.org/debian}"

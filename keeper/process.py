@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from common.clock import SystemClock
 from common.edge import GrpcServer
 from common.http import HttpServer
-from common.identity import IdentitySource
+from common.identity import IdentitySource, list_obstacles
 from common.protected import ProtectedMemory
 from common.statement import StatementDesk
 from common.termination import Termination
@@ -28,6 +28,7 @@ class Keeper:
     def __init__(self, config: KeeperConfig, memory: ProtectedMemory, identity: IdentitySource) -> None:
         self._config = config
         self._memory = memory
+        self._identity = identity
         self._slots = ShardSlots(self._memory)
         self._desk = StatementDesk(SystemClock())
         self._boot_id = os.urandom(16)
@@ -89,7 +90,7 @@ class Keeper:
         self._server.set_serving(serving)
 
     def _list_obstacles(self) -> list[str]:
-        return [] if self._is_serving else ["not serving"]
+        return list_obstacles(self._identity) if self._is_serving else ["not serving"]
 
     def _register_metrics(self, registry: CollectorRegistry) -> None:
         sets = Gauge("shardhold_keeper_sets", "Shard sets held, 0 to 2", registry=registry)

@@ -11,7 +11,7 @@ import structlog
 from google.protobuf.message import Message
 
 from common import shamir
-from common.delivery import build_fetch_info, build_put_info
+from common.delivery import SetLabel, build_fetch_info, build_put_info
 from common.edge import Call, Method
 from common.errors import DecryptionError, DeniedError, InvalidArgumentError, StatementError
 from common.identity import IdentitySource
@@ -21,7 +21,7 @@ from common.sealing import KEY_SIZE, OVERHEAD, seal
 from common.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, StatementDesk
 from keeper import __version__
 from keeper.mark_slot import MarkSlot
-from keeper.slots import HeldSet, SetLabel, ShardSlots
+from keeper.slots import HeldSet, ShardSlots
 from keeper.v1 import keeper_pb2 as pb
 
 _DIGEST_SIZE = 32  # bytes of SHA-256: statement digests, commitments, the genesis fingerprint

@@ -21,26 +21,11 @@ import threading
 from dataclasses import dataclass
 
 from common import shamir
+from common.delivery import SetLabel
 from common.errors import InvalidArgumentError, NotFoundError, WrongStateError
 from common.protected import ProtectedBuffer, ProtectedMemory
 
 MAX_SETS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class SetLabel:
-    """Names one shard set and where it stands."""
-
-    cluster_id: bytes  # 16 bytes
-    genesis: bytes  # 32 bytes, fingerprint of the genesis record
-    timeline: int
-    generation: int
-    set_id: bytes  # 16 bytes
-    set_number: int
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return self.timeline, self.set_number
 
 
 @dataclass(frozen=True, slots=True)

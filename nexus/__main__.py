@@ -72,9 +72,13 @@ def _run(config: NexusConfig) -> int:
             return 0
         raise
     try:
-        return Nexus(config, memory=memory, identity=identity, clock=SystemClock()).run(termination)
+        code = Nexus(config, memory=memory, identity=identity, clock=SystemClock()).run(termination)
     finally:
         identity.close()
+    # The interpreter would wait for workers, also for those that hang with a disk. Nothing else is left to be done.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from common.codec import fields, parse_fields, u64
 from common.errors import CorruptRowError
+from nexus import records
 from nexus.root_key import RootKey
 from nexus.store.protocol import ControlRow, Meta, Writer
 
@@ -64,12 +65,29 @@ def verify(meta: Meta, rows: Iterable[ControlRow], root_key: RootKey) -> Control
     if manifest is None:
         raise CorruptRowError("control manifest is missing")
     listed = _open_manifest(manifest, meta, root_key)
-    good = {
-        key: row.body
-        for key, row in present.items()
-        if row.digest == listed.get(key) == row_digest(meta.cluster_id, row.kind, row.name, row.body)
-    }
+    good = {key: row.body for key, row in present.items() if _is_listed(row, listed, meta.cluster_id)}
     return Controls(good, frozenset((present.keys() | listed.keys()) - good.keys()))
+
+
+def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.ShardSetRecord:
+    """Find the current set among the rows that the manifest lists as they are. The manifest itself is not verified yet.
+
+    So a row that was added or edited stands in nobody's way; and where `verify` holds, what was found here is verified.
+
+    Raises:
+        CorruptRowError: There is no manifest, or not exactly one such set; the message names the rows left out.
+    """
+    manifest = next((row for row in rows if (row.kind, row.name) == MANIFEST), None)
+    if manifest is None:
+        raise CorruptRowError("control manifest is missing")
+    listed = _parse_manifest(manifest.body)[1]
+    sets = [row for row in rows if row.kind == records.SHARD_SET]
+    good = [row for row in sets if _is_listed(row, listed, cluster_id)]
+    try:
+        return records.find_current_set(good)
+    except CorruptRowError as exc:
+        left_out = ", ".join(f"{row.kind}/{row.name}" for row in sets if row not in good)
+        raise CorruptRowError(f"{exc}; does not verify: {left_out}" if left_out else str(exc)) from exc
 
 
 def first_manifest(meta: Meta, bodies: Mapping[Key, bytes], root_key: RootKey, writer: Writer) -> Meta:
@@ -138,13 +156,26 @@ def _manifest_head(meta: Meta) -> list[bytes]:
 def _open_manifest(manifest: ControlRow, meta: Meta, root_key: RootKey) -> dict[Key, bytes]:
     if not hmac.compare_digest(manifest.digest, root_key.authenticate(manifest.body)):
         raise CorruptRowError("control manifest does not verify under the control key")
-    parts = parse_fields(manifest.body)
-    head, revision, rows = parts[:4], parts[4:5], parts[5:]
-    if head != _manifest_head(meta) or not revision or len(rows) % 3:
+    head, listed = _parse_manifest(manifest.body)
+    if head[:-1] != _manifest_head(meta):
         raise CorruptRowError("control manifest is of another cluster, timeline or control revision than the store")
-    if int.from_bytes(revision[0], "big") > meta.revision:
+    if int.from_bytes(head[-1], "big") > meta.revision:
         raise CorruptRowError("store is at an earlier revision than its control manifest: it was put back")
-    return {
-        (kind.decode(), name.decode()): digest
-        for kind, name, digest in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
-    }
+    return listed
+
+
+def _parse_manifest(body: bytes) -> tuple[list[bytes], dict[Key, bytes]]:
+    """Return what a manifest says of the store, its revision last, and the digests that it lists."""
+    parts = parse_fields(body)
+    head, rows = parts[:5], parts[5:]
+    if len(head) < 5 or len(rows) % 3:
+        raise CorruptRowError("control manifest does not decode")
+    try:
+        keys = [(kind.decode(), name.decode()) for kind, name in zip(rows[::3], rows[1::3], strict=True)]
+    except UnicodeDecodeError as exc:
+        raise CorruptRowError("control manifest does not decode") from exc
+    return head, dict(zip(keys, rows[2::3], strict=True))
+
+
+def _is_listed(row: ControlRow, listed: Mapping[Key, bytes], cluster_id: bytes) -> bool:
+    return row.digest == listed.get((row.kind, row.name)) == row_digest(cluster_id, row.kind, row.name, row.body)

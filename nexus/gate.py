@@ -94,12 +94,12 @@ class Gate:
     ) -> "Audited[Grant]":
         """Authorise a call by the caller's role, and audit the block that follows.
 
-        With *reserve* the entry may use the audit's reserve.
+        With *reserve* the entry may use the audit's reserve; that of a denial never does, or anybody could use it up.
         """
         self._lifecycle.check_served(rpc)
         grant = Grant(caller, action)
         if caller.role not in roles:
-            self._deny(grant, "role " + " or ".join(sorted(roles)), reserve=reserve)
+            self._deny(grant, "role " + " or ".join(sorted(roles)))
         if not reserve:
             self._require_audit()
         return Audited(self, grant, grant, reserve=reserve)
@@ -140,7 +140,7 @@ class Gate:
         if with_keys:
             self._lifecycle.give_back()
         if isinstance(error, OutcomeUnknownError):
-            self._lifecycle.give_up(str(error))
+            self._lifecycle.give_up(f"{grant.action} by {grant.caller.spiffe_id}: {error}")
         elif error is None and grant.in_store:
             self._exporter.nudge()
         else:
@@ -167,8 +167,8 @@ class Gate:
             return None
         return view.policies.decide(caller.spiffe_id, permission, path)
 
-    def _deny(self, grant: Grant, wanted: str, *, reserve: bool = False) -> NoReturn:
-        self._audit.append(self._entry(grant, DeniedError.reason, decision="deny"), reserve=reserve)
+    def _deny(self, grant: Grant, wanted: str) -> NoReturn:
+        self._audit.append(self._entry(grant, DeniedError.reason, decision="deny"))
         raise DeniedError(f"{grant.caller.spiffe_id} is not allowed: it needs {wanted}")
 
     def _entry(self, grant: Grant, outcome: str, *, decision: str = "allow") -> Entry:

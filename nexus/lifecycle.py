@@ -27,6 +27,7 @@ class Lifecycle:
         self._serving: Serving | None = None
         self._on_change = on_change
         self._on_failure = on_failure
+        self._is_over = False  # shut for good: no key is installed any more
         self._borrowed = 0
         self._returned = threading.Condition()
 
@@ -76,19 +77,31 @@ class Lifecycle:
                 self._returned.notify_all()
 
     def install(self, serving: Serving) -> None:
-        """Be ready, and serve with *serving* from here on."""
+        """Be ready, and serve with *serving* from here on.
+
+        Raises:
+            SealedError: The nexus was shut for good; *serving* stays the caller's.
+        """
         with self._returned:
+            if self._is_over:
+                raise SealedError("the nexus is sealed, and ends")
             before, self._state, self._serving = self._state, State.READY, serving
         self._tell(before, State.READY)
 
     def withdraw(
-        self, state: State, *, seconds: float, last_use: Callable[[Serving], None] = lambda serving: None
+        self,
+        state: State,
+        *,
+        seconds: float,
+        last_use: Callable[[Serving], None] = lambda serving: None,
+        for_good: bool = False,
     ) -> None:
         """Serve no more: go to *state*, wait at most *seconds* for what is borrowed, and wipe every key.
 
-        *last_use* gets the keys when nobody else has them, just before they are wiped.
+        *last_use* gets the keys when nobody else has them, just before they are wiped. *for_good*: none follow them.
         """
         with self._returned:
+            self._is_over |= for_good
             before, self._state = self._state, state
             serving, self._serving = self._serving, None
         try:

@@ -14,12 +14,19 @@ class NexusCollector(Collector):
     """Gauges over the live objects; nothing here is counted twice."""
 
     def __init__(
-        self, lifecycle: Lifecycle, pool: KeeperPool, *, memory_protection: int, is_audit_failing: Callable[[], bool]
+        self,
+        lifecycle: Lifecycle,
+        pool: KeeperPool,
+        *,
+        memory_protection: int,
+        is_audit_failing: Callable[[], bool],
+        count_lacking_shards: Callable[[], int],
     ) -> None:
         self._lifecycle = lifecycle
         self._pool = pool
         self._memory_protection = memory_protection
         self._is_audit_failing = is_audit_failing
+        self._count_lacking_shards = count_lacking_shards
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("shardhold_nexus_state", "1 for the state the nexus is in", labels=["state"])
@@ -27,6 +34,11 @@ class NexusCollector(Collector):
             state.add_metric([one.value], float(one is self._lifecycle.state))
         yield state
         yield from self._collect_keepers()
+        yield GaugeMetricFamily(
+            "shardhold_recovery_lacking_shards",
+            "shards that a nexus without a root key still waits for; 0 when it waits for none",
+            value=self._count_lacking_shards(),
+        )
         yield GaugeMetricFamily(
             "shardhold_memory_protection_level", "3: memfd_secret, 2: locked, 1: plain", value=self._memory_protection
         )

@@ -6,21 +6,10 @@ The store's Protocol is in `nexus.store.protocol`, the clock's in `common.clock`
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.delivery import SetLabel
 from common.mark import SignedMark
 from common.protected import ProtectedBuffer
 from common.statement import SignedStatement, StatementDesk
-
-
-@dataclass(frozen=True, slots=True)
-class SetLabel:
-    """Names one shard set and where it stands; bound into everything that is sealed for it."""
-
-    cluster_id: bytes  # 16 bytes
-    genesis: bytes  # 32 bytes, fingerprint of the genesis record
-    timeline: int
-    generation: int
-    set_id: bytes  # 16 bytes
-    set_number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,5 +104,9 @@ class Signer(Protocol):
         ...
 
     def sign(self, message: bytes) -> bytes:
-        """Return the signature, 64 bytes."""
+        """Return the signature, 64 bytes.
+
+        Raises:
+            SealedError: The key was wiped.
+        """
         ...

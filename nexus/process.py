@@ -1,7 +1,7 @@
 """A nexus process: builds every part once, runs it, and takes it down again.
 
 Order of a start: store, audit, keepers, then the gRPC port; so a wrong set-up is told before anybody can call. Order of
-an end: refuse calls, drain, stop the keepers' threads, flush the audit, wipe.
+an end: refuse calls, drain, stop the threads, flush the audit, wipe. Whatever hangs with a disk is given up in time.
 """
 
 import contextlib
@@ -15,14 +15,16 @@ from prometheus_client import CollectorRegistry
 
 from common.clock import Clock, JumpWatch
 from common.edge import GrpcServer
-from common.errors import AuditUnavailableError, StoreUnavailableError
+from common.errors import AuditUnavailableError, CorruptRowError, OutcomeUnknownError, ShardholdError
 from common.http import HttpServer
+from common.identity import list_obstacles
 from common.protected import ProtectedMemory
 from common.termination import Termination
 from nexus.audit.entry import Entry
 from nexus.audit.exporter import Exporter
 from nexus.audit.log import AuditLog
 from nexus.config import KeeperOptions, NexusConfig
+from nexus.control import find_current_set
 from nexus.gate import Gate
 from nexus.initialise import Initialisation
 from nexus.lifecycle import Lifecycle
@@ -32,7 +34,6 @@ from nexus.policy import superuser_policy
 from nexus.quorum.link import GrpcKeeperLink
 from nexus.quorum.pool import KeeperPool
 from nexus.quorum.shard_set import Member
-from nexus.records import find_current_set
 from nexus.roles import Roles
 from nexus.seal import SealDesk
 from nexus.server.auth import Authenticator
@@ -46,12 +47,13 @@ from nexus.states import State, initial_state
 from nexus.status import StatusDesk
 from nexus.store.protocol import Meta, Phase, Store
 from nexus.store.sqlite import SqliteStore
+from nexus.time_limit import finish_within
 from nexus.unseal import Unseal
 from nexus.vault import Vault
 from nexus.warden import Warden
 from shardhold._identity import IdentitySource
 
-_CLOSE_S = 10.0  # for the last entries to reach the disks
+_CLOSE_S = 10.0  # for the threads to end, and the last entries to reach the disks
 _TICK_S = 1.0  # how often what is too old is looked for
 
 log = structlog.get_logger("nexus")
@@ -69,15 +71,16 @@ class Nexus:
         """
         self._config = config
         self._memory = memory
+        self._identity = identity
         self._clock = clock
-        self._exit_code = 0
+        self._failure = ""  # why the process ends by itself
         self._jumps = JumpWatch(clock)
         self._store = SqliteStore.open(Path(config.storage.path))
         meta = self._load_meta()
         self._audit = AuditLog.open(
             Path(config.audit.directory), nexus=config.name, timeline=meta.timeline, clock=clock
         )
-        self._exporter = Exporter(self._store, self._audit, clock=clock)
+        self._exporter = Exporter(self._store, self._audit, clock=clock, give_up=self._fail)
         self._pool = KeeperPool(
             _find_members(self._store, meta, config),
             lambda member: GrpcKeeperLink(
@@ -116,6 +119,10 @@ class Nexus:
             self._take_down()
         return self._exit_code
 
+    @property
+    def _exit_code(self) -> int:
+        return 1 if self._failure else 0
+
     def _build_server(self, identity: IdentitySource, registry: CollectorRegistry) -> GrpcServer:
         config = self._config
         gate = Gate(self._lifecycle, self._audit, self._exporter, self._clock)
@@ -152,6 +159,7 @@ class Nexus:
                 self._pool,
                 memory_protection=self._memory.level,
                 is_audit_failing=lambda: bool(self._audit.failing),
+                count_lacking_shards=self._warden.count_lacking_shards,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
@@ -177,13 +185,13 @@ class Nexus:
 
     def _list_obstacles(self) -> list[str]:
         failing = ["audit entries cannot be written"] if self._audit.failing else []
-        return self._warden.list_obstacles() + failing
+        return self._warden.list_obstacles() + failing + list_obstacles(self._identity)
 
     def _tell_state(self, state: State) -> None:
         if state is State.READY:
             serving = self._lifecycle.require_serving()
             # When it fails, the chain before goes on until the next start.
-            with contextlib.suppress(AuditUnavailableError, StoreUnavailableError):
+            with contextlib.suppress(ShardholdError):
                 self._audit.start_timeline(self._load_meta().timeline)
             self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
             self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
@@ -204,7 +212,7 @@ class Nexus:
 
     def _fail(self, reason: str) -> None:
         log.critical("cannot go on", reason=reason)
-        self._exit_code = 1
+        self._failure = self._failure or reason
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _fail_by_thread(self, hook: threading.ExceptHookArgs) -> None:
@@ -217,21 +225,22 @@ class Nexus:
         self._server.set_serving(False)
         self._server.stop(self._config.shutdown.drain_s)
         self._http.stop()
+        try:
+            finish_within(self._clock, _CLOSE_S, self._close, name="closing")
+        except OutcomeUnknownError:
+            self._fail("store or audit does not answer: ending without closing them")
+        finally:
+            self._lifecycle.wipe()
+            self._memory.wipe()
+        log.info("stopped", exit_code=self._exit_code)
+
+    def _close(self) -> None:
+        """Stop whatever may wait for a disk, and close the files."""
         self._warden.stop()
         self._unseal.close()
         self._pool.stop()
-        # What writes to disks may hang with them; keys are wiped all the same, and the process ends.
-        closing = threading.Thread(target=self._close_files, name="closing", daemon=True)
-        closing.start()
-        closing.join(_CLOSE_S)
-        self._lifecycle.wipe()
-        self._memory.wipe()
-        if closing.is_alive():
-            log.critical("store or audit does not answer: ending without closing them")
-            self._exit_code = 1
-        log.info("stopped", exit_code=self._exit_code)
-
-    def _close_files(self) -> None:
+        if self._failure:
+            self._note("nexus.give-up", "", self._failure)
         self._exporter.stop()
         self._audit.close()
         self._store.close()
@@ -242,8 +251,12 @@ def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]
     configured = [_to_member(options, config.identity.trust_domain) for options in config.keepers]
     if meta.phase is not Phase.INITIALISED:
         return configured
-    with store.read() as reader:
-        current = find_current_set(reader.load_controls())
+    try:
+        with store.read() as reader:
+            current = find_current_set(meta.cluster_id, reader.load_controls())
+    except CorruptRowError as exc:
+        log.critical("no shard set says who the keepers are", why=str(exc))
+        return configured  # so that status can say it
     addresses = {member.name: member.address for member in configured}
     return [
         Member(record.name, record.spiffe_id, addresses.get(record.name, record.address)) for record in current.members

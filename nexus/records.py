@@ -7,15 +7,15 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from common.delivery import SetLabel
 from common.documents import decode_document
 from common.errors import CorruptRowError
 from common.genesis import Genesis, decode_genesis
-from nexus.ports import SetLabel
 from nexus.store.protocol import ControlRow, Reader
 
 T = TypeVar("T")
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what every store can count
-X = Annotated[int, msgspec.Meta(ge=1, le=255)]
+X = Annotated[int, msgspec.Meta(ge=1, le=255)]  # a point, or how many are needed
 
 # Rows that exist once are named "current"; of the other kinds there is one row for each generation, set or policy.
 GENESIS = ("genesis", "current")
@@ -55,7 +55,7 @@ class ShareHashRecord(msgspec.Struct, frozen=True):
 
 class RecoveryKeyRecord(msgspec.Struct, frozen=True):
     public_key: bytes  # 1216 bytes
-    threshold: int
+    threshold: X
     shares: tuple[ShareHashRecord, ...]  # in the order of the custodians' numbers
 
 

@@ -15,7 +15,7 @@ from common import shamir
 from common.clock import Clock
 from common.errors import IntegrityError, ShardholdError
 from common.protected import ProtectedBuffer, ProtectedMemory
-from nexus import records
+from nexus import control
 from nexus.marks import MarkBook
 from nexus.quorum.collection import Collection
 from nexus.quorum.pool import KeeperPool
@@ -24,11 +24,14 @@ from nexus.root_key import ROOT_KEY_SIZE
 from nexus.serving import Serving, prove
 from nexus.store.protocol import Store
 
+_RETRY_S = 1.0  # before keepers are asked anew after a key that did not prove, or a store that could not be read
+_LOOK_S = 0.1  # how often what is missing is said anew, if it changed
+
 log = structlog.get_logger("recovery")
 
 
 class Recovery:
-    """One recovery, run by one thread; `missing` may be read by any."""
+    """One recovery, run by one thread; `missing` and `lacking` may be read by any."""
 
     def __init__(self, store: Store, pool: KeeperPool, book: MarkBook, memory: ProtectedMemory, clock: Clock) -> None:
         self._store = store
@@ -37,6 +40,7 @@ class Recovery:
         self._memory = memory
         self._clock = clock
         self.missing = "no keeper was asked yet"  # what stands between here and ready, in words
+        self.lacking = 0  # shards that are still to come, once the set is known
 
     def run(self, stopping: threading.Event) -> Serving | None:
         """Return what the root key opens, once it is back; None when *stopping* was set first."""
@@ -46,16 +50,16 @@ class Recovery:
                     return serving
             except IntegrityError as exc:
                 self._say(f"what the keepers gave does not prove: {exc}")
-                self._clock.wait(stopping, 1.0)
+                self._clock.wait(stopping, _RETRY_S)
             except ShardholdError as exc:
                 self._say(str(exc))
-                self._clock.wait(stopping, 1.0)
+                self._clock.wait(stopping, _RETRY_S)
         return None
 
     def _attempt(self, stopping: threading.Event) -> Serving | None:
         with self._store.read() as reader:
             meta, rows = reader.load_meta(), reader.load_controls()
-        collection = Collection(records.find_current_set(rows), meta.cluster_id)
+        collection = Collection(control.find_current_set(meta.cluster_id, rows), meta.cluster_id)
         self._pool.collect(collection, self._book, stopping)
         self._wait(collection, stopping)
         points = collection.take()
@@ -68,14 +72,15 @@ class Recovery:
 
     def _wait(self, collection: Collection, stopping: threading.Event) -> None:
         while not stopping.is_set():
-            if collection.wait(self._clock, 0.1) or stopping.is_set():
+            self.lacking = collection.record.threshold - collection.gathered
+            if collection.wait(self._clock, _LOOK_S) or stopping.is_set():
                 return
             self._say(self._describe(collection))
 
     def _describe(self, collection: Collection) -> str:
         record = collection.record
         absent = [
-            f"{seat.member.name} {_describe_absence(seat.status)}"
+            f"{seat.member.name} {_describe_absence(seat.status, is_asked=seat.member.name in collection.lacking)}"
             for seat in self._pool.seats
             if not seat.status.holds_current_set
         ]
@@ -98,7 +103,9 @@ class Recovery:
         return candidate
 
 
-def _describe_absence(status: SeatStatus) -> str:
+def _describe_absence(status: SeatStatus, *, is_asked: bool) -> str:
     if status.fault:
         return status.fault
-    return "is empty" if status.reachable else "was not reached yet"
+    if not status.reachable:
+        return "was not reached yet"
+    return "is empty" if is_asked else "was not asked yet"

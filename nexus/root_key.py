@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.codec import fields, u64
 from common.derive import expand, hmac_sha256
-from common.errors import WrongRootKeyError
+from common.errors import SealedError, WrongRootKeyError
 from common.protected import ProtectedBuffer, ProtectedMemory
 
 ROOT_KEY_SIZE = 32
@@ -32,8 +32,9 @@ class RootKey:
         self.keyring_key = self._derive(b"keyring", memory)
         self._control_key = self._derive(b"control", memory)
         with self._derive(b"audit", memory) as seed:
-            self._audit_key = Ed25519PrivateKey.from_private_bytes(seed.view)
-        self.public_key = self._audit_key.public_key().public_bytes_raw()
+            audit_key = Ed25519PrivateKey.from_private_bytes(seed.view)
+        self._audit_key: Ed25519PrivateKey | None = audit_key
+        self.public_key = audit_key.public_key().public_bytes_raw()
 
     @property
     def view(self) -> memoryview:
@@ -50,8 +51,15 @@ class RootKey:
             raise WrongRootKeyError(f"rebuilt key does not match the key check value of generation {self.generation}")
 
     def sign(self, message: bytes) -> bytes:
-        """Sign with the audit key, Ed25519; 64 bytes."""
-        return self._audit_key.sign(message)
+        """Sign with the audit key, Ed25519; 64 bytes.
+
+        Raises:
+            SealedError: The key was wiped.
+        """
+        audit_key = self._audit_key
+        if audit_key is None:
+            raise SealedError("the audit key was wiped")
+        return audit_key.sign(message)
 
     def authenticate(self, message: bytes) -> bytes:
         """Return the HMAC-SHA256 of *message* under the control key, 32 bytes."""
@@ -61,7 +69,7 @@ class RootKey:
         """Wipe the root key and all that was derived from it."""
         for buffer in (self._key, self.keyring_key, self._control_key):
             buffer.release()
-        del self._audit_key
+        self._audit_key = None
 
     def _derive(self, purpose: bytes, memory: ProtectedMemory) -> ProtectedBuffer:
         buffer = memory.allocate(32)

@@ -45,7 +45,7 @@ class Serving:
     root_key: RootKey
     keyring: Keyring
     shard_set: ShardSet
-    recovery: records.RecoveryKeyRecord
+    recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
     view: PolicyView
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -91,7 +91,7 @@ def prove(
     with contextlib.ExitStack() as on_failure:
         for buffer in (candidate, *points):
             on_failure.callback(buffer.release)
-        current = records.find_current_set(rows)
+        current = control.find_current_set(meta.cluster_id, rows)
         root_key = RootKey(candidate, cluster_id=meta.cluster_id, generation=current.generation, memory=memory)
         on_failure.callback(root_key.release)
         keyring = Keyring(memory)
@@ -119,7 +119,8 @@ def _prove(
     controls.need(records.KCV, kcv_name)
     controls.need(records.SHARD_SET, str(current.set_number))
     genesis = decode_genesis(records.decode(records.GenesisRecord, controls.need(*records.GENESIS)).record)
-    recovery = records.decode(records.RecoveryKeyRecord, controls.need(*records.RECOVERY_KEY))
+    recovery_key = controls.bodies.get(records.RECOVERY_KEY)
+    recovery = None if recovery_key is None else records.decode(records.RecoveryKeyRecord, recovery_key)
     _open_keyring(controls, keyring, root_key)
     _open_canary(controls, keyring, meta.cluster_id)
     for kind, name in sorted(controls.damaged):

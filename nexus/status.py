@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 
 from common.errors import CorruptRowError, ShardholdError
-from nexus import records
+from nexus import control, records
 from nexus.gate import Caller, Gate
 from nexus.initialise import Initialisation
 from nexus.lifecycle import Lifecycle
@@ -34,7 +34,7 @@ class ClusterFacts:
 
     genesis: bytes  # 32 bytes
     shard_set: records.ShardSetRecord
-    recovery: records.RecoveryKeyRecord
+    recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class StatusDesk:
             return ClusterFacts(serving.genesis.fingerprint, serving.shard_set.record, serving.recovery)
         with contextlib.suppress(CorruptRowError):
             recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
-            current = records.find_current_set(reader.load_controls())
+            current = control.find_current_set(reader.load_meta().cluster_id, reader.load_controls())
             return ClusterFacts(records.load_genesis(reader).fingerprint, current, recovery)
         return None
 

@@ -5,7 +5,9 @@
 - A share comes sealed to a one-shot key that the nexus stated for this caller, and is bound to the session. It is
   checked alone, against the salted hash that was stored at init: a wrong one is refused, and the others are kept.
 - Before the first share: recovery key and escrow have to be those of the genesis record, whose fingerprint custodians
-  compare with their cards, since the store that supplies it may be an attacker's.
+  compare with their cards, since the store that supplies it may be an attacker's. All three are read once, when the
+  session begins, and each share is bound to the fingerprint that its custodian compared: one for other rows does not
+  open.
 - With the last share that is needed the opener opens the escrow, the key is proved, and the warden admits it. If that
   fails, that share is forgotten and may be submitted again.
 """
@@ -34,7 +36,7 @@ from common.protected import ProtectedBuffer, ProtectedMemory
 from common.recovery_key import ShareHash, escrow_info
 from common.statement import SUBMIT_SHARE, SignedStatement, StatementDesk
 from common.words import WIRE_SIZE
-from nexus import records
+from nexus import control, records
 from nexus.gate import Caller, Gate, Grant
 from nexus.ports import StatementSigner
 from nexus.roles import Role
@@ -87,6 +89,7 @@ class SessionView:
     """What a caller may know of the session."""
 
     session_id: bytes
+    genesis: bytes  # 32 bytes, fingerprint of the record that it began with
     started_by: str  # empty: not for this caller
     expires_in: float  # seconds
     submitted: int
@@ -267,7 +270,9 @@ class Unseal:
             raise StatementError("statement is for another caller or purpose")
         share = self._memory.allocate(WIRE_SIZE)
         try:
-            info = build_share_info(statement_digest=digest, session_id=session.session_id)
+            info = build_share_info(
+                statement_digest=digest, session_id=session.session_id, genesis=session.material.genesis.fingerprint
+            )
             key.open(sealed, info=info, into=share.view)
         except BaseException as exc:
             share.release()
@@ -308,7 +313,7 @@ class Unseal:
         with self._store.read() as reader:
             genesis = records.load_genesis(reader)
             recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
-            generation = records.find_current_set(reader.load_controls()).generation
+            generation = control.find_current_set(genesis.cluster_id, reader.load_controls()).generation
             escrow = records.decode(records.EscrowRecord, records.load_body(reader, records.ESCROW, str(generation)))
         if genesis.recovery_public_key != recovery.public_key:
             raise CorruptRowError("recovery key is not the one of the genesis record")
@@ -320,6 +325,7 @@ class Unseal:
         may_know = caller.role in _MASTERS or caller.spiffe_id == session.started_by
         return SessionView(
             session_id=session.session_id,
+            genesis=session.material.genesis.fingerprint,
             started_by=session.started_by if may_know else "",
             expires_in=max(0.0, session.ends_at - self._clock.monotonic()),
             submitted=len(session.shares),

@@ -6,7 +6,8 @@
 - What custodians bring back, and an accepted older store, get a new set (`nexus.replacement`). Its shards are delivered
   afterwards, by refill; ready does not wait for them.
 - A seal is committed first, then calls in flight end, the keys are wiped, and the keepers emptied, each once it took a
-  last mark of where the store stood. If the seal cannot be committed, that happens all the same, and the process ends.
+  last mark of where the store stood. If the seal cannot be committed, that happens all the same, and the process ends;
+  so it does when the disk hangs: then nothing waits for the store, nor for whoever waits for it, and no mark is made.
   A seal without a root key takes no revision: it could bring a store that was put back beyond the mark that says so.
 - What the store or a keeper does wrong meanwhile is said, and tried again: the warden ends with the process only.
 """
@@ -18,11 +19,19 @@ from dataclasses import dataclass, replace
 import structlog
 
 from common.clock import Clock
-from common.errors import ConflictError, CorruptRowError, ShardholdError, WrongStateError
+from common.errors import (
+    ConflictError,
+    CorruptRowError,
+    OutcomeUnknownError,
+    SealedError,
+    ShardholdError,
+    StoreUnavailableError,
+    WrongStateError,
+)
 from common.genesis import Genesis
 from common.mark import SignedMark
 from common.protected import ProtectedMemory
-from nexus import records
+from nexus import control, records
 from nexus.lifecycle import Lifecycle
 from nexus.marks import MarkBook, MarkMaker, NewerMark
 from nexus.quorum.pool import KeeperPool
@@ -31,8 +40,13 @@ from nexus.replacement import WriteEntry, replace_set
 from nexus.serving import Serving
 from nexus.states import State
 from nexus.store.protocol import Meta, Store, Writer
+from nexus.time_limit import finish_within
 
 _DRAIN_S = 5.0  # for calls in flight when the keys are withdrawn
+# For the commit of a seal: more than the store itself waits for a foreign lock, and little enough that a caller who
+# waits for 10 s still hears how it ended.
+SEAL_COMMIT_S = 6.0
+_HUNG_DRAIN_S = 1.0  # for calls in flight when the store hangs: those that wait for it do not end
 _MARK_WAIT_S = 0.5  # for the marks of keepers that have not answered, once the key is there
 _RETRY_S = 1.0  # between two looks at marks, and before what failed is tried again
 
@@ -101,6 +115,12 @@ class Warden:
             obstacles.append(str(exc))
         return obstacles or [f"the nexus is {state}"]
 
+    def count_lacking_shards(self) -> int:
+        """Count the shards that are still to come before there can be a key; 0 when none is waited for."""
+        recovery = self._recovery
+        is_waiting = self._lifecycle.state is State.RECOVERING and self._held is None
+        return recovery.lacking if recovery is not None and is_waiting else 0
+
     def find_newer_mark(self) -> NewerMark | None:
         """Return the newest rollback mark if it is newer than the store."""
         return None if self._book is None else self._book.find_newer(self._load_meta())
@@ -155,48 +175,78 @@ class Warden:
             newer = self._book.find_newer(meta) if self._book is not None else None
             if newer is None:
                 raise WrongStateError("no newer rollback mark blocks this nexus: there is nothing to accept")
-            if self._held is None:
+            held = self._held
+            if held is None:
                 raise WrongStateError("there is no root key yet: keepers or custodians have to bring it back first")
             if (timeline, revision) != (meta.timeline, meta.revision):
                 raise ConflictError(
                     f"store is at timeline {meta.timeline}, revision {meta.revision}; got {timeline}, {revision}"
                 )
-            replace_set(self._store, self._held, write_entry, lambda meta: _above(meta, newer), self._memory)
-            serving, self._held = self._held, None
-            self._install(serving)
-            return self._load_meta().timeline
+            replace_set(self._store, held, write_entry, lambda meta: _above(meta, newer), self._memory)
+            self._held = None
+            self._install(held)
+            return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
 
     def seal(self, write_entry: WriteEntry, *, seconds: float) -> Emptied:
         """Commit the seal, wipe the keys, and empty the keepers: wait for them at most *seconds*.
 
         Raises:
-            StoreUnavailableError, CorruptRowError: Not committed. Keys are wiped and keepers emptied all the same, and
-                the process ends.
+            StoreUnavailableError, CorruptRowError: Not committed, or nobody knows. Keys are wiped and keepers emptied
+                all the same, and the process ends.
         """
         deadline = self._clock.monotonic() + seconds
-        failure: ShardholdError | None = None
-        with self._lock:
-            try:
-                if self._lifecycle.state is State.READY:
-                    self._store.write(lambda writer: _write_seal(writer, write_entry))
-                else:
-                    # The caller's entry is then written like that of a read.
-                    self._store.write(_set_sealed, counts=False)
-            except ShardholdError as exc:
-                failure = exc
-            self._drop_held()
-            # Calls in flight may still commit. The mark is made behind the last of them.
-            self._lifecycle.withdraw(State.SEALED, seconds=_DRAIN_S, last_use=self._make_last_mark)
-            self._wake.set()  # before the new duty: a recovery that is under way gives none any more
-            try:
-                self._pool.empty(self._require_book(), self._last_mark)
-            except ShardholdError as exc:
-                failure = failure or exc  # the store does not tell whose sets to drop
-        emptied = self._pool.wait_emptied(seconds=max(0.0, deadline - self._clock.monotonic()))
+        has_lock = self._lock.acquire(timeout=SEAL_COMMIT_S)
+        try:
+            hangs = StoreUnavailableError("another call waits for the store, and goes on waiting")
+            failure = self._commit_seal(write_entry) if has_lock else hangs
+            if failure is hangs or isinstance(failure, OutcomeUnknownError):
+                self._shut_for_good()
+            else:
+                failure = self._shut() or failure
+        finally:
+            if has_lock:
+                self._lock.release()
+        emptied = Emptied(self._pool.wait_emptied(seconds=deadline - self._clock.monotonic()), len(self._pool.seats))
         if failure is not None:
             self._lifecycle.give_up(f"the seal could not be committed: {failure}")
-            raise failure
-        return Emptied(emptied, len(self._pool.seats))
+            raise _explain_seal(failure, emptied) from failure
+        return emptied
+
+    def _commit_seal(self, write_entry: WriteEntry) -> ShardholdError | None:
+        """Return why the seal is not committed, None when it is."""
+
+        def commit() -> None:
+            if self._lifecycle.state is State.READY:
+                self._store.write(lambda writer: _write_seal(writer, write_entry))
+            else:
+                # The caller's entry is then written like that of a read.
+                self._store.write(_set_sealed, counts=False)
+
+        try:
+            finish_within(self._clock, SEAL_COMMIT_S, commit, name="commit of the seal")
+        except ShardholdError as exc:
+            return exc
+        return None
+
+    def _shut(self) -> ShardholdError | None:
+        """Wipe the keys and let the keepers be emptied; return why the latter cannot be."""
+        self._drop_held()
+        # Calls in flight may still commit. The mark is made behind the last of them.
+        self._lifecycle.withdraw(State.SEALED, seconds=_DRAIN_S, last_use=self._make_last_mark)
+        self._wake.set()  # before the new duty: a recovery that is under way gives none any more
+        try:
+            self._pool.empty(self._require_book(), self._last_mark)
+        except ShardholdError as exc:
+            return exc  # the store does not tell whose sets to drop
+        return None
+
+    def _shut_for_good(self) -> None:
+        """Do the same without the store, and perhaps without the lock: whoever has it installs no key any more."""
+        self._lifecycle.withdraw(State.SEALED, seconds=_HUNG_DRAIN_S, for_good=True)
+        self._drop_held()
+        self._wake.set()
+        if self._book is not None:
+            self._pool.empty(self._book, self._last_mark)
 
     def _run(self) -> None:
         while True:
@@ -257,7 +307,7 @@ class Warden:
             self._lifecycle.give_up(reason)
             raise CorruptRowError(reason)
         with self._store.read() as reader:
-            current = records.find_current_set(reader.load_controls())
+            current = control.find_current_set(serving.cluster_id, reader.load_controls())
         if current.set_id != serving.shard_set.record.set_id:
             raise WrongStateError("the current set is another one meanwhile")
 
@@ -265,7 +315,11 @@ class Warden:
         maker = MarkMaker(serving.genesis, serving.root_key, self._clock)
         book = self._book = self._book or MarkBook(serving.genesis)
         self._recovery = self._last_mark = None
-        self._lifecycle.install(serving)
+        try:
+            self._lifecycle.install(serving)
+        except SealedError:
+            serving.release()
+            raise
         self._wake.set()  # before the new duty, as in `seal`
         self._pool.keep(serving.shard_set, book, lambda: self._find_mark(serving, maker))
 
@@ -311,6 +365,14 @@ class Warden:
     def _load_meta(self) -> Meta:
         with self._store.read() as reader:
             return reader.load_meta()
+
+
+def _explain_seal(failure: ShardholdError, emptied: Emptied) -> ShardholdError:
+    known = "may be committed or not" if isinstance(failure, OutcomeUnknownError) else "is not committed"
+    return type(failure)(
+        f"the seal {known}: {failure}; keys are wiped, {emptied.keepers_emptied} of {emptied.keepers} keepers hold no "
+        "shard any more, and the nexus ends"
+    )
 
 
 def _write_seal(writer: Writer, write_entry: WriteEntry) -> None:

@@ -13,12 +13,11 @@ nobody knows, the cards are kept.
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from typing import Protocol
 
+from common.clock import Clock
 from common.errors import DecryptionError, WordsError
 from common.protected import wipe_bytes
 from common.recovery_key import ShareHash, challenge_info, derive_public_key, hash_share, open_sealed
@@ -89,13 +88,13 @@ class Ceremony:
         nexus: Nexus,
         custodians: Custodians,
         *,
-        today: date,
+        clock: Clock,
         say: Callable[[str], None],
         patience: float = CONFIRM_PATIENCE_S,
     ) -> None:
         self._nexus = nexus
         self._custodians = custodians
-        self._today = today
+        self._clock = clock
         self._say = say
         self._patience = patience
 
@@ -132,6 +131,8 @@ class Ceremony:
         except (UnavailableError, DeadlineError, KeyboardInterrupt) as exc:
             state = "this attempt initialised nothing, and no share was handed out: run 'pilot init' again"
             raise _explain(exc, state) from exc
+        except WrongStateError as exc:
+            raise _explain(exc, "init makes a first cluster, and this nexus has one; nothing was changed") from exc
 
     def _prove(self, plan: Plan, begun: Begun, shares: list[str], hashes: list[ShareHash]) -> bytes:
         cards = [
@@ -143,7 +144,7 @@ class Ceremony:
                 cluster_id=begun.cluster_id,
                 genesis=begun.genesis,
                 attempt=begun.attempt,
-                made_on=self._today,
+                made_on=self._clock.now().date(),
             )
             for number, words in enumerate(shares, start=1)
         ]
@@ -159,18 +160,18 @@ class Ceremony:
             wipe_bytes(seed)
 
     def _confirm(self, begun: Begun, answer: bytes) -> Initialised:
-        give_up_at = time.monotonic() + self._patience
-        while True:
-            try:
-                filled, wanted = self._nexus.confirm(begun.attempt, answer)
-                return Initialised(begun, filled, wanted)
-            except (UnavailableError, DeadlineError) as exc:
-                if time.monotonic() < give_up_at:
-                    threading.Event().wait(_REPEAT_AFTER_S)
-                    continue
-                return self._settle(begun, exc)
-            except (KeyboardInterrupt, Error) as exc:
-                return self._settle(begun, exc)
+        give_up_at = self._clock.monotonic() + self._patience
+        try:
+            while True:
+                try:
+                    filled, wanted = self._nexus.confirm(begun.attempt, answer)
+                    return Initialised(begun, filled, wanted)
+                except (UnavailableError, DeadlineError):
+                    if self._clock.monotonic() >= give_up_at:
+                        raise
+                self._clock.wait(threading.Event(), _REPEAT_AFTER_S)
+        except (KeyboardInterrupt, Error) as exc:
+            return self._settle(begun, exc)
 
     def _settle(self, begun: Begun, failure: BaseException) -> Initialised:
         """Find out whether the commit happened, after a confirmation that failed or was interrupted.

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import grpc
 
-from pilot.errors import UNAVAILABLE, PilotError
+from pilot.errors import UNAVAILABLE, PilotError, UsageError
 from pilot.options import Settings
 from pilot.output import show_time
 from shardhold._channel import PinnedChannel
@@ -33,8 +33,10 @@ def choose_identity(offered: Sequence[str], *, role: str | None, preferred: Sequ
     """Choose one of the SPIFFE IDs *offered*: with *role*, else with the best of the *preferred* roles, else the first.
 
     Raises:
-        PilotError: None has the role asked for.
+        PilotError: None has the role asked for, or there is no such role.
     """
+    if role is not None and role not in ROLES:
+        raise UsageError(f"--role: got {role!r}, want {', '.join(ROLES[:-1])} or {ROLES[-1]}")
     if role is not None:
         for spiffe_id in offered:
             if role_of(spiffe_id) == role:

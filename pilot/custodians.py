@@ -162,6 +162,7 @@ class FileCustodians:
                     os.fsync(fd)
             except OSError as exc:
                 raise PilotError(f"{path}: {exc.strerror}") from exc
+        _sync_directory(self._directory)
 
     def read_back(self, check: ShareCheck) -> list[str]:
         """Read all files again and check each."""
@@ -189,3 +190,15 @@ class FileCustodians:
         if kept:
             return [f"destroy {', '.join(map(str, kept))}: they open nothing"]
         return ["the share files opened nothing and were removed"] if self._written else []
+
+
+def _sync_directory(directory: Path) -> None:
+    """Have the names of new files outlive a power cut: the cluster is about to depend on them."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise PilotError(f"{directory}: {exc.strerror}") from exc

@@ -8,6 +8,7 @@
 | 3 | not found |
 | 4 | denied |
 | 5 | sealed or unavailable |
+| 127 | `pilot dev exec` cannot run its command |
 | 130 | interrupted with Ctrl-C |
 """
 
@@ -59,6 +60,8 @@ def described() -> Iterator[None]:
         yield
     except PilotError:
         raise
+    except (UnicodeEncodeError, UnicodeDecodeError) as exc:
+        raise _describe_encoding(exc.encoding) from None  # without it: it holds the text, which may be a value
     except ShardholdError as exc:
         is_usage = isinstance(exc, InvalidArgumentError | ConfigError)
         raise PilotError(str(exc), exit_code=USAGE if is_usage else FAILED) from exc
@@ -98,6 +101,12 @@ def describe(error: "Error") -> PilotError:
     if isinstance(error, sdk.IdentityUnavailableError):
         hints.append("SVID files are named with --svid-dir; a cluster of 'pilot dev' with: eval \"$(pilot dev env)\"")
     return PilotError(error.message, *hints, exit_code=exit_code)
+
+
+def _describe_encoding(encoding: str) -> PilotError:
+    if encoding.lower() in ("utf-8", "utf8"):
+        return UsageError("what was typed or given as an argument is not UTF-8")
+    return PilotError(f"the output is in {encoding}, which cannot show what there is", "set PYTHONIOENCODING=utf-8")
 
 
 def _tidy(text: str) -> str:

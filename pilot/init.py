@@ -61,7 +61,7 @@ def init(
         if if_needed and (state := calls.load_state().name) not in BEFORE_COMMIT:
             _print_left_alone(settings, state)
             return
-        ceremony = Ceremony(calls, custodians, today=SystemClock().now().date(), say=_say)
+        ceremony = Ceremony(calls, custodians, clock=SystemClock(), say=_say)
         initialised = ceremony.run(plan)
     _print(settings, plan, initialised, shares_dir)
 

@@ -21,7 +21,7 @@ def _keep_as_group() -> None:
 @app.command("list")
 @with_globals
 def list_(settings: Settings) -> None:
-    """List the keepers of the current shard set, or the configured ones before there is a set."""
+    """List the keepers of the current shard set. Roles: operator, superuser, auditor."""
     from pilot.connection import Connection
     from shardhold.v1.cluster_pb2 import ListKeepersRequest
 

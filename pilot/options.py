@@ -14,6 +14,8 @@ from pilot.output import Output
 DEFAULT_ADDRESS = "127.0.0.1:8553"
 DEFAULT_TIMEOUT_S = 10.0
 ADDRESS_VARIABLE = "SHARDHOLD_ADDRESS"
+LARGEST_NUMBER = 2**64 - 1  # what versions and their like can be on the wire
+_LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC takes a deadline for one that has passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,10 @@ SvidDirOption = Annotated[
     ),
 ]
 TimeoutOption = Annotated[
-    float | None, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Limit for each call. Default: 10.")
+    float | None,
+    typer.Option(
+        "--timeout", min=0.1, max=_LONGEST_TIMEOUT_S, metavar="SECONDS", help="Limit for each call. Default: 10."
+    ),
 ]
 RoleOption = Annotated[
     str | None, typer.Option("--role", metavar="ROLE", help="Among several SVIDs take the one with this role.")

@@ -56,9 +56,9 @@ class Recovery:
         return session
 
     def submit(
-        self, share: "RecoveryShare", *, cluster_id: bytes, session_id: bytes
+        self, share: "RecoveryShare", *, cluster_id: bytes, session_id: bytes, genesis: bytes
     ) -> recovery_pb2.SubmitShareResponse:
-        """Seal *share* to a fresh one-shot key of the nexus, and submit it.
+        """Seal *share* to a fresh one-shot key of the nexus, for the *genesis* that was compared, and submit it.
 
         Raises:
             StatementError: The statement of that key does not verify; nothing was sealed or sent.
@@ -67,7 +67,7 @@ class Recovery:
         digest = statement.digest()
         wire = encode_share(share.words)
         try:
-            info = build_share_info(statement_digest=digest, session_id=session_id)
+            info = build_share_info(statement_digest=digest, session_id=session_id, genesis=genesis)
             sealed = seal(memoryview(wire), recipient=statement.public_key, info=info)
         finally:
             wipe_bytes(wire)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pilot.errors import FAILED, USAGE, PilotError
-from pilot.options import Settings, with_globals
+from pilot.options import LARGEST_NUMBER, Settings, with_globals
 from pilot.output import Output, clean, print_facts, print_json, show_time
 
 if TYPE_CHECKING:
@@ -20,8 +20,12 @@ app = typer.Typer(add_completion=False)
 @with_globals
 def accept_older_store(
     settings: Settings,
-    timeline: Annotated[int, typer.Option(min=1, metavar="T", help="Timeline of the store as it is.")],
-    revision: Annotated[int, typer.Option(min=0, metavar="R", help="Revision of the store as it is.")],
+    timeline: Annotated[
+        int, typer.Option(min=1, max=LARGEST_NUMBER, metavar="T", help="Timeline of the store as it is.")
+    ],
+    revision: Annotated[
+        int, typer.Option(min=0, max=LARGEST_NUMBER, metavar="R", help="Revision of the store as it is.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing; for automation.")] = False,
 ) -> None:
     """Accept that the store is older than a rollback mark says: what was committed after it is lost.

@@ -75,7 +75,7 @@ def explain(error: "Error") -> PilotError:
     hint = "'pilot status' shows whether it is sealed; to seal once more does no harm"
     if error.reason in _STORE_FAILED:
         hint = (
-            "the nexus has wiped its keys and ends, but the store does not know of the seal: a restart would recover. "
+            "the nexus has wiped its keys and ends, but the store may not know of the seal: a restart may recover. "
             "Keep it down, mend the store, start it, and seal again"
         )
     return PilotError(str(described), hint, *described.hints, exit_code=described.exit_code)

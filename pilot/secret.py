@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pilot.errors import NOT_FOUND, PilotError, UsageError
-from pilot.options import Settings, with_globals
+from pilot.options import LARGEST_NUMBER, Settings, with_globals
 from pilot.output import Output, print_facts, print_json, print_table, show_time, show_value, to_text, write_raw
+from pilot.signals import signals_as_interrupt
 from pilot.terminal import Terminal
 from pilot.values import parse_sources, read_values
 
@@ -26,7 +27,12 @@ _ROLES = ("", "superuser")
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Path of the secret, such as team/app/db.")]
 ExpectedVersion = Annotated[
     int | None,
-    typer.Option(min=0, metavar="N", help="Only if this is the current version; for put 0: only if there is none."),
+    typer.Option(
+        min=0,
+        max=LARGEST_NUMBER,
+        metavar="N",
+        help="Only if this is the current version; for put 0: only if there is none.",
+    ),
 ]
 ExpectedIncarnation = Annotated[
     str, typer.Option(metavar="HEX", help="Only if the secret has this incarnation; goes with --expected-version.")
@@ -41,7 +47,7 @@ def put(
     values: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FIELD=@FILE | FIELD=- | @FILE | -]…",
+            metavar="FIELD=@FILE | FIELD=- | @FILE | -",
             help="Fields from files or standard input; without a name the field 'value'. None: asks for it.",
         ),
     ] = None,
@@ -53,7 +59,8 @@ def put(
     terminal = Terminal()
     if not sources:
         terminal.check("name a file (@FILE) or standard input (-)")
-    fields = read_values(sources, stdin=sys.stdin.buffer, ask=terminal.ask_hidden)
+    with signals_as_interrupt():  # so that a terminal which hides what is typed is put right
+        fields = read_values(sources, stdin=sys.stdin.buffer, ask=terminal.ask_hidden)
 
     from shardhold.v1 import secrets_pb2 as pb
 
@@ -83,7 +90,9 @@ def get(
     field: Annotated[
         str | None, typer.Option(metavar="F", help="Write the value of this field and nothing else.")
     ] = None,
-    version: Annotated[int, typer.Option(min=0, metavar="N", help="This version; 0: the current one.")] = 0,
+    version: Annotated[
+        int, typer.Option(min=0, max=LARGEST_NUMBER, metavar="N", help="This version; 0: the current one.")
+    ] = 0,
 ) -> None:
     """Read a secret."""
     from shardhold.v1 import secrets_pb2 as pb
@@ -131,7 +140,8 @@ def delete(
     settings: Settings,
     path: PathArgument,
     version: Annotated[
-        list[int] | None, typer.Option(min=1, metavar="N", help="Only this version; may stand several times.")
+        list[int] | None,
+        typer.Option(min=1, max=LARGEST_NUMBER, metavar="N", help="Only this version; may stand several times."),
     ] = None,
     expected_version: ExpectedVersion = None,
     expected_incarnation: ExpectedIncarnation = "",

@@ -52,7 +52,7 @@ GenesisOption = Annotated[
 ShareArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[@FILE|-]", help="A share card, or its words, as a file or on standard input; else you are asked."
+        metavar="@FILE|-", help="A share card, or its words, as a file or on standard input; else you are asked."
     ),
 ]
 
@@ -61,8 +61,9 @@ ShareArgument = Annotated[
 def _keep_as_group() -> None:
     """Bring the cluster back with recovery shares. Without a command: lead one custodian through.
 
-    That joins the open session or opens one, shows the genesis fingerprint to compare with the share card, asks for the
-    words, and submits them, sealed to the nexus. Roles: recover, operator, superuser.
+    That joins the open session or opens one, shows the genesis fingerprint
+    to compare with the share card, asks for the words, and submits them,
+    sealed to the nexus. Roles: recover, operator, superuser.
     """
 
 

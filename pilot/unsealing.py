@@ -3,9 +3,10 @@
 1. The nexus says which cluster it is. Its genesis fingerprint is compared with the share card: by the custodian, or by
    pilot where the card itself was given. The database behind the nexus may be an attacker's; the card is not. When they
    differ, nothing is asked and nothing submitted.
-2. The open session is joined, or one is opened.
-3. The words are asked for, until they are those of a share, and submitted, sealed to that nexus. A share that the nexus
-   refuses changes nothing: the custodian is asked again.
+2. The open session is joined, or one is opened. It has to be of the genesis that was compared: the database may have
+   been changed meanwhile.
+3. The words are asked for, until they are those of a share, and submitted, sealed to that nexus and bound to that
+   genesis. A share that the nexus refuses changes nothing: the custodian is asked again.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,9 @@ class Recovery(Protocol):
 
     def start(self) -> UnsealSession: ...
 
-    def submit(self, share: RecoveryShare, *, cluster_id: bytes, session_id: bytes) -> SubmitShareResponse: ...
+    def submit(
+        self, share: RecoveryShare, *, cluster_id: bytes, session_id: bytes, genesis: bytes
+    ) -> SubmitShareResponse: ...
 
 
 class Unsealing:
@@ -62,6 +65,8 @@ class Unsealing:
             progress = self._recovery.load_progress()
             self._compare(progress, given, genesis)
             session = self._join(progress, starts=starts)
+            if session.genesis != progress.genesis:
+                raise _raise_alarm(f"the session is of genesis {group_hex(session.genesis)}, not of that just compared")
             self._say(describe_session(session))
             return self._submit(progress.cluster_id, session, given)
         except WrongStateError as exc:
@@ -106,7 +111,9 @@ class Unsealing:
         while True:
             share = given.share if given else ask_words(self._terminal, "Enter the words of your share card.")
             try:
-                return self._recovery.submit(share, cluster_id=cluster_id, session_id=session.session_id)
+                return self._recovery.submit(
+                    share, cluster_id=cluster_id, session_id=session.session_id, genesis=session.genesis
+                )
             except InvalidArgumentError as exc:
                 if given:
                     raise

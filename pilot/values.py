@@ -4,6 +4,7 @@
 it. What a file or standard input holds is taken as it is, with any newline at its end.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from pilot.errors import UsageError
 
 DEFAULT_FIELD = "value"
+_LINE_LIMIT = 4095 if sys.platform == "linux" else 1023  # bytes; a terminal drops the rest of a longer line in silence
 MAX_VALUE_BYTES = 1024 * 1024  # 1 MiB; the nexus has the same limit for all fields together
 
 
@@ -89,6 +91,8 @@ def _read(source: Source, stdin: BinaryIO) -> bytes:
 
 def _ask_twice(ask: Callable[[str], str]) -> bytes:
     value = ask("value: ")
+    if len(value.encode()) >= _LINE_LIMIT:
+        raise UsageError("the value may be cut off: a terminal takes no more of a line", "put it from a file: @FILE")
     if not value:
         raise UsageError("got an empty value", "an empty value can be put from a file: @/dev/null")
     if ask("once more: ") != value:

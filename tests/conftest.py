@@ -16,17 +16,16 @@ from common.errors import ProtectionError
 from common.protected import Level, ProtectedMemory
 from tests.cluster.fake_clock import find_library
 
-_CAP_SYS_PTRACE = 19
+_CAP_IPC_LOCK, _CAP_SYS_PTRACE = 14, 19
 
 
-def _may_read_memory() -> bool:
-    """Whether this process may read the memory of one that made itself non-dumpable."""
+def _may(capability: int) -> bool:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return False  # not Linux
     effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> _CAP_SYS_PTRACE & 1)
+    return bool(int(effective, 16) >> capability & 1)
 
 
 def _has_memfd_secret() -> bool:
@@ -55,7 +54,9 @@ def _has_docker() -> bool:
 
 # part: (whether it is there, how one gets it)
 PARTS: dict[str, tuple[Callable[[], bool], str]] = {
-    "memory": (_may_read_memory, "run as root, or with CAP_SYS_PTRACE"),
+    # The memory of processes that made themselves non-dumpable.
+    "memory": (lambda: _may(_CAP_SYS_PTRACE), "run as root, or with CAP_SYS_PTRACE"),
+    "ipc_lock": (lambda: _may(_CAP_IPC_LOCK), "run as root with CAP_IPC_LOCK: it locks memory without a limit"),
     "memfd_secret": (_has_memfd_secret, "needs Linux with memfd_secret (secretmem.enable=1) and enough RLIMIT_MEMLOCK"),
     "strace": (lambda: shutil.which("strace") is not None, "install strace: it makes the disk fail"),
     "faketime": (lambda: find_library() is not None, "install libfaketime, with apt: faketime"),

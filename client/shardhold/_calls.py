@@ -28,6 +28,7 @@ TIMEOUT_S = 5.0  # of a call, all its tries counted
 # outcome is unknown too, since the request id makes a repeated change the same change. Never a sealed nexus.
 RETRIED_REASONS = frozenset({"", "NEXUS_RECOVERING", "STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"})
 
+_LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC takes a deadline for one that has passed
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0  # with full jitter
 _SHORTEST_TRY_S = 0.001
 _REQUEST_ID_SIZE = 16  # bytes
@@ -195,8 +196,8 @@ def translated() -> Iterator[None]:
 
 def check_timeout(timeout: float) -> float:
     """Return *timeout*, in seconds; `InvalidArgumentError` when no call could have it."""
-    if not 0 < timeout < float("inf"):
-        raise InvalidArgumentError(f"timeout: got {timeout!r}, want seconds above 0")
+    if not 0 < timeout <= _LONGEST_TIMEOUT_S:
+        raise InvalidArgumentError(f"timeout: got {timeout!r}, want seconds above 0 and at most a day")
     return timeout
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from shardhold._errors import IdentityUnavailableError as IdentityUnavailableError  # part of this module's contract
@@ -39,6 +40,8 @@ SVID_FILE, KEY_FILE, BUNDLE_FILE = "svid.pem", "svid_key.pem", "bundle.pem"
 
 _SCHEME = "spiffe://"
 _POLL_S = 1.0  # how soon a closed source or a changed file is noticed
+_REOPEN_S = 2.0  # that a later stream may take to give an SVID; meanwhile nobody looks at the age of the last one
+_PATIENCE_S = 10.0  # between two streams that are opened since the SVID was not renewed in time
 
 _logger = logging.getLogger(__name__)
 
@@ -60,8 +63,8 @@ class Svid:
         """Build from PEM, and check that the parts belong together.
 
         Raises:
-            ValueError: Something does not parse, the leaf has not exactly one URI SAN with a SPIFFE ID, or the key is
-                another's.
+            ValueError: Something does not parse, the leaf has not exactly one URI SAN with a SPIFFE ID, the key is
+                another's, or no authority of the bundle issued it.
         """
         from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -101,6 +104,8 @@ class Svid:
         ]
         if not bundle:
             raise ValueError(f"the bundle has no authority of {trust_domain}")
+        if not any(_is_issued(certificate, authority) for certificate in chain for authority in bundle):
+            raise ValueError("no authority of the bundle issued the SVID")
         return cls(
             spiffe_id=uris[0],
             trust_domain=trust_domain,
@@ -175,7 +180,7 @@ class WorkloadAPI:
         self._held = _HeldSvid(f"the Workload API at {self._socket}")
         self._update_lock = threading.Lock()
         self._stop = threading.Event()
-        self._source = self._open()
+        self._source = self._open(timeout)
         self._watcher = threading.Thread(target=self._watch, name="shardhold-identity", daemon=True)
         self._watcher.start()
 
@@ -194,20 +199,18 @@ class WorkloadAPI:
         self._source.close()
         self._watcher.join(timeout=self._timeout)
 
-    def _open(self) -> "X509Source":
+    def _open(self, timeout: float) -> "X509Source":
         from spiffe import X509Source
         from spiffe.errors import PySpiffeError
 
         self._refusal = None
         try:
-            source = X509Source(
-                socket_path=f"unix:{self._socket}", timeout_in_seconds=self._timeout, svid_picker=self._pick
-            )
+            source = X509Source(socket_path=f"unix:{self._socket}", timeout_in_seconds=timeout, svid_picker=self._pick)
         except PySpiffeError as exc:
             if self._refusal is not None:
                 raise IdentityUnavailableError(str(self._refusal)) from self._refusal
             raise IdentityUnavailableError(
-                f"no SVID from the Workload API at {self._socket}, waited at most {self._timeout:g} s: {exc}",
+                f"no SVID from the Workload API at {self._socket}, waited at most {timeout:g} s: {exc}",
                 hint="is this process registered there, and does the agent run?",
             ) from exc
         try:
@@ -265,20 +268,26 @@ class WorkloadAPI:
 
     def _watch(self) -> None:
         complaint = ""
+        patient_until = 0.0
         while not self._stop.wait(_POLL_S):
             self._held.check_age()
+            if self._held.is_overdue() and monotonic() >= patient_until:
+                # After a failure spiffe and its gRPC channel try again ever more rarely, up to minutes apart; and after
+                # some 1,000 tries, which are 85 minutes, its thread dies of an overflow without closing the source.
+                self._source.close()
             if not self._source.is_closed():
                 complaint = ""
                 continue
             # An error or an empty update closes the source, and it tells no subscriber.
             try:
-                self._source = self._open()
+                self._source = self._open(min(self._timeout, _REOPEN_S))
             except IdentityUnavailableError as exc:
                 if str(exc) != complaint:
                     _logger.warning("the Workload API gave no SVID, trying again until it does: %s", exc)
                 complaint = str(exc)
             else:
-                _logger.warning("the Workload API had closed the stream of SVIDs; it is open again")
+                patient_until = monotonic() + _PATIENCE_S
+                _logger.warning("the stream of SVIDs from the Workload API had ended or said nothing; it is open again")
                 if self._stop.is_set():
                     self._source.close()
 
@@ -355,10 +364,12 @@ class SvidFiles:
 class _HeldSvid:
     """The newest good SVID of a source, and who wants to hear of the next."""
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._origin = origin
+        self._now = now
         self._lock = threading.Lock()
         self._svid: Svid | None = None
+        self._is_closed = False
         self._worry_at = datetime.max.replace(tzinfo=UTC)
         self._callbacks: list[Callable[[], None]] = []
         self._complaint: tuple[Svid, str] | None = None
@@ -367,7 +378,7 @@ class _HeldSvid:
         svid = self._svid
         if svid is None:
             raise IdentityUnavailableError(f"no SVID from {self._origin}: it was closed")
-        now = datetime.now(UTC)
+        now = self._now()
         if svid.expires_at <= now:
             raise IdentityUnavailableError(
                 f"the SVID of {svid.spiffe_id} expired at {svid.expires_at:%Y-%m-%dT%H:%M:%SZ}",
@@ -377,10 +388,10 @@ class _HeldSvid:
 
     def replace(self, svid: Svid) -> None:
         with self._lock:
-            if svid == self._svid:
+            if self._is_closed or svid == self._svid:
                 return
             self._svid = svid
-            self._worry_at = svid.expires_at - (svid.expires_at - datetime.now(UTC)) / 4
+            self._worry_at = svid.expires_at - (svid.expires_at - self._now()) / 4
             callbacks = list(self._callbacks)
         for callback in callbacks:
             try:
@@ -397,7 +408,7 @@ class _HeldSvid:
         svid = self._svid
         if svid is None:
             return
-        now = datetime.now(UTC)
+        now = self._now()
         stage = "has expired" if svid.expires_at <= now else "will soon expire" if self._worry_at <= now else ""
         if stage and self._complaint != (svid, stage):
             self._complaint = (svid, stage)
@@ -405,9 +416,13 @@ class _HeldSvid:
                 "the SVID of %s %s (%s) and %s gave no newer one", svid.spiffe_id, stage, svid.expires_at, self._origin
             )
 
+    def is_overdue(self) -> bool:
+        """Return whether a newer SVID should have come by now: three quarters of the time are over."""
+        return self._worry_at <= self._now()
+
     def close(self) -> None:
         with self._lock:
-            self._svid = None
+            self._svid, self._is_closed = None, True
             self._callbacks.clear()
 
 
@@ -457,6 +472,16 @@ def _read_uris(certificate: "x509.Certificate") -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def _is_issued(certificate: "x509.Certificate", authority: "x509.Certificate") -> bool:
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, TypeError, UnsupportedAlgorithm, ValueError):
+        return False
+    return True
 
 
 def _name_trust_domain(spiffe_id: str) -> str:

@@ -120,7 +120,7 @@ class KeeperServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetMark(self, request, context):
-        """Gives the rollback mark back. Codes: PERMISSION_DENIED, NOT_FOUND (there is none).
+        """Gives the rollback mark back. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

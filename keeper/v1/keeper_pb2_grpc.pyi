@@ -56,7 +56,7 @@ class KeeperServiceStub:
     Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
     """
     GetMark: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.GetMarkRequest, _keeper_pb2.GetMarkResponse]
-    """Gives the rollback mark back. Codes: PERMISSION_DENIED, NOT_FOUND (there is none)."""
+    """Gives the rollback mark back. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.GetStatusRequest, _keeper_pb2.GetStatusResponse]
     """Says what the keeper holds. Codes: PERMISSION_DENIED."""
 
@@ -88,7 +88,7 @@ class KeeperServiceAsyncStub(KeeperServiceStub):
     Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
     """
     GetMark: _aio.UnaryUnaryMultiCallable[_keeper_pb2.GetMarkRequest, _keeper_pb2.GetMarkResponse]  # type: ignore[assignment]
-    """Gives the rollback mark back. Codes: PERMISSION_DENIED, NOT_FOUND (there is none)."""
+    """Gives the rollback mark back. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_keeper_pb2.GetStatusRequest, _keeper_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Says what the keeper holds. Codes: PERMISSION_DENIED."""
 
@@ -153,7 +153,7 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keeper_pb2.GetMarkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.GetMarkResponse, _abc.Awaitable[_keeper_pb2.GetMarkResponse]]:
-        """Gives the rollback mark back. Codes: PERMISSION_DENIED, NOT_FOUND (there is none)."""
+        """Gives the rollback mark back. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
 
     @_abc_1.abstractmethod
     def GetStatus(

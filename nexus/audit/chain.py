@@ -52,10 +52,13 @@ class Chain:
         self.seq = seq
         self._digest = digest
 
-    def begin_segment(self) -> None:
-        """Sync and close the current segment and go on in the next one."""
+    def sync(self) -> None:
+        """Make all lines durable."""
         self.file.sync()
         self.file.take_unsynced()
+
+    def begin_segment(self) -> None:
+        """Close the current segment, which is synced, and go on in the next one."""
         finished = self.file
         self._begin(self._number + 1, [])
         finished.close()

@@ -3,17 +3,19 @@
 - An entry is in the store, durably, with its change; here it is appended, synced, and only then discarded there.
 - After a crash in between it is found in the segments and not appended again: the same revision with the same bytes.
   (By its revision alone it could be taken for one of another store that wrote here before.)
-- Discards are bundled: each costs a sync of the store.
+- Discards are bundled: each costs a sync of the store. One of which nobody knows whether it was committed ends the
+  process at once, as it does where a caller meets that.
 """
 
 import hashlib
 import threading
+from collections.abc import Callable
 from typing import Final
 
 import structlog
 
 from common.clock import Clock, SystemClock
-from common.errors import CorruptRowError, ShardholdError
+from common.errors import CorruptRowError, OutcomeUnknownError, ShardholdError
 from nexus.audit.entry import Entry, decode_entry
 from nexus.audit.log import AuditLog
 from nexus.store.protocol import Store
@@ -30,7 +32,16 @@ _log = structlog.get_logger("audit")
 class Exporter:
     """Works on a thread of its own between `start` and `stop`."""
 
-    def __init__(self, store: Store, log: AuditLog, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        log: AuditLog,
+        *,
+        clock: Clock | None = None,
+        give_up: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """*give_up* ends the process."""
+        self._give_up = give_up
         self._store = store
         self._audit = log
         self._clock = clock or SystemClock()
@@ -118,6 +129,8 @@ class Exporter:
             if not self._failing:
                 _log.error("audit entries of changes stay in the store", reason=str(exc))
             self._failing = str(exc)
+            if isinstance(exc, OutcomeUnknownError):
+                self._give_up(f"discarding of exported audit entries: {exc}")
         else:
             self._failing = ""
         self._audit.set_export_failing(self._failing)

@@ -9,6 +9,7 @@ Rules:
 - A checkpoint, signed when there is a key, follows every thousand lines and ends a segment.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -21,7 +22,7 @@ import msgspec
 import structlog
 
 from common.clock import Clock, SystemClock
-from common.errors import AuditUnavailableError, ConfigError
+from common.errors import AuditUnavailableError, ConfigError, SealedError
 from nexus.audit.chain import Chain
 from nexus.audit.directory import load_recent_changes
 from nexus.audit.entry import Entry
@@ -52,8 +53,7 @@ class AuditLog:
         self._export_failing = ""
         self._is_closed = False
         self._since_checkpoint = 0
-        self._signer: Signer | None = None
-        self._links: list[bytes] = []
+        self._signing: tuple[Signer, list[bytes]] | None = None  # replaced whole, and without the lock
         self._written = threading.Event()
         self._stopping = threading.Event()
         try:
@@ -105,11 +105,10 @@ class AuditLog:
     def set_signer(self, signer: Signer | None, links: Sequence[bytes] = ()) -> None:
         """Sign checkpoints from now on, None: no more; *links* lead from the genesis record to the signer's key.
 
-        When it returns, the signer before is no more in use.
+        Waits for nothing: keys are wiped behind it, also while a disk hangs. A checkpoint that is being written then is
+        signed by the signer before, or not at all.
         """
-        with self._lock:
-            self._signer = signer
-            self._links = list(links)
+        self._signing = None if signer is None else (signer, list(links))
 
     def append(self, entry: Entry, *, reserve: bool = False) -> None:
         """Write *entry*. With *reserve* try even while failing, and use the room kept for that.
@@ -207,13 +206,15 @@ class AuditLog:
         self._since_checkpoint += 1
 
     def _write_checkpoint(self) -> None:
-        chain, signer = self._chain, self._signer
+        chain, signing = self._chain, self._signing
 
         def make(seq: int) -> CheckpointLine:
-            if signer is None:
-                return CheckpointLine(seq, chain.now(), b"", b"", [])
-            message = checkpoint_message(self._nexus, chain.timeline, seq, chain.digest, self._links)
-            return CheckpointLine(seq, chain.now(), signer.public_key, signer.sign(message), self._links)
+            if signing is not None:
+                signer, links = signing
+                message = checkpoint_message(self._nexus, chain.timeline, seq, chain.digest, links)
+                with contextlib.suppress(SealedError):  # its key was wiped meanwhile
+                    return CheckpointLine(seq, chain.now(), signer.public_key, signer.sign(message), links)
+            return CheckpointLine(seq, chain.now(), b"", b"", [])
 
         self._write(make, reserve=True)
         self._since_checkpoint = 0
@@ -252,6 +253,10 @@ class AuditLog:
 
     def _begin_segment(self) -> None:
         try:
+            self._chain.sync()
+        except OSError as exc:
+            raise self._fail(exc) from exc
+        try:
             self._chain.begin_segment()
         except OSError as exc:
             _log.warning("audit segment goes on: no next one can be made", reason=exc.strerror)
@@ -276,11 +281,10 @@ class AuditLog:
             entry = Entry(at=chain.now(), actor="", action="audit.restored", detail=self._failing)
             try:
                 chain.file.rewrite()
-                chain.file.sync()
-                chain.file.take_unsynced()
+                chain.sync()
                 chain.file.set_aside()
                 chain.write(lambda seq: EntryLine(seq, entry))
-                chain.file.sync()
+                chain.sync()
             except OSError as exc:
                 self._fail(exc)
                 return

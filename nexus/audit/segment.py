@@ -6,6 +6,7 @@
 - After a failed sync the kernel may have dropped what was not synced, so that is kept here, and written again.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -59,10 +60,9 @@ class SegmentFile:
 
     def give_back(self, lines: list[bytes]) -> None:
         self._unsynced = lines + self._unsynced
-        self._must_rewrite = True
 
     def rewrite(self) -> None:
-        """Write again what a failed sync may have lost."""
+        """Write again what failed syncs may have lost: all that was not given to one that succeeded."""
         if self._must_rewrite:
             data = b"".join(self._unsynced)
             if os.pwrite(self._fd, data, self.size - len(data)) != len(data):
@@ -71,14 +71,17 @@ class SegmentFile:
 
     def sync(self) -> None:
         """Make all that is written durable. May run while another thread writes."""
-        os.fdatasync(self._fd)
+        try:
+            os.fdatasync(self._fd)
+        except OSError:
+            self._must_rewrite = True
+            raise
 
     def close(self) -> None:
-        """Give the blocks set aside back to the file system, and close."""
-        try:
+        """Give the blocks set aside back to the file system, if it takes them, and close."""
+        with contextlib.suppress(OSError):
             os.ftruncate(self._fd, self.size)
-        finally:
-            os.close(self._fd)
+        os.close(self._fd)
 
     def _make_room(self, size: int) -> None:
         """Set blocks aside for *size* bytes and the reserve, and for what comes then if they are there."""

@@ -16,6 +16,7 @@ class Collection:
         self.cluster_id = cluster_id
         self.set_id = record.set_id
         self.members: Mapping[str, MemberRecord] = {member.name: member for member in record.members}
+        self.lacking: set[str] = set()  # names of keepers that were asked, and hold no shard of this set
         self._shards: dict[int, ProtectedBuffer] = {}
         self._lock = threading.Lock()
         self._enough = threading.Event()

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from common import shamir
 from common.clock import Clock
-from common.delivery import build_fetch_info, build_put_info
+from common.delivery import SetLabel, build_fetch_info, build_put_info
 from common.errors import (
     BadShardError,
     DecryptionError,
@@ -29,7 +29,7 @@ from common.sealing import OneShotKey, seal
 from common.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, SignedStatement, verify
 from keeper.v1 import keeper_pb2 as pb
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
-from nexus.ports import HeldSet, KeeperReport, SetLabel
+from nexus.ports import HeldSet, KeeperReport
 from shardhold._channel import PinnedChannel
 from shardhold._identity import IdentitySource, IdentityUnavailableError, Svid
 

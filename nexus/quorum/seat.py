@@ -125,6 +125,7 @@ class Seat:
             self._check_shard(buffer, record, collection.cluster_id, collection.set_id, boot_id)
         except NotFoundError:
             buffer.release()
+            collection.lacking.add(self.member.name)
             self._set_status(reachable=True, holds_current_set=False)
             return
         except BaseException:
@@ -184,10 +185,7 @@ class Seat:
     def _drop_older(self, shard_set: ShardSet, report: KeeperReport) -> None:
         current = shard_set.label
         for label in (held.label for held in report.sets):
-            # Sets come in the order of their commits: what came before the current one is dead. Numbers alone do not
-            # tell: a store that was put back may give one out again, in its next timeline.
-            is_older = (label.timeline, label.set_number) < (current.timeline, current.set_number)
-            if label.cluster_id == current.cluster_id and is_older:
+            if label.cluster_id == current.cluster_id and label.order < current.order:  # what came before is dead
                 self.link.drop_set(label.cluster_id, label.set_id, timeout=CALL_TIMEOUT)
                 self._note("keeper.drop", self.member.name, f"set {label.set_number}")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common import shamir
+from common.delivery import SetLabel
 from common.errors import BadShardError, SealedError
 from common.protected import ProtectedBuffer, ProtectedMemory
-from nexus.ports import SetLabel
 from nexus.records import MemberRecord, SetState, ShardSetRecord
 
 

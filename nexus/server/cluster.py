@@ -18,6 +18,7 @@ _STATES = {
     State.READY: pb.STATE_READY,
 }
 _KEEPER_WAIT = 10.0  # seconds to wait for keepers when the caller set no deadline
+_MAX_KEEPER_WAIT = 60.0  # seconds, whatever the caller's deadline is: it holds a worker
 _ANSWER_TIME = 1.0  # seconds of the caller's deadline that are kept for the answer
 
 
@@ -72,7 +73,7 @@ class ClusterHandlers:
 
 
 def _waiting_time(call: Call) -> float:
-    return _KEEPER_WAIT if call.deadline is None else max(0.0, call.deadline - _ANSWER_TIME)
+    return _KEEPER_WAIT if call.deadline is None else min(max(0.0, call.deadline - _ANSWER_TIME), _MAX_KEEPER_WAIT)
 
 
 def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
@@ -99,8 +100,8 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
         response.shard_threshold = shard_set.threshold
         response.shard_count = len(shard_set.members)
         response.set_number = shard_set.set_number
-        response.recovery_threshold = view.facts.recovery.threshold
-        response.recovery_shares = len(view.facts.recovery.shares)
+        if (recovery := view.facts.recovery) is not None:
+            response.recovery_threshold, response.recovery_shares = recovery.threshold, len(recovery.shares)
 
 
 def _to_status(view: KeeperView) -> pb.KeeperStatus:

@@ -47,6 +47,7 @@ class RecoveryHandlers:
 def _to_message(session: SessionView) -> pb.UnsealSession:
     return pb.UnsealSession(
         session_id=session.session_id,
+        genesis=session.genesis,
         started_by=session.started_by,
         expires_in=Duration(seconds=int(session.expires_in)),
         submitted=session.submitted,

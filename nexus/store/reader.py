@@ -12,9 +12,10 @@ _META: Final = """
     SELECT phase, cluster_id, sealed, timeline, revision, control_revision,
            last_generation, last_set_number, last_kek_id, last_init_attempt FROM meta"""
 _VERSION: Final = """
-    SELECT path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted
-    FROM versions WHERE path = ?"""
-_VERSION_EXACT: Final = _VERSION + " AND version = ?"
+    SELECT path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted,
+           (SELECT current_version FROM secrets WHERE path = ?1)
+    FROM versions WHERE path = ?1"""
+_VERSION_EXACT: Final = _VERSION + " AND version = ?2"
 _VERSION_NEWEST: Final = _VERSION + " ORDER BY version DESC LIMIT 1"
 _SECRET: Final = "SELECT path, incarnation, current_version, updated_at FROM secrets"
 _REQUEST: Final = """
@@ -88,10 +89,15 @@ class SqliteReader:
         if row is None:
             self._explain_missing(path, version)
             return None
-        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted = row
+        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest = row
         if found != path or (version and number != version):
             raise CorruptRowError("store's index of versions leads to another row")
         _check_numbers(number)
+        # Else a damaged index would pass an older version off as the newest.
+        if newest is None or number > newest or (not version and number < newest):
+            raise CorruptRowError("store has lost a version of a secret, or the secret of a version")
+        if deleted:
+            self._check_deleted(path, number)
         return VersionRow(found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, bool(deleted))
 
     def load_live_versions(self, path: str) -> list[int]:
@@ -129,6 +135,11 @@ class SqliteReader:
         secret = self.load_secret(path)
         if secret is not None and version <= secret.current_version:
             raise CorruptRowError("store has lost a version of a secret")
+
+    def _check_deleted(self, path: str, version: int) -> None:
+        """Tell a version that somebody deleted from one whose mark was damaged."""
+        if self._find("SELECT 1 FROM deletions WHERE path = ? AND version = ?", path, version) is None:
+            raise CorruptRowError("store marks a version as deleted that nobody deleted")
 
     def _find(self, sql: str, *parameters: object) -> Any:
         """Return the only row of a query, or None."""

@@ -90,21 +90,14 @@ def up(
 @app.command()
 def down(dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """End all processes of the cluster; its files stay."""
-    directory = DevDirectory(dir_)
-    cluster = DevCluster(directory)
-    with directory.locked():
-        cluster.reload()
+    with _changing(dir_) as cluster:
         _take_down(cluster)
 
 
 @app.command()
 def kill(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Kill a process with SIGKILL."""
-    directory = DevDirectory(dir_)
-    cluster = DevCluster(directory)
-    cluster.check_name(name)
-    with directory.locked():
-        cluster.reload()
+    with _changing(dir_, name) as cluster:
         ran = cluster.kill(name)
     _console.print(f"{name} killed" if ran else f"{name} did not run")
 
@@ -112,11 +105,7 @@ def kill(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
 @app.command()
 def restart(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """End a process if it runs, and start it again."""
-    directory = DevDirectory(dir_)
-    cluster = DevCluster(directory)
-    cluster.check_name(name)
-    with directory.locked():
-        cluster.reload()
+    with _changing(dir_, name) as cluster:
         started = time.monotonic()
         cluster.stop([name])
         cluster.start([name])
@@ -195,6 +184,18 @@ def _announce_identity(line: str) -> None:
     print(line, flush=True)
 
 
+@contextlib.contextmanager
+def _changing(dir_: Path, name: str = "") -> Iterator[DevCluster]:
+    """Give the cluster to one command at a time, as it then is; *name* is checked to be one of its servers."""
+    directory = DevDirectory(dir_)
+    cluster = DevCluster(directory)
+    if name:
+        cluster.check_name(name)
+    with directory.locked():
+        cluster.reload()
+        yield cluster
+
+
 def _open(directory: DevDirectory, keepers: int | None, threshold: int | None) -> DevCluster:
     if directory.exists:
         cluster = DevCluster(directory)
@@ -218,16 +219,15 @@ def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
     plan = cluster.state.plan
     with _console.status(f"starting an identity provider, {plan.keepers} keepers and a nexus"):
         cluster.start()
-    _console.print(f"an identity provider, {plan.keepers} keepers and a nexus run, logs in {cluster.directory.logs}")
+    _say(f"an identity provider, {plan.keepers} keepers and a nexus run, logs in {cluster.directory.logs}")
     if cluster.is_ready():
         return True
     if cluster.load_status()["state"] in ("uninitialised", "initialising"):
         with _console.status("initialising"):
             cluster.init()
-        _console.print(
+        _say(
             f"initialised: any {plan.threshold} of {plan.keepers} keepers bring the nexus back; "
-            f"recovery shares in {cluster.directory.recovery_shares}",
-            soft_wrap=True,
+            f"recovery shares in {cluster.directory.recovery_shares}"
         )
         if cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
             raise DevError("the nexus is initialised and not ready", hint=cluster.log_tail("nexus"))
@@ -310,7 +310,7 @@ def _take_down(cluster: DevCluster) -> None:
         killed = cluster.stop()
     for name in killed:
         _console.print(f"[yellow]{name} did not end in time and was killed[/]")
-    _console.print(f"down; the files stay in {cluster.directory.root}", soft_wrap=True)
+    _say(f"down; the files stay in {cluster.directory.root}")
 
 
 @contextlib.contextmanager

@@ -225,7 +225,7 @@ def test_foreign_client_is_refused(server: Server) -> None:
 def test_client_that_only_the_server_refuses(server: Server, ca: DevelopmentCA) -> None:
     """A client that trusts the server but not the other way round gets the hint: TLS 1.3 refuses it late."""
     other = DevelopmentCA("example.org").issue("/team/app")
-    half_trusted = Svid.parse(other.certificates_pem, other.key_pem, ca.bundle_pem)
+    half_trusted = Svid.parse(other.certificates_pem, other.key_pem, other.bundle_pem + ca.bundle_pem)
     with PinnedChannel(server.address, FixedIdentity(half_trusted), server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             _echo(channel)(b"", timeout=10)

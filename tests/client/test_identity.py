@@ -1,6 +1,5 @@
-"""Where SVIDs come from: the Workload API, and files."""
+"""What an SVID is, and the Workload API that it comes from."""
 
-import logging
 import queue
 import socket
 import subprocess
@@ -14,23 +13,19 @@ from typing import TypeAlias
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from spiffe._proto import workload_pb2, workload_pb2_grpc
 
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold._identity import (
-    BUNDLE_FILE,
     ENDPOINT_VARIABLE,
-    KEY_FILE,
-    SVID_FILE,
     IdentityUnavailableError,
     Svid,
-    SvidFiles,
     WorkloadAPI,
+    _HeldSvid,
 )
+from tests.client.leaf import certify
 
 WaitUntil: TypeAlias = Callable[..., None]
 
@@ -97,26 +92,6 @@ def _say(*svids: Svid, federated: DevelopmentCA | None = None) -> workload_pb2.X
     )
 
 
-def _write(directory: Path, svid: Svid, *names: str) -> None:
-    parts = {SVID_FILE: svid.certificates_pem, KEY_FILE: svid.key_pem, BUNDLE_FILE: svid.bundle_pem}
-    for name in names or tuple(parts):
-        (directory / name).write_bytes(parts[name])
-        (directory / name).chmod(0o600)
-
-
-def _certify(
-    ca: DevelopmentCA, *, uris: tuple[str, ...] = ("spiffe://example.org/team/app",), expired: bool = False
-) -> tuple[bytes, bytes]:
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    leaf = ca.certify(
-        key.public_key(),
-        uris=uris,
-        not_before=now - timedelta(hours=2),
-        not_after=now + (-timedelta(hours=1) if expired else timedelta(hours=1)),
-    )
-    return leaf.public_bytes(Encoding.PEM), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
 class TestSvid:
     """What is an SVID and what is not."""
 
@@ -139,28 +114,36 @@ class TestSvid:
     )
     def test_names(self, ca: DevelopmentCA, uris: tuple[str, ...], problem: str) -> None:
         """A leaf has exactly one URI SAN, and it is a SPIFFE ID."""
-        certificates, key = _certify(ca, uris=uris)
+        certificates, key = certify(ca, uris=uris)
         with pytest.raises(ValueError, match=problem):
             Svid.parse(certificates, key, ca.bundle_pem)
 
     def test_key_of_another(self, ca: DevelopmentCA) -> None:
         """A key that is not the leaf's is refused."""
         with pytest.raises(ValueError, match="private key is not the SVID's"):
-            Svid.parse(_certify(ca)[0], _certify(ca)[1], ca.bundle_pem)
+            Svid.parse(certify(ca)[0], certify(ca)[1], ca.bundle_pem)
+
+    def test_authority_of_another_time(self, ca: DevelopmentCA) -> None:
+        """A bundle in which nobody issued the leaf is refused: its owner would not even trust itself."""
+        successor = DevelopmentCA("example.org")
+        with pytest.raises(ValueError, match="no authority of the bundle issued the SVID"):
+            Svid.parse(*certify(ca), successor.bundle_pem)
+        both = Svid.parse(*certify(ca), successor.bundle_pem + ca.bundle_pem)
+        assert both.bundle() == (successor.certificate, ca.certificate)
 
     def test_half_a_certificate(self, ca: DevelopmentCA) -> None:
         """A bundle whose last certificate is cut off is refused whole, not taken in part."""
         bundle = ca.bundle_pem + DevelopmentCA("example.org").bundle_pem[:-40]
         with pytest.raises(ValueError):  # noqa: PT011, the parser's words or ours, by where it was cut
-            Svid.parse(*_certify(ca), bundle)
+            Svid.parse(*certify(ca), bundle)
 
     def test_foreign_authorities_are_left_out(self, ca: DevelopmentCA) -> None:
         """Only authorities of the SVID's own trust domain count, since a foreign one could mint our names."""
         stranger = DevelopmentCA("stranger.example")
-        svid = Svid.parse(*_certify(ca), stranger.bundle_pem + ca.bundle_pem)
+        svid = Svid.parse(*certify(ca), stranger.bundle_pem + ca.bundle_pem)
         assert svid.bundle() == (ca.certificate,)
         with pytest.raises(ValueError, match=r"the bundle has no authority of example\.org"):
-            Svid.parse(*_certify(ca), stranger.bundle_pem)
+            Svid.parse(*certify(ca), stranger.bundle_pem)
 
 
 class TestWorkloadAPI:
@@ -311,6 +294,26 @@ class TestWorkloadAPI:
         wait_until(lambda: "it is open again" in caplog.text)
         source.close()
 
+    def test_silent_stream_is_left(
+        self,
+        scripted: tuple[ScriptedAPI, str],
+        ca: DevelopmentCA,
+        wait_until: WaitUntil,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A stream that stays open and brings no newer SVID in time is left for another, before the last one expires.
+
+        So is one whose thread died or waits for minutes, as spiffe's does after a long time without an agent.
+        """
+        api, path = scripted
+        after = ca.issue("/team/app")
+        api.play(_say(Svid.parse(*certify(ca, lifetime=timedelta(seconds=3)), ca.bundle_pem)))
+        api.play(_say(after))
+        source = WorkloadAPI(path)
+        wait_until(lambda: source.current().leaf() == after.leaf())
+        wait_until(lambda: "it is open again" in caplog.text)
+        source.close()
+
     def test_agent_restarts(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
         """An agent that goes away and comes back, with another authority even, is followed."""
         with IdentityProvider(tmp_path, ca) as provider:
@@ -329,17 +332,37 @@ class TestWorkloadAPI:
         wait_until: WaitUntil,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """An SVID that is not renewed is warned of before it expires, and refused from then on."""
+        """An SVID that was not renewed in time is warned of, and refused."""
         api, path = scripted
-        api.play(_say(ca.issue("/team/app", lifetime=timedelta(seconds=5))))
+        api.play(_say(Svid.parse(*certify(ca, lifetime=timedelta(seconds=-1)), ca.bundle_pem)))
         source = WorkloadAPI(path)
-        wait_until(lambda: "will soon expire" in caplog.text)
-        source.current()
         wait_until(lambda: "has expired" in caplog.text)
         with pytest.raises(IdentityUnavailableError, match=r"spiffe://example\.org/team/app expired at"):
             source.current()
-        assert [record.levelno for record in caplog.records if "SVID of" in record.message] == [logging.WARNING] * 2
         source.close()
+
+    def test_warnings_come_once_each(self, ca: DevelopmentCA, caplog: pytest.LogCaptureFixture) -> None:
+        """In the last quarter of what it had left, and when it has expired; until then the SVID serves."""
+        svid = ca.issue("/team/app")
+        now = svid.not_before
+        held = _HeldSvid("somewhere", now=lambda: now)
+        held.replace(svid)
+        for part, warnings in ((0.74, 0), (0.76, 1), (0.9, 1), (0.999, 1), (1.0, 2), (2.0, 2)):
+            now = svid.not_before + part * (svid.expires_at - svid.not_before)
+            held.check_age()
+            assert (part, len(caplog.records)) == (part, warnings)
+            if part < 1:
+                assert held.current() == svid
+        assert "will soon expire" in caplog.messages[0]
+        assert "has expired" in caplog.messages[1]
+
+    def test_closed_for_good(self, ca: DevelopmentCA) -> None:
+        """An SVID that was on its way when its source was closed changes nothing."""
+        held = _HeldSvid("somewhere")
+        held.close()
+        held.replace(ca.issue("/team/app"))
+        with pytest.raises(IdentityUnavailableError, match="was closed"):
+            held.current()
 
     def test_closed(self, provider: IdentityProvider) -> None:
         """After close there is no identity; closing twice is fine."""
@@ -348,91 +371,6 @@ class TestWorkloadAPI:
         source.close()
         with pytest.raises(IdentityUnavailableError, match="was closed"):
             source.current()
-
-
-class TestSvidFiles:
-    """SVIDs from files."""
-
-    def test_follows_replacement(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
-        """A new set becomes the current one, and subscribers hear of it."""
-        _write(tmp_path, ca.issue("/team/app"))
-        source = SvidFiles(tmp_path)
-        heard: list[Svid] = []
-        source.subscribe(lambda: heard.append(source.current()))
-        after = ca.issue("/team/app")
-        _write(tmp_path, after)
-        wait_until(lambda: heard)
-        assert source.current() == after
-        source.close()
-
-    def test_half_written_set(
-        self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """While certificate and key do not belong together the last good set serves; then the new one does."""
-        before, after = ca.issue("/team/app"), ca.issue("/team/app")
-        _write(tmp_path, before)
-        source = SvidFiles(tmp_path)
-        _write(tmp_path, after, SVID_FILE)
-        wait_until(lambda: "the private key is not the SVID's" in caplog.text)
-        assert source.current() == before
-        (tmp_path / BUNDLE_FILE).unlink()
-        wait_until(lambda: BUNDLE_FILE in caplog.text)
-        assert source.current() == before
-        _write(tmp_path, after)
-        wait_until(lambda: source.current() == after)
-        source.close()
-
-    @pytest.mark.parametrize("missing", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
-    def test_missing_file(self, ca: DevelopmentCA, tmp_path: Path, missing: str) -> None:
-        """A set that is not whole at the start is refused, and the file named."""
-        _write(tmp_path, ca.issue("/team/app"))
-        (tmp_path / missing).unlink()
-        with pytest.raises(IdentityUnavailableError, match=missing):
-            SvidFiles(tmp_path)
-
-    @pytest.mark.parametrize("damaged", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
-    def test_damaged_file(self, ca: DevelopmentCA, tmp_path: Path, damaged: str) -> None:
-        """A file that is no PEM gives our error and shows nothing of its content."""
-        _write(tmp_path, ca.issue("/team/app"))
-        (tmp_path / damaged).write_bytes(b"canary-of-a-key")
-        with pytest.raises(IdentityUnavailableError, match="no usable SVID in") as caught:
-            SvidFiles(tmp_path)
-        assert "canary" not in str(caught.value)
-
-    def test_readable_key_is_warned_of(
-        self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """A key that group or others can read works and is named in a warning."""
-        _write(tmp_path, ca.issue("/team/app"))
-        (tmp_path / KEY_FILE).chmod(0o640)
-        SvidFiles(tmp_path).close()
-        assert f"{tmp_path / KEY_FILE} has mode 0640, want 0600" in caplog.text
-
-    def test_private_key_is_not_warned_of(
-        self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """A key that only its owner reads gives no warning."""
-        _write(tmp_path, ca.issue("/team/app"))
-        SvidFiles(tmp_path).close()
-        assert caplog.text == ""
-
-    def test_expired(self, ca: DevelopmentCA, tmp_path: Path) -> None:
-        """Files that hold an expired SVID load, and using it says when it expired."""
-        _write(tmp_path, Svid.parse(*_certify(ca, expired=True), ca.bundle_pem))
-        source = SvidFiles(tmp_path)
-        with pytest.raises(IdentityUnavailableError, match="expired at"):
-            source.current()
-        source.close()
-
-    def test_intermediates(self, ca: DevelopmentCA, tmp_path: Path) -> None:
-        """The chain is kept in order, leaf first."""
-        svid = ca.issue("/team/app")
-        _write(tmp_path, svid)
-        (tmp_path / SVID_FILE).write_bytes(svid.certificates_pem + ca.bundle_pem)
-        source = SvidFiles(tmp_path)
-        assert source.current().chain() == (svid.leaf(), ca.certificate)
-        assert x509.load_pem_x509_certificates(source.current().certificates_pem)[0] == svid.leaf()
-        source.close()
 
 
 def test_import_is_light() -> None:

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.delivery import build_fetch_info
+from common.delivery import SetLabel, build_fetch_info
 from common.sealing import OneShotKey
 from common.shamir import SHARD_SIZE
 from keeper.v1 import keeper_pb2
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
-from nexus.ports import SetLabel
 from pilot.dev.configuration import socket_path
 from pilot.dev.identities import Identity
 from shardhold import WorkloadAPI
@@ -74,8 +73,11 @@ def read_tree(folder: Path, *, without: Path) -> dict[str, bytes]:
 def read_process(pid: int) -> dict[str, bytes]:
     """Read what everybody, or root, sees of a process: command line, environment, names of threads."""
     folder = Path(f"/proc/{pid}")
-    names = [folder / "cmdline", folder / "environ", *folder.glob("task/*/comm")]
-    return {str(path): path.read_bytes() for path in names}
+    shown = {str(path): path.read_bytes() for path in (folder / "cmdline", folder / "environ")}
+    for name in folder.glob("task/*/comm"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this thread has ended
+            shown[str(name)] = name.read_bytes()
+    return shown
 
 
 def fetch_shards(cluster: Cluster, stored: StoredCluster) -> dict[str, bytes]:

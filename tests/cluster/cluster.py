@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -30,13 +30,14 @@ from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodian_path, parse_workload
 from pilot.dev.probes import wait_until
 from pilot.status import to_document
-from shardhold import Client, WorkloadAPI
+from shardhold import Client, IdentityUnavailableError, WorkloadAPI
 from shardhold._channel import PinnedChannel
 from tests.cluster.person import Person
 
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
 Status = Mapping[str, Any]
+C = TypeVar("C", bound="Cluster")
 
 
 class ClusterError(AssertionError):
@@ -74,6 +75,13 @@ class Cluster:
     def start_uninitialised(self) -> None:
         """Start everything and leave it without a root key."""
         self.dev.start()
+
+    def start_by(self, command: Callable[[str], Sequence[str]]) -> None:
+        """Start everything, each server by what *command* gives for its name, and leave it without a root key."""
+        self.dev.start(())  # the identity provider alone
+        for name in reversed(self.plan.servers):
+            self.dev.start_instead(name, command(name))
+        self.wait("all live", lambda: all(self.fetch(name, "/livez") == "live\n" for name in self.plan.servers))
 
     def close(self) -> None:
         """End everything. The directory stays, for whoever looks for what went wrong."""
@@ -171,7 +179,7 @@ class Cluster:
 
         def look() -> bool:
             nonlocal last
-            with contextlib.suppress(grpc.RpcError):
+            with contextlib.suppress(grpc.RpcError, IdentityUnavailableError):
                 last = to_document(self.superuser.get_status())
                 return condition(last)
             return False
@@ -309,6 +317,12 @@ class Cluster:
         )
         self.pilot("policy", "apply", str(file))
 
+    def list_audit(self, actor: str) -> list[Status]:
+        """Return the audit's entries of one caller; those of changes come a moment later than the others."""
+        files = sorted(self.directory.audit.glob("*.jsonl"))
+        lines = (json.loads(line) for file in files for line in file.read_text().splitlines())
+        return [line["entry"] for line in lines if line.get("entry", {}).get("actor") == actor]
+
     def pilot(
         self, *arguments: str, path: str = SUPERUSER_PATH, exit_code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
@@ -362,13 +376,17 @@ def _is_settled(status: Status) -> bool:
     said = " ".join(status["blocked_by"])
     if (short := re.search(r"(\d+) of (\d+) shards", said)) is None:
         return "older than a rollback mark" in said
-    return int(short[1]) < int(short[2]) and "was not reached yet" not in said
+    return int(short[1]) < int(short[2]) and " yet" not in said
+
+
+def running(root: Path, plan: Plan | None = None) -> contextlib.AbstractContextManager[Cluster]:
+    """A cluster that is ready, and that ends with the block."""
+    return started(Cluster(root, plan))
 
 
 @contextlib.contextmanager
-def running(root: Path, plan: Plan | None = None) -> Iterator[Cluster]:
-    """A cluster that is ready, and that ends with the block."""
-    cluster = Cluster(root, plan)
+def started(cluster: C) -> Iterator[C]:
+    """Start a new cluster, initialise it, and end it with the block."""
     try:
         cluster.start()
         yield cluster

@@ -1,4 +1,4 @@
-"""A wall clock that a test sets for one process while it runs, by libfaketime. Its monotonic clock is left alone."""
+"""A clock that a test sets for one process while it runs, by libfaketime; the monotonic one only if it says so."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,9 @@ def find_library() -> Path | None:
 class FakeClock:
     """The clock of whatever runs with `variables`: right at first."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, sets_monotonic: bool = False) -> None:
         self._file = file
+        self._sets_monotonic = sets_monotonic
         self.set(0)
 
     def set(self, seconds: int) -> None:
@@ -34,7 +35,7 @@ class FakeClock:
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",  # look at the file at each call
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "0" if self._sets_monotonic else "1",
         }
 
     def wrap(self, command: Sequence[str]) -> list[str]:

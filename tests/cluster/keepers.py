@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from common import shamir
-from common.delivery import build_put_info
+from common.delivery import SetLabel, build_put_info
 from common.sealing import seal
-from common.statement import Statement
+from common.statement import NONCE_SIZE, PUT_SHARD, Statement
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from shardhold._identity import Svid
+from shardhold._identity import IdentityUnavailableError, Svid
 from tests.cluster.refusal import Outcome, read_reason
 
 WAIT_S = 20.0  # seconds; far more than anything takes, so that a busy machine fails no test
@@ -34,12 +34,15 @@ CLUSTER_ID = b"c" * 16
 
 
 class FixedIdentity:
-    """An identity source with one SVID, which a test may replace."""
+    """An identity source with one SVID, which a test may replace or take away."""
 
     def __init__(self, svid: Svid) -> None:
         self.svid = svid
+        self.is_missing = False
 
     def current(self) -> Svid:
+        if self.is_missing:
+            raise IdentityUnavailableError("no SVID")
         return self.svid
 
     def subscribe(self, callback: Callable[[], None]) -> None:
@@ -92,31 +95,34 @@ def make_put(
     *,
     cluster_id: bytes = CLUSTER_ID,
     genesis: bytes = b"g" * 32,
+    timeline: int = 1,
     number: int = 7,
     x: int = 3,
     seed: bytes = b"",
+    current_number: int = 0,
 ) -> pb.PutShardRequest:
-    """Seal a shard of set *number* for *statement*, all of it right."""
-    label = pb.SetLabel(
+    """Seal a shard of set *number* for *statement*, all of it right; 0: the current set is this one."""
+    label = SetLabel(
         cluster_id=cluster_id,
         genesis=genesis,
-        timeline=1,
+        timeline=timeline,
         generation=1,
         set_id=number.to_bytes(16, "big"),
         set_number=number,
     )
+    current_set_id = (current_number or number).to_bytes(16, "big")
     shard = bytearray(hashlib.sha256(label.set_id + seed).digest() + bytes((x,)))
     commitment = shamir.commitment(memoryview(shard), cluster_id=cluster_id, set_id=label.set_id)
     info = build_put_info(
-        label, statement_digest=statement.digest(), x=x, commitment=commitment, current_set_id=label.set_id
+        label, statement_digest=statement.digest(), x=x, commitment=commitment, current_set_id=current_set_id
     )
     return pb.PutShardRequest(
-        label=label,
+        label=pb.SetLabel(**asdict(label)),
         x=x,
         statement_digest=statement.digest(),
         sealed_shard=seal(memoryview(shard), recipient=statement.public_key, info=info),
         commitment=commitment,
-        current_set_id=label.set_id,
+        current_set_id=current_set_id,
     )
 
 
@@ -127,6 +133,31 @@ def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: floa
         return Outcome(grpc.StatusCode.OK, answer=unary(body, timeout=timeout))
     except grpc.RpcError as exc:
         return Outcome(exc.code(), exc.details() or "", read_reason(exc))
+
+
+def name_rpc(rpc: str) -> str:
+    """Return the full name of an RPC of a keeper."""
+    return f"/keeper.v1.KeeperService/{rpc}"
+
+
+def fetch_status(channel: grpc.Channel) -> pb.GetStatusResponse:
+    """Ask a keeper, as its nexus, what it holds."""
+    outcome = call(channel, name_rpc("GetStatus"))
+    assert outcome.code is grpc.StatusCode.OK, outcome
+    return pb.GetStatusResponse.FromString(outcome.answer)
+
+
+def ask_statement(channel: grpc.Channel, *, cluster_id: bytes = CLUSTER_ID) -> Statement:
+    """Ask a keeper, as its nexus, for a one-shot key."""
+    request = pb.GetSealingKeyRequest(cluster_id=cluster_id, purpose=PUT_SHARD, nonce=os.urandom(NONCE_SIZE))
+    outcome = call(channel, name_rpc("GetSealingKey"), request.SerializeToString())
+    assert outcome.code is grpc.StatusCode.OK, outcome
+    return Statement.decode(pb.GetSealingKeyResponse.FromString(outcome.answer).statement)
+
+
+def put_shard(channel: grpc.Channel, request: pb.PutShardRequest) -> Outcome:
+    """Give a keeper what `make_put` made."""
+    return call(channel, name_rpc("PutShard"), request.SerializeToString())
 
 
 def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S, pause: float = 0.01) -> Any:
@@ -150,6 +181,7 @@ class KeeperProcess:
         port: int = 0,
         extra: str = "",
         socket: Path | None = None,
+        nexuses: Sequence[str] = (NEXUS_PATH,),
     ) -> None:
         self.name = name
         self.spiffe_path = f"/shardhold/keeper/{name}"
@@ -160,6 +192,7 @@ class KeeperProcess:
         self._extra = extra
         self._asked_port = port
         self._socket = socket
+        self._nexuses = [f"spiffe://{provider.trust_domain}{path}" for path in nexuses]
         self.config = directory / f"{name}.toml"
         self.work = directory / f"{name}.work"  # where it runs, its home and its TMPDIR: nothing may appear there
         self.log: list[str] = []
@@ -181,7 +214,7 @@ class KeeperProcess:
         socket = self._socket or self._provider.add(self.spiffe_path, self.server_name)
         self.config.write_text(
             f'name = "{self.name}"\n'
-            f'nexuses = ["spiffe://{self._provider.trust_domain}{NEXUS_PATH}"]\n'
+            f"nexuses = {json.dumps(self._nexuses)}\n"
             "dev = true\n"
             f'[identity]\ntrust_domain = "{self._provider.trust_domain}"\nsocket = "unix://{socket}"\n'
             f'[listen]\naddress = "127.0.0.1:{self._asked_port}"\nhttp = "127.0.0.1:0"\n'

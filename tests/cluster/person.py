@@ -4,12 +4,14 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from cryptography import x509
+
 from common.delivery import build_share_info
 from common.sealing import seal
 from common.statement import SUBMIT_SHARE, SignedStatement, Statement, verify
 from common.words import encode_share
 from pilot.dev.identities import NEXUS_PATH, TRUST_DOMAIN
-from shardhold import WorkloadAPI
+from shardhold import IdentityUnavailableError, WorkloadAPI
 from shardhold._channel import PinnedChannel
 from shardhold.v1 import cluster_pb2, recovery_pb2
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
@@ -53,6 +55,13 @@ class Person:
     @property
     def spiffe_id(self) -> str:
         return self._identity.current().spiffe_id
+
+    def trusts(self) -> tuple[x509.Certificate, ...]:
+        """Return the authorities that come with the SVID; none while there is no SVID."""
+        try:
+            return self._identity.current().bundle()
+        except IdentityUnavailableError:
+            return ()
 
     def get_status(self) -> cluster_pb2.GetStatusResponse:
         return self.cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=5, wait_for_ready=True)
@@ -99,7 +108,11 @@ class Person:
         """Seal a share in wire form for the nexus, bound to its session or, for a wrong one, to another."""
         statement = self.ask_statement(session_id)
         digest = statement.digest()
-        info = build_share_info(statement_digest=digest, session_id=session_id if bound_to is None else bound_to)
+        info = build_share_info(
+            statement_digest=digest,
+            session_id=session_id if bound_to is None else bound_to,
+            genesis=self.get_progress().genesis,
+        )
         sealed = seal(memoryview(wire), recipient=statement.public_key, info=info)
         return SealedShare(session_id, digest, sealed)
 

@@ -1,10 +1,13 @@
 """A known value and all keys of a cluster, searched for wherever nobody may ever find them.
 
 The cluster has done what it does by then: init, writes and reads, refusals of every kind, a seal and an unseal by
-custodians, kill -9 and recovery. Memory is not searched here, but in tests/memory.
+custodians, kill -9 and recovery. It is looked at while sealed, after the unseal, and in the end. It logs all that it
+can: its own level is debug, and gRPC's too. Memory is not searched here, but in tests/memory.
 """
 
+import contextlib
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,7 @@ import grpc
 import pytest
 
 import shardhold
+from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH
 from tests.cluster.canary import (
@@ -25,7 +29,7 @@ from tests.cluster.canary import (
     read_tree,
     run_watched,
 )
-from tests.cluster.cluster import Cluster, running
+from tests.cluster.cluster import Cluster
 from tests.cluster.refusal import read_outcome
 from tests.memory.keys import derive_keys, load_stored
 
@@ -35,6 +39,7 @@ APP = "/canary/app"
 PATH = "canary/secret"
 TEXT = f"canary {os.urandom(12).hex()} §%"  # would be changed by JSON, by a URL and by a repr
 BINARY = os.urandom(32)
+PAGES = ("/metrics", "/livez", "/readyz", "/nothing")
 FIELD = f"field-{os.urandom(8).hex()}"
 
 
@@ -46,6 +51,9 @@ class Haunted:
     keys: dict[str, bytes] = field(default_factory=dict)
     errors: dict[str, bytes] = field(default_factory=dict)  # texts that callers got
     runs: list[Run] = field(default_factory=list)
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by when they were read
+    pages: dict[str, bytes] = field(default_factory=dict)  # what HTTP answered
+    shown: dict[str, bytes] = field(default_factory=dict)  # what /proc has of the processes
     canaries: Canaries = field(init=False)
 
     def collect_keys(self) -> None:
@@ -53,6 +61,18 @@ class Haunted:
         stored = load_stored(self.cluster)
         self.keys |= derive_keys(stored, self.cluster.directory.recovery_shares)
         self.keys |= fetch_shards(self.cluster, stored)
+
+    def look(self, when: str) -> None:
+        """Keep all that there is to be seen now: files, pages, and what /proc shows if that may be read."""
+        cluster = self.cluster
+        self.files[when] = read_tree(cluster.directory.root, without=cluster.directory.recovery_shares)
+        for name in ("nexus", *cluster.keepers):
+            for page in PAGES:
+                self.pages[f"{when}: {name}{page}"] = cluster.fetch(name, page).encode()
+        for name in cluster.dev.names:
+            with contextlib.suppress(PermissionError):
+                process = read_process(cluster.dev.state.processes[name].pid)
+                self.shown[f"{when}: {name}"] = b"\n".join(process.values())
 
     def refuse(self, what: str, client: shardhold.Client, **put: object) -> None:
         """Put the value where it is refused, and keep the error."""
@@ -70,19 +90,34 @@ class Haunted:
 @pytest.fixture(scope="module")
 def haunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Haunted]:
     """Three keepers, threshold two, that have seen it all."""
-    with running(tmp_path_factory.mktemp("canaries") / "dev", Plan(keepers=3, threshold=2)) as cluster:
+    cluster = Cluster(tmp_path_factory.mktemp("canaries") / "dev", Plan(keepers=3, threshold=2))
+    haunted = Haunted(cluster)
+    try:
+        cluster.start_by(lambda name: command_talkative(cluster, name))
+        cluster.dev.init()
         cluster.wait_filled()
-        haunted = Haunted(cluster)
         haunted.collect_keys()
         write_and_read(haunted)
         be_refused(haunted)
         seal_and_unseal(haunted)
-        cluster.restart_nexus()
+        cluster.kill("nexus")
+        cluster.dev.start_instead("nexus", command_talkative(cluster, "nexus"))
+        cluster.wait_ready()
         cluster.wait_filled()
         haunted.collect_keys()
+        haunted.look("in the end")
         values = {"text": TEXT.encode(), "binary": BINARY}
         haunted.canaries = Canaries.make(values | haunted.keys, list_words(cluster))
         yield haunted
+    finally:
+        cluster.close()
+
+
+def command_talkative(cluster: Cluster, name: str) -> list[str]:
+    """Return the command of a server that logs as much as it can be told to."""
+    program = "NEXUS" if name == "nexus" else "KEEPER"
+    talk = [f"SHARDHOLD_{program}__LOG__LEVEL=debug", "GRPC_VERBOSITY=debug"]
+    return ["env", *talk, *server_command(cluster.directory, name)]
 
 
 def write_and_read(haunted: Haunted) -> None:
@@ -126,6 +161,7 @@ def seal_and_unseal(haunted: Haunted) -> None:
     cards = [card.read_bytes() for card in sorted(cluster.directory.recovery_shares.iterdir())]
     cluster.superuser.seal("canaries")
     haunted.refuse("sealed", cluster.workload(APP))
+    haunted.look("sealed")
     words = cluster.words
     wrong = " ".join([*words[0].split()[1:], words[0].split()[0]])
     as_custodian = "/shardhold/pilot/role/recover/custodian-{}"
@@ -139,37 +175,52 @@ def seal_and_unseal(haunted: Haunted) -> None:
         haunted.pilot("unseal", "-", stdin=cards[number - 1], path=as_custodian.format(number))
     cluster.wait_ready()
     cluster.wait_filled()
+    haunted.look("unsealed")
 
 
 def test_files_hold_nothing(haunted: Haunted) -> None:
     """Logs of every process, database with WAL and SHM, audit, configuration: everything but the share cards."""
-    directory = haunted.cluster.directory
-    files = read_tree(directory.root, without=directory.recovery_shares)
-    found = set(files)
-    assert {
-        "data/nexus.db",
-        "data/nexus.db-wal",
-        "data/nexus.db-shm",
-        "config/nexus.toml",
-        "config/keeper-1.toml",
-    } <= found
-    assert {f"logs/{name}.log" for name in haunted.cluster.dev.names} <= found
-    assert any(name.startswith("audit/") and files[name] for name in found)
-    assert haunted.canaries.find_all(files) == {}
+    assert haunted.files.keys() == {"sealed", "unsealed", "in the end"}
     names = Canaries.make({"name of a field": FIELD.encode()}, {})
-    assert names.find_all(files) == {}, "names of fields are encrypted with their values"
+    for when, files in haunted.files.items():
+        found = set(files)
+        assert {
+            "data/nexus.db",
+            "data/nexus.db-wal",
+            "data/nexus.db-shm",
+            "config/nexus.toml",
+            "config/keeper-1.toml",
+        } <= found
+        assert {f"logs/{name}.log" for name in haunted.cluster.dev.names} <= found
+        assert any(name.startswith("audit/") and files[name] for name in found)
+        assert haunted.canaries.find_all(files) == {}, when
+        assert names.find_all(files) == {}, f"{when}: names of fields are encrypted with their values"
+
+
+@pytest.mark.needs("memory")
+def test_logs_were_asked_for_everything(haunted: Haunted) -> None:
+    """What was searched are the logs of servers that were told to log all they can."""
+    for name in ("nexus", *haunted.cluster.keepers):
+        environ = haunted.shown[f"in the end: {name}"]
+        assert b"LOG__LEVEL=debug" in environ
+        assert b"GRPC_VERBOSITY=debug" in environ
+
+
+@pytest.mark.parametrize("name", ["nexus", "keeper-1"])
+def test_a_server_that_is_told_to_trace_does_not_start(haunted: Haunted, name: str) -> None:
+    """The traces of gRPC, which are no log, would have every value in them: exit code 2, and the variable is named."""
+    command = [*server_command(haunted.cluster.directory, name), "--check-config"]
+    environ = os.environ | {"GRPC_TRACE": "secure_endpoint", "GRPC_VERBOSITY": "debug"}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "error: GRPC_TRACE: want it unset" in ended.stderr
 
 
 def test_metrics_and_probes_hold_nothing(haunted: Haunted) -> None:
     """What everybody may fetch who reaches the port."""
-    cluster = haunted.cluster
-    pages = {
-        f"{name}{page}": cluster.fetch(name, page).encode()
-        for name in ("nexus", *cluster.keepers)
-        for page in ("/metrics", "/livez", "/readyz", "/nothing")
-    }
-    assert all(b"shardhold_" in pages[f"{name}/metrics"] for name in ("nexus", *cluster.keepers))
-    assert haunted.canaries.find_all(pages) == {}
+    assert len(haunted.pages) == 3 * 4 * len(PAGES)
+    assert all(b"shardhold_" in page for name, page in haunted.pages.items() if name.endswith("/metrics"))
+    assert haunted.canaries.find_all(haunted.pages) == {}
 
 
 def test_errors_hold_nothing(haunted: Haunted) -> None:
@@ -182,10 +233,9 @@ def test_errors_hold_nothing(haunted: Haunted) -> None:
 @pytest.mark.needs("memory")
 def test_processes_show_nothing(haunted: Haunted) -> None:
     """Command lines, environments and names of threads of nexus, keepers and provider."""
-    dev = haunted.cluster.dev
-    shown = {name: b"\n".join(read_process(dev.state.processes[name].pid).values()) for name in dev.names}
-    assert all(b"pilot" in content or b"--config" in content for content in shown.values())
-    assert haunted.canaries.find_all(shown) == {}
+    assert len(haunted.shown) == 3 * len(haunted.cluster.dev.names)
+    assert all(b"pilot" in content or b"--config" in content for content in haunted.shown.values())
+    assert haunted.canaries.find_all(haunted.shown) == {}
 
 
 @pytest.mark.needs("memory")

@@ -61,8 +61,9 @@ def test_before_init_there_is_nothing(unborn: Cluster) -> None:
 
 
 def test_only_a_superuser_may_initialise(unborn: Cluster) -> None:
-    """A workload and people of the other roles are denied, and nothing has begun."""
-    others = ["/team/app", *(f"/shardhold/pilot/role/{role}/dev" for role in ("operator", "recover", "auditor"))]
+    """A workload, a server and people of the other roles are denied, and nothing has begun."""
+    others = ["/team/app", "/shardhold/keeper/keeper-9", "/shardhold/nexus/nexus-9"]
+    others += [f"/shardhold/pilot/role/{role}/dev" for role in ("operator", "recover", "auditor")]
     for path in others:
         with founding(unborn, path) as somebody, Refusal(PERMISSION_DENIED):
             somebody.begin()
@@ -204,6 +205,22 @@ def test_confirm_does_not_wait_for_ever_for_keepers(unborn: Cluster, founder: Fo
     unborn.wait_filled()
     restart(unborn)
     unborn.wait_ready()
+    assert is_serving(unborn)
+
+
+def test_init_twice(unborn: Cluster) -> None:
+    """A second `pilot init` is refused by name, writes no shares, and leaves key and secrets as they are."""
+    unborn.dev.init()
+    unborn.wait_ready()
+    assert is_serving(unborn)
+    genesis = unborn.status()["genesis"]
+    shares = unborn.directory.root / "more-shares"
+    refused = unborn.pilot("init", "--shares-dir", str(shares), "--recovery", "2/3", exit_code=None)
+    assert refused.returncode == 1
+    assert "pilot: error: " in refused.stderr
+    assert "in state ready" in refused.stderr
+    assert not list(shares.glob("*"))
+    assert unborn.status()["genesis"] == genesis
     assert is_serving(unborn)
 
 

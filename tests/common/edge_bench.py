@@ -28,11 +28,12 @@ class Bench:
 
     def __init__(self, answer: Answer, **options: Any) -> None:
         self.ca = DevelopmentCA("example.test")
+        self.identity = FixedIdentity(self.ca.issue("/shardhold/keeper/k1", dns=DNS))
         self.registry = CollectorRegistry()
         self.server = GrpcServer(
             [Method(METHOD, pb.GetStatusRequest, pb.GetStatusResponse, answer)],
             address=options.pop("address", "127.0.0.1:0"),
-            identity=FixedIdentity(self.ca.issue("/shardhold/keeper/k1", dns=DNS)),
+            identity=self.identity,
             trust_domain="example.test",
             registry=self.registry,
             **options,

@@ -68,6 +68,13 @@ def test_no_file_is_needed() -> None:
     assert loaded == Model(name="env", section=Section(workers=3))
 
 
+def test_traces_of_grpc_are_refused(tmp_path: Path) -> None:
+    """They show in clear what a server receives and sends: a server that is told to write them does not start."""
+    with pytest.raises(ConfigError, match="GRPC_TRACE: want it unset"):
+        load_text(tmp_path, 'name = "a"', {"GRPC_TRACE": "secure_endpoint"})
+    assert load_text(tmp_path, 'name = "a"', {"GRPC_VERBOSITY": "debug"}) == Model(name="a")
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "expected"),
     [

@@ -1,24 +1,14 @@
 """`common.delivery`: everything that a sealed shard is bound to."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from common.delivery import build_fetch_info, build_put_info
+from common.delivery import SetLabel, build_fetch_info, build_put_info
 
-
-@dataclass(frozen=True)
-class Label:
-    cluster_id: bytes = b"c" * 16
-    genesis: bytes = b"g" * 32
-    timeline: int = 1
-    generation: int = 2
-    set_id: bytes = b"s" * 16
-    set_number: int = 3
-
-
+LABEL = SetLabel(b"c" * 16, b"g" * 32, timeline=1, generation=2, set_id=b"s" * 16, set_number=3)
 PUT: dict[str, Any] = {"statement_digest": b"d" * 32, "x": 4, "commitment": b"k" * 32, "current_set_id": b"s" * 16}
 FETCH: dict[str, Any] = {
     "x": 4,
@@ -36,14 +26,14 @@ def bend(value: Any) -> Any:
 @pytest.mark.parametrize(("build", "parts"), [(build_put_info, PUT), (build_fetch_info, FETCH)], ids=["put", "fetch"])
 def test_every_part_counts(build: Callable[..., bytes], parts: dict[str, Any]) -> None:
     """No two infos are alike that differ in one part."""
-    infos = [build(Label(), **parts)]
+    infos = [build(LABEL, **parts)]
     infos += [
-        build(replace(Label(), **{part.name: bend(getattr(Label(), part.name))}), **parts) for part in fields(Label)
+        build(replace(LABEL, **{part.name: bend(getattr(LABEL, part.name))}), **parts) for part in fields(SetLabel)
     ]
-    infos += [build(Label(), **{**parts, name: bend(value)}) for name, value in parts.items()]
-    assert len(set(infos)) == len(infos) == 1 + len(fields(Label)) + len(parts)
+    infos += [build(LABEL, **{**parts, name: bend(value)}) for name, value in parts.items()]
+    assert len(set(infos)) == len(infos) == 1 + len(fields(SetLabel)) + len(parts)
 
 
 def test_put_and_fetch_differ() -> None:
     """What was sealed for one direction does not open in the other."""
-    assert build_put_info(Label(), **PUT)[:26] != build_fetch_info(Label(), **FETCH)[:26]
+    assert build_put_info(LABEL, **PUT)[:26] != build_fetch_info(LABEL, **FETCH)[:26]

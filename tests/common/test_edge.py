@@ -1,9 +1,8 @@
 """`common.edge`: what goes through it, what it refuses, and how errors come out."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 import pytest
@@ -14,25 +13,11 @@ from common.edge import CODES, Call, GrpcServer, Method, code_of
 from keeper.v1 import keeper_pb2 as pb
 from tests.cluster.keepers import WAIT_S, FixedIdentity, call, certify, wait_until
 from tests.cluster.refusal import Outcome
-from tests.common.edge_bench import CALLER, DNS, METHOD, SERVICE, Answer, Bench, answer_caller
+from tests.common.edge_bench import CALLER, DNS, METHOD, SERVICE, Bench
 
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Bench]]:
-    """Start servers with an answer of the test's own."""
-    benches: list[Bench] = []
-
-    def start(answer: Answer = answer_caller, **options: Any) -> Bench:
-        benches.append(Bench(answer, **options))
-        return benches[-1]
-
-    yield start
-    for bench in benches:
-        bench.close()
 
 
 @pytest.fixture
@@ -160,6 +145,26 @@ def test_what_no_method_gets_to_see(
     assert call(bench.connect(*uris), method, body).code is grpc.StatusCode[code]
     assert not reached
     assert call(bench.connect(), METHOD).code is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("method", [METHOD, HEALTH])
+def test_nothing_is_served_without_an_svid_of_its_own(serve: Callable[..., Bench], method: str) -> None:
+    """An open connection outlives the server's SVID: calls on it are refused until there is another."""
+    reached: list[Call] = []
+
+    def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        reached.append(call)
+        return pb.GetStatusResponse()
+
+    bench = serve(answer)
+    channel = bench.connect()
+    assert call(channel, method).code is grpc.StatusCode.OK
+    reached.clear()
+    bench.identity.is_missing = True
+    assert call(channel, method) == Outcome(grpc.StatusCode.UNAVAILABLE, "no SVID", "IDENTITY_UNAVAILABLE")
+    assert not reached
+    bench.identity.is_missing = False
+    assert call(channel, method).code is grpc.StatusCode.OK
 
 
 def test_large_messages_pass_up_to_the_limit(serve: Callable[..., Bench]) -> None:

@@ -7,7 +7,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 import pytest
@@ -16,7 +16,7 @@ from common.edge import Call
 from keeper.v1 import keeper_pb2 as pb
 from tests.cluster.keepers import WAIT_S, call, certify, wait_until
 from tests.cluster.refusal import read_reason
-from tests.common.edge_bench import CALLER, DNS, METHOD, Bench, answer_caller
+from tests.common.edge_bench import CALLER, DNS, METHOD, Bench
 
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -27,20 +27,6 @@ WORKERS = 8
 DATA, HEADERS, SETTINGS, END_STREAM, END_HEADERS = 0, 1, 4, 1, 4
 
 Stalled: TypeAlias = "grpc.Future[bytes]"  # generic in its stubs only
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Bench]]:
-    """Start servers with eight workers."""
-    benches: list[Bench] = []
-
-    def start(answer: Any = answer_caller, **options: Any) -> Bench:
-        benches.append(Bench(answer, **options))
-        return benches[-1]
-
-    yield start
-    for bench in benches:
-        bench.close()
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 import json
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
+from socketserver import ThreadingMixIn
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -189,3 +191,31 @@ def test_a_failing_check_is_no_answer(capfd: pytest.CaptureFixture[str]) -> None
         assert b" 200 " in send(server.port, b"GET /readyz HTTP/1.1\r\n\r\n")
     out, err = capfd.readouterr()
     assert "broken check" in out + err
+
+
+def test_a_peer_that_leaves_is_not_logged(process: Process, capfd: pytest.CaptureFixture[str]) -> None:
+    """A connection that is reset in the middle of a request leaves no line, so that nobody can fill a log with them."""
+    process.live = True
+    with running(process.server()) as server:
+        for _ in range(http.CONNECTION_LIMIT):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+                connection.sendall(b"GET /livez")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        while not send(server.port, b"GET /livez HTTP/1.1\r\n\r\n"):
+            pass  # until all are noticed; bounded by the timeout of the test
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_thread_that_cannot_start_costs_no_place(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the machine was out of threads for a while, probes are answered afterwards."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    process.live = True
+    with running(process.server()) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadingMixIn, "process_request", fail)
+            for _ in range(http.CONNECTION_LIMIT + 1):
+                assert send(server.port, b"GET /livez HTTP/1.1\r\n\r\n") == b""
+        assert b" 200 " in send(server.port, b"GET /livez HTTP/1.1\r\n\r\n")

@@ -11,7 +11,7 @@ import pytest
 from common.errors import DecryptionError, InvalidArgumentError, UnavailableError, WordsError
 from common.opener import open_escrow, seal_escrow
 from common.protected import Level, ProtectedBuffer, ProtectedMemory
-from common.recovery_key import derive_public_key, escrow_info, seal
+from common.recovery_key import OVERHEAD, derive_public_key, escrow_info, seal
 from common.words import encode_share, split
 
 SEED = bytes(range(32))
@@ -109,9 +109,8 @@ def test_a_child_that_takes_too_long_is_killed(root_key: ProtectedBuffer) -> Non
         seal_escrow(root_key.view, PUBLIC_KEY, INFO, time_limit=0.001)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_child_shows_nothing() -> None:
-    """Once it says it is ready, a child cannot be dumped; its arguments are fixed and its environment is empty."""
+def _start_child() -> "subprocess.Popen[bytes]":
+    """Start a child as the module does, and return it when it is ready."""
     child = subprocess.Popen(
         [sys.executable, "-I", "-m", "common.opener"],
         stdin=subprocess.PIPE,
@@ -120,10 +119,43 @@ def test_a_child_shows_nothing() -> None:
         env={},
         cwd="/",
     )
-    with child:
+    assert child.stdout is not None
+    assert os.read(child.stdout.fileno(), 1) == b"R"
+    return child
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.needs("ipc_lock")
+def test_a_child_is_not_swapped() -> None:
+    """Once it says it is ready, all memory of a child is locked, where it may lock as much."""
+    with _start_child() as child:
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        sizes = {line.split()[0]: line.split()[1] for line in status.splitlines() if line.startswith("Vm")}
+        child.kill()
+    assert int(sizes["VmLck:"]) > int(sizes["VmData:"])
+    assert sizes["VmSwap:"] == "0"
+
+
+def test_a_child_that_may_not_lock_works() -> None:
+    """Where a process may lock next to nothing, sealing works all the same."""
+    code = """
+import ctypes, resource
+from common.opener import seal_escrow
+from common.recovery_key import derive_public_key
+ctypes.CDLL(None).prctl(24, 14, 0, 0, 0)  # PR_CAPBSET_DROP of CAP_IPC_LOCK, which the child of root would have
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+print(len(seal_escrow(memoryview(bytes(32)), derive_public_key(bytes(32)), b"info")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{32 + OVERHEAD}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_child_shows_nothing() -> None:
+    """Once it says it is ready, a child cannot be dumped; its arguments are fixed and its environment is empty."""
+    with _start_child() as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        assert os.read(child.stdout.fileno(), 1) == b"R"
         process = Path(f"/proc/{child.pid}")
         core_limits = [line for line in (process / "limits").read_text().splitlines() if "core file size" in line]
         assert core_limits[0].split()[4:6] == ["0", "0"]

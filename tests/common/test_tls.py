@@ -9,26 +9,15 @@ import grpc
 import pytest
 from cryptography import x509
 
+from common import errors
 from common.edge import Call, GrpcServer, Method
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
-from shardhold._identity import IdentityUnavailableError, Svid
 from tests.cluster.keepers import FixedIdentity, call, certify, connect
 
 METHOD = "/keeper.v1.KeeperService/GetStatus"
 DNS = "k1.keeper.shardhold"
 PATH = "/shardhold/keeper/k1"
-
-
-class Missing(FixedIdentity):
-    """An identity source that loses its SVID when told to."""
-
-    is_missing = False
-
-    def current(self) -> Svid:
-        if self.is_missing:
-            raise IdentityUnavailableError("no SVID")
-        return super().current()
 
 
 @pytest.fixture
@@ -37,12 +26,12 @@ def ca() -> DevelopmentCA:
 
 
 @pytest.fixture
-def identity(ca: DevelopmentCA) -> Missing:
-    return Missing(ca.issue(PATH, dns=DNS))
+def identity(ca: DevelopmentCA) -> FixedIdentity:
+    return FixedIdentity(ca.issue(PATH, dns=DNS))
 
 
 @pytest.fixture
-def port(identity: Missing) -> Iterator[int]:
+def port(identity: FixedIdentity) -> Iterator[int]:
     """The port of a server with *identity*."""
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
@@ -82,7 +71,9 @@ def call_as(port: int, ca: DevelopmentCA, server_ca: DevelopmentCA) -> grpc.Stat
         return call(channel, METHOD).code
 
 
-def test_new_connections_see_the_new_svid(port: int, identity: Missing, ca: DevelopmentCA, tmp_path: Path) -> None:
+def test_new_connections_see_the_new_svid(
+    port: int, identity: FixedIdentity, ca: DevelopmentCA, tmp_path: Path
+) -> None:
     """After a rotation the next connection is shown the new certificate; without one, the same."""
     first = fetch_serial(port, ca, tmp_path)
     assert first == identity.svid.leaf().serial_number == fetch_serial(port, ca, tmp_path)
@@ -90,7 +81,7 @@ def test_new_connections_see_the_new_svid(port: int, identity: Missing, ca: Deve
     assert fetch_serial(port, ca, tmp_path) == identity.svid.leaf().serial_number != first
 
 
-def test_connections_stay_over_a_rotation(port: int, identity: Missing, ca: DevelopmentCA) -> None:
+def test_connections_stay_over_a_rotation(port: int, identity: FixedIdentity, ca: DevelopmentCA) -> None:
     """A connection that was open before goes on."""
     credentials = certify(ca, uris=["spiffe://example.test/a"])
     with connect(port, credentials, ca, server_name=DNS) as channel:
@@ -99,7 +90,7 @@ def test_connections_stay_over_a_rotation(port: int, identity: Missing, ca: Deve
         assert call(channel, METHOD).code is grpc.StatusCode.OK
 
 
-def test_client_roots_rotate_too(port: int, identity: Missing, ca: DevelopmentCA) -> None:
+def test_client_roots_rotate_too(port: int, identity: FixedIdentity, ca: DevelopmentCA) -> None:
     """When the authority changes, clients of the new one are let in and those of the old one are not."""
     newer = DevelopmentCA("example.test")
     assert call_as(port, newer, ca) is grpc.StatusCode.UNAVAILABLE
@@ -109,17 +100,21 @@ def test_client_roots_rotate_too(port: int, identity: Missing, ca: DevelopmentCA
     assert call_as(port, ca, newer) is grpc.StatusCode.UNAVAILABLE
 
 
-def test_last_svid_stays_while_there_is_none(port: int, identity: Missing, ca: DevelopmentCA, tmp_path: Path) -> None:
-    """When the source has lost its SVID, connections are still made, with the last one."""
+def test_last_svid_stays_while_there_is_none(
+    port: int, identity: FixedIdentity, ca: DevelopmentCA, tmp_path: Path
+) -> None:
+    """When the source has lost its SVID, connections are still made, with the last one; no call on them is served."""
     identity.is_missing = True
     assert fetch_serial(port, ca, tmp_path) == identity.svid.leaf().serial_number
+    assert call_as(port, ca, ca) is grpc.StatusCode.UNAVAILABLE
+    identity.is_missing = False
     assert call_as(port, ca, ca) is grpc.StatusCode.OK
 
 
-def test_start_without_an_svid_fails(identity: Missing) -> None:
+def test_start_without_an_svid_fails(identity: FixedIdentity) -> None:
     """A server does not start without an SVID: it would serve nobody."""
     identity.is_missing = True
     server = GrpcServer([], address="127.0.0.1:0", identity=identity, trust_domain="example.test")
-    with pytest.raises(IdentityUnavailableError):
+    with pytest.raises(errors.IdentityUnavailableError):
         server.start()
     server.stop(0)

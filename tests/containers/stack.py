@@ -224,10 +224,6 @@ class Stack:
 
     # What is done to it
 
-    def _try_to_pause(self, service: str) -> bool:
-        """Return whether it is paused: a busy engine may fail to freeze a container whose health is being asked."""
-        return self.compose("pause", service, check=False).returncode == 0
-
     def crash(self, *services: str) -> None:
         """End the main processes with SIGKILL behind the engine's back: its restart policy acts, as after a crash."""
         pids = [self.inspect(service)["State"]["Pid"] for service in services]
@@ -251,6 +247,10 @@ class Stack:
         """Freeze all processes of containers: connections stay open, and nobody answers."""
         for service in services:
             self.wait(f"{service} is paused", functools.partial(self._try_to_pause, service))
+
+    def _try_to_pause(self, service: str) -> bool:
+        """Return whether it is paused: a busy engine may fail to freeze a container whose health is being asked."""
+        return self.compose("pause", service, check=False).returncode == 0
 
     def unpause(self, *services: str) -> None:
         self.compose("unpause", *services)

@@ -13,16 +13,14 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.edge import Call
 from common.errors import ShardholdError
 from common.protected import Level, ProtectedMemory
-from nexus.serving import Serving, prove
-from nexus.states import initial_state
 from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_text
 from tests.nexus.cluster import FoundedCluster, found, open_store
-from tests.nexus.core import SUPERUSER, NexusCore, make_ready
+from tests.nexus.core import NexusCore, make_ready
+from tests.nexus.damaged import ask, bring_back, started_on
 
 TIME_RANGE = range(253_402_300_800)  # seconds that a datetime can hold
 PATHS = ("team/a", "team/b", "team/c")
@@ -55,12 +53,10 @@ def put(path: str) -> secrets_pb2.PutSecretRequest:
 
 def send(core: NexusCore, rpc: str, request: Message) -> Any:
     """Make a call; return its answer, None: it was refused with an error of ours."""
-    method = next(method for method in core.list_methods() if method.name.endswith(f"/{rpc}"))
     try:
-        answer = method.handle(Call(SUPERUSER.spiffe_id, "ipv4:127.0.0.1:1", 1.0), request)
+        return ask(core, rpc, request)
     except ShardholdError:
         return None
-    return method.response.FromString(answer.SerializeToString())
 
 
 def list_columns(file: Path) -> list[tuple[str, str, str]]:
@@ -94,26 +90,9 @@ def tamper(file: Path, data: st.DataObject) -> bool:
 
 def use(folder: Path, cluster: FoundedCluster) -> None:
     """Start a nexus on what is there, and call it."""
-    memory = ProtectedMemory(highest=Level.LOCKED)
-    store = open_store(folder)
-    try:
-        with store.read() as reader:
-            meta, rows = reader.load_meta(), reader.load_controls()
-        assert initial_state(meta)
-        core = NexusCore(folder, store, memory, cluster.keepers())
-    except BaseException:
-        store.close()
-        raise
-    try:
+    with started_on(folder, cluster) as core:
         assert send(core, "GetStatus", cluster_pb2.GetStatusRequest())
-        buffer = memory.allocate(32)
-        buffer.view[:] = cluster.root_key
-        points = []
-        for shard in list(cluster.shards.values())[:2]:
-            points.append(memory.allocate(33))
-            points[-1].view[:] = shard
-        serving: Serving = prove(buffer, points, meta=meta, rows=rows, memory=memory)
-        core.lifecycle.install(serving)
+        bring_back(core, cluster)
         for path in PATHS:
             for version in (0, 1, 2, 3):
                 got = send(core, "GetSecret", secrets_pb2.GetSecretRequest(path=path, version=version))
@@ -126,9 +105,6 @@ def use(folder: Path, cluster: FoundedCluster) -> None:
         if listed is not None:
             assert all(secret.updated_at.seconds in TIME_RANGE for secret in listed.secrets)
         core.exporter.export()
-    finally:
-        core.close()
-        store.close()
 
 
 @budget(2)

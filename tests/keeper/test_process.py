@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from common.mark import SignedMark
-from common.statement import PUT_SHARD, Statement
+from common.statement import PUT_SHARD
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
@@ -27,24 +27,25 @@ from tests.cluster.keepers import (
     WAIT_S,
     Credentials,
     KeeperProcess,
+    ask_statement,
     call,
     certify,
     connect,
+    fetch_status,
     make_put,
+    name_rpc,
+    put_shard,
     wait_until,
 )
 from tests.cluster.marks import MarkMaker
 from tests.cluster.refusal import Outcome
+from tests.cluster.strangers import STRANGERS, MakeStranger
 
 pytestmark = pytest.mark.cluster
 
 NEXUS = f"spiffe://example.test{NEXUS_PATH}"
 RPCS = [rpc.name for rpc in pb.DESCRIPTOR.services_by_name["KeeperService"].methods]
 GOOD_DNS = ["k1.keeper.shardhold"]
-
-
-def name_rpc(rpc: str) -> str:
-    return f"/keeper.v1.KeeperService/{rpc}"
 
 
 def call_as(keeper: KeeperProcess, ca: DevelopmentCA, credentials: Credentials | None, body: bytes = b"") -> Outcome:
@@ -60,88 +61,34 @@ def nexus(keeper: KeeperProcess, ca: DevelopmentCA) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def fetch_status(channel: grpc.Channel) -> pb.GetStatusResponse:
-    outcome = call(channel, name_rpc("GetStatus"))
-    assert outcome.code is grpc.StatusCode.OK, outcome
-    return pb.GetStatusResponse.FromString(outcome.answer)
-
-
-def ask_statement(channel: grpc.Channel) -> Statement:
-    request = pb.GetSealingKeyRequest(cluster_id=CLUSTER_ID, purpose=PUT_SHARD, nonce=bytes(32))
-    outcome = call(channel, name_rpc("GetSealingKey"), request.SerializeToString())
-    assert outcome.code is grpc.StatusCode.OK, outcome
-    return Statement.decode(pb.GetSealingKeyResponse.FromString(outcome.answer).statement)
-
-
-def put(channel: grpc.Channel, request: pb.PutShardRequest) -> Outcome:
-    return call(channel, name_rpc("PutShard"), request.SerializeToString())
-
-
 # Who is let in
 
 
-EXPIRED = (timedelta(hours=-2), timedelta(hours=-1))
-NOT_YET = (timedelta(hours=1), timedelta(hours=2))
-
-
-def make_stranger(kind: str, ca: DevelopmentCA) -> Credentials | None:
-    other = DevelopmentCA("example.test")
-    match kind:
-        case "no certificate":
-            return None
-        case "other authority":
-            return certify(other, uris=[NEXUS], roots=ca)
-        case "expired":
-            return certify(ca, uris=[NEXUS], valid=EXPIRED)
-        case "not yet valid":
-            return certify(ca, uris=[NEXUS], valid=NOT_YET)
-        case "two URI SANs":
-            return certify(ca, uris=[NEXUS, NEXUS + "x"])
-        case "DNS SAN only":
-            return certify(ca, dns=["nexus.shardhold"])
-        case "DNS SAN of the nexus, SPIFFE ID of a workload":
-            return certify(ca, uris=["spiffe://example.test/team/app"], dns=["nexus.shardhold"])
-        case "SPIFFE ID as DNS SAN":
-            return certify(ca, dns=[NEXUS])
-        case "other trust domain":
-            return certify(ca, uris=[f"spiffe://other.test{NEXUS_PATH}"])
-        case "other nexus":
-            return certify(ca, uris=[NEXUS + "1"])
-        case "keeper":
-            return certify(ca, uris=["spiffe://example.test/shardhold/keeper/k1"], dns=GOOD_DNS)
-        case "superuser":
-            return certify(ca, uris=["spiffe://example.test/shardhold/pilot/role/superuser/ann"])
-    raise AssertionError(kind)
+@pytest.mark.parametrize(("make", "code"), STRANGERS)
+@pytest.mark.parametrize("body", [pytest.param(b"", id="good request"), pytest.param(b"\xff", id="garbage")])
+def test_strangers_are_refused(
+    shared_keeper: KeeperProcess, ca: DevelopmentCA, make: MakeStranger, code: str, body: bytes
+) -> None:
+    """Whoever does not prove one SPIFFE ID of the trust domain gets nothing, whatever else its certificate says."""
+    assert call_as(shared_keeper, ca, make(ca, NEXUS), body).code is grpc.StatusCode[code]
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"),
+    ("spiffe_id", "dns"),
     [
-        pytest.param("no certificate", "UNAVAILABLE", id="no certificate: in the handshake"),
-        pytest.param("other authority", "UNAVAILABLE", id="other authority of the same name: in the handshake"),
-        pytest.param("expired", "UNAVAILABLE", id="expired: in the handshake"),
-        pytest.param("not yet valid", "UNAVAILABLE", id="not yet valid: in the handshake"),
-        pytest.param("two URI SANs", "UNAUTHENTICATED", id="two URI SANs, one of them right"),
-        pytest.param("DNS SAN only", "UNAUTHENTICATED", id="the right DNS SAN without a SPIFFE ID"),
-        pytest.param("SPIFFE ID as DNS SAN", "UNAUTHENTICATED", id="the right SPIFFE ID, but as a DNS SAN"),
-        pytest.param("other trust domain", "UNAUTHENTICATED", id="SPIFFE ID of another trust domain"),
-        pytest.param(
-            "DNS SAN of the nexus, SPIFFE ID of a workload",
-            "PERMISSION_DENIED",
-            id="the right DNS SAN, wrong SPIFFE ID",
-        ),
-        pytest.param("other nexus", "PERMISSION_DENIED", id="a nexus that is not configured"),
-        pytest.param("keeper", "PERMISSION_DENIED", id="a keeper"),
-        pytest.param("superuser", "PERMISSION_DENIED", id="a superuser"),
+        pytest.param("spiffe://example.test/team/app", ["nexus.shardhold"], id="a workload with the nexus's DNS SAN"),
+        pytest.param(NEXUS + "1", [], id="a nexus that is not configured"),
+        pytest.param("spiffe://example.test/shardhold/keeper/k1", GOOD_DNS, id="a keeper"),
+        pytest.param("spiffe://example.test/shardhold/pilot/role/superuser/ann", [], id="a superuser"),
     ],
 )
-@pytest.mark.parametrize("body", [pytest.param(b"", id="good request"), pytest.param(b"\xff", id="garbage")])
-def test_strangers_are_refused(
-    shared_keeper: KeeperProcess, ca: DevelopmentCA, kind: str, code: str, body: bytes
+def test_only_a_configured_nexus_may_call(
+    shared_keeper: KeeperProcess, ca: DevelopmentCA, spiffe_id: str, dns: list[str]
 ) -> None:
-    """Whoever is not a configured nexus by its SPIFFE ID gets nothing, whatever else its certificate says."""
-    wanted = "INVALID_ARGUMENT" if (code, body) == ("PERMISSION_DENIED", b"\xff") else code
-    assert call_as(shared_keeper, ca, make_stranger(kind, ca), body).code is grpc.StatusCode[wanted]
+    """Any other SPIFFE ID of the trust domain is denied."""
+    credentials = certify(ca, uris=[spiffe_id], dns=dns)
+    assert call_as(shared_keeper, ca, credentials).code is grpc.StatusCode.PERMISSION_DENIED
+    assert call_as(shared_keeper, ca, credentials, b"\xff").code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_every_rpc_is_denied_to_others(shared_keeper: KeeperProcess, ca: DevelopmentCA) -> None:
@@ -196,18 +143,18 @@ def test_bytes_that_are_no_tls_do_no_harm(shared_keeper: KeeperProcess, ca: Deve
 def test_replays_other_clusters_and_older_sets_are_refused(keeper: KeeperProcess, nexus: grpc.Channel) -> None:
     """Of right requests only those that are also new, of this cluster and not older are taken."""
     first = make_put(ask_statement(nexus), number=7)
-    assert put(nexus, first).code is grpc.StatusCode.OK
-    replayed = put(nexus, first)
+    assert put_shard(nexus, first).code is grpc.StatusCode.OK
+    replayed = put_shard(nexus, first)
     assert (replayed.code, replayed.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STATEMENT")
-    older = put(nexus, make_put(ask_statement(nexus), number=6))
+    older = put_shard(nexus, make_put(ask_statement(nexus), number=6))
     assert (older.code, older.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
-    foreign = put(nexus, make_put(ask_statement(nexus), cluster_id=b"d" * 16, number=8))
+    foreign = put_shard(nexus, make_put(ask_statement(nexus), cluster_id=b"d" * 16, number=8))
     assert foreign.code is grpc.StatusCode.FAILED_PRECONDITION
     changed = make_put(ask_statement(nexus), number=8, x=3)
     changed.x = 4
-    assert put(nexus, changed).code is grpc.StatusCode.INVALID_ARGUMENT
+    assert put_shard(nexus, changed).code is grpc.StatusCode.INVALID_ARGUMENT
     assert [held.label.set_number for held in fetch_status(nexus).sets] == [7]
-    assert put(nexus, make_put(ask_statement(nexus), number=7)).code is grpc.StatusCode.OK
+    assert put_shard(nexus, make_put(ask_statement(nexus), number=7)).code is grpc.StatusCode.OK
 
 
 def test_marks_are_kept_through_a_seal_and_gone_with_the_process(
@@ -226,7 +173,7 @@ def test_marks_are_kept_through_a_seal_and_gone_with_the_process(
     with connect(keeper.port, certify(ca, uris=[NEXUS]), ca, server_name=keeper.server_name) as channel:
         assert put_mark(channel, marks.make()) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
         request = make_put(ask_statement(channel), genesis=marks.genesis)
-        assert put(channel, request).code is grpc.StatusCode.OK
+        assert put_shard(channel, request).code is grpc.StatusCode.OK
         assert call(channel, name_rpc("GetMark"), ask).code is grpc.StatusCode.NOT_FOUND
         for revision in (12, 11):
             assert put_mark(channel, marks.make(revision=revision))[0] is grpc.StatusCode.OK
@@ -251,7 +198,7 @@ def test_everything_is_forgotten_at_the_end(provider: IdentityProvider, ca: Deve
         keeper.start()
         with connect(keeper.port, certify(ca, uris=[NEXUS]), ca, server_name=keeper.server_name) as channel:
             seen.append(fetch_status(channel))
-            assert put(channel, make_put(ask_statement(channel))).code is grpc.StatusCode.OK
+            assert put_shard(channel, make_put(ask_statement(channel))).code is grpc.StatusCode.OK
         assert keeper.stop() == 0
     assert [(status.cluster_id, status.genesis, len(status.sets)) for status in seen] == 2 * [(b"", b"", 0)]
     assert seen[0].boot_id != seen[1].boot_id
@@ -265,7 +212,7 @@ def test_no_file_is_written(provider: IdentityProvider, ca: DevelopmentCA, tmp_p
         resource.prlimit(keeper.pid, resource.RLIMIT_FSIZE, (0, 0))
         keeper.wait_serving()
         with connect(keeper.port, certify(ca, uris=[NEXUS]), ca, server_name=keeper.server_name) as channel:
-            assert put(channel, make_put(ask_statement(channel))).code is grpc.StatusCode.OK
+            assert put_shard(channel, make_put(ask_statement(channel))).code is grpc.StatusCode.OK
             held = fetch_status(channel).sets
             assert len(held) == 1
             if os.access(f"/proc/{keeper.pid}/fd", os.R_OK):  # its owner may not: it is not dumpable
@@ -282,7 +229,7 @@ def test_no_file_is_written(provider: IdentityProvider, ca: DevelopmentCA, tmp_p
 def test_no_shard_and_no_key_in_the_log(keeper: KeeperProcess, nexus: grpc.Channel) -> None:
     """The log tells of puts and fetches in lines of JSON, and holds neither shard nor sealed shard."""
     request = make_put(ask_statement(nexus))
-    assert put(nexus, request).code is grpc.StatusCode.OK
+    assert put_shard(nexus, request).code is grpc.StatusCode.OK
     fetch = pb.FetchShardRequest(cluster_id=CLUSTER_ID, set_id=request.label.set_id, public_key=b"\x09" + bytes(31))
     assert call(nexus, name_rpc("FetchShard"), fetch.SerializeToString()).code is grpc.StatusCode.OK
     keeper.stop()
@@ -387,7 +334,7 @@ def test_health_command(provider: IdentityProvider, tmp_path: Path) -> None:
 
 def test_probes_and_metrics(keeper: KeeperProcess, nexus: grpc.Channel) -> None:
     """Probes answer, and metrics tell sets, level and calls."""
-    assert put(nexus, make_put(ask_statement(nexus))).code is grpc.StatusCode.OK
+    assert put_shard(nexus, make_put(ask_statement(nexus))).code is grpc.StatusCode.OK
     pages = {}
     for path in ("livez", "readyz", "metrics"):
         with urllib.request.urlopen(f"http://127.0.0.1:{keeper.http_port}/{path}", timeout=10) as answer:

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 import pytest
 from google.protobuf.message import Message
 
 from common import shamir
 from common.clock import ManualClock
-from common.delivery import build_fetch_info
+from common.delivery import SetLabel, build_fetch_info
 from common.edge import Call
 from common.errors import (
     DeniedError,
@@ -84,7 +85,7 @@ def test_shard_goes_in_and_comes_out(bench: Bench) -> None:
     )
     assert (answer.label, answer.x, answer.boot_id) == (put.label, 3, BOOT_ID)
     info = build_fetch_info(
-        answer.label,
+        SetLabel(*(getattr(answer.label, part.name) for part in fields(SetLabel))),
         x=answer.x,
         boot_id=BOOT_ID,
         keeper_id=bench.svid.spiffe_id,

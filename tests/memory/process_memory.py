@@ -22,6 +22,8 @@ class Region:
     end: int
     name: str
     flags: frozenset[str]  # VmFlags of smaps
+    locked: int = 0  # bytes that are never swapped
+    swapped: int = 0  # bytes
 
     @property
     def is_protected(self) -> bool:
@@ -46,13 +48,17 @@ def list_regions(pid: int) -> list[Region]:
     """Return all writable mappings of a process: heaps, stacks, arenas and the data of libraries."""
     regions: list[Region] = []
     head: tuple[int, int, str] | None = None
+    sizes: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if (mapping := _MAPPING.match(line)) is not None:
             # What cannot be written is the text and the constants of programs and libraries.
             is_written = "w" in mapping[3]
             head = (int(mapping[1], 16), int(mapping[2], 16), mapping[4]) if is_written else None
+        elif line.startswith(("Locked:", "Swap:")):
+            name, kibibytes, _ = line.split()
+            sizes[name] = int(kibibytes) * 1024
         elif line.startswith("VmFlags:") and head is not None:
-            regions.append(Region(*head, frozenset(line.split()[1:])))
+            regions.append(Region(*head, frozenset(line.split()[1:]), sizes["Locked:"], sizes["Swap:"]))
     return regions
 
 
@@ -92,14 +98,17 @@ def make_forms(key: bytes) -> Mapping[str, bytes]:
     return forms
 
 
-def find_keys(pid: int, keys: Mapping[str, bytes]) -> list[Finding]:
-    """Search every readable region that is not protected for every form of every key, 8 bytes or more each."""
+def find_keys(pid: int, keys: Mapping[str, bytes], *, also_protected: bool = False) -> list[Finding]:
+    """Search every readable region that is not protected for every form of every key, 8 bytes or more each.
+
+    *also_protected* takes in what is: root can read it at level 2.
+    """
     known = {pattern: (name, form) for name, key in keys.items() for form, pattern in make_forms(key).items()}
     words = _Words(known)
     return [
         Finding(*known[pattern], address + offset, region.name)
         for region in list_regions(pid)
-        if not region.is_protected
+        if also_protected or not region.is_protected
         for address, piece in read_region(pid, region)
         if words.may_be_in(piece)
         for pattern in known

@@ -5,6 +5,8 @@ protected pages; at level 2 root can, so they are left out, and tell what the sh
 """
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ import pytest
 from pilot.dev.directory import Plan
 from tests.cluster.cluster import Cluster, running
 from tests.memory.keys import derive_keys, find_shards, load_stored
+from tests.memory.last_moment import caught_at_exit
 from tests.memory.process_memory import find_keys, list_regions, make_forms, read_region
 
 pytestmark = pytest.mark.memory
@@ -130,16 +133,40 @@ def test_what_is_no_secret_is_found(used_cluster: Cluster) -> None:
         assert any(one.form == "bytes" for one in find_keys(_pid(used_cluster, name), {"id": stored.cluster_id})), name
 
 
+def test_the_stack_of_every_thread_is_searched(used_cluster: Cluster) -> None:
+    """Wherever a thread waits in the kernel, its stack is one of the regions that the scan reads."""
+    for name in ("nexus", *used_cluster.keepers):
+        pid = _pid(used_cluster, name)
+        searched = [region for region in list_regions(pid) if not region.is_protected]
+        stacks = [pointer for pointer in map(_find_stack, Path(f"/proc/{pid}/task").iterdir()) if pointer]
+        assert len(stacks) > 5, name
+        for pointer in stacks:
+            (region,) = [one for one in searched if one.start <= pointer < one.end]
+            assert any(read_region(pid, region)), name
+
+
+def _find_stack(thread: Path) -> int:
+    """Return the stack pointer of a thread that waits in a system call; 0 for one that runs, or that has ended."""
+    try:
+        words = (thread / "syscall").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(words[-2], 16) if len(words) > 2 else 0
+
+
 def test_protected_pages_are_where_they_should_be(used_cluster: Cluster) -> None:
     """Each process has an arena: unreadable at level 3; at level 2 locked, in no core dump and in no forked child."""
     for name in ("nexus", *used_cluster.keepers):
         pid = _pid(used_cluster, name)
         protected = [region for region in list_regions(pid) if region.is_protected]
         assert protected, name
+        assert sum(region.swapped for region in protected) == 0, name
         if used_cluster.plan.highest_level == 3:
             secret = [region for region in protected if "secretmem" in region.name]
             assert secret, name
             assert not any(list(read_region(pid, region)) for region in secret), name
+        else:
+            assert [region.locked for region in protected] == [region.end - region.start for region in protected], name
 
 
 def test_no_core_files(used_cluster: Cluster) -> None:
@@ -148,6 +175,53 @@ def test_no_core_files(used_cluster: Cluster) -> None:
         limits = Path(f"/proc/{_pid(used_cluster, name)}/limits").read_text()
         (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
         assert core.split()[4:6] == ["0", "0"], name
+
+
+def test_what_was_protected_is_wiped_at_sigterm(used_cluster: Cluster) -> None:
+    """In the last moment of a process that was told to stop, no page holds a key: at level 2 root can read them all."""
+    keys = _find_all_keys(used_cluster)
+    for name in ("nexus", "keeper-1"):
+        with caught_at_exit(_pid(used_cluster, name)):
+            assert [str(one) for one in find_keys(_pid(used_cluster, name), keys, also_protected=True)] == []
+            assert list_regions(_pid(used_cluster, name)), "its memory was gone already"
+        used_cluster.wait(f"{name} ends", lambda name=name: not used_cluster.dev.is_alive(name))  # type: ignore[misc]
+        assert used_cluster.dev.processes.find_exit_code(used_cluster.dev.state.processes[name]) == 0
+    _bring_back(used_cluster, "nexus", "keeper-1")
+
+
+def test_a_crash_leaves_no_core(used_cluster: Cluster) -> None:
+    """Nexus and keeper die of SIGABRT without one, though they still have their keys then: level 2 shows it."""
+    keys = _find_all_keys(used_cluster)
+    for name, own in (("nexus", {"root key", "KEK 1"}), ("keeper-1", {"shard of keeper-1"})):
+        with caught_at_exit(_pid(used_cluster, name), signal.SIGABRT):
+            held = {one.key for one in find_keys(_pid(used_cluster, name), keys, also_protected=True)}
+            assert held >= own if used_cluster.plan.highest_level == 2 else not held, name
+        assert _find_end(_pid(used_cluster, name)) == os.CLD_KILLED, name
+        used_cluster.wait(f"{name} ends", lambda name=name: not used_cluster.dev.is_alive(name))  # type: ignore[misc]
+    assert not list(used_cluster.directory.root.glob("core*"))
+    _bring_back(used_cluster, "nexus", "keeper-1")
+
+
+def _bring_back(cluster: Cluster, *names: str) -> None:
+    cluster.run(*reversed(names))
+    cluster.wait_ready()
+    cluster.wait_filled()
+
+
+def test_a_core_would_be_seen(tmp_path: Path) -> None:
+    """A process that is not hardened dies of the same signal with one, as far as the limit of its parent goes."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    with subprocess.Popen([sys.executable, "-c", _HOLDER], stdin=subprocess.PIPE, cwd=tmp_path) as holder:
+        resource.prlimit(holder.pid, resource.RLIMIT_CORE, (most, most))
+        holder.send_signal(signal.SIGABRT)
+        assert _find_end(holder.pid) == (os.CLD_DUMPED if most else os.CLD_KILLED)
+
+
+def _find_end(pid: int) -> int:
+    """Wait for a child process to end, and return which of the CLD codes of waitid(2) it is; it is not reaped."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None
+    return ended.si_code
 
 
 @pytest.mark.parametrize("form", make_forms(bytes(range(1, 33))))

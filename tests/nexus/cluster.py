@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
+
 from common import shamir
 from common.errors import ProtectionError
 from common.genesis import Genesis
@@ -94,6 +96,11 @@ class FoundedCluster:
         """Open the store with the true key."""
         meta, rows = self.load()
         return prove(self.protect(self.root_key), self.points(), meta=meta, rows=rows, memory=self.memory)
+
+    def prove_without_points(self) -> Serving:
+        """Open the store with the true key, as custodians do."""
+        meta, rows = self.load()
+        return prove(self.protect(self.root_key), [], meta=meta, rows=rows, memory=self.memory)
 
     def keepers(self) -> list[PlayedKeeper]:
         """Give every keeper its shard."""
@@ -194,6 +201,17 @@ def tamper(folder: Path, sql: str, *parameters: object) -> None:
     """Change the database behind Shardhold's back, as somebody without the root key can."""
     with closing(sqlite3.connect(folder / "nexus.db", timeout=5)) as connection, connection:
         assert connection.execute(sql, parameters).rowcount == 1, sql
+
+
+def add_set(folder: Path, cluster: FoundedCluster, *, set_number: int) -> None:
+    """Add a row that says it is the current set, with keepers of somebody's own choice and a fitting digest."""
+    evil = [msgspec.structs.replace(one, spiffe_id=f"spiffe://{TRUST_DOMAIN}/evil") for one in cluster.record.members]
+    record = msgspec.structs.replace(
+        cluster.record, set_id=bytes(16), set_number=set_number, members=tuple(evil), state=records.SetState.CURRENT
+    )
+    body = records.encode(record)
+    digest = control.row_digest(cluster.cluster_id, records.SHARD_SET, "added", body)
+    tamper(folder, "INSERT INTO control VALUES (?, ?, ?, ?)", records.SHARD_SET, "added", body, digest)
 
 
 def is_wiped(memory: ProtectedMemory) -> bool:

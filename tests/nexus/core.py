@@ -1,6 +1,5 @@
 """The core of a nexus without its wire: every part real, keepers played; the clock of gate and audit stands still."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -40,6 +39,7 @@ from nexus.vault import Vault
 from nexus.warden import Warden
 from shardhold._identity import Svid
 from tests.common.authority import Authority
+from tests.nexus.audit.descriptor import replaced
 from tests.nexus.cluster import SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
 from tests.nexus.keepers import PlayedKeeper
 
@@ -105,7 +105,7 @@ class NexusCore:
         with store.read() as reader:
             meta = reader.load_meta()
         self.audit = AuditLog.open(folder, nexus="n1", timeline=meta.timeline, clock=self.clock)
-        self.exporter = Exporter(store, self.audit, clock=self.clock)
+        self.exporter = Exporter(store, self.audit, clock=self.clock, give_up=self.failures.append)
         self.pool = KeeperPool(
             members(len(keepers)), lambda member: self.keepers[member.name], clock=SystemClock(), memory=memory
         )
@@ -177,16 +177,8 @@ class NexusCore:
     def audit_failing(self) -> Iterator[None]:
         """Let the disk of the audit be full for one write: it refuses all but what may use its reserve."""
         segment = (self.folder / list_segments(self.folder)[-1].name).resolve()
-        fd = next(fd for fd in _list_descriptors() if _points_to(fd, segment))
-        full, kept = os.open("/dev/full", os.O_RDWR), os.dup(fd)
-        try:
-            os.dup2(full, fd)
-            with pytest.raises(AuditUnavailableError):
-                self.audit.append(Entry(at=0, actor="", action="test"), reserve=True)
-        finally:
-            os.dup2(kept, fd)
-            os.close(full)
-            os.close(kept)
+        with replaced(segment, by="/dev/full"), pytest.raises(AuditUnavailableError):
+            self.audit.append(Entry(at=0, actor="", action="test"), reserve=True)
         yield
         assert self.audit.failing
 
@@ -200,17 +192,6 @@ class NexusCore:
         self.exporter.stop()
         self.audit.close()
         self.lifecycle.wipe()
-
-
-def _list_descriptors() -> list[int]:
-    return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
-
-
-def _points_to(fd: int, path: Path) -> bool:
-    try:
-        return Path(f"/proc/self/fd/{fd}").readlink() == path
-    except FileNotFoundError:
-        return False
 
 
 def make_ready(core: NexusCore, cluster: FoundedCluster) -> None:

@@ -70,16 +70,17 @@ def check(signed: SignedStatement, core: NexusCore, caller: Caller, nonce: bytes
     )
 
 
-def seal_share(share: bytes, statement: Statement, session_id: bytes) -> bytes:
+def seal_share(share: bytes, statement: Statement, session: SessionView) -> bytes:
     """Seal a share for one session, to one statement."""
-    info = build_share_info(statement_digest=statement.digest(), session_id=session_id)
+    info = build_share_info(statement_digest=statement.digest(), session_id=session.session_id, genesis=session.genesis)
     return seal_to(memoryview(share), recipient=statement.public_key, info=info)
 
 
-def submit(core: NexusCore, caller: Caller, session_id: bytes, share: bytes) -> Submitted:
+def submit(core: NexusCore, caller: Caller, session: SessionView, share: bytes) -> Submitted:
     """Submit one share as pilot does."""
-    statement = ask_key(core, caller, session_id)
-    return core.unseal.submit(caller, session_id, statement.digest(), seal_share(share, statement, session_id))
+    statement = ask_key(core, caller, session.session_id)
+    sealed = seal_share(share, statement, session)
+    return core.unseal.submit(caller, session.session_id, statement.digest(), sealed)
 
 
 KEY, OTHER_KEY = make_recovery_key(), make_recovery_key()
@@ -114,13 +115,13 @@ class Lost:
 
     def submit(self, session: SessionView, number: int, caller: Caller | None = None) -> Submitted:
         """Submit the share of one custodian."""
-        return submit(self.core, caller or custodian("ann"), session.session_id, KEY.shares[number - 1])
+        return submit(self.core, caller or custodian("ann"), session, KEY.shares[number - 1])
 
     def prepare(self, session: SessionView, number: int, caller: Caller | None = None) -> Callable[[], Submitted]:
         """Seal a share, to be submitted later."""
         caller = caller or custodian("ann")
         statement = ask_key(self.core, caller, session.session_id)
-        sealed = seal_share(KEY.shares[number - 1], statement, session.session_id)
+        sealed = seal_share(KEY.shares[number - 1], statement, session)
         return lambda: self.core.unseal.submit(caller, session.session_id, statement.digest(), sealed)
 
     def load_sets(self) -> dict[int, records.SetState]:

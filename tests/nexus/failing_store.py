@@ -9,6 +9,7 @@ from common.errors import CorruptRowError, OutcomeUnknownError, StoreUnavailable
 from nexus.store.protocol import Reader, Store, Writer
 
 T = TypeVar("T")
+_FORGOTTEN = "store failed to commit, and cannot be opened again"
 
 
 class FailingStore:
@@ -21,6 +22,7 @@ class FailingStore:
         self.cannot_commit = False  # all of a change runs, and is then undone
         self.forgets_outcome = False  # it is committed, and nobody can say so
         self.at_read: Callable[[], object] | None = None  # called once, before the next read
+        self.at_write: Callable[[], object] | None = None  # called once, before the next change
         self.refused: set[str] = set()  # names of threads that were refused a read
         self._store = store
 
@@ -36,6 +38,10 @@ class FailingStore:
             yield reader
 
     def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
+        at_write, self.at_write = self.at_write, None
+        if at_write is not None:
+            at_write()
+
         def run(writer: Writer) -> T:
             if self.is_corrupt:
                 raise CorruptRowError("meta row does not decode")
@@ -46,7 +52,7 @@ class FailingStore:
 
         result = self._store.write(run, counts=counts)
         if self.forgets_outcome:
-            raise OutcomeUnknownError("store failed to commit, and cannot be opened again")
+            raise OutcomeUnknownError(_FORGOTTEN)
         return result
 
     def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
@@ -54,6 +60,8 @@ class FailingStore:
 
     def discard_audit(self, through: int) -> None:
         self._store.discard_audit(through)
+        if self.forgets_outcome:
+            raise OutcomeUnknownError(_FORGOTTEN)
 
     def close(self) -> None:
         self._store.close()

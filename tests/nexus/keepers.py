@@ -5,6 +5,7 @@ import threading
 from typing import Final
 
 from common import shamir
+from common.delivery import SetLabel
 from common.errors import (
     BadShardError,
     DeniedError,
@@ -15,7 +16,7 @@ from common.errors import (
 )
 from common.mark import SignedMark
 from common.protected import ProtectedBuffer
-from nexus.ports import HeldSet, KeeperReport, SetLabel
+from nexus.ports import HeldSet, KeeperReport
 
 DEADLINE_S: Final = 20.0  # no test waits longer for another thread
 

@@ -189,6 +189,16 @@ def test_no_value_goes_out_when_the_audit_cannot_be_written(nexus: NexusCore) ->
     assert nexus.list_entries() == []
 
 
+def test_a_denied_call_takes_nothing_from_the_reserve(nexus: NexusCore) -> None:
+    """Or any workload could use up what status, seal and abort need."""
+    before = len(nexus.list_entries())
+    with nexus.audit_failing():
+        with pytest.raises(AuditUnavailableError):
+            nexus.seal_desk.seal(APP, "", seconds=0)
+        assert len(nexus.list_entries()) == before
+    assert nexus.lifecycle.state is State.READY
+
+
 def test_status_is_told_from_the_reserve_when_the_audit_cannot_be_written(nexus: NexusCore) -> None:
     """To see what is wrong has to work then; its entry takes the room kept for that."""
     with nexus.audit_failing():
@@ -231,7 +241,7 @@ def test_an_unknown_outcome_ends_the_process_and_is_not_audited_as_anything(nexu
     """Only a new start can tell what happened."""
     with pytest.raises(OutcomeUnknownError), nexus.gate.role_call("GetStatus", APP, "test.act", frozenset(Role)):
         raise OutcomeUnknownError("commit failed")
-    assert nexus.failures == ["commit failed"]
+    assert nexus.failures == [f"test.act by {APP.spiffe_id}: commit failed"]
     assert nexus.list_entries() == []
 
 

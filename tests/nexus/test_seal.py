@@ -18,6 +18,7 @@ from nexus.warden import Emptied
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
 from tests.nexus.conftest import StartNexus, WaitUntil
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, SUPERUSER, NexusCore
+from tests.nexus.custodians import Lost, custodian
 from tests.nexus.failing_store import FailingStore
 from tests.nexus.keepers import DEADLINE_S, PlayedKeeper
 
@@ -233,3 +234,37 @@ def test_a_reason_that_does_not_fit_an_audit_entry_is_refused(ready: Ready, reas
         ready.seal(reason=reason)
     assert ready.core.states == [State.READY]
     assert ready.seal(reason="x" * 256).keepers_emptied == 5
+
+
+def test_a_seal_does_not_wait_for_a_call_that_hangs_with_the_store(
+    lost: Lost, memory: ProtectedMemory, wait_until: WaitUntil
+) -> None:
+    """The custodians' key that waits for its commit is not installed when that comes back after all."""
+    reached, go, outcomes = threading.Event(), threading.Event(), list[object]()
+    core = lost.core
+    session = core.unseal.start(custodian("ann"))
+    lost.submit(session, 1)
+
+    def hang() -> None:
+        reached.set()
+        assert go.wait(DEADLINE_S)
+
+    def submit_last() -> None:
+        try:
+            outcomes.append(lost.submit(session, 2))
+        except SealedError as exc:
+            outcomes.append(exc)
+
+    lost.store.at_write = hang
+    unsealing = threading.Thread(target=submit_last)
+    unsealing.start()
+    assert reached.wait(DEADLINE_S)
+    with pytest.raises(StoreUnavailableError, match="seal is not committed: another call waits for the store"):
+        core.seal_desk.seal(OPERATOR, "", seconds=10)
+    assert core.failures
+    go.set()
+    unsealing.join(DEADLINE_S)
+    assert [type(outcome) for outcome in outcomes] == [SealedError]
+    assert core.states == [State.SEALED]
+    core.close()
+    assert is_wiped(memory)

@@ -59,8 +59,8 @@ def test_empty_keepers_are_filled_after_an_unseal_and_bring_the_nexus_back_the_n
         keeper.is_reachable = False
     core = start_nexus(keepers)
     session = core.unseal.start(ANN)
-    submit(core, ANN, session.session_id, KEY.shares[0])
-    assert submit(core, BEN, session.session_id, KEY.shares[1]).ready
+    submit(core, ANN, session, KEY.shares[0])
+    assert submit(core, BEN, session, KEY.shares[1]).ready
     assert core.vault.get(SUPERUSER, "a", 0).fields == {"value": b"v"}
     for keeper in keepers:
         keeper.is_reachable = True
@@ -256,8 +256,8 @@ def test_a_newer_mark_ends_the_session_with_a_nexus_that_is_blocked(
     keeper.marks.append(lost.cluster.sign_mark(1, 60))
     core = start_nexus([keeper])
     session = core.unseal.start(ANN)
-    submit(core, ANN, session.session_id, KEY.shares[0])
-    assert submit(core, ANN, session.session_id, KEY.shares[1]) == Submitted(2, 2, 2, ready=False)
+    submit(core, ANN, session, KEY.shares[0])
+    assert submit(core, ANN, session, KEY.shares[1]) == Submitted(2, 2, 2, ready=False)
     assert core.unseal.count() is None
     assert core.lifecycle.state is State.RECOVERING
     meta = lost.meta

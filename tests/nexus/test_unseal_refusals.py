@@ -38,7 +38,7 @@ class Attempt:
     caller = ANN
 
     def send(self) -> Submitted:
-        sealed = self.sealed or seal_share(self.share, self.statement, self.session.session_id)
+        sealed = self.sealed or seal_share(self.share, self.statement, self.session)
         return self.lost.core.unseal.submit(self.caller, self.session.session_id, self.statement.digest(), sealed)
 
 
@@ -74,18 +74,22 @@ def _zeros(attempt: Attempt) -> None:
 
 
 def _for_another_session(attempt: Attempt) -> None:
-    attempt.sealed = seal_share(attempt.share, attempt.statement, os.urandom(16))
+    attempt.sealed = seal_share(attempt.share, attempt.statement, replace(attempt.session, session_id=os.urandom(16)))
+
+
+def _for_another_genesis(attempt: Attempt) -> None:
+    attempt.sealed = seal_share(attempt.share, attempt.statement, replace(attempt.session, genesis=os.urandom(32)))
 
 
 def _for_another_statement(attempt: Attempt) -> None:
     other = ask_key(attempt.lost.core, ANN, attempt.session.session_id)
-    attempt.sealed = seal_share(attempt.share, other, attempt.session.session_id)
+    attempt.sealed = seal_share(attempt.share, other, attempt.session)
 
 
 def _to_another_key(attempt: Attempt) -> None:
     other = ask_key(attempt.lost.core, ANN, attempt.session.session_id)
     forged = replace(attempt.statement, public_key=other.public_key)
-    attempt.sealed = seal_share(attempt.share, forged, attempt.session.session_id)
+    attempt.sealed = seal_share(attempt.share, forged, attempt.session)
 
 
 def _of_another_caller(attempt: Attempt) -> None:
@@ -105,7 +109,7 @@ def _another_session_named(attempt: Attempt) -> None:
 
 
 def _cut(attempt: Attempt) -> None:
-    attempt.sealed = seal_share(attempt.share, attempt.statement, attempt.session.session_id)[:-1]
+    attempt.sealed = seal_share(attempt.share, attempt.statement, attempt.session)[:-1]
 
 
 def _too_short(attempt: Attempt) -> None:
@@ -124,6 +128,7 @@ REFUSALS = [
     pytest.param(_one_word_wrong, WordsError, "no share of this cluster", id="one word wrong"),
     pytest.param(_zeros, WordsError, "no share of this cluster", id="no words at all"),
     pytest.param(_for_another_session, InvalidArgumentError, "does not open", id="sealed for another session"),
+    pytest.param(_for_another_genesis, InvalidArgumentError, "does not open", id="sealed for another genesis"),
     pytest.param(_for_another_statement, InvalidArgumentError, "does not open", id="sealed for another statement"),
     pytest.param(_to_another_key, InvalidArgumentError, "does not open", id="sealed to another key"),
     pytest.param(_of_another_caller, StatementError, "for another caller", id="statement of another caller"),
@@ -180,7 +185,7 @@ def test_a_share_from_before_a_reset_does_not_come_into_the_next_session(lost: L
     with pytest.raises(WrongStateError, match="no such session"):
         send()
     statement = ask_key(lost.core, ANN, following.session_id)
-    sealed = seal_share(KEY.shares[0], statement, session.session_id)
+    sealed = seal_share(KEY.shares[0], statement, session)
     with pytest.raises(InvalidArgumentError, match="does not open"):
         lost.core.unseal.submit(ANN, following.session_id, statement.digest(), sealed)
 

@@ -323,6 +323,23 @@ def test_an_acceptance_that_is_not_committed_stays_blocked(
     assert is_wiped(memory)
 
 
+def test_what_was_accepted_is_told_although_the_store_cannot_be_read_any_more(
+    blocked: Blocked, wait_until: WaitUntil
+) -> None:
+    """It is committed: an error would say that it is not."""
+    wait_until(lambda: len(blocked.core.warden.list_obstacles()) == 1)
+
+    def fail_reads(writer: Writer) -> None:
+        blocked.store.cannot_read = True
+
+    meta = blocked.meta
+    try:
+        assert blocked.core.warden.accept(meta.timeline, meta.revision, fail_reads) == 2
+    finally:
+        blocked.store.cannot_read = False
+    assert blocked.core.lifecycle.state is State.READY
+
+
 def test_a_held_key_is_wiped_at_the_end(blocked: Blocked, wait_until: WaitUntil, memory: ProtectedMemory) -> None:
     """It was never served."""
     wait_until(lambda: len(blocked.core.warden.list_obstacles()) == 1)

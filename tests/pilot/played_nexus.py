@@ -86,7 +86,11 @@ class PlayedNexus:
 
     def _session(self) -> recovery_pb2.UnsealSession:
         return recovery_pb2.UnsealSession(
-            session_id=SESSION_ID, expires_in=Duration(seconds=900), submitted=len(self.shares), needed=2
+            session_id=SESSION_ID,
+            genesis=GENESIS,
+            expires_in=Duration(seconds=900),
+            submitted=len(self.shares),
+            needed=2,
         )
 
     def _start(self, call: Call, request: Any) -> recovery_pb2.StartUnsealResponse:
@@ -118,7 +122,9 @@ class PlayedNexus:
     def _take_share(self, call: Call, request: recovery_pb2.SubmitShareRequest) -> recovery_pb2.SubmitShareResponse:
         _, key = self._desk.take(request.statement_digest)
         wire = bytearray(WIRE_SIZE)
-        info = build_share_info(statement_digest=request.statement_digest, session_id=request.session_id)
+        info = build_share_info(
+            statement_digest=request.statement_digest, session_id=request.session_id, genesis=GENESIS
+        )
         key.open(request.sealed_share, info=info, into=memoryview(wire))
         words = decode_share(wire)
         if words in self.shares:

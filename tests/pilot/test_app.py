@@ -11,6 +11,7 @@ import pytest
 from pilot.__main__ import run
 from pilot.errors import PilotError, describe, described
 from shardhold import _errors as sdk
+from tests.pilot.transcript import run_pilot
 
 NO_IDENTITY = """\
 pilot: error: no identity: SPIFFE_ENDPOINT_SOCKET is not set
@@ -80,6 +81,29 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             id="short incarnation",
         ),
         pytest.param(
+            "secret get a --version 18446744073709551616",
+            2,
+            "",
+            "pilot: error: invalid value for '--version': Input should be less than or equal to 18446744073709551615\n"
+            "pilot: hint: 'pilot secret get --help' shows how it is used\n",
+            id="version that no message can hold",
+        ),
+        pytest.param(
+            "status --timeout inf",
+            2,
+            "",
+            "pilot: error: invalid value for '--timeout': Input should be less than or equal to 86400\n"
+            "pilot: hint: 'pilot status --help' shows how it is used\n",
+            id="endless time-out",
+        ),
+        pytest.param(
+            "whoami --svid-dir SVID --role king",
+            2,
+            "",
+            "pilot: error: --role: got 'king', want superuser, operator, recover or auditor\n",
+            id="unknown role",
+        ),
+        pytest.param(
             "init --recovery 1/3",
             2,
             "",
@@ -118,9 +142,11 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_transcript(typed: str, exit_code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is typed gives this output and this exit code."""
-    assert run(typed.split()) == exit_code
+def test_transcript(
+    typed: str, exit_code: int, out: str, err: str, capsys: pytest.CaptureFixture[str], svid_dir: Path
+) -> None:
+    """What is typed gives this output and this exit code; SVID stands for a custodian's."""
+    assert run(typed.replace("SVID", str(svid_dir)).split()) == exit_code
     assert capsys.readouterr() == (out, err)
 
 
@@ -172,6 +198,37 @@ def test_a_command_imports_only_what_it_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["pilot 0.1.0", "[]"]
+
+
+def test_an_argument_that_is_not_utf_8(svid_dir: Path) -> None:
+    """It is refused as usage, and not repeated."""
+    done = run_pilot("secret", "get", "te\udcffam", "--svid-dir", svid_dir)
+    assert (done.code, done.err) == (
+        2,
+        "pilot: error: what was typed or given as an argument is not UTF-8\n",
+    )
+
+
+def test_an_output_that_has_no_letter_for_it() -> None:
+    """Where the output cannot show what there is, that is said; the text is not repeated."""
+    with pytest.raises(PilotError, match="in ascii, which cannot show") as caught, described():
+        "hünter2".encode("ascii")
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        pytest.param("policy apply", "[[policy]] tables", id="brackets that are no markup"),
+        pytest.param("secret put", "[FIELD=@FILE | FIELD=- | @FILE | -]...", id="values, once in brackets"),
+        pytest.param("unseal submit", "[@FILE|-]...", id="a share, once in brackets"),
+    ],
+)
+def test_help_shows(command: str, shown: str) -> None:
+    """Help shows brackets where they are meant, and only there."""
+    help_ = " ".join(run_pilot(*command.split(), "--help").out.split())
+    assert shown in help_
+    assert f"[{shown}" not in help_
 
 
 def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:

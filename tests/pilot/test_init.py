@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from common.clock import SystemClock
 from common.errors import WordsError
 from common.recovery_key import ShareHash, challenge_info, hash_share, seal
 from common.words import encode_share, split
@@ -25,7 +27,7 @@ from shardhold._errors import (
     UnavailableError,
     WrongStateError,
 )
-from tests.pilot.cards import CLUSTER_ID, TODAY, make_cards
+from tests.pilot.cards import CLUSTER_ID, make_cards
 from tests.pilot.person import DEADLINE_S, Person
 
 PLAN = Plan(keeper_threshold=0, recovery_threshold=2, recovery_shares=3)
@@ -64,6 +66,14 @@ def test_files_are_private_and_new(tmp_path: Path) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert stat.S_IMODE((tmp_path / "shares").stat().st_mode) == 0o700
     assert custodians.read_back(CHECK) == SHARES
+
+
+def test_files_are_on_the_disk_before_anything_depends_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each card is synced, and behind them the directory, without which a power cut could take their names."""
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(stat.S_ISDIR(os.fstat(fd).st_mode)))
+    FileCustodians(tmp_path).hand_out(make_cards(SHARES))
+    assert synced == [False, False, False, True]
 
 
 def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
@@ -266,7 +276,7 @@ class Custodians:
 
 
 def hold(nexus: FakeNexus, custodians: Custodians, said: list[str] | None = None) -> Ceremony:
-    return Ceremony(nexus, custodians, today=TODAY, say=(said if said is not None else []).append, patience=0)
+    return Ceremony(nexus, custodians, clock=SystemClock(), say=(said if said is not None else []).append, patience=0)
 
 
 def test_init() -> None:
@@ -287,7 +297,7 @@ def test_a_voided_attempt_is_named() -> None:
 
 def test_init_with_files(tmp_path: Path) -> None:
     """With real files the same, and the files stay."""
-    Ceremony(FakeNexus(), FileCustodians(tmp_path / "s"), today=TODAY, say=print).run(PLAN)
+    Ceremony(FakeNexus(), FileCustodians(tmp_path / "s"), clock=SystemClock(), say=print).run(PLAN)
     assert len(list((tmp_path / "s").iterdir())) == 3
 
 
@@ -310,6 +320,14 @@ NOTHING_BEGUN = "this attempt initialised nothing"
         ),
         pytest.param(
             FakeNexus({"begin": DeniedError("no")}), Custodians(), 4, "no", True, id="begin refused: nothing began"
+        ),
+        pytest.param(
+            FakeNexus({"begin": WrongStateError("BeginInit in state ready")}),
+            Custodians(),
+            1,
+            "init makes a first cluster, and this nexus has one",
+            True,
+            id="initialised already",
         ),
         pytest.param(
             FakeNexus({"begin": UnavailableError("gone")}),
@@ -413,9 +431,24 @@ def test_a_lost_answer_to_the_commit_is_found_out(lost: BaseException) -> None:
 def test_an_unanswered_confirmation_is_repeated() -> None:
     """With patience left, the same answer is sent again."""
     nexus, custodians = FakeNexus(after={"confirm": UnavailableError("gone")}), Custodians()
-    ceremony = Ceremony(nexus, custodians, today=TODAY, say=print, patience=DEADLINE_S)
+    ceremony = Ceremony(nexus, custodians, clock=SystemClock(), say=print, patience=DEADLINE_S)
     assert ceremony.run(PLAN).keepers_filled == 4
     assert nexus.calls == ["begin", "confirm", "confirm"]
+
+
+def test_ctrl_c_between_two_confirmations() -> None:
+    """Whoever loses patience before pilot does is told what is true, as after a Ctrl-C during the call."""
+
+    class Impatient(SystemClock):
+        def wait(self, event: threading.Event, seconds: float) -> bool:
+            raise KeyboardInterrupt
+
+    gone = UnavailableError("gone")
+    nexus, custodians = FakeNexus({"confirm": gone, "status": gone}), Custodians()
+    with pytest.raises(PilotError) as caught:
+        Ceremony(nexus, custodians, clock=Impatient(), say=print, patience=DEADLINE_S).run(PLAN)
+    assert (caught.value.exit_code, caught.value.hints[0]) == (130, UNKNOWN)
+    assert not custodians.discarded
 
 
 def test_a_commit_that_was_under_way_is_not_thrown_away() -> None:

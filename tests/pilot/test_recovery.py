@@ -17,7 +17,7 @@ from pilot.options import Settings
 from pilot.recovery import Recovery
 from shardhold._errors import InvalidArgumentError, WrongStateError
 from shardhold.v1.recovery_pb2 import SubmitShareRequest
-from tests.pilot.played_nexus import CLUSTER_ID, CUSTODIAN_PATH, NEXUS_PATH, SESSION_ID, PlayedNexus
+from tests.pilot.played_nexus import CLUSTER_ID, CUSTODIAN_PATH, GENESIS, NEXUS_PATH, SESSION_ID, PlayedNexus
 
 SHARES = split(bytes(32), 2, 3)
 NEXUS_ID = f"spiffe://example.test{NEXUS_PATH}"
@@ -34,7 +34,7 @@ def connection(nexus: PlayedNexus, svid_dir: Path) -> Iterator[Connection]:
 
 
 def submit(recovery: Recovery, words: str = SHARES[0]) -> Any:
-    return recovery.submit(read_share(words), cluster_id=CLUSTER_ID, session_id=SESSION_ID)
+    return recovery.submit(read_share(words), cluster_id=CLUSTER_ID, session_id=SESSION_ID, genesis=GENESIS)
 
 
 @pytest.mark.parametrize("nexus_id", [None, NEXUS_ID], ids=["any nexus of ours", "exactly this one"])

@@ -36,6 +36,7 @@ class FakeRecovery:
 
     state: str = "sealed"
     genesis: bytes = GENESIS
+    session_genesis: bytes = GENESIS
     is_open: bool = False
     there: set[int] = field(default_factory=set)
     at: dict[str, Exception] = field(default_factory=dict)
@@ -48,7 +49,11 @@ class FakeRecovery:
 
     def _session(self) -> UnsealSession:
         return UnsealSession(
-            session_id=SESSION_ID, expires_in=Duration(seconds=900), submitted=len(self.there), needed=2
+            session_id=SESSION_ID,
+            genesis=self.session_genesis,
+            expires_in=Duration(seconds=900),
+            submitted=len(self.there),
+            needed=2,
         )
 
     def load_state(self) -> str:
@@ -67,9 +72,11 @@ class FakeRecovery:
         self.is_open = True
         return self._session()
 
-    def submit(self, share: RecoveryShare, *, cluster_id: bytes, session_id: bytes) -> SubmitShareResponse:
+    def submit(
+        self, share: RecoveryShare, *, cluster_id: bytes, session_id: bytes, genesis: bytes
+    ) -> SubmitShareResponse:
         self._arrive("submit")
-        assert (cluster_id, session_id) == (CLUSTER_ID, SESSION_ID)
+        assert (cluster_id, session_id, genesis) == (CLUSTER_ID, SESSION_ID, GENESIS)
         if share.words not in SHARES:
             raise InvalidArgumentError("these words are no share of this cluster's recovery key")
         if share.number in self.there:
@@ -187,6 +194,17 @@ def test_without_a_terminal_somebody_is_missing(
         Unsealing(recovery, terminal=nobody, say=print).run(given, genesis=None, starts=True)
     assert hint in caught.value.hints[0]
     assert recovery.calls == calls
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["opened", "joined"])
+def test_a_session_of_another_genesis_than_was_compared_gets_nothing(is_open: bool) -> None:
+    """Whoever writes the database may have swapped its rows between the comparison and the session."""
+    person, recovery = Person(), FakeRecovery(session_genesis=bytes(32), is_open=is_open)
+    person.act((COMPARE, "yes"))
+    with pytest.raises(PilotError, match=r"session is of genesis 0000 0000 .* nothing was submitted"):
+        Unsealing(recovery, terminal=person.terminal, say=print).run(None, genesis=None, starts=True)
+    assert "submit" not in recovery.calls
+    assert "words" not in person.leave()
 
 
 def test_a_nexus_without_a_genesis_gets_nothing(nobody: Terminal) -> None:

@@ -1,12 +1,18 @@
 """Values of `secret put`: where they may come from, and that none is repeated in an error."""
 
 import io
+import os
+import pty
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from pilot.errors import UsageError
 from pilot.values import MAX_VALUE_BYTES, Source, parse_sources, read_values
+from tests.pilot.person import DEADLINE_S, Person
 
 
 def never(prompt: str) -> str:
@@ -83,6 +89,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     [
         pytest.param(["a", "b"], "differ", id="two different answers"),
         pytest.param([""], "empty", id="no answer"),
+        pytest.param(["x" * 4095] * 2, "may be cut off", id="longer than a line of a terminal"),
     ],
 )
 def test_prompt_refuses(answers: list[str], named: str) -> None:
@@ -101,3 +108,27 @@ def test_prompt_asks_twice() -> None:
 
     assert read_values([], stdin=io.BytesIO(), ask=ask) == {"value": "sécret".encode()}
     assert len(prompts) == 2
+
+
+def test_a_line_that_the_terminal_cuts_is_refused() -> None:
+    """What a terminal drops of a long line is not missing in silence."""
+    person = Person()
+    person.act(("value: ", "x" * 5000))
+    with pytest.raises(UsageError, match="may be cut off"):
+        read_values([], stdin=io.BytesIO(), ask=person.terminal.ask_hidden)
+    person.leave()
+
+
+def test_a_signal_at_the_prompt_leaves_the_terminal_as_it_was() -> None:
+    """SIGTERM while a value is asked for ends pilot, and what is typed afterwards is shown again."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "pilot", "secret", "put", "team/app"]
+    with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower) as process:
+        seen = b""
+        while b"value: " not in seen:
+            seen += os.read(leader, 4096)
+        process.terminate()
+        assert process.wait(6 * DEADLINE_S) == 130
+    assert termios.tcgetattr(follower)[3] & termios.ECHO
+    os.close(follower)
+    os.close(leader)

@@ -13,10 +13,12 @@ from tests.pilot.person import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 
-# Makes its stdin the terminal that rules it, so that Ctrl-C reaches pilot, and becomes pilot.
+# Makes its stdin the terminal that rules it, so that Ctrl-C reaches pilot, and becomes pilot. Who runs the tests in the
+# background of a shell has them ignore SIGINT, and that would be handed on.
 _ON_A_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "pilot", *sys.argv[1:]])
 """
 
@@ -50,7 +52,9 @@ def run_pilot(*arguments: str | Path, stdin: str = "", environ: dict[str, str] |
     return Transcript(done.returncode, done.stdout, done.stderr)
 
 
-def run_at_terminal(*arguments: str | Path, script: Sequence[tuple[str, str]] = ()) -> Transcript:
+def run_at_terminal(
+    *arguments: str | Path, script: Sequence[tuple[str, str]] = (), environ: dict[str, str] | None = None
+) -> Transcript:
     """Run a command line on a terminal: for each pair wait until the first is on the screen, then type the second.
 
     What stdout, which is a pipe, and the screen got come apart.
@@ -59,7 +63,7 @@ def run_at_terminal(*arguments: str | Path, script: Sequence[tuple[str, str]] = 
     process = subprocess.Popen(
         [sys.executable, "-c", _ON_A_TERMINAL, *map(str, arguments)],
         cwd=ROOT,
-        env=_environ(),
+        env=_environ() | (environ or {}),
         start_new_session=True,
         stdin=follower,
         stdout=subprocess.PIPE,

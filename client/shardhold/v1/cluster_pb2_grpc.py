@@ -133,7 +133,7 @@ class ClusterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListKeepers(self, request, context):
-        """Lists the keepers of the current shard set, or the configured ones before there is a set.
+        """Lists the keepers of the current shard set.
         Roles: superuser, operator, auditor. States: ready. Codes: PERMISSION_DENIED, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -66,7 +66,7 @@ class ClusterServiceStub:
     UNAVAILABLE.
     """
     ListKeepers: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListKeepersRequest, _cluster_pb2.ListKeepersResponse]
-    """Lists the keepers of the current shard set, or the configured ones before there is a set.
+    """Lists the keepers of the current shard set.
     Roles: superuser, operator, auditor. States: ready. Codes: PERMISSION_DENIED, UNAVAILABLE.
     """
 
@@ -108,7 +108,7 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     UNAVAILABLE.
     """
     ListKeepers: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListKeepersRequest, _cluster_pb2.ListKeepersResponse]  # type: ignore[assignment]
-    """Lists the keepers of the current shard set, or the configured ones before there is a set.
+    """Lists the keepers of the current shard set.
     Roles: superuser, operator, auditor. States: ready. Codes: PERMISSION_DENIED, UNAVAILABLE.
     """
 
@@ -189,7 +189,7 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.ListKeepersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.ListKeepersResponse, _abc.Awaitable[_cluster_pb2.ListKeepersResponse]]:
-        """Lists the keepers of the current shard set, or the configured ones before there is a set.
+        """Lists the keepers of the current shard set.
         Roles: superuser, operator, auditor. States: ready. Codes: PERMISSION_DENIED, UNAVAILABLE.
         """
 

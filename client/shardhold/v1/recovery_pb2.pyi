@@ -63,6 +63,7 @@ class UnsealSession(_message.Message):
     EXPIRES_IN_FIELD_NUMBER: _builtins.int
     SUBMITTED_FIELD_NUMBER: _builtins.int
     NEEDED_FIELD_NUMBER: _builtins.int
+    GENESIS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 random bytes."""
     started_by: _builtins.str
@@ -70,6 +71,10 @@ class UnsealSession(_message.Message):
     submitted: _builtins.int
     """Recovery shares submitted and needed."""
     needed: _builtins.int
+    genesis: _builtins.bytes
+    """Fingerprint of the genesis record that the session began with, 32 bytes. Shares are bound to what the custodian
+    compared with the card: when it is another one, they do not open.
+    """
     @_builtins.property
     def expires_in(self) -> _duration_pb2.Duration:
         """Time left."""
@@ -82,10 +87,11 @@ class UnsealSession(_message.Message):
         expires_in: _duration_pb2.Duration | None = ...,
         submitted: _builtins.int = ...,
         needed: _builtins.int = ...,
+        genesis: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in", "needed", b"needed", "session_id", b"session_id", "started_by", b"started_by", "submitted", b"submitted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in", "genesis", b"genesis", "needed", b"needed", "session_id", b"session_id", "started_by", b"started_by", "submitted", b"submitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

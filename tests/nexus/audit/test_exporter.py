@@ -21,6 +21,7 @@ from nexus.store.protocol import Writer
 from nexus.store.sqlite import SqliteStore
 from tests.nexus.audit.test_log import ROOT, WRITING, load_lines
 from tests.nexus.audit.writing import make_entry
+from tests.nexus.failing_store import FailingStore
 
 WaitUntil = Callable[..., None]
 
@@ -141,6 +142,20 @@ def test_an_exporter_that_cannot_export_says_so(
     stopping = threading.Thread(target=exporter.stop)
     stopping.start()
     wait_until(lambda: turn(lambda: not stopping.is_alive()))
+
+
+def test_an_exporter_that_does_not_know_an_outcome_ends_the_process(
+    store: SqliteStore, log: AuditLog, wait_until: WaitUntil
+) -> None:
+    """At once, and not only when the next caller meets the same."""
+    failing, reasons = FailingStore(store), list[str]()
+    failing.forgets_outcome = True
+    exporter = Exporter(failing, log, give_up=reasons.append)
+    exporter.start()
+    change(store, "a")
+    wait_until(lambda: reasons)
+    exporter.stop()
+    assert "cannot be opened again" in reasons[0]
 
 
 def test_entries_stay_in_the_store_while_the_files_refuse(store: SqliteStore, log: AuditLog) -> None:

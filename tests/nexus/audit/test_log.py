@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.errors import AuditUnavailableError, ConfigError
+from common.errors import AuditUnavailableError, ConfigError, SealedError
 from nexus.audit.line import ChangeLine, CheckpointLine, EntryLine, Line, SegmentLine, TornTailLine
 from nexus.audit.log import CHECKPOINT_EVERY, AuditLog
 from nexus.audit.segment import AHEAD, RESERVE
@@ -43,6 +43,15 @@ def load_lines(directory: Path) -> list[Line]:
 def list_paths(directory: Path) -> list[str]:
     """List the paths in all entries of calls."""
     return [line.entry.path for line in load_lines(directory) if isinstance(line, EntryLine) and line.entry.path]
+
+
+class WipedKey:
+    """A signer whose key is gone."""
+
+    public_key = bytes(32)
+
+    def sign(self, message: bytes) -> bytes:
+        raise SealedError("the audit key was wiped")
 
 
 def test_an_entry_is_one_line_of_a_chain(tmp_path: Path) -> None:
@@ -283,6 +292,18 @@ def test_a_failing_disk_refuses_until_it_works_again(tmp_path: Path, fault: str,
     report = verify(tmp_path)
     assert (report.faults, report.torn_tails) == ([], [])
     assert {"0", "1", "3"} <= set(list_paths(tmp_path))
+
+
+def test_a_checkpoint_whose_key_is_wiped_meanwhile_is_not_signed(tmp_path: Path, wait_until: WaitUntil) -> None:
+    """A seal does not wait for the audit, and the audit does not fail by it."""
+    with closing(open_log(tmp_path)) as log:
+        log.set_signer(WipedKey())
+        for number in range(CHECKPOINT_EVERY):
+            log.append(make_entry(str(number)))
+        wait_until(lambda: any(isinstance(line, CheckpointLine) for line in load_lines(tmp_path)))
+        assert not log.failing
+    report = verify(tmp_path)
+    assert (report.faults, report.chains[0].signed) == ([], 0)
 
 
 def test_changes_are_found_again(tmp_path: Path) -> None:

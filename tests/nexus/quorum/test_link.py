@@ -11,6 +11,7 @@ import pytest
 
 from common import shamir
 from common.clock import SystemClock
+from common.delivery import SetLabel
 from common.edge import Call, GrpcServer, Method
 from common.errors import (
     BadShardError,
@@ -29,7 +30,7 @@ from common.statement import StatementDesk
 from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2 as pb
-from nexus.ports import HeldSet, KeeperLink, KeeperReport, SetLabel
+from nexus.ports import HeldSet, KeeperLink, KeeperReport
 from nexus.quorum.link import GrpcKeeperLink
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from common.delivery import SetLabel
 from common.mark import SignedMark
-from nexus.ports import SetLabel
 from nexus.quorum.collection import Collection
 from nexus.quorum.seat import Seat, SeatStatus
 from nexus.quorum.shard_set import Member, ShardSet, draw_set

@@ -318,6 +318,26 @@ def test_a_flipped_bit_never_empties_the_store(file: Path) -> None:
     assert not [message for message in named if "team/" in message]
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param("DELETE FROM versions WHERE version = 2", "lost a version of a secret", id="newest version lost"),
+        pytest.param("DELETE FROM versions WHERE version = 1", "lost a version of a secret", id="older version lost"),
+        pytest.param("DELETE FROM secrets", "or the secret of a version", id="secret lost"),
+        pytest.param("UPDATE secrets SET current_version = 1", "lost a version of a secret", id="newest forgotten"),
+        pytest.param("UPDATE secrets SET path = 'b'", "or the secret of a version", id="secret under another path"),
+        pytest.param("UPDATE versions SET deleted = 1", "as deleted that nobody deleted", id="mark of deletion"),
+    ],
+)
+def test_what_is_lost_is_not_passed_off_as_missing_or_older(file: Path, damage: str, says: str) -> None:
+    """The newest version is never answered with the one before it, and what is there never as if it were not."""
+    make_store(file, versions=2)
+    with closing(sqlite3.connect(file)) as database, database:
+        assert database.execute(damage).rowcount
+    with closing(SqliteStore.open(file)) as store, store.read() as reader, pytest.raises(CorruptRowError, match=says):
+        list(map(reader.load_version, ("a", "a"), (0, 1)))
+
+
 def test_a_reader_that_stays_does_not_hold_up_writers(file: Path) -> None:
     """Changes commit while a read is open, as long as the disk is well."""
     with closing(SqliteStore.open(file)) as store, store.read() as reader:

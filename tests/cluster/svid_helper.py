@@ -1,0 +1,46 @@
+"""What stands beside a process that takes its SVID from files, and keeps them fresh, as spiffe-helper does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shardhold import WorkloadAPI
+from shardhold._identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
+
+ALL_FILES = (SVID_FILE, KEY_FILE, BUNDLE_FILE)
+
+
+class SvidHelper:
+    """Writes each SVID of a Workload API into *folder*: into the files that are there, one after another.
+
+    *names* are those that it writes: a test that leaves some out has a set that does not belong together.
+    """
+
+    def __init__(self, socket: Path, folder: Path) -> None:
+        self.folder = folder
+        self.names: Sequence[str] = ALL_FILES
+        self.renewals = 0
+        folder.mkdir(mode=0o700)
+        self._identity = WorkloadAPI(f"unix:{socket}")
+        self.write()
+        self._identity.subscribe(self._renew)
+
+    def write(self) -> None:
+        """Write the newest SVID now."""
+        write_svid(self.folder, self._identity.current(), *self.names)
+
+    def close(self) -> None:
+        """Leave the files as they are."""
+        self._identity.close()
+
+    def _renew(self) -> None:
+        self.write()
+        self.renewals += 1
+
+
+def write_svid(folder: Path, svid: Svid, *names: str) -> None:
+    """Write the files with these names, in their order, each in place."""
+    parts = {SVID_FILE: svid.certificates_pem, KEY_FILE: svid.key_pem, BUNDLE_FILE: svid.bundle_pem}
+    for name in names:
+        file = folder / name
+        file.touch(mode=0o600)
+        file.write_bytes(parts[name])
