@@ -107,7 +107,7 @@ def test_stalled_calls_are_let_be_with_workers_to_spare(
     """
     bench = serve(message_wait_s=1.0)
     channel = bench.connect(STALLER)
-    stalled = stall(channel, WORKERS - 1)
+    stalled = stall(channel, WORKERS // 2)
     while not any(one.done() for one in stalled):
         assert call(channel, METHOD, timeout=WAIT_S).code is grpc.StatusCode.OK
     assert set(await_ended(stalled, left=0)) == {grpc.StatusCode.DEADLINE_EXCEEDED}
