@@ -18,6 +18,7 @@ APART := --ignore tests/memory --ignore tests/containers
 ARGS :=
 FUZZ_S := 120
 SOAK_S := 14400
+CHAOS_S := 1800
 
 .PHONY: help
 help:  ## List the targets
@@ -48,8 +49,9 @@ fuzz: $(READY)  ## Feed every decoder with hostile input, on new examples, for F
 	.venv/bin/python -m tests.fuzz $(FUZZ_S)
 
 .PHONY: soak
-soak: $(READY)  ## The same for SOAK_S=14400 seconds
+soak: $(READY)  ## The same for SOAK_S=14400 seconds, and chaos among containers for CHAOS_S=1800 seconds
 	.venv/bin/python -m tests.fuzz $(SOAK_S)
+	CHAOS_S=$(CHAOS_S) TEST_REQUIRE=docker .venv/bin/python -m pytest tests/containers/test_chaos.py -s $(ARGS)
 
 .PHONY: test-sdk-lowest
 test-sdk-lowest: $(LOWEST)  ## Run the tests of the SDK's wheel on the lowest versions that it allows

@@ -4,10 +4,13 @@ gRPC hands a call to a worker when its headers are there. Whoever never sends th
 long as the connection lives, and a few such calls all workers. Rules:
 
 1. A call without its message ends after `wait_s`.
-2. A call is slow when two sweeps found it without its message. One caller has at most `per_caller` slow calls: a sweep
-   ends the younger ones, and while there are as many, further calls of that caller are refused at once. Calls that are
-   not slow are not counted: under load an honest caller may have every worker wait a moment for bytes that are there.
-3. Age is counted in sweeps, not by a clock: a process that was paused finds no honest call too old when it goes on.
+2. A call is slow when five sweeps found it without its message. While calls wait for a worker, one caller has at most
+   `per_caller` slow calls: a sweep ends the younger ones, and while there are as many, further calls of that caller are
+   refused at once. Calls that are not slow are not counted: under load an honest caller may have every worker wait a
+   moment for bytes that are there.
+3. With workers to spare slow calls take nothing from anybody, and nothing is done to them: on a machine without time to
+   spare, the messages of honest calls are late, too.
+4. Age is counted in sweeps, not by a clock: a process that was paused finds no honest call too old when it goes on.
 
 One thread sweeps for all calls; a call costs two short visits to a dictionary.
 """
@@ -22,7 +25,7 @@ import grpc
 from common.errors import OverloadedError
 
 _SWEEP_S = 0.1  # seconds between two sweeps
-_SLOW_SWEEPS = 2
+_SLOW_SWEEPS = 5
 
 C = TypeVar("C")
 
@@ -44,12 +47,21 @@ class Arrivals(Generic[C]):
 
     Args:
         end: Ends a call with this code and text from any thread. It wakes the worker, which calls `leave`.
+        is_short: Whether calls wait for a worker.
         per_caller: Slow calls of one caller.
         wait_s: Seconds that a call may take to send its message, to a tenth.
     """
 
-    def __init__(self, end: Callable[[C, grpc.StatusCode, str], None], *, per_caller: int, wait_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        end: Callable[[C, grpc.StatusCode, str], None],
+        *,
+        is_short: Callable[[], bool],
+        per_caller: int,
+        wait_s: float = 2.0,
+    ) -> None:
         self._end = end
+        self._is_short = is_short
         self._per_caller = per_caller
         self._wait_s = wait_s
         self._max_sweeps = max(_SLOW_SWEEPS, round(wait_s / _SWEEP_S))
@@ -70,14 +82,14 @@ class Arrivals(Generic[C]):
         """Note that a call of *caller* begins to wait for its message.
 
         Raises:
-            OverloadedError: The caller has as many slow calls as allowed.
+            OverloadedError: The caller has as many slow calls as allowed while others wait for a worker.
         """
         with self._lock:
             arrival = Arrival(call, self._sweeps)
             arrivals = self._callers.get(caller)
             if arrivals is None:
                 self._callers[caller] = {arrival: None}
-            elif len(arrivals) >= self._per_caller and self._is_full(arrivals):
+            elif len(arrivals) >= self._per_caller and self._is_full(arrivals) and self._is_short():
                 raise OverloadedError(self._too_many())
             else:
                 arrivals[arrival] = None
@@ -94,6 +106,7 @@ class Arrivals(Generic[C]):
     def sweep(self) -> None:
         """End the calls that are too old, and the slow ones that are too many."""
         ended: list[Arrival[C]] = []
+        is_short = self._is_short()
         with self._lock:
             self._sweeps += 1
             for arrivals in self._callers.values():
@@ -107,7 +120,7 @@ class Arrivals(Generic[C]):
                     if age >= self._max_sweeps:
                         arrival.code = grpc.StatusCode.DEADLINE_EXCEEDED
                         arrival.details = f"no message within {self._wait_s:g} s of the call's begin"
-                    elif slow >= self._per_caller:
+                    elif is_short and slow >= self._per_caller:
                         arrival.code, arrival.details = grpc.StatusCode.RESOURCE_EXHAUSTED, self._too_many()
                     else:
                         slow += 1

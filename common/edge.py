@@ -16,7 +16,7 @@ Health answers every authenticated peer, for "" and for each service. There is n
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -94,6 +94,7 @@ _TRANSPORT_OPTIONS: tuple[tuple[str, int], ...] = (
 _logger = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 # The authentication context holds lists of bytes; the stubs of grpcio say bytes.
 _Identify = Callable[[Any], str]
 _Send = Callable[[health_pb2.HealthCheckResponse | None], None]  # None ends the stream
@@ -152,9 +153,14 @@ class GrpcServer:
         self._services = ("", *sorted({method.name.split("/")[1] for method in methods}))
         self._health = HealthServicer()
         self._peers = PeerCheck(trust_domain)
-        self._arrivals = Arrivals(_end, per_caller=max(1, workers // 4), wait_s=message_wait_s)
+        self._pool = _Workers(workers)
+        self._arrivals = Arrivals(
+            _end,
+            is_short=self._pool.is_short,
+            per_caller=max(1, workers // 4),
+            wait_s=message_wait_s,
+        )
         self._meter = Meter(registry)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="call")
         self._stopping = threading.Lock()
         self._is_stopping = False
         self._watchers: set[_Send] = set()
@@ -313,6 +319,32 @@ class GrpcServer:
 def code_of(error: errors.ShardholdError) -> grpc.StatusCode:
     """Return the status of *error*, by the nearest of its bases in `CODES`."""
     return next(CODES[base] for base in type(error).__mro__ if base in CODES)
+
+
+class _Workers(ThreadPoolExecutor):
+    """The threads that run calls. It knows whether there are too few of them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, thread_name_prefix="call")
+        self._count = count
+        self._busy = 0
+        self._busy_lock = threading.Lock()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        return super().submit(self._run, fn, *args, **kwargs)
+
+    def is_short(self) -> bool:
+        """Return whether a call waits while all workers are at work; one that is about to be taken does not count."""
+        return self._busy >= self._count and self._work_queue.qsize() > 0
+
+    def _run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        with self._busy_lock:
+            self._busy += 1
+        try:
+            return work(*args, **kwargs)
+        finally:
+            with self._busy_lock:
+                self._busy -= 1
 
 
 class _MethodTable(grpc.GenericRpcHandler):

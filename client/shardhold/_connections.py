@@ -22,8 +22,10 @@ _DEFAULTS = MappingProxyType(
     {
         # The default backoff finds a server that came back only after 20 s.
         "grpc.initial_reconnect_backoff_ms": 100,
-        "grpc.min_reconnect_backoff_ms": 500,
         "grpc.max_reconnect_backoff_ms": 500,
+        # How long one attempt to connect may take, handshake included: a long link or a busy server needs more than a
+        # moment, and a dead address must leave time for the next one within the time-out of a call.
+        "grpc.min_reconnect_backoff_ms": 3_000,
         "grpc.max_send_message_length": MESSAGE_LIMIT,
         "grpc.max_receive_message_length": MESSAGE_LIMIT,
         # Finds a dead peer under a waiting call; idle connections are left alone.

@@ -3,6 +3,8 @@
 They are not our own edge, since the SDK works with older versions of grpcio than our servers do.
 """
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -45,6 +47,38 @@ class FixedIdentity:
     def close(self) -> None:
         """Note that it was closed."""
         self.closed = True
+
+
+class SlowLink:
+    """A way to the server at *port* on loopback that takes *delay_s* in each direction."""
+
+    def __init__(self, port: int, delay_s: float) -> None:
+        self._port = port
+        self._delay_s = delay_s
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        pause = threading.Event()
+        with one, contextlib.suppress(OSError):  # cut off
+            while part := one.recv(65536):
+                pause.wait(self._delay_s)
+                other.sendall(part)
+            other.shutdown(socket.SHUT_WR)
 
 
 class Server(grpc.GenericRpcHandler):

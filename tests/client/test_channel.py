@@ -15,7 +15,7 @@ from shardhold._channel import PinnedChannel
 from shardhold._connections import MESSAGE_LIMIT
 from shardhold._errors import DeadlineError, OverloadedError, UnavailableError, from_rpc
 from shardhold._identity import IdentityUnavailableError, Svid, WorkloadAPI
-from tests.client.servers import NEXUS, FixedIdentity, Server
+from tests.client.servers import NEXUS, FixedIdentity, Server, SlowLink
 
 WaitUntil: TypeAlias = Callable[..., None]
 
@@ -264,6 +264,14 @@ def test_server_that_returns_is_found_soon(
 
     wait_until(answers, timeout=1.0)
     successor.stop()
+
+
+def test_long_way(server: Server, identity: FixedIdentity) -> None:
+    """A server that is half a second away and back is reached: an attempt to connect has time for its handshakes."""
+    link = SlowLink(server.port, delay_s=0.25)
+    with PinnedChannel(link.address, identity, server_name=SERVER_NAME) as channel:
+        assert _echo(channel)(b"x", timeout=30, wait_for_ready=True) == b"x"
+    link.close()
 
 
 def test_options_of_the_caller_win(server: Server, identity: FixedIdentity) -> None:

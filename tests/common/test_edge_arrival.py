@@ -23,7 +23,7 @@ WATCH = "/grpc.health.v1.Health/Watch"
 STRANGER = "spiffe://other.test/shardhold/nexus/n1"
 STALLER = "spiffe://example.test/shardhold/nexus/staller"
 NEVER_S = 3600.0  # longer than any test: what ends a call then is not its age
-SLOW_CALLS = 2  # allowed for one caller on 8 workers
+WORKERS = 8
 DATA, HEADERS, SETTINGS, END_STREAM, END_HEADERS = 0, 1, 4, 1, 4
 
 Stalled: TypeAlias = "grpc.Future[bytes]"  # generic in its stubs only
@@ -55,25 +55,23 @@ def await_code(stalled: Stalled) -> grpc.StatusCode:
 
 
 def await_ended(stalled: list[Stalled], *, left: int) -> list[grpc.StatusCode]:
-    """Return the codes of those that ended, when *left* are left."""
-    wait_until(lambda: sum(not one.done() for one in stalled) == left, what=f"{left} stalled calls left")
+    """Return the codes of those that ended, when at most *left* are left."""
+    wait_until(lambda: sum(not one.done() for one in stalled) <= left, what=f"{left} stalled calls left")
     return [await_code(one) for one in stalled if one.done()]
 
 
 @pytest.mark.parametrize("method", [METHOD, HEALTH, WATCH])
-@pytest.mark.parametrize("count", [8, 32])
+@pytest.mark.parametrize("count", [WORKERS, 4 * WORKERS])
 def test_stalled_calls_of_one_caller_starve_nobody(
     serve: Callable[..., Bench], stall: Callable[..., list[Stalled]], count: int, method: str
 ) -> None:
-    """However many calls one caller stalls, a few stay, the rest is refused, and others are answered meanwhile."""
+    """However many calls one caller stalls, others are answered: those that hold what they need are ended."""
     bench = serve(message_wait_s=NEVER_S)
     stalled = stall(bench.connect(STALLER), count, method=method)
     good = bench.connect()
-    assert call(good, METHOD, timeout=WAIT_S).code is grpc.StatusCode.OK
-    codes = await_ended(stalled, left=SLOW_CALLS)
-    assert codes == (count - SLOW_CALLS) * [grpc.StatusCode.RESOURCE_EXHAUSTED]
     assert {call(good, METHOD, timeout=WAIT_S).code for _ in range(20)} == {grpc.StatusCode.OK}
-    assert sum(not one.done() for one in stalled) == SLOW_CALLS
+    codes = await_ended(stalled, left=WORKERS)
+    assert set(codes) <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 @pytest.mark.parametrize("method", [METHOD, HEALTH, WATCH])
@@ -100,20 +98,19 @@ def test_stalled_call_ends_by_itself(serve: Callable[..., Bench], stall: Callabl
     assert bench.count_calls("DEADLINE_EXCEEDED") == 1
 
 
-def test_caller_with_stalled_calls_gets_no_further_one(
+def test_stalled_calls_are_let_be_with_workers_to_spare(
     serve: Callable[..., Bench], stall: Callable[..., list[Stalled]]
 ) -> None:
-    """At the cap even whole calls are RESOURCE_EXHAUSTED with a reason, for this caller alone, until it lets go."""
-    bench = serve(message_wait_s=NEVER_S)
+    """More slow calls than allowed end when they are too old, not before, and whole calls of their caller are answered.
+
+    On a machine without time to spare, the messages of honest calls are as late as these.
+    """
+    bench = serve(message_wait_s=1.0)
     channel = bench.connect(STALLER)
-    stalled = stall(channel, SLOW_CALLS + 1)
-    await_ended(stalled, left=SLOW_CALLS)
-    refused = call(channel, METHOD)
-    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-    assert call(bench.connect(), METHOD).code is grpc.StatusCode.OK
-    for one in stalled:
-        one.cancel()
-    wait_until(lambda: call(channel, METHOD).code is grpc.StatusCode.OK, what="a call after letting go")
+    stalled = stall(channel, WORKERS // 2)
+    while not any(one.done() for one in stalled):
+        assert call(channel, METHOD, timeout=WAIT_S).code is grpc.StatusCode.OK
+    assert set(await_ended(stalled, left=0)) == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 @pytest.mark.parametrize("timeout", [pytest.param(None, id="cancelled"), pytest.param(0.2, id="deadline")])
@@ -251,8 +248,8 @@ def test_slow_honest_message_arrives(
     message = b"\x00" + struct.pack(">I", len(body)) + body
     for piece in (message[:3], message[3:40], message[40:90]):
         raw.send(DATA, 0, piece)
-        stalled = stall(channel, SLOW_CALLS + 1)  # one is ended when it is slow, so the message is slower yet
-        await_ended(stalled, left=SLOW_CALLS)
+        stalled = stall(channel, 2 * WORKERS)  # some are ended when they are slow, so the message is slower yet
+        await_ended(stalled, left=WORKERS)
         for one in stalled:
             one.cancel()
         wait_until(lambda: call(channel, METHOD).code is grpc.StatusCode.OK, what="an end of the stalled calls")
@@ -301,7 +298,7 @@ def test_broken_connection_frees_the_worker(serve: Callable[..., Bench], tmp_pat
 def test_stop_does_not_wait_for_stalled_calls(serve: Callable[..., Bench], stall: Callable[..., list[Stalled]]) -> None:
     """A stop ends within its grace although calls have sent no message."""
     bench = serve(message_wait_s=NEVER_S)
-    stalled = stall(bench.connect(STALLER), SLOW_CALLS + 1)
-    await_ended(stalled, left=SLOW_CALLS)
+    stalled = stall(bench.connect(STALLER), 2 * WORKERS)
+    await_ended(stalled, left=WORKERS)
     bench.server.stop(0.1)
     assert {await_code(one) for one in stalled} == {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.stack import Stack, build_images, remove_images, running
+from tests.containers.traffic import with_load
 
 MakeStack = Callable[..., Stack]
 
@@ -31,4 +32,11 @@ def images() -> Iterator[str]:
 def stack(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that is up, ready and initialised, for all tests of a module."""
     with running(tmp_path_factory.mktemp("stack"), images) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def loaded_stack(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The same, for tests that let calls flow meanwhile (`tests/containers/traffic.py`)."""
+    with running(tmp_path_factory.mktemp("stack"), images, override=with_load()) as shared:
         yield shared

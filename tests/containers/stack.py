@@ -6,6 +6,7 @@ the machine would: `crash` ends a process behind the engine's back, so that its 
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -35,9 +36,10 @@ class StackError(AssertionError):
     """The stack did not do what was asked, or not in time."""
 
 
-def docker(*arguments: str, check: bool = True, timeout: float = COMMAND_S) -> str:
-    """Run docker and return what it said on standard output."""
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+def docker(*arguments: str, check: bool = True, given: str = "", timeout: float = COMMAND_S) -> str:
+    """Run docker and return what it said on standard output; *given* is standard input."""
+    command = ["docker", *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, check=False)
     if check and done.returncode != 0:
         raise StackError(f"docker {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -59,6 +61,15 @@ def build_images(tag: str) -> float:
     started = time.monotonic()
     _compose(["build", "--quiet"], environ=_environ(tag), timeout=1200)
     return time.monotonic() - started
+
+
+def rebuild_images(tag: str) -> str:
+    """Make images like those of *tag* that are other images, as the next release is; return their tag."""
+    following = f"{tag}-next"
+    for role in IMAGES:
+        dockerfile = f"FROM {name_image(role, tag)}\nLABEL org.opencontainers.image.revision={following}\n"
+        docker("build", "--quiet", "--tag", name_image(role, following), "-", given=dockerfile)
+    return following
 
 
 def remove_images(tag: str) -> None:
@@ -139,6 +150,23 @@ class Stack:
         """Run pilot as the superuser, in a container of its own."""
         return self.compose("run", "--rm", "--no-TTY", "pilot", *arguments, given=given, check=check)
 
+    @contextlib.contextmanager
+    def program(self, service: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """Run a service's program in a container of its own, with pipes to its standard input and output."""
+        command = ["docker", "compose", "--project-name", self.project, *self._files]
+        with subprocess.Popen(
+            [*command, "run", "--rm", "--no-TTY", service, *arguments],
+            cwd=ROOT,
+            env=_environ(self.tag),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
     def status(self) -> Status:
         """Return what `pilot status -o json` says; empty when the nexus does not answer."""
         done = self.pilot("status", "--output", "json", check=False)
@@ -217,18 +245,27 @@ class Stack:
 
     def pause(self, *services: str) -> None:
         """Freeze all processes of containers: connections stay open, and nobody answers."""
-        self.compose("pause", *services)
+        for service in services:
+            self.wait(f"{service} is paused", functools.partial(self._try_to_pause, service))
+
+    def _try_to_pause(self, service: str) -> bool:
+        """Return whether it is paused: a busy engine may fail to freeze a container whose health is being asked."""
+        return self.compose("pause", service, check=False).returncode == 0
 
     def unpause(self, *services: str) -> None:
         self.compose("unpause", *services)
 
-    def cut(self, keeper: str) -> None:
-        """Cut the connection between a keeper and the nexus."""
-        docker("network", "disconnect", "--force", f"{self.project}_{keeper}", self.container(keeper))
+    def cut(self, service: str, *networks: str) -> None:
+        """Cut a service off a network: a keeper, by default, off its own, which connects it with the nexus."""
+        container = self.container(service)
+        for network in networks or (service,):
+            docker("network", "disconnect", "--force", f"{self.project}_{network}", container)
 
-    def mend(self, keeper: str) -> None:
-        """Give a keeper its connection back."""
-        docker("network", "connect", "--alias", keeper, f"{self.project}_{keeper}", self.container(keeper))
+    def mend(self, service: str, *networks: str) -> None:
+        """Undo `cut`."""
+        container = self.container(service)
+        for network in networks or (service,):
+            docker("network", "connect", "--alias", service, f"{self.project}_{network}", container)
 
     def unseal(self, numbers: Sequence[int] = (1, 2, 3)) -> None:
         """Have custodians submit their shares, as docs/deploy-containers.md says."""
