@@ -24,9 +24,10 @@ ADDRESS_VARIABLE = "SHARDHOLD_ADDRESS"
 SERVER_NAME = "nexus.shardhold"  # the one DNS name in a nexus's SVID, and in nobody else's
 TIMEOUT_S = 5.0  # of a call, all its tries counted
 
-# What passes by itself: the transport (no reason), a nexus that recovers its key, a store that is away. A commit whose
-# outcome is unknown too, since the request id makes a repeated change the same change. Never a sealed nexus.
-RETRIED_REASONS = frozenset({"", "NEXUS_RECOVERING", "STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"})
+# What passes by itself: the transport (no reason), a nexus that recovers its key or waits for an SVID of its own, a
+# store that is away. A commit whose outcome is unknown too, since the request id makes a repeated change the same
+# change. Never a sealed nexus.
+RETRIED_REASONS = frozenset({"", "NEXUS_RECOVERING", "IDENTITY_UNAVAILABLE", "STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"})
 
 _LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC takes a deadline for one that has passed
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0  # with full jitter

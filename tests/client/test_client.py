@@ -18,6 +18,7 @@ from common.errors import (
     AuditUnavailableError,
     ConflictError,
     DeniedError,
+    IdentityUnavailableError,
     NotFoundError,
     OutcomeUnknownError,
     OverloadedError,
@@ -184,6 +185,7 @@ class TestRetries:
         "failure",
         [
             pytest.param(RecoveringError("2 of 3 shards"), id="recovering"),
+            pytest.param(IdentityUnavailableError("its SVID expired"), id="nexus without an SVID"),
             pytest.param(StoreUnavailableError("disk full"), id="store away"),
             pytest.param(OutcomeUnknownError("commit failed"), id="outcome unknown"),
         ],
