@@ -143,7 +143,7 @@ def test_started_with_a_wrong_clock(cluster: ClockedCluster, jump: int) -> None:
     def read_new() -> str:
         return cluster.directory.log("nexus").read_text()[before:]
 
-    reason = "has expired" if jump > 0 else "svid is not valid yet: check the clock"
+    reason = " expired at " if jump > 0 else "svid is not valid yet: check the clock"
     cluster.wait(f"it says {reason!r}", lambda: reason in read_new())
     cluster.clock.set(0)
     cluster.wait_ready()

@@ -246,8 +246,8 @@ def encode(content: bytes) -> str:
         pytest.param("keyring", swap_wrap, "control row keyring/current does not verify", id="keyring"),
         pytest.param("canary", swap_bytes("value"), "control row canary/current does not verify", id="canary"),
         pytest.param("genesis", swap_bytes("record"), "genesis record does not decode", id="genesis"),
-        pytest.param("shard-set", swap_keeper, "keeper-1", id="a keeper's SPIFFE ID in the set"),
-        pytest.param("shard-set", swap_commitment, "keeper-1 lies", id="a commitment in the set"),
+        pytest.param("shard-set", swap_keeper, "does not verify: shard-set/1", id="a keeper's SPIFFE ID in the set"),
+        pytest.param("shard-set", swap_commitment, "does not verify: shard-set/1", id="a commitment in the set"),
         pytest.param("shard-set", kill_set, "0 shard sets are current", id="the state of the set"),
     ],
 )
