@@ -1,7 +1,7 @@
 """What may befall a container for a while, and how it is undone."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tests.containers.stack import KEEPERS, Stack
 
@@ -32,15 +32,14 @@ WAYS: dict[str, tuple[Act, Act]] = {
 
 @contextmanager
 def disturbed(stack: Stack, **ways: str) -> Iterator[None]:
-    """Disturb services, each in its way, for as long as the block lasts: `disturbed(stack, keeper_1="pause")`."""
-    undone = []
-    try:
+    """Disturb services, each in its way, for as long as the block lasts: `disturbed(stack, keeper_1="pause")`.
+
+    The last is undone first: compose starts no service beside an identity provider that is paused.
+    """
+    with ExitStack() as undone:
         for name, way in ways.items():
             service = name.replace("_", "-")
             do, undo = WAYS[way]
             do(stack, service)
-            undone.append((undo, service))
+            undone.callback(undo, stack, service)
         yield
-    finally:
-        for undo, service in undone:
-            undo(stack, service)
