@@ -111,7 +111,7 @@ class FileCustodians:
     """Custodians that are files `custodian-N.txt` of mode 0600 in one directory.
 
     With *set_aside*, what lies there already is moved into a new folder `earlier-N` of it, and never removed: it may be
-    of another cluster, or of an attempt that was killed, and opens nothing.
+    of another cluster, or of an attempt that was killed.
     """
 
     def __init__(self, directory: Path, *, set_aside: bool = False) -> None:
