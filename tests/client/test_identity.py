@@ -300,16 +300,20 @@ class TestWorkloadAPI:
         ca: DevelopmentCA,
         wait_until: WaitUntil,
         caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A stream that stays open and brings no newer SVID in time is left for another, before the last one expires.
 
         So is one whose thread died or waits for minutes, as spiffe's does after a long time without an agent.
         """
         api, path = scripted
-        after = ca.issue("/team/app")
-        api.play(_say(Svid.parse(*certify(ca, lifetime=timedelta(seconds=3)), ca.bundle_pem)))
+        before, after = ca.issue("/team/app"), ca.issue("/team/app")
+        api.play(_say(before))
         api.play(_say(after))
         source = WorkloadAPI(path)
+        assert source.current().leaf() == before.leaf()
+        late = before.not_before + 0.9 * (before.expires_at - before.not_before)
+        monkeypatch.setattr(source._held, "_now", lambda: late)
         wait_until(lambda: source.current().leaf() == after.leaf())
         wait_until(lambda: "it is open again" in caplog.text)
         source.close()
