@@ -57,7 +57,7 @@ def provider(ca: DevelopmentCA, tmp_path: Path) -> Iterator[IdentityProvider]:
 def wait_until() -> WaitUntil:
     """Wait for a condition, and fail when it does not hold within *timeout* seconds."""
 
-    def wait(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
+    def wait(condition: Callable[[], object], *, timeout: float = 30.0) -> None:
         deadline, pause = monotonic() + timeout, threading.Event()
         while not condition():
             assert monotonic() < deadline, f"not so within {timeout:g} s"
@@ -70,7 +70,7 @@ def wait_until() -> WaitUntil:
 def eventually() -> Eventually:
     """Wait for a condition while the event loop goes on, and fail when it does not hold within *timeout* seconds."""
 
-    async def wait(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
+    async def wait(condition: Callable[[], object], *, timeout: float = 30.0) -> None:
         deadline = monotonic() + timeout
         while not condition():
             assert monotonic() < deadline, f"not so within {timeout:g} s"

@@ -130,7 +130,7 @@ async def test_abandoned_stream(
 ) -> None:
     """A stream that is cancelled, or that reaches its deadline unread, holds no old connection open."""
     async with channel:
-        cancelled, late = _count(channel)(b"", timeout=20), _count(channel)(b"", timeout=1)
+        cancelled, late = _count(channel)(b"", timeout=20), _count(channel)(b"", timeout=3)
         assert (await cancelled.read(), await late.read()) == (b"first", b"first")
         identity.svid = ca.issue("/team/app")
         await _echo(channel)(b"", timeout=10)

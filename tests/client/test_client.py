@@ -225,7 +225,7 @@ class TestRetries:
         began = monotonic()
         with pytest.raises(shardhold.RecoveringError, match="1 of 3 shards"):
             client.get("a", timeout=1.0)
-        assert monotonic() - began < 2.0
+        assert monotonic() - began < 8.0  # a thousand tries would take minutes
         assert len(nexus.requests) >= 2
 
     def test_deadline(self, client: Client, nexus: Nexus) -> None:
@@ -240,7 +240,7 @@ class TestRetries:
         began = monotonic()
         with pytest.raises(shardhold.DeadlineError):
             client.get("a", timeout=0.2)
-        assert monotonic() - began < 2.0
+        assert monotonic() - began < 8.0  # the answer would come after 10 s
         go_on.set()
 
     def test_restarted_nexus(self, client: Client, nexus: Nexus, ca: DevelopmentCA) -> None:

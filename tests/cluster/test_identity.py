@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
 LIFETIME_S = 5.0
 LIFETIMES = 3
+STANDSTILL_S = 1.0
 APP = "/motion/app"
 FIXED = "motion/fixed"
 SERVERS = ("nexus", "keeper-1", "keeper-2", "keeper-3")
@@ -91,18 +92,31 @@ def check_links(cluster: Cluster) -> None:
 
 
 def test_rotation_drops_no_call(cluster: Cluster, identity: WorkloadAPI) -> None:
-    """For three lifetimes no try of any call fails, by readers and writers of both clients."""
+    """For three lifetimes no try of any call fails, by readers and writers of both clients.
+
+    A try says nothing when the machine stood still for so long that SVIDs of 5 s could not be replaced in time.
+    """
     seen = {identity.current().leaf().serial_number}
     identity.subscribe(lambda: seen.add(identity.current().leaf().serial_number))
-    with Traffic(cluster.dev.address, identity, "motion").flowing() as traffic:
-        cluster.wait("the workload's SVID rotates", lambda: len(seen) > 2 * LIFETIMES)
-        traffic.wait_answered(cluster, 10)
-    assert traffic.failures == []
+    for _ in range(3):
+        traffic = flow_through_rotations(cluster, identity, seen)
+        if traffic.standstill < STANDSTILL_S:
+            break
+    assert traffic.failures == [], f"the machine stood still for at most {traffic.standstill:.2f} s"
     assert min(traffic.answered.values()) > 100
     for name in SERVERS:
         assert len(list_events(cluster, name, "svid rotated")) >= LIFETIMES, name
     check_links(cluster)
     wait_well(cluster)
+
+
+def flow_through_rotations(cluster: Cluster, identity: WorkloadAPI, seen: set[int]) -> Traffic:
+    """Call until two SVIDs for each lifetime joined the ones *seen*."""
+    seen_before = len(seen)
+    with Traffic(cluster.dev.address, identity, "motion").flowing() as traffic:
+        cluster.wait("the workload's SVID rotates", lambda: len(seen) >= seen_before + 2 * LIFETIMES)
+        traffic.wait_answered(cluster, 10)
+    return traffic
 
 
 def test_a_new_authority_is_followed_by_all(cluster: Cluster, identity: WorkloadAPI, client: shardhold.Client) -> None:

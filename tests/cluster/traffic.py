@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from shardhold._identity import IdentitySource
 from tests.cluster.cluster import Cluster
 
 PAUSE_S = 0.002  # between two calls of one worker, so that the machine is not full of them
+TICK_S = 0.05
 WORKERS = ("put", "get", "async put", "async get")
 
 
@@ -25,6 +27,7 @@ class Traffic:
     def __init__(self, address: str, identity: IdentitySource, folder: str) -> None:
         self.failures: list[str] = []
         self.answered = dict.fromkeys(WORKERS, 0)
+        self.standstill = 0.0  # seconds; the longest time for which this machine let nobody run
         self._address = address
         self._identity = identity
         self._paths = {"put": f"{folder}/sync", "async put": f"{folder}/async"}  # each has one writer
@@ -39,7 +42,7 @@ class Traffic:
                 client.put(path, {"number": "1"})
             methods: Any = client._methods
             methods |= {name: self._watch(name, method) for name, method in methods.items()}
-            loops = (lambda: self._put_on(client), lambda: self._get_on(client), lambda: asyncio.run(self._run_async()))
+            loops = (lambda: self._put_on(client), lambda: self._get_on(client), lambda: asyncio.run(self._run_async()), self._watch_machine)
             threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
             for thread in threads:
                 thread.start()
@@ -58,6 +61,13 @@ class Traffic:
             f"each worker got {count} more answers",
             lambda: all(self.answered[worker] >= number for worker, number in wanted.items()),
         )
+
+    def _watch_machine(self) -> None:
+        ticked = monotonic()
+        while not self._stop.wait(TICK_S):
+            now = monotonic()
+            self.standstill = max(self.standstill, now - ticked - TICK_S)
+            ticked = now
 
     def _put_on(self, client: Client) -> None:
         while not self._stop.wait(PAUSE_S):

@@ -225,7 +225,7 @@ def test_keeper_that_is_gone_is_unreachable_and_found_again(
         link.fetch_report(timeout=1)
     again = KeeperProcess(keeper.directory, provider, port=keeper.port).start()
     try:
-        report = wait_until(lambda: try_report(link), what="the keeper that came back", seconds=5)
+        report = wait_until(lambda: try_report(link), what="the keeper that came back", seconds=30)
         assert report.boot_id != boot_id
     finally:
         again.close()
