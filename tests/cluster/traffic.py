@@ -42,7 +42,12 @@ class Traffic:
                 client.put(path, {"number": "1"})
             methods: Any = client._methods
             methods |= {name: self._watch(name, method) for name, method in methods.items()}
-            loops = (lambda: self._put_on(client), lambda: self._get_on(client), lambda: asyncio.run(self._run_async()), self._watch_machine)
+            loops = (
+                lambda: self._put_on(client),
+                lambda: self._get_on(client),
+                lambda: asyncio.run(self._run_async()),
+                self._watch_machine,
+            )
             threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
             for thread in threads:
                 thread.start()
