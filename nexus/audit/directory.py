@@ -65,15 +65,24 @@ def find_tail(path: Path) -> Tail:
 
 
 def load_recent_changes(directory: Path, nexus: str, *, since: int) -> dict[int, set[bytes]]:
-    """Load the entries of changes with revision *since* and later, by revision, from the last two segments."""
+    """Load the entries of changes with revision *since* and later, by revision, from the last two segments.
+
+    Segments that a crash began do not count among the two.
+    """
     changes: dict[int, set[bytes]] = {}
     ends: dict[str, int] = {}
-    for segment in reversed(list_segments(directory, nexus)[-2:]):
+    left = 2
+    for segment in reversed(list_segments(directory, nexus)):
+        torn_before = len(ends)
         for line in _list_lines(directory / segment.name, ends.get(segment.name)):
             if isinstance(line, TornTailLine):
                 ends[line.file] = line.offset
             elif line.revision >= since:
                 changes.setdefault(line.revision, set()).add(bytes(line.entry))
+        if len(ends) == torn_before:
+            left -= 1
+        if left == 0:
+            break
     return changes
 
 

@@ -146,7 +146,7 @@ class AuditLog:
             self._sync()
 
     def load_recent_changes(self, *, since: int) -> dict[int, set[bytes]]:
-        """Load what `append_change` wrote for revision *since* and later: all that is in the last two segments.
+        """Load what `append_change` wrote for revision *since* and later, from the last two segments at least.
 
         Raises:
             AuditUnavailableError: A segment cannot be read.

@@ -318,3 +318,16 @@ def test_changes_are_found_again(tmp_path: Path) -> None:
     with closing(open_log(tmp_path)) as log:
         assert log.load_recent_changes(since=0).keys() == {1, 2}
     assert any(isinstance(line, ChangeLine) for line in load_lines(tmp_path))
+
+
+def test_changes_are_found_again_after_crash_upon_crash(tmp_path: Path) -> None:
+    """Each torn tail begins a segment; the entries of changes are found behind any number of them."""
+    with closing(open_log(tmp_path)) as log:
+        log.append_change(1, make_entry("1").encode())
+    for _ in range(4):
+        with max(tmp_path.glob("*.jsonl")).open("ab") as last:
+            last.write(b'{"kind":"ent')
+        with closing(open_log(tmp_path)) as log:
+            assert log.load_recent_changes(since=1) == {1: {make_entry("1").encode()}}
+    report = verify(tmp_path)
+    assert (report.faults, len(report.torn_tails)) == ([], 4)
