@@ -6,7 +6,8 @@
   commits everything. Shards are sent afterwards, by the same refill that serves for ever.
 - Whatever happens before that change (a crash, an abort, a new attempt) voids the attempt: its recovery shares open
   nothing.
-- A store that holds anything, or was initialised once, never gets a new root key.
+- A store that holds anything, or was initialised once, never gets a new root key. Nor does one whose keepers serve a
+  cluster: it is a new store in the place of one that was lost, and that may be put back.
 """
 
 import contextlib
@@ -44,6 +45,7 @@ CHALLENGE_SIZE = 32
 _SUPERUSER = frozenset({Role.SUPERUSER})
 _FIRST_KEK = 1
 _FIRST_TIMELINE = 1
+_HEARD_S = 3.0  # a nexus that has just started asked its keepers once by then
 
 log = structlog.get_logger("init")
 
@@ -120,10 +122,11 @@ class Initialisation:
 
         Raises:
             InvalidArgumentError: A threshold, the public key or a share hash.
-            WrongStateError: The store is initialised, or holds something.
+            WrongStateError: The store is initialised or holds something, or keepers serve a cluster.
         """
         with self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant, self._lock:
             threshold = self._check_plan(plan)
+            self._pool.wait_heard(seconds=_HEARD_S)
             meta = self._store.write(lambda writer: self._allocate(writer, grant))
             self._void()
             self._lifecycle.enter(State.INITIALISING)
@@ -137,7 +140,7 @@ class Initialisation:
 
         Raises:
             InvalidArgumentError: The answer is wrong; the attempt stays.
-            WrongStateError: The attempt is void.
+            WrongStateError: The attempt is void; or keepers serve a cluster, and the attempt stays.
         """
         with self._gate.role_call("ConfirmInit", caller, "init.confirm", _SUPERUSER) as grant, self._lock:
             if not self._was_confirmed(number, answer):
@@ -171,6 +174,7 @@ class Initialisation:
             raise WrongStateError("the store is initialised already")
         if not writer.is_empty():
             raise WrongStateError("the store is not empty: it never gets a new root key")
+        self._check_keepers()
         meta = replace(
             meta,
             phase=Phase.INITIALISING,
@@ -183,6 +187,15 @@ class Initialisation:
         grant.detail = f"attempt {meta.last_init_attempt}"
         writer.append_audit(self._gate.change_entry(grant))
         return meta
+
+    def _check_keepers(self) -> None:
+        serving = self._pool.find_serving()
+        if serving:
+            clusters = ", ".join(sorted({cluster_id.hex() for cluster_id in serving.values()}))
+            raise WrongStateError(
+                f"{', '.join(serving)} of the keepers serve cluster {clusters}, of which this store knows nothing: put "
+                "the store of that cluster back; or start these keepers anew, if it is to be forgotten"
+            )
 
     def _make(self, meta: Meta, plan: Plan, threshold: int) -> _Attempt:
         key = self._memory.allocate(ROOT_KEY_SIZE)
@@ -237,6 +250,7 @@ class Initialisation:
         meta = writer.load_meta()
         if meta.phase is not Phase.INITIALISING or meta.last_init_attempt != attempt.number or not writer.is_empty():
             raise WrongStateError("the store is not as this attempt left it: it never gets a new root key")
+        self._check_keepers()
         meta = replace(meta, phase=Phase.INITIALISED, timeline=_FIRST_TIMELINE, last_kek_id=_FIRST_KEK, sealed=False)
         shard_set, points = draw_set(
             attempt.root_key.view,

@@ -69,6 +69,14 @@ class KeeperPool:
         self._emptied = emptied
         self._set_duty(duty)
 
+    def find_serving(self) -> dict[str, bytes]:
+        """Return the keepers that serve a cluster, by name, and its id."""
+        return {seat.member.name: seat.status.cluster_id for seat in self.seats if seat.status.cluster_id}
+
+    def count_heard(self) -> int:
+        """Count the keepers of which anything is known: that they answer, or that they do not."""
+        return sum(bool(seat.status.reachable or seat.status.fault) for seat in self.seats)
+
     def count_holders(self) -> int:
         """Count the keepers that are known to hold their shard of the current set."""
         return sum(seat.status.holds_current_set for seat in self.seats)
@@ -76,6 +84,10 @@ class KeeperPool:
     def count_emptied(self) -> int:
         """Count the keepers that dropped what they held since they were told to."""
         return len(self._emptied)
+
+    def wait_heard(self, *, seconds: float) -> None:
+        """Wait until something is known of every keeper, at most *seconds*."""
+        self._wait_count(self.count_heard, len(self.seats), seconds)
 
     def wait_holders(self, wanted: int, *, seconds: float) -> int:
         """Wait until *wanted* keepers hold their shards, at most *seconds*; return how many do."""

@@ -58,6 +58,7 @@ class SeatStatus:
     holds_current_set: bool = False
     fault: str = ""
     is_empty: bool = False  # dropped whatever it held, at the last step of that duty
+    cluster_id: bytes = b""  # that it serves until it ends; empty: none yet
     version: str = ""
     memory_protection: int = 0
 
@@ -240,6 +241,7 @@ class Seat:
             reachable=True,
             holds_current_set=self.status.holds_current_set and report.boot_id == self._proven_boot,
             is_empty=False,
+            cluster_id=report.cluster_id,
             version=report.version,
             memory_protection=report.memory_protection,
         )

@@ -1,5 +1,6 @@
 """Wrong paths through init: whatever is interrupted, wrong or repeated leaves what the design says."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from pilot.dev.directory import Plan
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.founder import Founder, founding
-from tests.cluster.refusal import Refusal
+from tests.cluster.refusal import Refusal, read_outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -273,6 +274,46 @@ def test_a_store_that_is_not_empty_never_gets_a_new_root_key(unborn: Cluster, fo
     edit_store(unborn, f"UPDATE meta SET phase = '{before[0]}', cluster_id = x'{before[1].hex()}'")
     unborn.run("nexus")
     unborn.wait_ready()
+    assert is_serving(unborn)
+
+
+def test_a_lost_store_gets_no_new_root_key_while_keepers_remember(unborn: Cluster) -> None:
+    """One that is gone is not made anew: init is refused by name, and the copy that is put back serves."""
+    unborn.dev.init()
+    unborn.wait_filled()
+    assert is_serving(unborn)
+    cluster_id = unborn.status()["cluster_id"]
+    unborn.stop("nexus")
+    copy = unborn.copy_store("lost")
+    shutil.rmtree(unborn.directory.data)
+    unborn.directory.data.mkdir(mode=0o700)
+    unborn.run("nexus")
+    shares = unborn.directory.root / "more-shares"
+    refused = unborn.pilot("init", "--shares-dir", str(shares), exit_code=1)
+    assert f"keeper-1, keeper-2, keeper-3 of the keepers serve cluster {cluster_id}" in refused.stderr
+    assert not list(shares.glob("*"))
+    assert unborn.status()["state"] == "uninitialised"
+    unborn.stop("nexus")
+    unborn.put_store_back(copy)
+    unborn.run("nexus")
+    unborn.wait_ready()
+    assert is_serving(unborn)
+
+
+def test_a_lost_store_gets_a_new_root_key_once_keepers_forgot(unborn: Cluster, founder: Founder) -> None:
+    """Whoever has no copy starts the keepers anew, and begins again."""
+    founder.confirm(founder.begin())
+    unborn.stop("nexus")
+    shutil.rmtree(unborn.directory.data)
+    unborn.directory.data.mkdir(mode=0o700)
+    unborn.run("nexus")
+    with Refusal(FAILED_PRECONDITION) as refusal:
+        founder.begin()
+    assert "start these keepers anew" in refusal.details
+    unborn.rerun(*unborn.keepers)
+    unborn.wait("the nexus sees it", lambda: read_outcome(founder.begin).code is grpc.StatusCode.OK)
+    founder.confirm(founder.begin())
+    unborn.wait_filled()
     assert is_serving(unborn)
 
 

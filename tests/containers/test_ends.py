@@ -3,14 +3,19 @@
 One stack walks through all of it; each test leaves it ready.
 """
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.containers.stack import KEEPERS, SERVERS, Stack, running
+from tests.containers.stack import KEEPERS, ROOT, SERVERS, Stack, docker, running
+from tests.containers.transcript import Step, read_steps
 
 PATH = "team/app/db"
 VALUE = "correct horse"
+DOCUMENT = (ROOT / "docs" / "deploy-containers.md").read_text()
+TAR = "shardhold-data.tar"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,38 @@ def test_another_provider_is_another_authority(stack: Stack) -> None:
     stack.wait_ready()
     stack.wait_filled()
     assert read(stack) == VALUE
+
+
+def test_a_lost_volume_is_put_back_as_printed(stack: Stack, tmp_path: Path) -> None:
+    """Backup and restore by the commands of the document alone. In between the volume is gone: no new cluster is made,
+    and what the copy lacks is noticed, and lost when it is accepted."""
+    for step in read_steps(DOCUMENT, "Backup"):
+        run_step(step, stack, tmp_path)
+    stack.wait_ready()
+    copied = stack.wait_filled()
+    stack.pilot("secret", "put", PATH, "password=-", given="newer")
+    stack.compose("rm", "--stop", "--force", "nexus")
+    docker("volume", "rm", f"{stack.project}_data")
+    refused = stack.compose("up", "--detach", "--wait", check=False)
+    assert refused.returncode != 0
+    assert f"of the keepers serve cluster {copied['cluster_id']}" in stack.logs("init")
+    for step in read_steps(DOCUMENT, "Restore"):
+        run_step(step, stack, tmp_path)
+    status = stack.wait_status("a mark blocks it", lambda status: "rollback mark" in " ".join(status["blocked_by"]))
+    position = ("--timeline", str(status["timeline"]), "--revision", str(status["revision"]))
+    assert (status["cluster_id"], status["revision"]) == (copied["cluster_id"], copied["revision"])
+    stack.pilot("accept-older-store", *position, "--yes")
+    stack.wait_ready()
+    assert read(stack) == VALUE
+
+
+def run_step(step: Step, stack: Stack, folder: Path) -> None:
+    """Run a step of the document, for this project and with its file in *folder*."""
+    command = step.command.replace("shardhold_data", f"{stack.project}_data").replace(TAR, str(folder / TAR))
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=stack.environ(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
 
 
 def test_down_and_up_waits_for_recovery_shares(stack: Stack) -> None:

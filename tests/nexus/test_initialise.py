@@ -1,5 +1,6 @@
 """Init in two phases: what each step leaves."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ from nexus.root_key import RootKey
 from nexus.states import State
 from nexus.store.protocol import Phase
 from nexus.vault import Expected
-from tests.nexus.cluster import is_wiped, open_store
+from tests.nexus.cluster import found, is_wiped, open_store
 from tests.nexus.conftest import WaitUntil
 from tests.nexus.core import SUPERUSER, NexusCore
 from tests.nexus.founder import PUBLIC_KEY, RECOVERY, SEED, answer, begin, confirm, load
@@ -194,6 +195,26 @@ def test_the_same_confirmation_again_returns_the_same(core: NexusCore) -> None:
     assert load(core.store)[0].control_revision == 1
     with pytest.raises(WrongStateError):
         begin(core)
+
+
+def test_a_store_whose_keepers_serve_a_cluster_gets_no_new_root_key(
+    core: NexusCore, tmp_path: Path, memory: ProtectedMemory, wait_until: WaitUntil
+) -> None:
+    """Neither begun nor confirmed: another store may have been lost, and be put back. What was begun stays."""
+    begun = begin(core)
+    keeper = core.keepers["keeper-2"]
+    (tmp_path / "other").mkdir()
+    with contextlib.closing(open_store(tmp_path / "other")) as store:
+        other = found(store, memory)
+    keeper.sets = other.keepers()[1].sets
+    cluster_id = other.cluster_id
+    wait_until(lambda: core.pool.find_serving() == {"keeper-2": cluster_id})
+    for call in (lambda: begin(core), lambda: confirm(core, begun)):
+        with pytest.raises(WrongStateError, match=f"keeper-2 of the keepers serve cluster {cluster_id.hex()}"):
+            call()
+    keeper.restart()
+    wait_until(lambda: not core.pool.find_serving())
+    assert confirm(core, begun) == Confirmed(keepers_filled=3, keepers_wanted=3)
 
 
 def test_confirm_returns_without_a_quorum_when_time_is_up(core: NexusCore) -> None:
