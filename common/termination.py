@@ -1,8 +1,11 @@
-"""SIGTERM and SIGINT as something that the main thread waits for."""
+"""How a process ends: SIGTERM and SIGINT as something that the main thread waits for, and the end itself."""
 
+import os
 import queue
 import signal
+import sys
 from types import FrameType
+from typing import NoReturn
 
 
 class Termination:
@@ -34,3 +37,14 @@ class Termination:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_set = True
         self._signals.put(number)
+
+
+def end_process(code: int) -> NoReturn:
+    """End with what was printed, once everything is closed; not by way of the interpreter's own end.
+
+    That waits for workers, also for those that hang with a disk; and for ever for a lock of gRPC, where the thread that
+    had it was stopped by that same end.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -17,7 +17,7 @@ from common.hardening import harden_process
 from common.health import SERVING, ask_health
 from common.identity import wait_for_identity
 from common.protected import Level, ProtectedMemory
-from common.termination import Termination
+from common.termination import Termination, end_process
 from keeper.config import KeeperConfig, load_config
 
 _HEALTH_TIMEOUT_S = 3.0
@@ -35,9 +35,7 @@ def main() -> None:
         if arguments.check_config:
             sys.exit(0)
         logs.configure(config.log.level, config.log.format)
-        if arguments.command == "health":
-            sys.exit(_ask_health(config))
-        _run(config)
+        end_process(_ask_health(config) if arguments.command else _run(config))
     except ConfigError as exc:
         print(f"keeper: error: {exc}", file=sys.stderr)  # noqa: T201 — for the person who starts it, logs or not
         sys.exit(2)
@@ -55,7 +53,7 @@ def _ask_health(config: KeeperConfig) -> int:
     return 0 if status == SERVING else 1
 
 
-def _run(config: KeeperConfig) -> None:
+def _run(config: KeeperConfig) -> int:
     from keeper.process import Keeper  # with all that it brings: health, which is asked all the time, needs none of it
 
     termination = Termination()
@@ -65,12 +63,13 @@ def _run(config: KeeperConfig) -> None:
         identity = wait_for_identity(config.identity, termination)
     except IdentityUnavailableError:
         if termination.is_set():
-            return
+            return 0
         raise
     try:
         Keeper(config, memory, identity).run(termination)
     finally:
         identity.close()
+    return 0
 
 
 if __name__ == "__main__":

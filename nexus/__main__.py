@@ -20,7 +20,7 @@ from common.hardening import harden_process
 from common.health import SERVING, ask_health
 from common.identity import open_identity, wait_for_identity
 from common.protected import Level, ProtectedMemory
-from common.termination import Termination
+from common.termination import Termination, end_process
 from nexus.config import NexusConfig, load_config
 from shardhold._identity import IdentityUnavailableError
 
@@ -43,7 +43,7 @@ def main() -> None:
         if arguments.check_config:
             sys.exit(0)
         logs.configure(config.log.level, config.log.format)
-        sys.exit(_ask_health(config, live=arguments.live) if arguments.command else _run(config))
+        end_process(_ask_health(config, live=arguments.live) if arguments.command else _run(config))
     except (ConfigError, IdentityUnavailableError) as exc:
         sys.stderr.write(f"nexus: error: {exc}\n")
         sys.exit(2 if isinstance(exc, ConfigError) else 1)
@@ -72,13 +72,9 @@ def _run(config: NexusConfig) -> int:
             return 0
         raise
     try:
-        code = Nexus(config, memory=memory, identity=identity, clock=SystemClock()).run(termination)
+        return Nexus(config, memory=memory, identity=identity, clock=SystemClock()).run(termination)
     finally:
         identity.close()
-    # The interpreter would wait for workers, also for those that hang with a disk. Nothing else is left to be done.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

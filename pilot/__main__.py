@@ -10,6 +10,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
+from common.termination import end_process
 from pilot.app import app
 from pilot.errors import FAILED, INTERRUPTED, USAGE, PilotError, UsageError, report
 
@@ -21,13 +22,14 @@ def main() -> NoReturn:
     """Run the command line and exit with its code."""
     logging.basicConfig(level=logging.WARNING, format="pilot: warning: %(message)s")
     logging.getLogger("spiffe").setLevel(logging.CRITICAL)  # its errors come back as exceptions
-    sys.exit(run(sys.argv[1:]))
+    end_process(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         code = app(arguments, prog_name="pilot", standalone_mode=False)
+        sys.stdout.flush()
     except PilotError as exc:
         report(exc)
         return exc.exit_code

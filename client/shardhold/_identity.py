@@ -176,6 +176,7 @@ class WorkloadAPI:
         self._socket = _find_socket(socket)
         self._select = select
         self._refusal: Exception | None = None
+        self._streamer: threading.Thread | None = None  # spiffe's, of the newest source
         self._timeout = timeout
         self._held = _HeldSvid(f"the Workload API at {self._socket}")
         self._update_lock = threading.Lock()
@@ -198,6 +199,9 @@ class WorkloadAPI:
         self._held.close()
         self._source.close()
         self._watcher.join(timeout=self._timeout)
+        # Where the interpreter ends, it stops this thread anywhere, and waits for ever for a lock of gRPC that it had.
+        if self._streamer is not None and self._streamer is not threading.current_thread():
+            self._streamer.join(timeout=self._timeout)
 
     def _open(self, timeout: float) -> "X509Source":
         from spiffe import X509Source
@@ -223,6 +227,7 @@ class WorkloadAPI:
         return source
 
     def _pick(self, svids: "list[X509Svid]") -> "X509Svid":
+        self._streamer = threading.current_thread()
         if self._select is None:
             return svids[0]
         offered = {str(svid.spiffe_id): svid for svid in svids}

@@ -360,6 +360,21 @@ class TestWorkloadAPI:
         assert "will soon expire" in caplog.messages[0]
         assert "has expired" in caplog.messages[1]
 
+    def test_close_waits_for_the_stream(self, provider: IdentityProvider) -> None:
+        """Its thread could keep the interpreter from ending: stopped in the middle, it would keep a lock of gRPC."""
+        source = WorkloadAPI(str(provider.add("/team/app")))
+        is_told, go_on = threading.Event(), threading.Event()
+        source.subscribe(lambda: (is_told.set(), go_on.wait(30)))  # type: ignore[func-returns-value, arg-type]
+        provider.rotate()
+        assert is_told.wait(30)
+        closing = threading.Thread(target=source.close)
+        closing.start()
+        closing.join(0.5)
+        assert closing.is_alive()
+        go_on.set()
+        closing.join(30)
+        assert not closing.is_alive()
+
     def test_closed_for_good(self, ca: DevelopmentCA) -> None:
         """An SVID that was on its way when its source was closed changes nothing."""
         held = _HeldSvid("somewhere")

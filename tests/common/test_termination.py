@@ -41,3 +41,13 @@ def test_storm_of_signals() -> None:
         assert process.stdout.readline() == "ended\n"
         # The last ones may come when Python has taken its handlers down already: they end it, too.
         assert process.wait(20) in (0, -signal.SIGTERM)
+
+
+def test_the_end_waits_for_nobody() -> None:
+    """What was printed is there, and the code; a worker that hangs keeps nothing up."""
+    code = (
+        "import threading; from common.termination import end_process; "
+        "threading.Thread(target=threading.Event().wait).start(); print('done'); end_process(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout) == (3, "done\n")
