@@ -49,8 +49,9 @@ fuzz: $(READY)  ## Feed every decoder with hostile input, on new examples, for F
 	.venv/bin/python -m tests.fuzz $(FUZZ_S)
 
 .PHONY: soak
-soak: $(READY)  ## The same for SOAK_S=14400 seconds, and chaos among containers for CHAOS_S=1800 seconds
+soak: $(READY)  ## The same for SOAK_S=14400 seconds, a fault at every call, and chaos for CHAOS_S=1800 seconds
 	.venv/bin/python -m tests.fuzz $(SOAK_S)
+	SWEEP=all TEST_REQUIRE=strace .venv/bin/python -m pytest tests/cluster/test_sweeps.py -s $(ARGS)
 	CHAOS_S=$(CHAOS_S) TEST_REQUIRE=docker .venv/bin/python -m pytest tests/containers/test_chaos.py -s $(ARGS)
 
 .PHONY: test-sdk-lowest

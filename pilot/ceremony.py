@@ -132,7 +132,8 @@ class Ceremony:
             state = "this attempt initialised nothing, and no share was handed out: run 'pilot init' again"
             raise _explain(exc, state) from exc
         except WrongStateError as exc:
-            raise _explain(exc, "init makes a first cluster, and this nexus has one; nothing was changed") from exc
+            state = "init makes a first cluster: in an empty store, with keepers that serve none; nothing was changed"
+            raise _explain(exc, state) from exc
 
     def _prove(self, plan: Plan, begun: Begun, shares: list[str], hashes: list[ShareHash]) -> bytes:
         cards = [

@@ -325,7 +325,7 @@ NOTHING_BEGUN = "this attempt initialised nothing"
             FakeNexus({"begin": WrongStateError("BeginInit in state ready")}),
             Custodians(),
             1,
-            "init makes a first cluster, and this nexus has one",
+            "init makes a first cluster: in an empty store",
             True,
             id="initialised already",
         ),
