@@ -110,8 +110,8 @@ class ScreenCustodians:
 class FileCustodians:
     """Custodians that are files `custodian-N.txt` of mode 0600 in one directory.
 
-    With *set_aside*, what lies there already is moved into a new folder `earlier-N` of it, and never removed: it may be
-    of another cluster, or of an attempt that was killed.
+    With *set_aside*, what lies there already is moved into a new folder `earlier-N` when there are new shares, and never
+    removed: it may be of another cluster, or of an attempt that was killed. It comes back when the new ones are void.
     """
 
     def __init__(self, directory: Path, *, set_aside: bool = False) -> None:
@@ -119,18 +119,17 @@ class FileCustodians:
         self._sets_aside = set_aside
         self._made_directory = False
         self._written: list[Path] = []
+        self._aside: Path | None = None
 
     def prepare(self) -> None:
-        """Check that the directory is empty, empty it by setting aside, or make it, mode 0700.
+        """Check that the directory is empty or may be emptied, or make it, mode 0700.
 
         Raises:
             UsageError: It holds something, is no directory, or cannot be made.
         """
         try:
             if self._directory.is_dir():
-                if self._sets_aside:
-                    self._set_aside()
-                elif any(self._directory.iterdir()):
+                if not self._sets_aside and any(self._directory.iterdir()):
                     raise UsageError(f"{self._directory} is not empty", "name a new or empty directory for the shares")
                 return
             self._directory.mkdir(mode=0o700)
@@ -145,11 +144,23 @@ class FileCustodians:
         number = next(n for n in itertools.count(1) if not (self._directory / f"earlier-{n}").exists())
         folder = self._directory / f"earlier-{number}"
         folder.mkdir(mode=0o700)
+        self._aside = folder
         for entry in found:
             entry.rename(folder / entry.name)
 
+    def _put_back(self) -> None:
+        if self._aside is not None:
+            for entry in self._aside.iterdir():
+                entry.rename(self._directory / entry.name)
+            self._aside.rmdir()
+
     def hand_out(self, cards: Sequence[Card]) -> None:
         """Write one new file for each custodian."""
+        if self._sets_aside:
+            try:
+                self._set_aside()
+            except OSError as exc:
+                raise PilotError(f"{self._directory}: {exc.strerror}") from exc
         for card in cards:
             path = self._directory / f"custodian-{card.number}.txt"
             try:
@@ -177,16 +188,18 @@ class FileCustodians:
         return shares
 
     def discard(self) -> list[str]:
-        """Remove the files that were written, and the directory if it was made here."""
+        """Remove the files that were written, and the directory if it was made here; put back what was set aside."""
         kept = []
         for path in self._written:
             try:
                 path.unlink(missing_ok=True)
             except OSError:
                 kept.append(path)
-        if self._made_directory and not kept:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if self._made_directory and not kept:
                 self._directory.rmdir()
+            if not kept:
+                self._put_back()
         if kept:
             return [f"destroy {', '.join(map(str, kept))}: they open nothing"]
         return ["the share files opened nothing and were removed"] if self._written else []

@@ -25,6 +25,7 @@ IMAGES = ("nexus", "keeper", "pilot")
 SHARES = "/var/lib/shardhold/recovery-shares"
 WAIT_S = 120.0  # seconds; a start takes 25
 COMMAND_S = 300.0
+UNTIL_TERM = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, {s.SIGTERM}); s.sigwait({s.SIGTERM})"
 
 _numbers = itertools.count(1)
 
@@ -84,6 +85,7 @@ class Stack:
         """Name it, and start nothing. *override* goes over docker-compose.yml; *folder* takes the file it is in."""
         self.project = f"shardhold-test-{os.getpid()}-{next(_numbers)}"
         self.tag = tag
+        self._observer = f"{self.project}-observer"
         self._files = ["--file", str(ROOT / "docker-compose.yml")]
         if override is not None:
             file = folder / f"{self.project}.json"  # what compose reads as YAML
@@ -105,10 +107,12 @@ class Stack:
 
     def down(self) -> None:
         """Take all containers and networks down, as an operator does; volumes stay."""
+        docker("rm", "--force", self._observer, check=False)
         self.compose("down", "--remove-orphans")
 
     def remove(self) -> None:
         """Leave nothing of it but its images."""
+        docker("rm", "--force", self._observer, check=False)
         with contextlib.suppress(StackError):
             self.compose("--profile", "pilot", "unpause", check=False)
             self.compose("--profile", "pilot", "down", "--volumes", "--remove-orphans", "--timeout", "0")
@@ -169,9 +173,16 @@ class Stack:
 
     def status(self) -> Status:
         """Return what `pilot status -o json` says; empty when the nexus does not answer."""
-        done = self.pilot("status", "--output", "json", check=False)
-        status: Status = json.loads(done.stdout) if done.returncode == 0 else {}
+        if not docker("ps", "--quiet", "--filter", f"name={self._observer}"):
+            self._start_observer()
+        said = docker("exec", self._observer, "pilot", "status", "--output", "json", check=False)
+        status: Status = json.loads(said) if said else {}
         return status
+
+    def _start_observer(self) -> None:
+        """Start a container of pilot's that stays: a status is asked for all the time, and a new one takes seconds."""
+        options = ("--detach", "--rm", "--name", self._observer, "--entrypoint", "python3")
+        self.compose("run", *options, "pilot", "-c", UNTIL_TERM)
 
     # Waiting
 

@@ -110,6 +110,7 @@ def test_a_lost_volume_is_put_back_as_printed(stack: Stack, tmp_path: Path) -> N
     stack.wait_ready()
     copied = stack.wait_filled()
     stack.pilot("secret", "put", PATH, "password=-", given="newer")
+    refill(stack, "keeper-1")  # with its shard it is given a mark of where the store stands now
     stack.compose("rm", "--stop", "--force", "nexus")
     docker("volume", "rm", f"{stack.project}_data")
     refused = stack.compose("up", "--detach", "--wait", check=False)
@@ -123,6 +124,17 @@ def test_a_lost_volume_is_put_back_as_printed(stack: Stack, tmp_path: Path) -> N
     stack.pilot("accept-older-store", *position, "--yes")
     stack.wait_ready()
     assert read(stack) == VALUE
+
+
+def refill(stack: Stack, keeper: str) -> None:
+    """Have the nexus give a keeper its shard once more."""
+    stack.kill(keeper)
+    stack.wait_status(
+        f"{keeper} is missed",
+        lambda status: any(one["name"] == keeper and not one["holds_current_set"] for one in status["keepers"]),
+    )
+    stack.start(keeper)
+    stack.wait_filled(keeper)
 
 
 def run_step(step: Step, stack: Stack, folder: Path) -> None:

@@ -88,14 +88,28 @@ def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_lies_there_is_set_aside_and_kept(tmp_path: Path) -> None:
-    """Each time in a new folder; where nothing lies, there is none."""
-    for content in ("first", "second"):
-        FileCustodians(tmp_path, set_aside=True).prepare()
-        (tmp_path / "custodian-1.txt").write_text(content)
-    for _ in range(2):
-        FileCustodians(tmp_path, set_aside=True).prepare()
-    kept = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
-    assert kept == {"earlier-1/custodian-1.txt": "first", "earlier-2/custodian-1.txt": "second"}
+    """Each time in a new folder, once there are new shares; it comes back when those are void."""
+    (tmp_path / "custodian-1.txt").write_text("first")
+    before = load_files(tmp_path)
+    for hands_out in (False, True):
+        custodians = FileCustodians(tmp_path, set_aside=True)
+        custodians.prepare()
+        if hands_out:
+            custodians.hand_out(make_cards(SHARES))
+            assert (tmp_path / "earlier-1" / "custodian-1.txt").read_text() == "first"
+        custodians.discard()
+        assert load_files(tmp_path) == before
+    for number in (1, 2):
+        custodians = FileCustodians(tmp_path, set_aside=True)
+        custodians.prepare()
+        custodians.hand_out(make_cards(SHARES))
+        assert custodians.read_back(CHECK) == SHARES
+        assert len(load_files(tmp_path)) == 1 + number * len(SHARES)
+
+
+def load_files(folder: Path) -> dict[str, str]:
+    """Load all files below a folder."""
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_file_that_came_meanwhile_is_not_written_over(tmp_path: Path) -> None:
