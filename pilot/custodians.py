@@ -110,8 +110,8 @@ class ScreenCustodians:
 class FileCustodians:
     """Custodians that are files `custodian-N.txt` of mode 0600 in one directory.
 
-    With *set_aside*, what lies there already is moved into a new folder `earlier-N` when there are new shares, and never
-    removed: it may be of another cluster, or of an attempt that was killed. It comes back when the new ones are void.
+    With *set_aside*, what lies there already is moved into a new folder `earlier-N` for new shares, and never removed:
+    it may be of another cluster, or of an attempt that was killed. It comes back when the new ones are void.
     """
 
     def __init__(self, directory: Path, *, set_aside: bool = False) -> None:
