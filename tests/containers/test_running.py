@@ -284,7 +284,7 @@ def test_no_secret_is_where_others_look(stack: Stack, seen: dict[str, dict[str, 
     words = re.findall(r"\b\d+ ([a-z]{4,8})\b", see_shares(stack, READ_SHARES))
     assert len(words) > 100  # 33 words on each card
     containers = stack.compose("ps", "--all", "--quiet").stdout.split()
-    assert len(containers) == len(LASTING) + len(ONE_SHOTS)
+    assert len(containers) >= len(LASTING) + len(ONE_SHOTS)
     images = [name_image(role, stack.tag) for role in IMAGES]
     volumes = docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.project}").split()
     told = json.dumps(inspect(*containers, *images, *volumes)) + stack.logs()
