@@ -45,6 +45,6 @@ def end_process(code: int) -> NoReturn:
     That waits for workers, also for those that hang with a disk; and for ever for a lock of gRPC, where the thread that
     had it was stopped by that same end.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: was closed at the start
+        stream.flush()
     os._exit(code)

@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         code = app(arguments, prog_name="pilot", standalone_mode=False)
-        sys.stdout.flush()
+        print(end="", flush=True)  # finds out here that the reader is gone
     except PilotError as exc:
         report(exc)
         return exc.exit_code

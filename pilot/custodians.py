@@ -151,7 +151,8 @@ class FileCustodians:
     def _put_back(self) -> None:
         if self._aside is not None:
             for entry in self._aside.iterdir():
-                entry.rename(self._directory / entry.name)
+                if not os.path.lexists(self._directory / entry.name):  # somebody's, that came meanwhile
+                    entry.rename(self._directory / entry.name)
             self._aside.rmdir()
 
     def hand_out(self, cards: Sequence[Card]) -> None:

@@ -79,7 +79,8 @@ def load_recent_changes(directory: Path, nexus: str, *, since: int) -> dict[int,
                 ends[line.file] = line.offset
             elif line.revision >= since:
                 changes.setdefault(line.revision, set()).add(bytes(line.entry))
-        if len(ends) == torn_before:
+        has_nothing_whole = ends.get(segment.name) == 0
+        if len(ends) == torn_before and not has_nothing_whole:
             left -= 1
         if left == 0:
             break

@@ -51,3 +51,9 @@ def test_the_end_waits_for_nobody() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert (ended.returncode, ended.stdout) == (3, "done\n")
+
+
+def test_the_end_needs_no_output() -> None:
+    """A process that was started without one ends with its code all the same."""
+    code = "import sys; from common.termination import end_process; sys.stdout = None; end_process(3)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 3

@@ -92,6 +92,19 @@ def test_what_lies_there_is_set_aside_and_kept(tmp_path: Path) -> None:
         assert len(load_files(tmp_path)) == 1 + number * len(SHARES)
 
 
+def test_what_was_set_aside_replaces_no_file_that_came_meanwhile(tmp_path: Path) -> None:
+    """It stays aside then."""
+    (tmp_path / "custodian-1.txt").write_text("first")
+    custodians = FileCustodians(tmp_path, set_aside=True)
+    custodians.prepare()
+    custodians.hand_out(make_cards(SHARES))
+    (tmp_path / "earlier-1" / "note.txt").write_text("aside")
+    (tmp_path / "note.txt").write_text("came meanwhile")
+    custodians.discard()
+    kept = {"custodian-1.txt": "first", "note.txt": "came meanwhile", "earlier-1/note.txt": "aside"}
+    assert load_files(tmp_path) == kept
+
+
 def load_files(folder: Path) -> dict[str, str]:
     """Load all files below a folder."""
     return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}

@@ -329,5 +329,9 @@ def test_changes_are_found_again_after_crash_upon_crash(tmp_path: Path) -> None:
             last.write(b'{"kind":"ent')
         with closing(open_log(tmp_path)) as log:
             assert log.load_recent_changes(since=1) == {1: {make_entry("1").encode()}}
+    for number in (6, 7):  # cut off in their first line
+        (tmp_path / f"nexus-1.000001.{number:06}.jsonl").write_bytes(b'{"kind":"seg')
+    with closing(open_log(tmp_path)) as log:
+        assert log.load_recent_changes(since=1) == {1: {make_entry("1").encode()}}
     report = verify(tmp_path)
-    assert (report.faults, len(report.torn_tails)) == ([], 4)
+    assert (report.faults, len(report.torn_tails)) == ([], 6)
