@@ -31,7 +31,7 @@
         └── ProtectionError         memory cannot be protected as configured
 
 Messages say what was got and what was wanted, and never hold a secret, a key or a share. The families say what a
-handler can do; the one table from errors to gRPC codes is in `common.edge`.
+handler can do; the one table from errors to gRPC codes is in `common.server.edge`.
 """
 
 from typing import ClassVar

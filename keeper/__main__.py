@@ -10,14 +10,14 @@ import sys
 import threading
 from pathlib import Path
 
-import common.preload  # noqa: F401
-from common import logs
+import common.server.preload  # noqa: F401
 from common.errors import ConfigError, IdentityUnavailableError, ShardholdError
-from common.hardening import harden_process
-from common.health import SERVING, ask_health
-from common.identity import wait_for_identity
-from common.protected import Level, ProtectedMemory
-from common.termination import Termination, end_process
+from common.keys.hardening import harden_process
+from common.keys.protected import Level, ProtectedMemory
+from common.server import logs
+from common.server.health import SERVING, ask_health
+from common.server.identity import wait_for_identity
+from common.server.termination import Termination, end_process
 from keeper.config import KeeperConfig, load_config
 
 _HEALTH_TIMEOUT_S = 3.0

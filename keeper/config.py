@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from common.config import (
+from common.config.config import (
     IdentityOptions,
     ListenOptions,
     LogOptions,
@@ -17,7 +17,7 @@ from common.config import (
     load,
 )
 from common.errors import ConfigError
-from common.protected import Level
+from common.keys.protected import Level
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_KEEPER"
 

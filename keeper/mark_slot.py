@@ -15,7 +15,7 @@ import hashlib
 import threading
 
 from common.errors import MarkError, NotFoundError, WrongStateError
-from common.mark import Mark, SignedMark, verify_mark
+from common.forms.mark import Mark, SignedMark, verify_mark
 from keeper.slots import Pin
 
 

@@ -6,12 +6,12 @@ import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
 from common.clock import SystemClock
-from common.edge import GrpcServer
-from common.http import HttpServer
-from common.identity import IdentitySource, list_obstacles
-from common.protected import ProtectedMemory
-from common.statement import StatementDesk
-from common.termination import Termination
+from common.keys.protected import ProtectedMemory
+from common.keys.statement import StatementDesk
+from common.server.edge import GrpcServer
+from common.server.http import HttpServer
+from common.server.identity import IdentitySource, list_obstacles
+from common.server.termination import Termination
 from keeper import __version__
 from keeper.config import KeeperConfig
 from keeper.service import KeeperService

@@ -10,15 +10,15 @@ from typing import Any
 import structlog
 from google.protobuf.message import Message
 
-from common import shamir
-from common.delivery import SetLabel, build_fetch_info, build_put_info
-from common.edge import Call, Method
 from common.errors import DecryptionError, DeniedError, InvalidArgumentError, StatementError
-from common.identity import IdentitySource
-from common.mark import SignedMark
-from common.protected import ProtectedMemory
-from common.sealing import KEY_SIZE, OVERHEAD, seal
-from common.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, StatementDesk
+from common.forms.delivery import SetLabel, build_fetch_info, build_put_info
+from common.forms.mark import SignedMark
+from common.keys import shamir
+from common.keys.protected import ProtectedMemory
+from common.keys.sealing import KEY_SIZE, OVERHEAD, seal
+from common.keys.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, StatementDesk
+from common.server.edge import Call, Method
+from common.server.identity import IdentitySource
 from keeper import __version__
 from keeper.mark_slot import MarkSlot
 from keeper.slots import HeldSet, ShardSlots
@@ -60,7 +60,7 @@ class KeeperService:
         self._nexuses = frozenset(nexuses)
 
     def list_methods(self) -> list[Method]:
-        """Return the table for `common.edge`."""
+        """Return the table for `common.server.edge`."""
         return [
             self._bind("GetSealingKey", pb.GetSealingKeyRequest, pb.GetSealingKeyResponse, self.get_sealing_key),
             self._bind("PutShard", pb.PutShardRequest, pb.PutShardResponse, self.put_shard),

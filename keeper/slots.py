@@ -20,10 +20,10 @@ import hmac
 import threading
 from dataclasses import dataclass
 
-from common import shamir
-from common.delivery import SetLabel
 from common.errors import InvalidArgumentError, NotFoundError, WrongStateError
-from common.protected import ProtectedBuffer, ProtectedMemory
+from common.forms.delivery import SetLabel
+from common.keys import shamir
+from common.keys.protected import ProtectedBuffer, ProtectedMemory
 
 MAX_SETS = 2
 

@@ -12,17 +12,18 @@ import os
 import sys
 from pathlib import Path
 
-import common.preload  # noqa: F401 — before gRPC and structlog are loaded
-from common import errors, logs
+import common.server.preload  # noqa: F401 — before gRPC and structlog are loaded
+from common import errors
 from common.clock import SystemClock
 from common.errors import ConfigError, ShardholdError
-from common.hardening import harden_process
-from common.health import SERVING, ask_health
-from common.identity import open_identity, wait_for_identity
-from common.protected import Level, ProtectedMemory
-from common.termination import Termination, end_process
+from common.keys.hardening import harden_process
+from common.keys.protected import Level, ProtectedMemory
+from common.server import logs
+from common.server.health import SERVING, ask_health
+from common.server.identity import open_identity, wait_for_identity
+from common.server.termination import Termination, end_process
 from nexus.config import NexusConfig, load_config
-from shardhold._identity import IdentityUnavailableError
+from shardhold.identity import IdentityUnavailableError
 
 SERVER_NAME = "nexus.shardhold"
 HEALTH_TIMEOUT_S = 3.0
@@ -60,7 +61,9 @@ def _ask_health(config: NexusConfig, *, live: bool) -> int:
 
 
 def _run(config: NexusConfig) -> int:
-    from nexus.process import Nexus  # with all that it brings: health, which is asked all the time, needs none of it
+    from nexus.server.process import (
+        Nexus,  # with all that it brings: health, which is asked all the time, needs none of it
+    )
 
     termination = Termination()
     harden_process()

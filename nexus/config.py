@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from common.config import (
+from common.config.config import (
     IdentityOptions,
     ListenOptions,
     LogOptions,
@@ -18,7 +18,7 @@ from common.config import (
     load,
 )
 from common.errors import ConfigError
-from nexus.roles import Roles
+from nexus.access.roles import Roles
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

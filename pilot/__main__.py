@@ -10,7 +10,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from common.termination import end_process
+from common.server.termination import end_process
 from pilot.app import app
 from pilot.errors import FAILED, INTERRUPTED, USAGE, PilotError, UsageError, report
 

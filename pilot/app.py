@@ -16,21 +16,21 @@ from pilot.options import (
     SvidDirOption,
     TimeoutOption,
 )
-from pilot.output import Output
+from pilot.terminal.output import Output
 
 # Command → module and name of its typer.Typer.
 _COMMANDS = {
-    "status": "pilot.status:status_app",
-    "whoami": "pilot.status:whoami_app",
-    "init": "pilot.init:app",
-    "seal": "pilot.seal:app",
-    "unseal": "pilot.unseal:app",
-    "accept-older-store": "pilot.rollback:app",
-    "secret": "pilot.secret:app",
-    "policy": "pilot.policy:app",
-    "keeper": "pilot.keeper:app",
+    "status": "pilot.commands.status:status_app",
+    "whoami": "pilot.commands.status:whoami_app",
+    "init": "pilot.commands.init:app",
+    "seal": "pilot.commands.seal:app",
+    "unseal": "pilot.commands.unseal:app",
+    "accept-older-store": "pilot.commands.accept_older_store:app",
+    "secret": "pilot.commands.secret:app",
+    "policy": "pilot.commands.policy:app",
+    "keeper": "pilot.commands.keeper:app",
     "dev": "pilot.dev.commands:app",
-    "version": "pilot.status:version_app",
+    "version": "pilot.commands.status:version_app",
 }
 
 

@@ -10,10 +10,10 @@ import grpc
 
 from pilot.errors import UNAVAILABLE, PilotError, UsageError
 from pilot.options import Settings
-from pilot.output import show_time
-from shardhold._channel import PinnedChannel
+from pilot.terminal.output import show_time
 from shardhold._errors import IdentityUnavailableError, from_rpc
-from shardhold._identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
+from shardhold.channel import PinnedChannel
+from shardhold.identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pilot.errors import described
-from pilot.output import Output
+from pilot.terminal.output import Output
 
 DEFAULT_ADDRESS = "127.0.0.1:8553"
 DEFAULT_TIMEOUT_S = 10.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ProtectionError
-from common.protected import Level, ProtectedMemory
+from common.keys.protected import Level, ProtectedMemory
 from tests.cluster.fake_clock import find_library
 
 _CAP_IPC_LOCK, _CAP_SYS_PTRACE = 14, 19

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from shardhold._identity import BUNDLE_FILE, KEY_FILE, SVID_FILE
+from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE
 
 ROOT = Path(__file__).parent.parent
 IDENTITY = (ROOT / "docs" / "identity-for-people.md").read_text()
 
 # Where messages and hints come from, with the pieces of a long text joined as Python joins them.
-_SOURCES = [*(ROOT / "pilot").rglob("*.py"), *(ROOT / "client" / "shardhold").glob("*.py"), ROOT / "nexus" / "gate.py"]
+_SOURCES = [
+    *(ROOT / "pilot").rglob("*.py"),
+    *(ROOT / "client" / "shardhold").glob("*.py"),
+    ROOT / "nexus" / "access" / "gate.py",
+]
 SAID = re.sub(r'"\s+f?"', "", "".join(path.read_text() for path in _SOURCES))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import keeper.config
 import nexus.config
-from common.options import describe
+from common.config.options import describe
 from keeper.v1 import keeper_pb2
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 

@@ -10,7 +10,7 @@ import pytest
 
 import keeper.config
 import nexus.config
-from common.options import Option, describe
+from common.config.options import Option, describe
 
 SAMPLE = Path(__file__).parent.parent / "deploy" / "sample"
 MODELS: dict[str, type[msgspec.Struct]] = {

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
         UnsupportedError,
         WrongStateError,
     )
-    from shardhold._identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
     from shardhold._results import Deleted, Entry, Secret, State, Status, Written
+    from shardhold.identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
 
 __all__ = [
     "Client",
@@ -76,7 +76,7 @@ _MODULES = {
     "Client": "_client",
     "AsyncClient": "_aio_client",
     **dict.fromkeys(("Secret", "Written", "Deleted", "Entry", "Status", "State"), "_results"),
-    **dict.fromkeys(("IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"), "_identity"),
+    **dict.fromkeys(("IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"), "identity"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The asyncio twin of `shardhold._channel`: a pinned channel that follows SVID rotation without dropping a call.
+"""The asyncio twin of `shardhold.channel`: a pinned channel that follows SVID rotation without dropping a call.
 
 The rules are those of `shardhold._connections`. Sources of SVIDs live in threads and know no event loop, so nothing is
 pushed into this one: each call asks for the SVID as it begins, which never waits.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import grpc
 
 from shardhold._connections import Connection, Connections, list_options, make_credentials
-from shardhold._identity import IdentitySource, Svid
+from shardhold.identity import IdentitySource, Svid
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")

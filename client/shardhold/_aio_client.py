@@ -13,8 +13,8 @@ from shardhold import _calls
 from shardhold._aio_channel import AioPinnedChannel
 from shardhold._calls import SERVER_NAME, TIMEOUT_S, Call, Deadline, Result
 from shardhold._errors import CancelledError, IdentityUnavailableError
-from shardhold._identity import IdentitySource, Svid, WorkloadAPI
 from shardhold._results import Deleted, Entry, Secret, Status, Written
+from shardhold.identity import IdentitySource, Svid, WorkloadAPI
 
 
 class AsyncClient:

@@ -8,9 +8,9 @@ import tenacity
 
 from shardhold import _calls
 from shardhold._calls import SERVER_NAME, TIMEOUT_S, Call, Deadline, Result
-from shardhold._channel import PinnedChannel
-from shardhold._identity import IdentitySource, WorkloadAPI
 from shardhold._results import Deleted, Entry, Secret, Status, Written
+from shardhold.channel import PinnedChannel
+from shardhold.identity import IdentitySource, WorkloadAPI
 
 
 class Client:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from shardhold._identity import IdentitySource, Svid
+from shardhold.identity import IdentitySource, Svid
 
 MESSAGE_LIMIT = 5 * 1024 * 1024  # bytes of one message, either way
 

@@ -2,9 +2,9 @@
 
 from functools import lru_cache
 
-from common.edge import Call
-from nexus.gate import Caller
-from nexus.roles import Role, Roles
+from common.server.edge import Call
+from nexus.access.gate import Caller
+from nexus.access.roles import Role, Roles
 
 _REMEMBERED_CALLERS = 4096
 

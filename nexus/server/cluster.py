@@ -1,13 +1,13 @@
 """ClusterService: message → status, init and seal → message."""
 
-from common.edge import Call
-from common.recovery_key import ShareHash
+from common.keys.recovery_key import ShareHash
+from common.server.edge import Call
 from nexus import __version__
-from nexus.initialise import Initialisation, Plan, make_recovery
-from nexus.seal import SealDesk
+from nexus.admin.initialise import Initialisation, Plan, make_recovery
+from nexus.admin.seal import SealDesk
+from nexus.admin.status import ClusterView, KeeperView, StatusDesk
+from nexus.lifecycle.states import State
 from nexus.server.auth import Authenticator
-from nexus.states import State
-from nexus.status import ClusterView, KeeperView, StatusDesk
 from shardhold.v1 import cluster_pb2 as pb
 
 _STATES = {

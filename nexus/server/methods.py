@@ -5,11 +5,11 @@ import re
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from common.edge import Method
+from common.server.edge import Method
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.policies import PolicyHandlers
-from nexus.server.recovery import RecoveryHandlers
 from nexus.server.secrets import SecretHandlers
+from nexus.server.unseal import RecoveryHandlers
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 
 

@@ -1,9 +1,9 @@
 """PolicyService: message → policies → message."""
 
-from common.edge import Call
 from common.errors import InvalidArgumentError
-from nexus.policies import Policies
-from nexus.policy import Permission, Policy
+from common.server.edge import Call
+from nexus.admin.policies import Policies
+from nexus.policy.rules import Permission, Policy
 from nexus.server.auth import Authenticator
 from shardhold.v1 import policies_pb2 as pb
 

@@ -2,9 +2,9 @@
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.edge import Call
+from common.server.edge import Call
 from nexus.server.auth import Authenticator
-from nexus.vault import Expected, Vault
+from nexus.vault.secrets import Expected, Vault
 from shardhold.v1 import secrets_pb2 as pb
 
 _LAST_TIME = 253_402_300_799_999_999  # microseconds since 1970: the end of the year 9999

@@ -2,12 +2,12 @@
 
 import os
 
-from common.statement import SignedStatement, StatementDesk
-from shardhold._identity import IdentitySource
+from common.keys.statement import SignedStatement, StatementDesk
+from shardhold.identity import IdentitySource
 
 
 class SvidSigner:
-    """Implements `nexus.ports.StatementSigner`. Thread-safe."""
+    """Implements `nexus.keepers.link.StatementSigner`. Thread-safe."""
 
     def __init__(self, identity: IdentitySource) -> None:
         self._identity = identity

@@ -1,0 +1,1 @@
+"""A whole cluster on one machine, for developers and for the tests."""

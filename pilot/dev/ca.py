@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import ConfigError
-from shardhold._identity import Svid
+from shardhold.identity import Svid
 
 BACKDATE = timedelta(seconds=10)  # as SPIRE's: clocks of one cluster may differ a little
 CA_LIFETIME = timedelta(days=365)

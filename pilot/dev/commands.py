@@ -31,7 +31,7 @@ from pilot.dev.identities import (
     server_identity,
 )
 from pilot.errors import UNAVAILABLE, USAGE, described
-from pilot.signals import signals_as_interrupt
+from pilot.terminal.signals import signals_as_interrupt
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A whole cluster on this machine, for development only."

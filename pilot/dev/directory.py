@@ -42,7 +42,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keepers: int = 5
     threshold: int = 3
     lifetime_s: float = 300.0  # of SVIDs; they are replaced at half of it
-    # Memory protection, see common.protected: development runs where locked memory is short.
+    # Memory protection, see common.keys.protected: development runs where locked memory is short.
     lowest_level: int = 1
     highest_level: int = 3
 

@@ -17,7 +17,7 @@ from spiffe._proto import workload_pb2, workload_pb2_grpc
 
 from common.errors import ConfigError
 from pilot.dev.ca import DevelopmentCA, check_lifetime
-from shardhold._identity import Svid
+from shardhold.identity import Svid
 
 LONGEST_SOCKET_PATH = 107  # bytes; sockaddr_un holds 108 with the final zero, on Linux
 _STREAMS = 128  # open streams for each identity; each holds a thread

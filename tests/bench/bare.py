@@ -6,10 +6,10 @@ from itertools import count, cycle
 from pathlib import Path
 from time import perf_counter
 
-from common.codec import fields
-from nexus.audit.entry import Entry
-from nexus.store.migrations import MIGRATIONS
-from nexus.wrap import WRAP_SIZE
+from common.forms.audit.entry import Entry
+from common.forms.codec import fields
+from nexus.keys.wrap import WRAP_SIZE
+from nexus.store.sqlite.migrations import MIGRATIONS
 from tests.bench.load import FIELDS
 from tests.bench.machine import SERVER_CORE, on_core
 

@@ -8,11 +8,11 @@ import threading
 
 from prometheus_client import CollectorRegistry
 
-import common.preload  # noqa: F401 - before gRPC, as the servers do
-from common import logs
-from common.config import IdentityOptions, ListenOptions
-from common.edge import Call, GrpcServer, Method
-from common.identity import wait_for_identity
+import common.server.preload  # noqa: F401 - before gRPC, as the servers do
+from common.config.config import IdentityOptions, ListenOptions
+from common.server import logs
+from common.server.edge import Call, GrpcServer, Method
+from common.server.identity import wait_for_identity
 from pilot.dev.ports import HOST
 from shardhold.v1.secrets_pb2 import GetSecretRequest, GetSecretResponse
 

@@ -18,8 +18,8 @@ import grpc
 import msgspec
 
 from pilot.dev.ports import HOST
-from shardhold._channel import PinnedChannel
-from shardhold._identity import IdentitySource, WorkloadAPI
+from shardhold.channel import PinnedChannel
+from shardhold.identity import IdentitySource, WorkloadAPI
 from shardhold.v1.secrets_pb2 import GetSecretRequest, PutSecretRequest
 from shardhold.v1.secrets_pb2_grpc import SecretServiceStub
 from tests.bench.machine import CLIENT_CORE, pin

@@ -4,10 +4,10 @@ import timeit
 from collections.abc import Iterator
 from itertools import cycle
 
-from nexus.policy import Permission, Policy, PolicySet
+from nexus.policy.rules import Permission, Policy, PolicySet
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity
-from shardhold._channel import PinnedChannel
-from shardhold._identity import WorkloadAPI
+from shardhold.channel import PinnedChannel
+from shardhold.identity import WorkloadAPI
 from shardhold.v1 import policies_pb2 as pb
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from tests.bench.rounds import compare, interleave

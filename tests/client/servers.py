@@ -15,13 +15,13 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from common.edge import code_of
 from common.errors import ShardholdError
-from common.tls import server_credentials
+from common.server.edge import code_of
+from common.server.tls import server_credentials
 from pilot.dev.ca import DevelopmentCA
 from shardhold._calls import SERVER_NAME
 from shardhold._connections import MESSAGE_LIMIT
-from shardhold._identity import IdentitySource, IdentityUnavailableError, Svid
+from shardhold.identity import IdentitySource, IdentityUnavailableError, Svid
 from shardhold.v1 import cluster_pb2, secrets_pb2
 
 NEXUS = "/shardhold/nexus/a"

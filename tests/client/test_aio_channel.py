@@ -15,7 +15,7 @@ from shardhold._aio_channel import AioPinnedChannel
 from shardhold._calls import SERVER_NAME
 from shardhold._connections import MESSAGE_LIMIT
 from shardhold._errors import DeadlineError, OverloadedError, UnavailableError, from_rpc
-from shardhold._identity import IdentityUnavailableError, WorkloadAPI
+from shardhold.identity import IdentityUnavailableError, WorkloadAPI
 from tests.client.servers import NEXUS, FixedIdentity, Server
 
 Eventually: TypeAlias = Callable[..., Awaitable[None]]

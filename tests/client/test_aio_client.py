@@ -18,13 +18,13 @@ import pytest
 from google.protobuf.message import Message
 
 import shardhold
-from common.edge import GrpcServer, Method
 from common.errors import NotFoundError, RecoveringError
+from common.server.edge import GrpcServer, Method
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold import AsyncClient, Client, State
 from shardhold._calls import SERVER_NAME
-from shardhold._identity import ENDPOINT_VARIABLE, WorkloadAPI
+from shardhold.identity import ENDPOINT_VARIABLE, WorkloadAPI
 from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.client.servers import NEXUS, FixedIdentity, Nexus
 

@@ -13,10 +13,10 @@ import pytest
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold._calls import SERVER_NAME
-from shardhold._channel import PinnedChannel
 from shardhold._connections import MESSAGE_LIMIT
 from shardhold._errors import DeadlineError, OverloadedError, UnavailableError, from_rpc
-from shardhold._identity import IdentityUnavailableError, Svid, WorkloadAPI
+from shardhold.channel import PinnedChannel
+from shardhold.identity import IdentityUnavailableError, Svid, WorkloadAPI
 from tests.client.servers import NEXUS, FixedIdentity, Server, SlowLink
 
 WaitUntil: TypeAlias = Callable[..., None]

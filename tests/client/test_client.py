@@ -30,7 +30,7 @@ from common.errors import (
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold import AsyncClient, Client, Deleted, State, Status, Written
-from shardhold._identity import ENDPOINT_VARIABLE
+from shardhold.identity import ENDPOINT_VARIABLE
 from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.client.bridge import LoopThread, MakeClient
 from tests.client.servers import FixedIdentity, Nexus

@@ -13,8 +13,8 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from common.edge import code_of
 from common.errors import ShardholdError
+from common.server.edge import code_of
 from shardhold import _errors
 from shardhold._errors import (
     ConflictError,

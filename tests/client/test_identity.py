@@ -18,13 +18,7 @@ from spiffe._proto import workload_pb2, workload_pb2_grpc
 
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from shardhold._identity import (
-    ENDPOINT_VARIABLE,
-    IdentityUnavailableError,
-    Svid,
-    WorkloadAPI,
-    _HeldSvid,
-)
+from shardhold.identity import ENDPOINT_VARIABLE, IdentityUnavailableError, Svid, WorkloadAPI, _HeldSvid
 from tests.client.leaf import certify
 
 WaitUntil: TypeAlias = Callable[..., None]

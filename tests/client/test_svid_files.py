@@ -9,14 +9,7 @@ import pytest
 from cryptography import x509
 
 from pilot.dev.ca import DevelopmentCA
-from shardhold._identity import (
-    BUNDLE_FILE,
-    KEY_FILE,
-    SVID_FILE,
-    IdentityUnavailableError,
-    Svid,
-    SvidFiles,
-)
+from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, IdentityUnavailableError, Svid, SvidFiles
 from tests.client.leaf import certify
 from tests.cluster.svid_helper import ALL_FILES, write_svid
 

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.delivery import SetLabel, build_fetch_info
-from common.sealing import OneShotKey
-from common.shamir import SHARD_SIZE
+from common.forms.delivery import SetLabel, build_fetch_info
+from common.keys.sealing import OneShotKey
+from common.keys.shamir import SHARD_SIZE
 from keeper.v1 import keeper_pb2
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
 from pilot.dev.configuration import socket_path
 from pilot.dev.identities import Identity
 from shardhold import WorkloadAPI
-from shardhold._channel import PinnedChannel
+from shardhold.channel import PinnedChannel
 from tests.cluster.cluster import Cluster
 from tests.cluster.person import NEXUS_ID
 from tests.memory.keys import StoredCluster

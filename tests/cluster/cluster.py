@@ -20,18 +20,18 @@ from typing import Any, TypeVar
 
 import grpc
 
-from common.mark import Mark, SignedMark, verify_mark
+from common.forms.mark import Mark, SignedMark, verify_mark
 from keeper.v1.keeper_pb2 import GetMarkRequest
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
-from pilot.card import read_words
+from pilot.commands.status import to_document
+from pilot.custody.card import read_words
 from pilot.dev.cluster import DevCluster
 from pilot.dev.configuration import socket_path
 from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodian_path, parse_workload
 from pilot.dev.probes import wait_until
-from pilot.status import to_document
 from shardhold import Client, IdentityUnavailableError, WorkloadAPI
-from shardhold._channel import PinnedChannel
+from shardhold.channel import PinnedChannel
 from tests.cluster.person import Person
 
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test

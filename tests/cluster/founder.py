@@ -5,10 +5,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from common.recovery_key import challenge_info, derive_public_key, hash_share, open_sealed
+from common.keys.recovery_key import challenge_info, derive_public_key, hash_share, open_sealed
 from pilot.dev.identities import SUPERUSER_PATH, Identity
-from shardhold._channel import PinnedChannel
-from shardhold._identity import WorkloadAPI
+from shardhold.channel import PinnedChannel
+from shardhold.identity import WorkloadAPI
 from shardhold.v1 import cluster_pb2 as pb
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from tests.cluster.cluster import Cluster

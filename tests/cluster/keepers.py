@@ -18,14 +18,14 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from common import shamir
-from common.delivery import SetLabel, build_put_info
-from common.sealing import seal
-from common.statement import NONCE_SIZE, PUT_SHARD, Statement
+from common.forms.delivery import SetLabel, build_put_info
+from common.keys import shamir
+from common.keys.sealing import seal
+from common.keys.statement import NONCE_SIZE, PUT_SHARD, Statement
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from shardhold._identity import IdentityUnavailableError, Svid
+from shardhold.identity import IdentityUnavailableError, Svid
 from tests.cluster.refusal import Outcome, read_reason
 
 WAIT_S = 20.0  # seconds; far more than anything takes, so that a busy machine fails no test

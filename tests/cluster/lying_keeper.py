@@ -24,16 +24,16 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from common import logs
 from common.clock import SystemClock
-from common.codec import fields, parse_fields, u64
-from common.config import split_address
-from common.edge import Call, GrpcServer, Method
-from common.http import HttpServer
-from common.identity import wait_for_identity
-from common.protected import Level, ProtectedMemory
-from common.statement import StatementDesk
-from common.termination import Termination
+from common.config.config import split_address
+from common.forms.codec import fields, parse_fields, u64
+from common.keys.protected import Level, ProtectedMemory
+from common.keys.statement import StatementDesk
+from common.server import logs
+from common.server.edge import Call, GrpcServer, Method
+from common.server.http import HttpServer
+from common.server.identity import wait_for_identity
+from common.server.termination import Termination
 from keeper.config import KeeperConfig, load_config
 from keeper.service import KeeperService
 from keeper.slots import HeldSet, ShardSlots

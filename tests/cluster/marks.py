@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.genesis import Genesis
-from common.mark import Mark, SignedMark
+from common.forms.genesis import Genesis
+from common.forms.mark import Mark, SignedMark
 
 
 class MarkMaker:

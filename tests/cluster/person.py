@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 
-from common.delivery import build_share_info
-from common.sealing import seal
-from common.statement import SUBMIT_SHARE, SignedStatement, Statement, verify
-from common.words import encode_share
+from common.forms.delivery import build_share_info
+from common.keys.sealing import seal
+from common.keys.statement import SUBMIT_SHARE, SignedStatement, Statement, verify
+from common.keys.words import encode_share
 from pilot.dev.identities import NEXUS_PATH, TRUST_DOMAIN
 from shardhold import IdentityUnavailableError, WorkloadAPI
-from shardhold._channel import PinnedChannel
+from shardhold.channel import PinnedChannel
 from shardhold.v1 import cluster_pb2, recovery_pb2
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardhold import WorkloadAPI
-from shardhold._identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
+from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
 
 ALL_FILES = (SVID_FILE, KEY_FILE, BUNDLE_FILE)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import grpc
 
-from nexus.audit.verify import verify
+from common.forms.audit.verify import verify
 from pilot.dev.cluster import server_command
 from pilot.dev.probes import says_yes
 from tests.cluster.cluster import Cluster

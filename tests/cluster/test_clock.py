@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import shardhold
-from common.words import encode_share
+from common.keys.words import encode_share
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH, Identity

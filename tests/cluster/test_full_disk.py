@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nexus.audit.verify import verify
+from common.forms.audit.verify import verify
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from tests.cluster.cluster import Cluster

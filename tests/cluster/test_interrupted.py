@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from common.words import encode_share
+from common.keys.words import encode_share
 from pilot.dev.directory import Plan
 from tests.cluster.cluster import Cluster, running
 

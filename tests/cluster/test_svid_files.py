@@ -16,7 +16,7 @@ from pilot.dev.configuration import socket_path, write_config
 from pilot.dev.directory import Plan
 from pilot.dev.identities import parse_workload
 from shardhold import SvidFiles
-from shardhold._identity import SVID_FILE
+from shardhold.identity import SVID_FILE
 from tests.cluster.cluster import Cluster
 from tests.cluster.svid_helper import ALL_FILES, SvidHelper
 from tests.cluster.traffic import Traffic

@@ -19,8 +19,8 @@ import grpc
 import pytest
 
 import shardhold
-from nexus.control import row_digest
-from nexus.policy import Permission, Policy, encode_policy
+from nexus.keys.manifest import row_digest
+from nexus.policy.rules import Permission, Policy, encode_policy
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import TRUST_DOMAIN

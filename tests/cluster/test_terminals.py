@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from common import words as slip39
-from common.words import encode_share
+from common.keys import words as slip39
+from common.keys.words import encode_share
 from pilot.dev.directory import Plan
 from pilot.dev.identities import Identity, custodian_path
 from tests.cluster.cluster import Cluster, running

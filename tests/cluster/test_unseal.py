@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 import shardhold
-from common import words as slip39
-from common.words import encode_share
+from common.keys import words as slip39
+from common.keys.words import encode_share
 from pilot.dev.directory import Plan
 from shardhold.v1.recovery_pb2 import UnsealSession
 from tests.cluster.cluster import Cluster, running

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from shardhold import AsyncClient, Client, Error
-from shardhold._identity import IdentitySource
+from shardhold.identity import IdentitySource
 from tests.cluster.cluster import Cluster
 
 PAUSE_S = 0.002  # between two calls of one worker, so that the machine is not full of them

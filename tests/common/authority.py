@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from shardhold._identity import Svid
+from shardhold.identity import Svid
 
 NOW = datetime(2030, 6, 1, tzinfo=UTC)  # leaves are valid from a minute before to an hour after
 KEEPER = "spiffe://example.org/shardhold/keeper/one"

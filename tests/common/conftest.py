@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.common.edge_bench import Answer, Bench, answer_caller
+from tests.common.server.edge_bench import Answer, Bench, answer_caller
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nexus.audit.verify import verify
+from common.forms.audit.verify import verify
 from tests.containers.disturbance import disturbed
 from tests.containers.stack import KEEPERS, Stack, running
 from tests.containers.traffic import Traffic, check_ledger, flowing, with_load

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from common.codec import fields
+from common.forms.codec import fields
 
 # Positions are drawn over a fixed range and scaled to what is there, so that they shrink well.
 _SCALE = 2**16

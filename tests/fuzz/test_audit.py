@@ -13,11 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.clock import ManualClock
-from common.codec import fields
 from common.errors import CorruptRowError
-from nexus.audit.directory import find_tail, load_recent_changes
-from nexus.audit.entry import Entry
-from nexus.audit.line import (
+from common.forms.audit.entry import Entry
+from common.forms.audit.line import (
     NO_HASH,
     ChangeLine,
     CheckpointLine,
@@ -28,8 +26,10 @@ from nexus.audit.line import (
     decode_first_line,
     decode_line,
 )
-from nexus.audit.log import AuditLog
-from nexus.audit.verify import verify
+from common.forms.audit.verify import verify
+from common.forms.codec import fields
+from nexus.access.audit.directory import find_tail, load_recent_changes
+from nexus.access.audit.log import AuditLog
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_json
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import StatementError, UnauthenticatedError
-from common.peer import PeerCheck
-from common.statement import PUT_SHARD, SignedStatement, sign, verify
-from shardhold._identity import Svid
+from common.keys.statement import PUT_SHARD, SignedStatement, sign, verify
+from common.server.peer import PeerCheck
+from shardhold.identity import Svid
 from tests.common.authority import KEEPER, NEXUS, NOW, Authority
 from tests.fuzz.budget import budget
 from tests.fuzz.der import hostile_certificate, hostile_der, parse, resign

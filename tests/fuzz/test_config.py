@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import split_address
+from common.config.config import split_address
 from common.errors import ConfigError
 from keeper.config import KeeperConfig
 from keeper.config import load_config as load_keeper

@@ -7,17 +7,17 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import words
 from common.errors import WordsError
-from pilot.card import read_genesis, read_words
+from common.keys import words
+from pilot.commands.policy import parse_policies
+from pilot.custody.card import read_genesis, read_words
+from pilot.custody.given_share import read_given_share
+from pilot.custody.words_entry import WordsEntry
 from pilot.errors import UsageError
-from pilot.given_share import read_given_share
-from pilot.policy import parse_policies
-from pilot.values import parse_sources, read_values
-from pilot.words_entry import WordsEntry
+from pilot.terminal.values import parse_sources, read_values
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_text
-from tests.pilot.cards import make_cards
+from tests.pilot.custody.cards import make_cards
 
 SHARES = words.split(bytes(32), 2, 3)
 CARD = make_cards(SHARES)[0].format()

@@ -3,15 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.codec import fields, parse_fields
 from common.errors import CorruptRowError, DecryptionError, InvalidArgumentError, MarkError, StatementError
-from common.genesis import Genesis, decode_genesis
-from common.mark import SignedMark, verify_mark
-from common.recovery_key import derive_public_key, open_sealed
-from common.recovery_key import seal as seal_escrow
-from common.sealing import OneShotKey, seal
-from common.statement import PUT_SHARD, Statement
-from nexus.paths import Glob, check_fields, check_path, check_prefix, decode_body, encode_body
+from common.forms.codec import fields, parse_fields
+from common.forms.genesis import Genesis, decode_genesis
+from common.forms.mark import SignedMark, verify_mark
+from common.keys.recovery_key import derive_public_key, open_sealed
+from common.keys.recovery_key import seal as seal_escrow
+from common.keys.sealing import OneShotKey, seal
+from common.keys.statement import PUT_SHARD, Statement
+from nexus.policy.paths import Glob, check_path, check_prefix
+from nexus.vault.fields import check_fields, decode_body, encode_body
 from tests.cluster.marks import MarkMaker
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import assert_is_short, hostile, hostile_fields, hostile_text, mutated

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import CorruptRowError, DecryptionError, InvalidArgumentError
-from common.protected import Level, ProtectedMemory
-from nexus import control, records
-from nexus.audit.entry import Entry, decode_entry
-from nexus.envelope import Place, SealedValue, open_value, seal_value
-from nexus.keyring import Keyring
-from nexus.policy import Permission, Policy, PolicySet, decode_policy, encode_policy
-from nexus.root_key import RootKey
+from common.forms.audit.entry import Entry, decode_entry
+from common.keys.protected import Level, ProtectedMemory
+from nexus.keys import manifest, records
+from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
+from nexus.keys.keyring import Keyring
+from nexus.keys.root_key import RootKey
+from nexus.keys.wrap import unwrap_key, wrap_key
+from nexus.policy.rules import Permission, Policy, PolicySet, decode_policy, encode_policy
 from nexus.store.protocol import ControlRow, Meta, Phase
-from nexus.wrap import unwrap_key, wrap_key
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import assert_is_short, hostile, hostile_fields, hostile_json, hostile_text
 
@@ -173,14 +173,14 @@ def test_value(keyring: Keyring, data: st.DataObject) -> None:
     assert (opened, sealed) == (b"hunter2", true)
 
 
-def make_rows(root_key: RootKey, manifest: bytes) -> list[ControlRow]:
-    digest = control.row_digest(CLUSTER_ID, "policy", "app", b"body")
+def make_rows(root_key: RootKey, listed: bytes) -> list[ControlRow]:
+    digest = manifest.row_digest(CLUSTER_ID, "policy", "app", b"body")
     rows = [ControlRow("policy", "app", b"body", digest)]
-    return [*rows, ControlRow(*control.MANIFEST, manifest, root_key.authenticate(manifest))]
+    return [*rows, ControlRow(*manifest.MANIFEST, listed, root_key.authenticate(listed))]
 
 
 def list_manifest(root_key: RootKey) -> list[bytes]:
-    digest = control.row_digest(CLUSTER_ID, "policy", "app", b"body")
+    digest = manifest.row_digest(CLUSTER_ID, "policy", "app", b"body")
     one = (1).to_bytes(8, "big")
     return [b"shardhold-manifest-v1", CLUSTER_ID, one, one, one, b"policy", b"app", digest]
 
@@ -201,15 +201,15 @@ ROWS = st.lists(
 @given(st.data(), ROWS, st.booleans())
 def test_control_rows(root_key: RootKey, data: st.DataObject, extra: list[ControlRow], is_signed: bool) -> None:
     """Only rows that the manifest lists are good, whatever stands beside them and in it, signed or not."""
-    manifest = data.draw(hostile_fields(list_manifest(root_key)))
-    rows = make_rows(root_key, manifest)
+    listed = data.draw(hostile_fields(list_manifest(root_key)))
+    rows = make_rows(root_key, listed)
     if not is_signed:
-        rows[-1] = ControlRow(*control.MANIFEST, manifest, data.draw(st.binary(min_size=32, max_size=32)))
+        rows[-1] = ControlRow(*manifest.MANIFEST, listed, data.draw(st.binary(min_size=32, max_size=32)))
     try:
-        controls = control.verify(META, [*rows, *extra], root_key)
+        controls = manifest.verify(META, [*rows, *extra], root_key)
     except CorruptRowError:
         return
-    assert is_signed or any((row.kind, row.name) == control.MANIFEST for row in extra)
+    assert is_signed or any((row.kind, row.name) == manifest.MANIFEST for row in extra)
     assert set(controls.bodies) <= {("policy", "app")}
     assert controls.damaged.isdisjoint(controls.bodies)
 
@@ -217,7 +217,7 @@ def test_control_rows(root_key: RootKey, data: st.DataObject, extra: list[Contro
 def test_the_rows_above_are_good(root_key: RootKey) -> None:
     """The seeds of the mutations are good ones."""
     rows = make_rows(root_key, b"".join(len(part).to_bytes(4, "big") + part for part in list_manifest(root_key)))
-    assert control.verify(META, rows, root_key).bodies == {("policy", "app"): b"body"}
+    assert manifest.verify(META, rows, root_key).bodies == {("policy", "app"): b"body"}
     for kind, record in RECORDS.items():
         assert records.decode(kind, records.encode(record)) == record
     assert decode_policy(encode_policy(POLICY)) == POLICY

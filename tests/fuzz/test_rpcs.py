@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.clock import ManualClock
-from common.edge import Call, Method, _parse, code_of
 from common.errors import ShardholdError
-from common.protected import Level, ProtectedMemory
-from common.sealing import OneShotKey
-from common.statement import PUT_SHARD, Statement, StatementDesk
+from common.keys.protected import Level, ProtectedMemory
+from common.keys.sealing import OneShotKey
+from common.keys.statement import PUT_SHARD, Statement, StatementDesk
+from common.server.edge import Call, Method, _parse, code_of
 from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2
-from nexus.states import State
+from nexus.lifecycle.states import State
 from pilot.dev.ca import DevelopmentCA
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.cluster.keepers import CLUSTER_ID, FixedIdentity, make_put
@@ -31,7 +31,7 @@ from tests.fuzz.messages import Known, hostile_message
 from tests.nexus.cluster import found, open_store
 from tests.nexus.core import AUDITOR, SUPERUSER, NexusCore, make_ready
 from tests.nexus.founder import PUBLIC_KEY
-from tests.nexus.keepers import PlayedKeeper
+from tests.nexus.played_keepers import PlayedKeeper
 
 NEXUS_RPCS = [
     rpc.name

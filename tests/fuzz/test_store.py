@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ShardholdError
-from common.protected import Level, ProtectedMemory
+from common.keys.protected import Level, ProtectedMemory
 from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_text
 from tests.nexus.cluster import FoundedCluster, found, open_store
 from tests.nexus.core import NexusCore, make_ready
-from tests.nexus.damaged import ask, bring_back, started_on
+from tests.nexus.keys.damaged import ask, bring_back, started_on
 
 TIME_RANGE = range(253_402_300_800)  # seconds that a datetime can hold
 PATHS = ("team/a", "team/b", "team/c")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import MarkError, NotFoundError, ShardholdError, WrongStateError
-from common.mark import SignedMark
+from common.forms.mark import SignedMark
 from keeper.mark_slot import MarkSlot
 from keeper.slots import Pin
 from tests.cluster.marks import MarkMaker

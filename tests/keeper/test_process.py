@@ -16,8 +16,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from common.mark import SignedMark
-from common.statement import PUT_SHARD
+from common.forms.mark import SignedMark
+from common.keys.statement import PUT_SHARD
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider

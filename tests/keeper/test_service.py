@@ -7,10 +7,7 @@ from dataclasses import fields
 import pytest
 from google.protobuf.message import Message
 
-from common import shamir
 from common.clock import ManualClock
-from common.delivery import SetLabel, build_fetch_info
-from common.edge import Call
 from common.errors import (
     DeniedError,
     InvalidArgumentError,
@@ -20,10 +17,13 @@ from common.errors import (
     StatementError,
     WrongStateError,
 )
-from common.mark import SignedMark
-from common.protected import Level, ProtectedMemory
-from common.sealing import OneShotKey
-from common.statement import PUT_SHARD, Statement, StatementDesk
+from common.forms.delivery import SetLabel, build_fetch_info
+from common.forms.mark import SignedMark
+from common.keys import shamir
+from common.keys.protected import Level, ProtectedMemory
+from common.keys.sealing import OneShotKey
+from common.keys.statement import PUT_SHARD, Statement, StatementDesk
+from common.server.edge import Call
 from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2 as pb

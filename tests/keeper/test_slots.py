@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from common import shamir
-from common.delivery import SetLabel
 from common.errors import InvalidArgumentError, NotFoundError, ProtectionError, WrongStateError
-from common.protected import Level, ProtectedMemory
+from common.forms.delivery import SetLabel
+from common.keys import shamir
+from common.keys.protected import Level, ProtectedMemory
 from keeper.slots import HeldSet, Pin, ShardSlots
 
 CLUSTER, GENESIS = b"c" * 16, b"g" * 32

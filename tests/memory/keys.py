@@ -8,15 +8,15 @@ from pathlib import Path
 
 from shamir_mnemonic import Share
 
-from common import shamir
-from common.protected import Level, ProtectedMemory
-from common.recovery_key import escrow_info, open_sealed
-from common.words import combine, encode_share
-from nexus import records
-from nexus.keyring import Keyring
-from nexus.root_key import RootKey
+from common.keys import shamir
+from common.keys.protected import Level, ProtectedMemory
+from common.keys.recovery_key import escrow_info, open_sealed
+from common.keys.words import combine, encode_share
+from nexus.keys import records
+from nexus.keys.keyring import Keyring
+from nexus.keys.root_key import RootKey
 from nexus.store.protocol import ControlRow
-from pilot.card import read_words
+from pilot.custody.card import read_words
 from tests.cluster.cluster import Cluster
 from tests.memory.process_memory import list_regions, read_region
 

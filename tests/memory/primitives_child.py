@@ -8,10 +8,10 @@ import sys
 import threading
 from collections.abc import Callable
 
-from common import derive, shamir
-from common.hardening import harden_process
-from common.protected import Level, ProtectedBuffer, ProtectedMemory
-from common.sealing import OVERHEAD, OneShotKey, seal
+from common.keys import derive, shamir
+from common.keys.hardening import harden_process
+from common.keys.protected import Level, ProtectedBuffer, ProtectedMemory
+from common.keys.sealing import OVERHEAD, OneShotKey, seal
 
 MASK = 0x5A
 ROUNDS = 3

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import msgspec
 
-from common import shamir
 from common.errors import ProtectionError
-from common.genesis import Genesis
-from common.mark import Mark, SignedMark
-from common.protected import SLOT, ProtectedBuffer, ProtectedMemory
-from nexus import control, records
-from nexus.keyring import Keyring
-from nexus.marks import MarkBook
-from nexus.policy import Policy, encode_policy, superuser_policy
-from nexus.quorum.shard_set import Member, ShardSet, draw_set
-from nexus.root_key import RootKey
-from nexus.serving import Serving, make_canary, prove
+from common.forms.genesis import Genesis
+from common.forms.mark import Mark, SignedMark
+from common.keys import shamir
+from common.keys.protected import SLOT, ProtectedBuffer, ProtectedMemory
+from nexus.keepers.marks import MarkBook
+from nexus.keys import manifest, records
+from nexus.keys.keyring import Keyring
+from nexus.keys.opened import Serving, make_canary, prove
+from nexus.keys.root_key import RootKey
+from nexus.keys.shard_set import Member, ShardSet, draw_set
+from nexus.policy.rules import Policy, encode_policy, superuser_policy
 from nexus.store.protocol import ControlRow, Meta, Phase, Store, Writer
-from nexus.store.sqlite import SqliteStore
-from tests.nexus.keepers import PlayedKeeper
+from nexus.store.sqlite.store import SqliteStore
+from tests.nexus.played_keepers import PlayedKeeper
 
 TRUST_DOMAIN = "example.org"
 SUPERUSERS = superuser_policy(TRUST_DOMAIN, "/shardhold/pilot/role/ROLE/PERSON")
@@ -135,7 +135,7 @@ def found(
     recovery: records.RecoveryKeyRecord = NO_RECOVERY,
     seal_escrow: SealEscrow = lambda secret, cluster_id, generation: b"opens for nobody",
 ) -> FoundedCluster:
-    """Write the rows of a cluster as `nexus.initialise` does, without its two phases."""
+    """Write the rows of a cluster as `nexus.admin.initialise` does, without its two phases."""
     cluster_id = os.urandom(16)
     secret = os.urandom(32)
     escrow = seal_escrow(secret, cluster_id, 1)
@@ -184,7 +184,7 @@ def found(
             last_set_number=1,
             last_kek_id=1,
         )
-        writer.save_meta(control.first_manifest(meta, bodies, root_key, writer))
+        writer.save_meta(manifest.first_manifest(meta, bodies, root_key, writer))
 
     store.write(write)
     keyring.release()
@@ -210,7 +210,7 @@ def add_set(folder: Path, cluster: FoundedCluster, *, set_number: int) -> None:
         cluster.record, set_id=bytes(16), set_number=set_number, members=tuple(evil), state=records.SetState.CURRENT
     )
     body = records.encode(record)
-    digest = control.row_digest(cluster.cluster_id, records.SHARD_SET, "added", body)
+    digest = manifest.row_digest(cluster.cluster_id, records.SHARD_SET, "added", body)
     tamper(folder, "INSERT INTO control VALUES (?, ?, ?, ?)", records.SHARD_SET, "added", body, digest)
 
 

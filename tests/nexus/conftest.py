@@ -8,15 +8,15 @@ from time import monotonic
 
 import pytest
 
-from common.protected import Level, ProtectedMemory
-from nexus.policy import Policy
+from common.keys.protected import Level, ProtectedMemory
+from nexus.policy.rules import Policy
 from nexus.store.protocol import Store
 from tests.nexus import cluster
 from tests.nexus.cluster import FoundCluster
 from tests.nexus.core import NexusCore, make_ready
 from tests.nexus.custodians import KEY, Lost
 from tests.nexus.failing_store import FailingStore
-from tests.nexus.keepers import PlayedKeeper
+from tests.nexus.played_keepers import PlayedKeeper
 
 WaitUntil = Callable[..., None]
 MakeNexus = Callable[..., NexusCore]

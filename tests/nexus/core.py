@@ -9,39 +9,39 @@ import msgspec
 import pytest
 
 from common.clock import ManualClock, SystemClock
-from common.edge import Method
 from common.errors import AuditUnavailableError
-from common.protected import ProtectedMemory
-from nexus.audit.directory import list_segments
-from nexus.audit.entry import Entry, decode_entry
-from nexus.audit.exporter import Exporter
-from nexus.audit.line import EntryLine, Line
-from nexus.audit.log import AuditLog
-from nexus.gate import Caller, Gate
-from nexus.initialise import Initialisation
-from nexus.lifecycle import Lifecycle
-from nexus.policies import Policies
-from nexus.quorum.pool import KeeperPool
-from nexus.roles import Roles
-from nexus.seal import SealDesk
+from common.forms.audit.entry import Entry, decode_entry
+from common.forms.audit.line import EntryLine, Line
+from common.forms.audit.segment import list_segments
+from common.keys.protected import ProtectedMemory
+from common.server.edge import Method
+from nexus.access.audit.exporter import Exporter
+from nexus.access.audit.log import AuditLog
+from nexus.access.gate import Caller, Gate
+from nexus.access.roles import Roles
+from nexus.admin.initialise import Initialisation
+from nexus.admin.policies import Policies
+from nexus.admin.seal import SealDesk
+from nexus.admin.status import StatusDesk
+from nexus.admin.unseal import Unseal
+from nexus.keepers.pool import KeeperPool
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.states import State, initial_state
+from nexus.lifecycle.warden import Warden
 from nexus.server.auth import Authenticator
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.methods import list_methods
 from nexus.server.policies import PolicyHandlers
-from nexus.server.recovery import RecoveryHandlers
 from nexus.server.secrets import SecretHandlers
 from nexus.server.signer import SvidSigner
-from nexus.states import State, initial_state
-from nexus.status import StatusDesk
+from nexus.server.unseal import RecoveryHandlers
 from nexus.store.protocol import Store
-from nexus.unseal import Unseal
-from nexus.vault import Vault
-from nexus.warden import Warden
-from shardhold._identity import Svid
+from nexus.vault.secrets import Vault
+from shardhold.identity import Svid
 from tests.common.authority import Authority
-from tests.nexus.audit.descriptor import replaced
+from tests.nexus.access.audit.descriptor import replaced
 from tests.nexus.cluster import SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
-from tests.nexus.keepers import PlayedKeeper
+from tests.nexus.played_keepers import PlayedKeeper
 
 ROLES = Roles(TRUST_DOMAIN)
 
@@ -92,7 +92,7 @@ IDENTITY = FixedIdentity()
 
 
 class NexusCore:
-    """One nexus on one store, built as `nexus.process` builds it."""
+    """One nexus on one store, built as `nexus.server.process` builds it."""
 
     def __init__(self, folder: Path, store: Store, memory: ProtectedMemory, keepers: Sequence[PlayedKeeper]) -> None:
         self.folder = folder

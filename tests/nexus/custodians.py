@@ -5,16 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import words
-from common.delivery import build_share_info
-from common.protected import ProtectedMemory
-from common.recovery_key import derive_public_key, escrow_info, hash_share, seal
-from common.sealing import seal as seal_to
-from common.statement import SUBMIT_SHARE, SignedStatement, Statement, verify
-from nexus import records
-from nexus.gate import Caller
+from common.forms.delivery import build_share_info
+from common.keys import words
+from common.keys.protected import ProtectedMemory
+from common.keys.recovery_key import derive_public_key, escrow_info, hash_share, seal
+from common.keys.sealing import seal as seal_to
+from common.keys.statement import SUBMIT_SHARE, SignedStatement, Statement, verify
+from nexus.access.gate import Caller
+from nexus.admin.unseal import SessionView, Submitted
+from nexus.keys import records
 from nexus.store.protocol import Meta
-from nexus.unseal import SessionView, Submitted
 from tests.common.authority import NOW
 from tests.nexus.cluster import FoundedCluster
 from tests.nexus.core import IDENTITY, NexusCore, SettableClock, identify

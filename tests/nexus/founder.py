@@ -2,9 +2,9 @@
 
 import os
 
-from common.recovery_key import challenge_info, derive_public_key, hash_share, open_sealed
-from nexus.gate import Caller
-from nexus.initialise import Begun, Confirmed, Plan, make_recovery
+from common.keys.recovery_key import challenge_info, derive_public_key, hash_share, open_sealed
+from nexus.access.gate import Caller
+from nexus.admin.initialise import Begun, Confirmed, Plan, make_recovery
 from nexus.store.protocol import ControlRow, Meta, Store
 from tests.nexus.core import SUPERUSER, NexusCore
 

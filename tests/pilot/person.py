@@ -5,7 +5,7 @@ import pty
 import termios
 import threading
 
-from pilot.terminal import Terminal
+from pilot.terminal.terminal import Terminal
 
 DEADLINE_S = 10.0
 

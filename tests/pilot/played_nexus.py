@@ -7,13 +7,13 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from common.clock import SystemClock
-from common.delivery import build_share_info
-from common.edge import Call, GrpcServer, Method
 from common.errors import InvalidArgumentError, ShardholdError, WrongStateError
-from common.statement import SUBMIT_SHARE, StatementDesk
-from common.words import WIRE_SIZE, decode_share, read_share
+from common.forms.delivery import build_share_info
+from common.keys.statement import SUBMIT_SHARE, StatementDesk
+from common.keys.words import WIRE_SIZE, decode_share, read_share
+from common.server.edge import Call, GrpcServer, Method
 from pilot.dev.ca import DevelopmentCA
-from shardhold._identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
+from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
 from shardhold.v1 import cluster_pb2, recovery_pb2
 from tests.cluster.keepers import Credentials, FixedIdentity
 

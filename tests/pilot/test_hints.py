@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import RecoveringError, SealedError
 from pilot.dev.ca import DevelopmentCA
-from shardhold._identity import Svid
+from shardhold.identity import Svid
 from tests.cluster.keepers import Credentials, certify
 from tests.pilot.played_nexus import CUSTODIAN_PATH, NEXUS_PATH, PlayedNexus, write_svid
 from tests.pilot.transcript import run_pilot

@@ -1,0 +1,1 @@
+"""Configuration: from file, environment and flags to one checked model."""

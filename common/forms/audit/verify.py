@@ -1,0 +1,216 @@
+"""Check the audit files offline: every line, every segment, every checkpoint.
+
+What it cannot see by itself: that the newest lines were cut off. Compare the last number and hash with those of an
+earlier check, or with a checkpoint that was kept elsewhere.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NoReturn
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from common.errors import CorruptRowError
+from common.forms.audit.line import (
+    FORMAT,
+    NO_HASH,
+    CheckpointLine,
+    Line,
+    SegmentLine,
+    TornTailLine,
+    checkpoint_message,
+    decode_first_line,
+    decode_line,
+)
+from common.forms.audit.segment import Segment, hash_rest, list_segments
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The first line that is not what was written."""
+
+    file: str
+    line: int  # from 1
+    offset: int  # bytes
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TornTail:
+    """Bytes that a crash left behind the last whole line of a segment."""
+
+    file: str
+    offset: int
+    size: int
+    is_named: bool  # by a line of the segment after it; not yet while the nexus has not been started again
+
+
+@dataclass(slots=True)
+class ChainReport:
+    """One chain, as far as it was checked."""
+
+    nexus: str
+    timeline: int
+    segments: int = 0
+    seq: int = 0  # of the last line
+    digest: bytes = NO_HASH  # its hash
+    signed: int = 0  # checkpoints whose signature holds
+    signed_seq: int = 0  # of the last of them: nobody without the key has changed a line up to it
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found. It stops at the first fault of each nexus."""
+
+    chains: list[ChainReport] = field(default_factory=list)
+    torn_tails: list[TornTail] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+class _FaultError(Exception):
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.why)
+        self.fault = fault
+
+
+def verify(directory: Path, *, public_keys: Collection[bytes] = (), nexus: str | None = None) -> Report:
+    """Check all chains in *directory*, or those of one nexus.
+
+    A checkpoint has to be signed by one of *public_keys* (32 bytes each); without any, by the key that it names itself.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    report = Report()
+    segments = list_segments(directory, nexus)
+    for name in sorted({segment.nexus for segment in segments}):
+        walk = _Walk(directory, [segment for segment in segments if segment.nexus == name], public_keys, report)
+        try:
+            walk.run()
+        except _FaultError as exc:
+            report.faults.append(exc.fault)
+    return report
+
+
+class _Walk:
+    """Goes through the chains of one nexus in the order of their timelines."""
+
+    def __init__(
+        self, directory: Path, segments: list[Segment], public_keys: Collection[bytes], report: Report
+    ) -> None:
+        self._directory = directory
+        # An empty one was just made when the process died; the next start fills it.
+        self._segments = [segment for segment in segments if (directory / segment.name).stat().st_size]
+        self._public_keys = public_keys
+        self._report = report
+        self._chain: ChainReport
+        self._number = 0
+        self._has_begun = False
+        self._followed = set(self._list_starts())  # hashes that a chain says it begins behind
+        self._met = {NO_HASH}  # those of them that lines so far have
+        self._torn: dict[str, tuple[Fault, bytes]] = {}  # by file, until a later line names them
+
+    def run(self) -> None:
+        for segment in self._segments:
+            self._check_segment(segment)
+        for fault, rest in self._torn.values():
+            # A crash leaves at most a part of a line; whole lines that do not follow are somebody's work.
+            if b"\n" in rest:
+                raise _FaultError(fault)
+            self._report.torn_tails.append(TornTail(fault.file, fault.offset, len(rest), is_named=False))
+
+    def _check_segment(self, segment: Segment) -> None:
+        if not self._has_begun or segment.timeline != self._chain.timeline:
+            self._chain = ChainReport(segment.nexus, segment.timeline)
+            self._report.chains.append(self._chain)
+            self._number = 0
+            self._has_begun = True
+        start = Fault(segment.name, 1, 0, f"segment {self._number + 1} is missing before it")
+        if segment.number != self._number + 1:
+            self._raise(start)
+        self._number = segment.number
+        self._chain.segments += 1
+        offset = 0
+        with (self._directory / segment.name).open("rb") as file:
+            for number, encoded in enumerate(file, start=1):
+                here = Fault(segment.name, number, offset, "")
+                try:
+                    line, digest = self._decode(encoded, number)
+                except CorruptRowError as exc:
+                    # Perhaps a torn tail: what comes later has to say so.
+                    self._torn[segment.name] = (replace(here, why=str(exc)), encoded + file.read())
+                    return
+                self._check_line(line, segment, here)
+                self._chain.seq, self._chain.digest = line.seq, digest
+                if digest in self._followed:
+                    self._met.add(digest)
+                offset += len(encoded)
+
+    def _decode(self, encoded: bytes, number: int) -> tuple[Line, bytes]:
+        if number == 1:
+            return decode_first_line(encoded, is_header=True)
+        return decode_line(encoded, self._chain.digest)
+
+    def _check_line(self, line: Line, segment: Segment, here: Fault) -> None:
+        if line.seq != self._chain.seq + 1:
+            self._raise(replace(here, why=f"number {line.seq}, want {self._chain.seq + 1}"))
+        if isinstance(line, SegmentLine):
+            self._check_header(line, segment, here)
+        elif isinstance(line, TornTailLine):
+            self._close_torn(line, here)
+        elif self._torn:
+            self._raise(here)
+        elif isinstance(line, CheckpointLine) and line.signature:
+            self._check_signature(line, here)
+
+    def _check_header(self, line: SegmentLine, segment: Segment, here: Fault) -> None:
+        says = Segment(line.nexus, line.timeline, line.segment)
+        if line.format != FORMAT or says != segment:
+            self._raise(replace(here, why=f"segment says that it is {says.name} in format {line.format}"))
+        if here.line != 1:
+            self._raise(replace(here, why="segment begins in the middle of another"))
+        previous = bytes.fromhex(line.previous)  # is hex: `decode_first_line` has read it
+        if previous not in self._met if segment.number == 1 else previous != self._chain.digest:
+            self._raise(replace(here, why="segment does not follow from the line before it"))
+
+    def _close_torn(self, line: TornTailLine, here: Fault) -> None:
+        fault, rest = self._torn.get(line.file, (here, b""))
+        if line.file not in self._torn or (line.offset, line.size, line.sha256) != (
+            fault.offset,
+            len(rest),
+            hash_rest(rest),
+        ):
+            self._raise(replace(here, why=f"names a torn tail that {line.file} does not have"))
+        del self._torn[line.file]
+        self._report.torn_tails.append(TornTail(line.file, line.offset, line.size, is_named=True))
+
+    def _check_signature(self, line: CheckpointLine, here: Fault) -> None:
+        if self._public_keys and line.public_key not in self._public_keys:
+            self._raise(replace(here, why="checkpoint is signed by another key"))
+        chain = self._chain
+        message = checkpoint_message(chain.nexus, chain.timeline, line.seq, chain.digest, line.chain)
+        try:
+            Ed25519PublicKey.from_public_bytes(line.public_key).verify(line.signature, message)
+        except (InvalidSignature, ValueError):
+            self._raise(replace(here, why="signature of the checkpoint does not hold"))
+        chain.signed += 1
+        chain.signed_seq = line.seq
+
+    def _list_starts(self) -> Iterator[bytes]:
+        for segment in self._segments:
+            if segment.number == 1:
+                with (self._directory / segment.name).open("rb") as file:
+                    try:
+                        line, _ = decode_first_line(file.readline(), is_header=True)
+                    except CorruptRowError:
+                        continue
+                    if isinstance(line, SegmentLine):
+                        yield bytes.fromhex(line.previous)
+
+    def _raise(self, fault: Fault) -> NoReturn:
+        """Raise the earliest fault: a tail that nothing names, if there is one."""
+        for earlier, _ in self._torn.values():
+            raise _FaultError(earlier)
+        raise _FaultError(fault)

@@ -1,0 +1,64 @@
+"""What a sealed shard is bound to on its way between nexus and keeper: the HPKE `info`, built alike on both sides.
+
+A shard that was sealed for one set, point, statement or keeper opens for no other.
+"""
+
+from dataclasses import dataclass
+
+from common.forms.codec import fields, u32, u64
+
+_PUT = b"shardhold-put-shard-v1"
+_SHARE = b"shardhold-submit-share-v1"
+_FETCH = b"shardhold-fetch-shard-v1"
+
+
+@dataclass(frozen=True, slots=True)
+class SetLabel:
+    """Names one shard set and where it stands; bound into everything that is sealed for it."""
+
+    cluster_id: bytes  # 16 bytes
+    genesis: bytes  # 32 bytes, fingerprint of the genesis record
+    timeline: int
+    generation: int
+    set_id: bytes  # 16 bytes
+    set_number: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sets come in the order of their commits. A store that was put back may give a number out again, in its next
+        timeline.
+        """
+        return self.timeline, self.set_number
+
+
+def build_put_info(
+    label: SetLabel, *, statement_digest: bytes, x: int, commitment: bytes, current_set_id: bytes
+) -> bytes:
+    """Bind a shard on its way to a keeper. The statement brings the keeper's and the nexus's exact SPIFFE ID."""
+    return fields(_PUT, statement_digest, *_encode(label), u32(x), commitment, current_set_id)
+
+
+def build_fetch_info(
+    label: SetLabel, *, x: int, boot_id: bytes, keeper_id: str, nexus_id: str, public_key: bytes
+) -> bytes:
+    """Bind a shard on its way back to the nexus with the SPIFFE ID *nexus_id* and the one-shot *public_key*."""
+    return fields(_FETCH, *_encode(label), u32(x), boot_id, keeper_id.encode(), nexus_id.encode(), public_key)
+
+
+def build_share_info(*, statement_digest: bytes, session_id: bytes, genesis: bytes) -> bytes:
+    """Bind a recovery share on its way to the nexus. The statement brings both SPIFFE IDs.
+
+    *genesis* is the fingerprint, 32 bytes, that the custodian compared with the card.
+    """
+    return fields(_SHARE, statement_digest, session_id, genesis)
+
+
+def _encode(label: SetLabel) -> tuple[bytes, ...]:
+    return (
+        label.cluster_id,
+        label.genesis,
+        u64(label.timeline),
+        u64(label.generation),
+        label.set_id,
+        u64(label.set_number),
+    )

@@ -1,0 +1,1 @@
+"""Primitives for keys: protected memory, derivation, Shamir, sealing, and recovery words."""

@@ -1,0 +1,1 @@
+"""A process that serves: its edge, its health, its identity, its logs, and its end."""

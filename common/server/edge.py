@@ -1,0 +1,380 @@
+"""The one file that knows grpcio's server.
+
+Nexus and keeper hand it a table of methods; a faster edge would be one more such file. A method is a plain function
+(call, request) → response that knows nothing of gRPC. Around it, in this order and in one wrapper (stacked interceptors
+cost more than most calls): the caller by `common.server.peer`, the server's own SVID, which a connection may outlive,
+the message by `common.server.arrival`, the deadline, the request's bytes, the method, the response's bytes. What a
+method raises becomes a status of `CODES` and a google.rpc.ErrorInfo with the error's stable reason.
+
+Every method is unary, but gRPC is told that its request is a stream: the message of a unary one it awaits in the
+worker, without a bound and before it asks who calls. On the wire the two are the same. Messages behind the first are
+not read, as gRPC does with a unary request; to look for them would cost a call another change of threads.
+
+Health answers every authenticated peer, for "" and for each service. There is no reflection.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
+from grpc_health.v1.health import HealthServicer
+from prometheus_client import CollectorRegistry
+
+from common import errors
+from common.server.arrival import Arrivals
+from common.server.meter import Meter
+from common.server.peer import PeerCheck
+from common.server.tls import server_credentials
+from shardhold.identity import IdentitySource, IdentityUnavailableError
+
+ERROR_DOMAIN = "shardhold"
+
+CODES: Mapping[type[errors.ShardholdError], grpc.StatusCode] = {
+    errors.ShardholdError: grpc.StatusCode.INTERNAL,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.RefusedError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.DeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.ConflictError: grpc.StatusCode.ABORTED,
+    errors.IntegrityError: grpc.StatusCode.DATA_LOSS,
+    errors.StatementError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.MarkError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.WordsError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ProtectionError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+"""By family, with exceptions: an error goes by the nearest of its bases in here."""
+
+_MAX_MESSAGE = 5 * 1024 * 1024  # bytes; a batch holds at most 4 MiB of secrets
+_MAX_METADATA = 16 * 1024  # bytes of all headers of a call
+_MAX_STREAMS = 256  # calls in flight on one connection
+MAX_CALLS = 1024  # in flight and queued on one server
+_MAX_CONNECTIONS = 2048
+_CONNECTION_GRACE_MS = 30_000  # for the calls of a connection that grew too old
+_MAX_DETAILS = 2000  # characters of an error's message; it travels in the headers
+_NO_DEADLINE_S = 1e9  # grpcio says centuries where the client set none
+_STATUS_DETAILS = "grpc-status-details-bin"
+_TRANSPORT_OPTIONS: tuple[tuple[str, int], ...] = (
+    # By default a second server binds a taken port in silence.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    ("grpc.max_metadata_size", _MAX_METADATA),
+    ("grpc.absolute_max_metadata_size", _MAX_METADATA),
+    ("grpc.max_concurrent_streams", _MAX_STREAMS),
+    ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
+    ("grpc.server.max_pending_requests", MAX_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_CALLS),
+    # Only uncompressed messages: a small one could unpack to gigabytes.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.per_message_decompression", 0),
+    # A half-open peer is found after 30 + 10 s, a handshake that goes nowhere after 5 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    # Clients may ping every 10 s; two pings too many and the connection is closed.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    # Every stream that a client resets costs it a round trip (by default one of a hundred does).
+    ("grpc.http2.ping_on_rst_stream_percent", 100),
+)
+
+_logger = structlog.get_logger()
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+# The authentication context holds lists of bytes; the stubs of grpcio say bytes.
+_Identify = Callable[[Any], str]
+_Send = Callable[[health_pb2.HealthCheckResponse | None], None]  # None ends the stream
+_Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"  # generic in its stubs only
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a method knows of its call beside the request."""
+
+    caller: str  # SPIFFE ID
+    address: str = ""  # of the peer, as gRPC writes it: ipv4:127.0.0.1:40000
+    deadline: float | None = None  # seconds left when the method began; None: the client set none
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One unary RPC: its full name, its messages, and the function that answers it."""
+
+    name: str  # /shardhold.v1.SecretService/GetSecret
+    request: type[Message]
+    response: type[Message]
+    handle: Callable[[Call, Any], Any]
+
+
+class GrpcServer:
+    """A gRPC server over mTLS for a table of methods.
+
+    Args:
+        methods: Every RPC that is served, health aside.
+        address: host:port; port 0 takes a free one.
+        identity: Where the server's SVID comes from; rotations are followed.
+        trust_domain: Of server and callers.
+        workers: Threads that run methods.
+        max_connection_age_s: Seconds after which a client has to connect, and show its certificate, anew.
+        max_calls: Calls in flight and queued; further ones are refused with RESOURCE_EXHAUSTED.
+        message_wait_s: Seconds that a call may take to send its message once a worker is free for it.
+        registry: Where calls are counted; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        *,
+        address: str,
+        identity: IdentitySource,
+        trust_domain: str,
+        workers: int = 8,
+        max_connection_age_s: int = 3600,
+        max_calls: int = MAX_CALLS,
+        message_wait_s: float = 2.0,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self._address = address
+        self._identity = identity
+        self._services = ("", *sorted({method.name.split("/")[1] for method in methods}))
+        self._health = HealthServicer()
+        self._peers = PeerCheck(trust_domain)
+        self._pool = _Workers(workers)
+        self._arrivals = Arrivals(
+            _end,
+            is_short=self._pool.is_short,
+            per_caller=max(1, workers // 4),
+            wait_s=message_wait_s,
+        )
+        self._meter = Meter(registry)
+        self._stopping = threading.Lock()
+        self._is_stopping = False
+        self._watchers: set[_Send] = set()
+        self.set_serving(False)
+        handlers = {method.name: self._make_handler(method) for method in methods}
+        handlers |= self._make_health_handlers()
+        self._server = grpc.server(
+            self._pool,
+            handlers=[_MethodTable(handlers)],
+            options=(
+                *_TRANSPORT_OPTIONS,
+                ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
+                ("grpc.max_connection_age_grace_ms", _CONNECTION_GRACE_MS),
+            ),
+            maximum_concurrent_rpcs=max_calls,
+        )
+
+    def start(self) -> int:
+        """Bind the address, serve, and return the port. Health stays NOT_SERVING until `set_serving`.
+
+        Raises:
+            ConfigError: The address cannot be bound.
+            IdentityUnavailableError: There is no SVID now.
+        """
+        try:
+            credentials = server_credentials(self._identity)
+        except IdentityUnavailableError as exc:
+            raise errors.IdentityUnavailableError(str(exc)) from exc
+        try:
+            port = self._server.add_secure_port(self._address, credentials)
+        except RuntimeError as exc:
+            raise errors.ConfigError(
+                f"listen.address: cannot bind {self._address!r}, want a free address of this machine"
+            ) from exc
+        self._server.start()
+        self._arrivals.start()
+        return port
+
+    def set_serving(self, serving: bool) -> None:
+        """Say by gRPC health, for "" and for each service, whether calls are served."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in self._services:
+            self._health.set(service, status)
+
+    def stop(self, grace: float) -> None:
+        """Refuse new calls, give those in flight *grace* seconds, then cancel them. Returns when done; idempotent."""
+        with self._stopping:
+            self._is_stopping = True
+            self._health.enter_graceful_shutdown()
+            for end in list(self._watchers):  # they would stay for the whole grace
+                end(None)
+            self._server.stop(grace).wait()
+            self._arrivals.stop()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _make_handler(self, method: Method) -> _Handler:
+        handle, meter = method.handle, self._meter.for_method(method.name)
+        identify: _Identify = self._peers.identify
+        arrivals, check_own = self._arrivals, self._identity.current
+        parse: Callable[[bytes], Message] = method.request.FromString
+
+        def serve(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            started = time.perf_counter()
+            code = grpc.StatusCode.OK
+            try:
+                caller = identify(context.auth_context())
+                check_own()
+                arrival = arrivals.enter(caller, context)
+                try:
+                    body = next(messages, None)
+                except grpc.RpcError:  # ended by the caller, by its deadline, or by us
+                    code = grpc.StatusCode.CANCELLED if arrival.code is grpc.StatusCode.OK else arrival.code
+                    raise
+                finally:
+                    arrivals.leave(caller, arrival)
+                if arrival.code is not grpc.StatusCode.OK:  # the message came too late to be acted on
+                    code = arrival.code
+                    context.abort(code, arrival.details)
+                if body is None:
+                    raise errors.InvalidArgumentError("the call ended without a message, want one")
+                remaining: float | None = context.time_remaining()
+                if remaining is not None and remaining > _NO_DEADLINE_S:
+                    remaining = None
+                elif remaining is not None and remaining <= 0:
+                    code = grpc.StatusCode.DEADLINE_EXCEEDED
+                    context.abort(code, "the deadline passed before the call began")
+                response: Message = handle(Call(caller, context.peer(), remaining), _parse(parse, body))
+                return response.SerializeToString()
+            except errors.ShardholdError as exc:
+                code = code_of(exc)
+                _refuse(context, code, exc.reason, str(exc))
+            except IdentityUnavailableError as exc:  # the SVID of this server; the SDK's error
+                code = grpc.StatusCode.UNAVAILABLE
+                _refuse(context, code, errors.IdentityUnavailableError.reason, str(exc))
+            except Exception:
+                if code is not grpc.StatusCode.OK:  # our own abort, or a call that was ended before its message came
+                    raise
+                # The one place that may catch everything: whatever it was, the caller learns nothing and the log all.
+                code = grpc.StatusCode.INTERNAL
+                _logger.exception("call failed", rpc=method.name, peer=context.peer())
+                _refuse(context, code, errors.ShardholdError.reason, "internal error")
+            finally:
+                meter(code, time.perf_counter() - started)
+
+        return grpc.stream_unary_rpc_method_handler(serve)
+
+    def _make_health_handlers(self) -> dict[str, _Handler]:
+        def check(_: Call, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
+            self._require_service(request.service)
+            return self._health.Check(request, None)
+
+        identify: _Identify = self._peers.identify
+
+        arrivals = self._arrivals
+
+        def watch(messages: Iterator[bytes], context: grpc.ServicerContext, send: _Send) -> None:
+            try:
+                caller = identify(context.auth_context())
+                arrival = arrivals.enter(caller, context)
+                try:
+                    body = next(messages, None)
+                finally:
+                    arrivals.leave(caller, arrival)
+                if arrival.code is not grpc.StatusCode.OK:
+                    context.abort(arrival.code, arrival.details)
+                if body is None:
+                    raise errors.InvalidArgumentError("the call ended without a message, want one")
+                request = _parse(health_pb2.HealthCheckRequest.FromString, body)
+                # The servicer would keep an entry for every name that anybody ever asked for.
+                self._require_service(request.service)
+            except errors.ShardholdError as exc:
+                _refuse(context, code_of(exc), exc.reason, str(exc))
+            self._health.Watch(request, context, send)
+            self._watchers.add(send)
+            if self._is_stopping or not context.add_callback(lambda: self._watchers.discard(send)):
+                send(None)
+
+        # A watcher would hold a worker for as long as it watches.
+        watch.experimental_non_blocking = True  # type: ignore[attr-defined]
+        watch_handler: _Handler = grpc.stream_stream_rpc_method_handler(
+            watch, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
+        )
+        name = f"/{HEALTH_SERVICE}/Check"
+        return {
+            name: self._make_handler(
+                Method(name, health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse, check)
+            ),
+            f"/{HEALTH_SERVICE}/Watch": watch_handler,
+        }
+
+    def _require_service(self, service: str) -> None:
+        if service not in self._services:
+            raise errors.NotFoundError("this server has no such service")
+
+
+def code_of(error: errors.ShardholdError) -> grpc.StatusCode:
+    """Return the status of *error*, by the nearest of its bases in `CODES`."""
+    return next(CODES[base] for base in type(error).__mro__ if base in CODES)
+
+
+class _Workers(ThreadPoolExecutor):
+    """The threads that run calls. It knows whether there are too few of them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, thread_name_prefix="call")
+        self._count = count
+        self._busy = 0
+        self._busy_lock = threading.Lock()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        return super().submit(self._run, fn, *args, **kwargs)
+
+    def is_short(self) -> bool:
+        """Return whether a call waits while all workers are at work; one that is about to be taken does not count."""
+        return self._busy >= self._count and self._work_queue.qsize() > 0
+
+    def _run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        with self._busy_lock:
+            self._busy += 1
+        try:
+            return work(*args, **kwargs)
+        finally:
+            with self._busy_lock:
+                self._busy -= 1
+
+
+class _MethodTable(grpc.GenericRpcHandler):
+    """Finds a method by its full name; gRPC answers UNIMPLEMENTED for the others."""
+
+    def __init__(self, handlers: Mapping[str, _Handler]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "_Handler | None":
+        return self._handlers.get(handler_call_details.method)
+
+
+def _parse(parse: Callable[[bytes], M], body: bytes) -> M:
+    try:
+        return parse(body)
+    except DecodeError as exc:
+        raise errors.InvalidArgumentError(
+            f"the request does not parse: {len(body)} bytes that are no such message"
+        ) from exc
+
+
+def _end(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> None:
+    """End the call from another thread than its worker's; `ServicerContext.cancel` would give no code."""
+    context._rpc_event.call.cancel(code.value[0], message)  # type: ignore[attr-defined]
+
+
+def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, message: str) -> NoReturn:
+    """End the call with *code* and an ErrorInfo."""
+    message = message[:_MAX_DETAILS]
+    status = status_pb2.Status(code=code.value[0], message=message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
+    context.set_trailing_metadata(((_STATUS_DETAILS, status.SerializeToString()),))
+    context.abort(code, message)

@@ -1,0 +1,335 @@
+"""Bring a cluster into being, in two phases that `pilot init` drives.
+
+- BeginInit commits the phase *initialising* first, with the cluster id that all later attempts reuse and numbers that
+  are never used again; only then is a root key made, in memory.
+- ConfirmInit brings the opened challenge: whoever sent it read a threshold of recovery shares back. One change then
+  commits everything. Shards are sent afterwards, by the same refill that serves for ever.
+- Whatever happens before that change (a crash, an abort, a new attempt) voids the attempt: its recovery shares open
+  nothing.
+- A store that holds anything, or was initialised once, never gets a new root key. Nor does one whose keepers serve a
+  cluster: it is a new store in the place of one that was lost, and that may be put back.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from common.errors import InvalidArgumentError, WrongStateError
+from common.forms.genesis import Genesis
+from common.keys.opener import seal_escrow
+from common.keys.protected import ProtectedMemory
+from common.keys.recovery_key import ShareHash, challenge_info, check_public_key, escrow_info, seal
+from common.keys.words import check_counts
+from nexus.access.gate import Caller, Gate, Grant
+from nexus.access.roles import Role
+from nexus.keepers.pool import KeeperPool
+from nexus.keys import manifest, records
+from nexus.keys.keyring import Keyring
+from nexus.keys.opened import Serving, make_canary, prove
+from nexus.keys.root_key import ROOT_KEY_SIZE, RootKey
+from nexus.keys.shard_set import draw_set
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.states import State
+from nexus.lifecycle.warden import Warden
+from nexus.policy.rules import Policy, encode_policy
+from nexus.store.protocol import Meta, Phase, Store, Writer
+
+CHALLENGE_SIZE = 32
+
+_SUPERUSER = frozenset({Role.SUPERUSER})
+_FIRST_KEK = 1
+_FIRST_TIMELINE = 1
+_HEARD_S = 3.0  # a nexus that has just started asked its keepers once by then
+
+log = structlog.get_logger("init")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an administrator asks for."""
+
+    shard_threshold: int  # 0: more than half of the keepers
+    recovery: records.RecoveryKeyRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    attempt: int
+    cluster_id: bytes
+    genesis: bytes  # 32 bytes
+    challenge: bytes  # sealed to the recovery public key
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    keepers_filled: int
+    keepers_wanted: int
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An attempt in memory. It dies with the process."""
+
+    number: int
+    threshold: int
+    set_number: int
+    recovery: records.RecoveryKeyRecord
+    root_key: RootKey
+    genesis: Genesis
+    escrow: bytes
+    answer: bytes  # says nothing about any key
+
+
+class Initialisation:
+    """Thread-safe: one phase at a time."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        gate: Gate,
+        lifecycle: Lifecycle,
+        warden: Warden,
+        pool: KeeperPool,
+        memory: ProtectedMemory,
+        first_policy: Policy,
+    ) -> None:
+        self._store = store
+        self._gate = gate
+        self._lifecycle = lifecycle
+        self._warden = warden
+        self._pool = pool
+        self._memory = memory
+        self._first_policy = first_policy
+        self._attempt: _Attempt | None = None
+        self._confirmed: tuple[int, bytes] | None = None  # attempt and answer that made this cluster
+        self._lock = threading.Lock()
+
+    @property
+    def step(self) -> str | None:
+        """Say where the attempt in memory stands, None when there is none."""
+        attempt = self._attempt
+        return None if attempt is None else f"attempt {attempt.number} waits for its proof"
+
+    def begin(self, caller: Caller, plan: Plan) -> Begun:
+        """Start an attempt; the one before it becomes void.
+
+        Raises:
+            InvalidArgumentError: A threshold, the public key or a share hash.
+            WrongStateError: The store is initialised or holds something, or keepers serve a cluster.
+        """
+        with self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant, self._lock:
+            threshold = self._check_plan(plan)
+            self._pool.wait_heard(seconds=_HEARD_S)
+            meta = self._store.write(lambda writer: self._allocate(writer, grant))
+            self._void()
+            self._lifecycle.enter(State.INITIALISING)
+            attempt = self._attempt = self._make(meta, plan, threshold)
+            info = challenge_info(meta.cluster_id, attempt.number, attempt.genesis.fingerprint)
+            challenge = seal(attempt.answer, plan.recovery.public_key, info)
+            return Begun(attempt.number, meta.cluster_id, attempt.genesis.fingerprint, challenge)
+
+    def confirm(self, caller: Caller, number: int, answer: bytes, *, seconds: float) -> Confirmed:
+        """Commit the attempt, and wait at most *seconds* for its quorum of keepers. The same call again does no harm.
+
+        Raises:
+            InvalidArgumentError: The answer is wrong; the attempt stays.
+            WrongStateError: The attempt is void; or keepers serve a cluster, and the attempt stays.
+        """
+        with self._gate.role_call("ConfirmInit", caller, "init.confirm", _SUPERUSER) as grant, self._lock:
+            if not self._was_confirmed(number, answer):
+                self._commit(self._open_attempt(number), answer, grant)
+        wanted = self._lifecycle.require_serving().shard_set.record.quorum
+        return Confirmed(self._pool.wait_holders(wanted, seconds=seconds), wanted)
+
+    def abort(self, caller: Caller, number: int) -> None:
+        """Void the attempt.
+
+        Raises:
+            WrongStateError: It is void already.
+        """
+        with self._gate.role_call("AbortInit", caller, "init.abort", _SUPERUSER, reserve=True) as grant, self._lock:
+            self._open_attempt(number)
+            grant.detail = f"attempt {number}"
+            self._void()
+
+    def _check_plan(self, plan: Plan) -> int:
+        keepers = len(self._pool.seats)
+        threshold = plan.shard_threshold or keepers // 2 + 1
+        if not 2 <= threshold <= keepers:
+            raise InvalidArgumentError(f"shard_threshold: got {threshold}, want 2 to {keepers}, the number of keepers")
+        check_counts(plan.recovery.threshold, len(plan.recovery.shares))
+        check_public_key(plan.recovery.public_key)
+        return threshold
+
+    def _allocate(self, writer: Writer, grant: Grant) -> Meta:
+        meta = writer.load_meta()
+        if meta.phase is Phase.INITIALISED:
+            raise WrongStateError("the store is initialised already")
+        if not writer.is_empty():
+            raise WrongStateError("the store is not empty: it never gets a new root key")
+        self._check_keepers()
+        meta = replace(
+            meta,
+            phase=Phase.INITIALISING,
+            cluster_id=meta.cluster_id or os.urandom(16),
+            last_init_attempt=meta.last_init_attempt + 1,
+            last_generation=meta.last_generation + 1,
+            last_set_number=meta.last_set_number + 1,
+        )
+        writer.save_meta(meta)
+        grant.detail = f"attempt {meta.last_init_attempt}"
+        writer.append_audit(self._gate.change_entry(grant))
+        return meta
+
+    def _check_keepers(self) -> None:
+        serving = self._pool.find_serving()
+        if serving:
+            clusters = ", ".join(sorted({cluster_id.hex() for cluster_id in serving.values()}))
+            raise WrongStateError(
+                f"{', '.join(serving)} of the keepers serve cluster {clusters}, of which this store knows nothing: put "
+                "the store of that cluster back; or start these keepers anew, if it is to be forgotten"
+            )
+
+    def _make(self, meta: Meta, plan: Plan, threshold: int) -> _Attempt:
+        key = self._memory.allocate(ROOT_KEY_SIZE)
+        key.fill_random()
+        root_key = RootKey(key, cluster_id=meta.cluster_id, generation=meta.last_generation, memory=self._memory)
+        public_key = plan.recovery.public_key
+        try:
+            escrow = seal_escrow(root_key.view, public_key, escrow_info(meta.cluster_id, root_key.generation))
+        except BaseException:
+            root_key.release()
+            raise
+        genesis = Genesis(
+            cluster_id=meta.cluster_id,
+            generation=root_key.generation,
+            kcv=root_key.kcv,
+            audit_public_key=root_key.public_key,
+            recovery_public_key=public_key,
+            escrow_digest=hashlib.sha256(escrow).digest(),
+        )
+        return _Attempt(
+            number=meta.last_init_attempt,
+            threshold=threshold,
+            set_number=meta.last_set_number,
+            recovery=plan.recovery,
+            root_key=root_key,
+            genesis=genesis,
+            escrow=escrow,
+            answer=os.urandom(CHALLENGE_SIZE),
+        )
+
+    def _commit(self, attempt: _Attempt, answer: bytes, grant: Grant) -> None:
+        if not hmac.compare_digest(attempt.answer, answer):
+            raise InvalidArgumentError(
+                "answer: does not match the challenge: the shares read back are not of this attempt"
+            )
+        grant.detail = f"attempt {attempt.number}"
+        proven: list[Serving] = []
+        try:
+            self._store.write(lambda writer: proven.append(self._write(writer, attempt, grant)))
+        except BaseException:
+            for serving in proven:
+                serving.release()
+            raise
+        self._confirmed = (attempt.number, answer)
+        self._attempt = None
+        attempt.root_key.release()
+        self._warden.found(proven[0])
+        log.info("cluster initialised", attempt=attempt.number, genesis=attempt.genesis.fingerprint.hex())
+
+    def _write(self, writer: Writer, attempt: _Attempt, grant: Grant) -> Serving:
+        """Write all that makes a cluster, and open it the way every recovery will, before it is committed."""
+        meta = writer.load_meta()
+        if meta.phase is not Phase.INITIALISING or meta.last_init_attempt != attempt.number or not writer.is_empty():
+            raise WrongStateError("the store is not as this attempt left it: it never gets a new root key")
+        self._check_keepers()
+        meta = replace(meta, phase=Phase.INITIALISED, timeline=_FIRST_TIMELINE, last_kek_id=_FIRST_KEK, sealed=False)
+        shard_set, points = draw_set(
+            attempt.root_key.view,
+            [seat.member for seat in self._pool.seats],
+            threshold=attempt.threshold,
+            generation=attempt.root_key.generation,
+            set_number=attempt.set_number,
+            timeline=_FIRST_TIMELINE,
+            cluster_id=meta.cluster_id,
+            memory=self._memory,
+        )
+        with contextlib.ExitStack() as on_failure:
+            for point in points:
+                on_failure.callback(point.release)
+            bodies = self._first_rows(attempt, shard_set)
+            writer.save_meta(manifest.first_manifest(meta, bodies, attempt.root_key, writer))
+            writer.append_audit(self._gate.change_entry(grant))
+            meta, rows = replace(writer.load_meta(), revision=writer.revision), writer.load_controls()
+            candidate = self._memory.allocate(ROOT_KEY_SIZE)
+            candidate.view[:] = attempt.root_key.view
+            on_failure.pop_all()
+        return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
+
+    def _first_rows(self, attempt: _Attempt, shard_set: records.ShardSetRecord) -> dict[manifest.Key, bytes]:
+        root_key = attempt.root_key
+        keyring = Keyring(self._memory)
+        wrap = keyring.make_kek(_FIRST_KEK, root_key)
+        canary = make_canary(root_key.cluster_id, keyring)
+        keyring.release()
+        generation = str(root_key.generation)
+        rows = {
+            records.GENESIS: records.GenesisRecord(attempt.genesis.encode()),
+            records.KEYRING: records.KeyringRecord(_FIRST_KEK, {str(_FIRST_KEK): wrap}),
+            records.CANARY: canary,
+            records.RECOVERY_KEY: attempt.recovery,
+            (records.KCV, generation): records.KcvRecord(root_key.kcv),
+            (records.ESCROW, generation): records.EscrowRecord(attempt.escrow),
+            (records.SHARD_SET, str(shard_set.set_number)): shard_set,
+        }
+        bodies = {key: records.encode(record) for key, record in rows.items()}
+        bodies[records.POLICY, self._first_policy.name] = encode_policy(self._first_policy)
+        return bodies
+
+    def _open_attempt(self, number: int) -> _Attempt:
+        if self._attempt is None or self._attempt.number != number:
+            raise WrongStateError(
+                f"attempt {number} is void: destroy its recovery shares, they open nothing, and begin again"
+            )
+        return self._attempt
+
+    def _was_confirmed(self, number: int, answer: bytes) -> bool:
+        if self._confirmed is None and self._lifecycle.state is State.READY:
+            raise WrongStateError(
+                "the cluster is initialised already: when its genesis is that of this attempt, keep the recovery shares"
+            )
+        if self._confirmed is None:
+            return False
+        if self._confirmed[0] != number or not hmac.compare_digest(self._confirmed[1], answer):
+            raise WrongStateError("the cluster is initialised already, by another attempt")
+        return True
+
+    def _void(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.root_key.release()
+            log.warning("attempt void, destroy its recovery shares", attempt=attempt.number)
+
+
+def make_recovery(public_key: bytes, threshold: int, hashes: Sequence[ShareHash]) -> records.RecoveryKeyRecord:
+    """Put what pilot sent into the record that is stored.
+
+    Raises:
+        InvalidArgumentError: A salt or digest of the wrong size.
+    """
+    for number, share in enumerate(hashes, start=1):
+        if len(share.salt) != 16 or len(share.digest) != 32:
+            raise InvalidArgumentError(
+                f"share_hashes[{number}]: got {len(share.salt)} and {len(share.digest)} bytes, "
+                "want a salt of 16 and a digest of 32"
+            )
+    shares = tuple(records.ShareHashRecord(share.salt, share.digest) for share in hashes)
+    return records.RecoveryKeyRecord(public_key, threshold, shares)

@@ -1,0 +1,87 @@
+"""The policies of a cluster: apply, list, delete, each authorised and audited by the gate."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from common.errors import InvalidArgumentError, NotFoundError
+from nexus.access.gate import Caller, Gate, Grant
+from nexus.access.roles import Role
+from nexus.keys import manifest, records
+from nexus.keys.opened import PolicyView, build_view
+from nexus.policy.rules import Policy, check_policy, check_policy_name, encode_policy
+from nexus.store.protocol import Store, Writer
+
+MAX_APPLIED = 100
+
+_WRITERS = frozenset({Role.SUPERUSER})
+_READERS = frozenset({Role.SUPERUSER, Role.AUDITOR})
+
+
+class Policies:
+    """Thread-safe."""
+
+    def __init__(self, store: Store, gate: Gate) -> None:
+        self._store = store
+        self._gate = gate
+
+    def apply(self, caller: Caller, policies: Sequence[Policy]) -> int:
+        """Create or replace *policies*, all or none; return the revision.
+
+        Raises:
+            InvalidArgumentError: A policy is wrong, or two have one name.
+            DeniedError: The caller is no superuser.
+        """
+        if not 1 <= len(policies) <= MAX_APPLIED:
+            raise InvalidArgumentError(f"policies: got {len(policies)}, want 1 to {MAX_APPLIED}")
+        for policy in policies:
+            check_policy(policy)
+        bodies = {(records.POLICY, policy.name): encode_policy(policy) for policy in policies}
+        if len(bodies) < len(policies):
+            raise InvalidArgumentError("policies: two have one name, want each name once")
+        with self._gate.role_call("ApplyPolicies", caller, "policy.apply", _WRITERS) as grant:
+            grant.detail = " ".join(name for _, name in bodies)
+            return self._change(grant, put=bodies)
+
+    def list(self, caller: Caller) -> PolicyView:
+        """Return all policies, and the names of damaged ones.
+
+        Raises:
+            DeniedError: The caller is neither superuser nor auditor.
+        """
+        with self._gate.role_call("ListPolicies", caller, "policy.list", _READERS):
+            return self._gate.require_serving().view
+
+    def delete(self, caller: Caller, name: str) -> int:
+        """Delete one policy, or a damaged row of that name; return the revision.
+
+        Raises:
+            NotFoundError: There is none.
+            DeniedError: The caller is no superuser.
+        """
+        with self._gate.role_call("DeletePolicy", caller, "policy.delete", _WRITERS) as grant:
+            if name not in self._gate.require_serving().view.damaged:
+                check_policy_name(name)
+            grant.detail = name
+            return self._change(grant, delete=[(records.POLICY, name)])
+
+    def _change(
+        self, grant: Grant, *, put: dict[manifest.Key, bytes] | None = None, delete: Sequence[manifest.Key] = ()
+    ) -> int:
+        def change(writer: Writer) -> tuple[int, PolicyView]:
+            serving = self._gate.require_serving()
+            for kind, name in delete:
+                listed = name in serving.view.damaged
+                if not listed and writer.load_control(kind, name) is None:
+                    raise NotFoundError(f"no policy {name}")
+            manifest.change(writer, serving.root_key, put=put, delete=delete)
+            writer.append_audit(self._gate.change_entry(grant))
+            # Read here, where it can still be undone: behind the commit nothing may keep it from being in force.
+            meta = replace(writer.load_meta(), revision=writer.revision)
+            view = build_view(manifest.verify(meta, writer.load_controls(), serving.root_key), meta)
+            self._gate.check_still(serving)
+            return writer.revision, view
+
+        with self._gate.borrow() as serving:
+            revision, view = self._store.write(change)
+            serving.enforce(view)
+            return revision

@@ -1,0 +1,126 @@
+"""How the nexus is, for `pilot status`."""
+
+import contextlib
+from dataclasses import dataclass
+
+from common.errors import CorruptRowError, ShardholdError
+from nexus.access.gate import Caller, Gate
+from nexus.access.roles import PEOPLE, Role
+from nexus.admin.initialise import Initialisation
+from nexus.admin.unseal import Unseal
+from nexus.keepers.marks import NewerMark
+from nexus.keepers.pool import KeeperPool
+from nexus.keepers.seat import SeatStatus
+from nexus.keys import manifest, records
+from nexus.keys.shard_set import Member
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.states import State
+from nexus.lifecycle.warden import Warden
+from nexus.store.protocol import Meta, Reader, Store
+
+_LISTERS = frozenset({Role.SUPERUSER, Role.OPERATOR, Role.AUDITOR})
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperView:
+    member: Member
+    x: int  # 0: none yet
+    status: SeatStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What the cluster is: proved when the nexus is ready, else as the store says."""
+
+    genesis: bytes  # 32 bytes
+    shard_set: records.ShardSetRecord
+    recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """What callers with a role see."""
+
+    blocked_by: list[str]
+    meta: Meta
+    facts: ClusterFacts | None  # None: no cluster yet, or its rows do not decode
+    memory_protection: int
+    keepers: list[KeeperView]
+    init_step: str | None
+    newer: NewerMark | None  # when the store is older than it says
+    unseal: tuple[int, int] | None  # recovery shares submitted and needed
+
+
+class StatusDesk:
+    """Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        gate: Gate,
+        lifecycle: Lifecycle,
+        pool: KeeperPool,
+        initialisation: Initialisation,
+        warden: Warden,
+        unseal: Unseal,
+        memory_protection: int,
+    ) -> None:
+        self._store = store
+        self._gate = gate
+        self._lifecycle = lifecycle
+        self._pool = pool
+        self._initialisation = initialisation
+        self._warden = warden
+        self._unseal = unseal
+        self._memory_protection = memory_protection
+
+    def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
+        """Return the state, and the rest when *caller* is a person with a role."""
+        is_person = caller.role in PEOPLE  # the audit's reserve is for them: workloads could use it up
+        with self._gate.role_call("GetStatus", caller, "status.get", frozenset(Role), reserve=is_person):
+            state = self._lifecycle.state
+            if not is_person:
+                return state, None
+            with self._store.read() as reader:
+                meta, facts = reader.load_meta(), self._find_facts(reader)
+            view = ClusterView(
+                blocked_by=self._warden.list_obstacles(),
+                meta=meta,
+                facts=facts,
+                memory_protection=self._memory_protection,
+                keepers=self._view_keepers(facts),
+                init_step=self._describe_init(state, meta),
+                newer=self._warden.find_newer_mark(),
+                unseal=self._unseal.count(),
+            )
+            return state, view
+
+    def _describe_init(self, state: State, meta: Meta) -> str | None:
+        if state is not State.INITIALISING:
+            return None
+        void = f"attempt {meta.last_init_attempt} is void: destroy its recovery shares and begin again"
+        return self._initialisation.step or void
+
+    def list_keepers(self, caller: Caller) -> list[KeeperView]:
+        """Return the keepers of the current set.
+
+        Raises:
+            DeniedError: The caller is neither superuser, operator nor auditor.
+        """
+        with self._gate.role_call("ListKeepers", caller, "keeper.list", _LISTERS), self._store.read() as reader:
+            return self._view_keepers(self._find_facts(reader))
+
+    def _find_facts(self, reader: Reader) -> ClusterFacts | None:
+        with contextlib.suppress(ShardholdError), self._lifecycle.borrow() as serving:
+            return ClusterFacts(serving.genesis.fingerprint, serving.shard_set.record, serving.recovery)
+        with contextlib.suppress(CorruptRowError):
+            recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
+            current = manifest.find_current_set(reader.load_meta().cluster_id, reader.load_controls())
+            return ClusterFacts(records.load_genesis(reader).fingerprint, current, recovery)
+        return None
+
+    def _view_keepers(self, facts: ClusterFacts | None) -> list[KeeperView]:
+        members = facts.shard_set.members if facts else ()
+        xs = {member.name: member.x for member in members}
+        return [KeeperView(seat.member, xs.get(seat.member.name, 0), seat.status) for seat in self._pool.seats]

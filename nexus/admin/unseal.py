@@ -1,0 +1,340 @@
+"""Unseal: custodians submit recovery shares, one by one, until the escrow of the root key opens.
+
+- One session at a time, for 15 minutes and no longer than the state that it was opened in: it ends when keepers bring
+  the nexus back, or when it is sealed. Its shares are in protected memory only, and wiped when it ends.
+- A share comes sealed to a one-shot key that the nexus stated for this caller, and is bound to the session. It is
+  checked alone, against the salted hash that was stored at init: a wrong one is refused, and the others are kept.
+- Before the first share: recovery key and escrow have to be those of the genesis record, whose fingerprint custodians
+  compare with their cards, since the store that supplies it may be an attacker's. All three are read once, when the
+  session begins, and each share is bound to the fingerprint that its custodian compared: one for other rows does not
+  open.
+- With the last share that is needed the opener opens the escrow, the key is proved, and the warden admits it. If that
+  fails, that share is forgotten and may be submitted again.
+"""
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass, field
+
+import structlog
+
+from common.clock import Clock
+from common.errors import (
+    CorruptRowError,
+    DecryptionError,
+    DeniedError,
+    InvalidArgumentError,
+    StatementError,
+    WordsError,
+    WrongStateError,
+)
+from common.forms.delivery import build_share_info
+from common.forms.genesis import Genesis
+from common.keys.opener import open_escrow
+from common.keys.protected import ProtectedBuffer, ProtectedMemory
+from common.keys.recovery_key import ShareHash, escrow_info
+from common.keys.statement import SUBMIT_SHARE, SignedStatement, StatementDesk
+from common.keys.words import WIRE_SIZE
+from nexus.access.gate import Caller, Gate, Grant
+from nexus.access.roles import Role
+from nexus.admin.statement_signer import StatementSigner
+from nexus.keys import manifest, records
+from nexus.keys.opened import prove
+from nexus.keys.root_key import ROOT_KEY_SIZE
+from nexus.lifecycle.states import State, check_served
+from nexus.lifecycle.warden import Warden
+from nexus.store.protocol import Store
+
+SESSION_S = 15 * 60.0
+SESSION_ID_SIZE = 16
+
+_SUBMITTERS = frozenset({Role.RECOVER, Role.OPERATOR, Role.SUPERUSER})
+_WATCHERS = _SUBMITTERS | {Role.AUDITOR}
+_MASTERS = frozenset({Role.OPERATOR, Role.SUPERUSER})
+
+log = structlog.get_logger("unseal")
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the store holds for custodians; verified only against itself, until there is a key."""
+
+    genesis: Genesis
+    recovery: records.RecoveryKeyRecord
+    escrow: bytes
+    generation: int
+
+
+@dataclass(slots=True)
+class _Session:
+    session_id: bytes
+    started_by: str
+    state: State
+    ends_at: float  # of the monotonic clock
+    material: Material
+    shares: dict[int, ProtectedBuffer] = field(default_factory=dict)  # by custodian's number
+
+    def wipe(self) -> int:
+        """Forget the shares; return how many there were."""
+        count = len(self.shares)
+        for share in self.shares.values():
+            share.release()
+        self.shares.clear()
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """What a caller may know of the session."""
+
+    session_id: bytes
+    genesis: bytes  # 32 bytes, fingerprint of the record that it began with
+    started_by: str  # empty: not for this caller
+    expires_in: float  # seconds
+    submitted: int
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    number: int
+    submitted: int
+    needed: int
+    ready: bool
+
+
+class Unseal:
+    """Thread-safe: one call at a time."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        gate: Gate,
+        warden: Warden,
+        memory: ProtectedMemory,
+        clock: Clock,
+        signer: StatementSigner,
+    ) -> None:
+        self._store = store
+        self._gate = gate
+        self._warden = warden
+        self._memory = memory
+        self._clock = clock
+        self._signer = signer
+        self._desk = StatementDesk(clock)
+        self._session: _Session | None = None
+        self._lock = threading.Lock()
+
+    def start(self, caller: Caller) -> SessionView:
+        """Open the session.
+
+        Raises:
+            WrongStateError: One is open.
+            CorruptRowError: Recovery key or escrow is not that of the genesis record.
+        """
+        with self._gate.role_call("StartUnseal", caller, "unseal.start", _SUBMITTERS), self._lock:
+            self._expire()
+            if self._session is not None:
+                raise WrongStateError("a session is open: join it, or have it reset")
+            state = self._gate.state
+            check_served("StartUnseal", state)  # again: who held the lock may have brought the nexus back
+            self._session = _Session(
+                session_id=os.urandom(SESSION_ID_SIZE),
+                started_by=caller.spiffe_id,
+                state=state,
+                ends_at=self._clock.monotonic() + SESSION_S,
+                material=self._load_material(),
+            )
+            return self._view(self._session, caller)
+
+    def state_key(self, caller: Caller, session_id: bytes, nonce: bytes) -> SignedStatement:
+        """State a one-shot key for one share of *caller*.
+
+        Raises:
+            WrongStateError: No such session.
+            InvalidArgumentError: The nonce has the wrong size.
+        """
+        with self._gate.role_call("GetSealingKey", caller, "unseal.key", _SUBMITTERS), self._lock:
+            session = self._require_session(session_id)
+            return self._signer.state(
+                self._desk,
+                cluster_id=session.material.genesis.cluster_id,
+                audience=caller.spiffe_id,
+                purpose=SUBMIT_SHARE,
+                nonce=nonce,
+            )
+
+    def submit(self, caller: Caller, session_id: bytes, statement_digest: bytes, sealed: bytes) -> Submitted:
+        """Take one share; with the last one that is needed, bring the nexus back.
+
+        Raises:
+            WrongStateError: No such session, or this share was submitted before.
+            StatementError: The statement is unknown, used, too old, or was for another caller.
+            WordsError: It is no share of this cluster's recovery key; the others are kept.
+            DecryptionError, CorruptRowError, WrongRootKeyError: What the escrow held does not prove.
+            StoreUnavailableError: The key is proved, and was not admitted; submit the last share again.
+        """
+        with self._gate.role_call("SubmitShare", caller, "unseal.submit", _SUBMITTERS) as grant, self._lock:
+            session = self._require_session(session_id)
+            share = self._open_share(caller, session, statement_digest, sealed)
+            number = self._keep_share(session, share)
+            grant.detail = f"share {number}"
+            needed = session.material.recovery.threshold
+            submitted = len(session.shares)
+            if submitted < needed:
+                return Submitted(number, submitted, needed, ready=False)
+            try:
+                ready = self._finish(session, grant)
+            except BaseException:
+                session.shares.pop(number).release()
+                raise
+            self._end()
+            return Submitted(number, submitted, needed, ready)
+
+    def describe(self, caller: Caller) -> tuple[Material, SessionView | None]:
+        """Return what custodians compare and how the session stands, None when none is open."""
+        with self._gate.role_call("GetProgress", caller, "unseal.progress", _WATCHERS, reserve=True), self._lock:
+            self._expire()
+            if self._session is None:
+                return self._load_material(), None
+            return self._session.material, self._view(self._session, caller)
+
+    def reset(self, caller: Caller, session_id: bytes) -> int:
+        """End the session; return how many shares were forgotten.
+
+        Raises:
+            DeniedError: Neither its starter, nor operator, nor superuser.
+            WrongStateError: No such session.
+        """
+        roles = _SUBMITTERS if self._may_reset(self._session, caller) else _MASTERS
+        with self._gate.role_call("ResetUnseal", caller, "unseal.reset", roles), self._lock:
+            session = self._require_session(session_id)
+            if not self._may_reset(session, caller):  # one that was opened meanwhile
+                raise DeniedError(f"{caller.spiffe_id} is not allowed: it did not start this session")
+            forgotten = len(session.shares)
+            self._end()
+            return forgotten
+
+    def count(self) -> tuple[int, int] | None:
+        """Return the numbers of shares submitted and needed, None when no session is open."""
+        session = self._session
+        return None if session is None else (len(session.shares), session.material.recovery.threshold)
+
+    def expire(self) -> None:
+        """Forget what is too old: called now and then by the thread that ends the process: never waits."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._expire()
+                self._desk.expire()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Forget everything, at the end of the process."""
+        with self._lock:
+            self._end()
+
+    @staticmethod
+    def _may_reset(session: _Session | None, caller: Caller) -> bool:
+        return session is None or session.started_by == caller.spiffe_id or caller.role in _MASTERS
+
+    def _expire(self) -> None:
+        session = self._session
+        if session is None:
+            return
+        if session.ends_at <= self._clock.monotonic():
+            log.warning("unseal session expired", forgotten=len(session.shares))
+        elif session.state is not self._gate.state:
+            log.warning("unseal session ended", forgotten=len(session.shares), state=self._gate.state.value)
+        else:
+            return
+        self._end()
+
+    def _end(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.wipe()
+
+    def _require_session(self, session_id: bytes) -> _Session:
+        self._expire()
+        if self._session is None or self._session.session_id != session_id:
+            raise WrongStateError("no such session is open: it ended, or was reset")
+        return self._session
+
+    def _open_share(self, caller: Caller, session: _Session, digest: bytes, sealed: bytes) -> ProtectedBuffer:
+        statement, key = self._desk.take(digest)
+        if (statement.audience, statement.purpose) != (caller.spiffe_id, SUBMIT_SHARE):
+            key.forget()
+            raise StatementError("statement is for another caller or purpose")
+        share = self._memory.allocate(WIRE_SIZE)
+        try:
+            info = build_share_info(
+                statement_digest=digest, session_id=session.session_id, genesis=session.material.genesis.fingerprint
+            )
+            key.open(sealed, info=info, into=share.view)
+        except BaseException as exc:
+            share.release()
+            if isinstance(exc, DecryptionError):
+                raise InvalidArgumentError("sealed_share does not open: changed, or sealed for something else") from exc
+            raise
+        return share
+
+    def _keep_share(self, session: _Session, share: ProtectedBuffer) -> int:
+        try:
+            number = _find_number(session.material.recovery, share)
+            if number in session.shares:
+                raise WrongStateError(f"share {number} was submitted before")
+        except BaseException:
+            share.release()
+            raise
+        session.shares[number] = share
+        return number
+
+    def _finish(self, session: _Session, grant: Grant) -> bool:
+        material = session.material
+        candidate = self._memory.allocate(ROOT_KEY_SIZE)
+        try:
+            info = escrow_info(material.genesis.cluster_id, material.generation)
+            shares = [share.view for share in session.shares.values()]
+            open_escrow(shares, material.escrow, info, into=candidate.view)
+            with self._store.read() as reader:
+                meta, rows = reader.load_meta(), reader.load_controls()
+        except BaseException:
+            candidate.release()
+            raise
+        serving = prove(candidate, [], meta=meta, rows=rows, memory=self._memory)
+        return self._warden.admit(
+            serving, lambda writer: writer.append_audit(self._gate.change_entry(grant)), asked_in=session.state
+        )
+
+    def _load_material(self) -> Material:
+        with self._store.read() as reader:
+            genesis = records.load_genesis(reader)
+            recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
+            generation = manifest.find_current_set(genesis.cluster_id, reader.load_controls()).generation
+            escrow = records.decode(records.EscrowRecord, records.load_body(reader, records.ESCROW, str(generation)))
+        if genesis.recovery_public_key != recovery.public_key:
+            raise CorruptRowError("recovery key is not the one of the genesis record")
+        if genesis.escrow_digest != hashlib.sha256(escrow.sealed).digest():
+            raise CorruptRowError("escrow is not the one of the genesis record")
+        return Material(genesis, recovery, escrow.sealed, generation)
+
+    def _view(self, session: _Session, caller: Caller) -> SessionView:
+        may_know = caller.role in _MASTERS or caller.spiffe_id == session.started_by
+        return SessionView(
+            session_id=session.session_id,
+            genesis=session.material.genesis.fingerprint,
+            started_by=session.started_by if may_know else "",
+            expires_in=max(0.0, session.ends_at - self._clock.monotonic()),
+            submitted=len(session.shares),
+            needed=session.material.recovery.threshold,
+        )
+
+
+def _find_number(recovery: records.RecoveryKeyRecord, share: ProtectedBuffer) -> int:
+    for number, stored in enumerate(recovery.shares, start=1):
+        if ShareHash(stored.salt, stored.digest).matches(share.view):
+            return number
+    raise WordsError("no share of this cluster's recovery key; what was submitted before is kept")

@@ -1,0 +1,73 @@
+"""The KEKs of a cluster: random, numbered, in protected memory; stored wrapped under the keyring key."""
+
+from common.errors import CorruptRowError
+from common.forms.codec import fields, u32, u64
+from common.keys.protected import ProtectedBuffer, ProtectedMemory
+from nexus.keys.root_key import RootKey
+from nexus.keys.wrap import KEY_SIZE, Scratch, unwrap_key, wrap_key
+
+
+class Keyring:
+    """Wraps and opens DEKs. Owns its buffers; `release` wipes them."""
+
+    def __init__(self, memory: ProtectedMemory) -> None:
+        self.memory = memory
+        self.scratch = Scratch(memory)  # for DEKs
+        self.current_id = 0
+        self._keks: dict[int, ProtectedBuffer] = {}
+
+    def make_kek(self, kek_id: int, root_key: RootKey) -> bytes:
+        """Make a new KEK, current from here on, and return it wrapped under *root_key*."""
+        kek = self.memory.allocate(KEY_SIZE)
+        kek.fill_random()
+        self._keks[kek_id] = kek
+        self.current_id = kek_id
+        return wrap_key(kek.view, under=root_key.keyring_key.view, aad=_kek_aad(root_key, kek_id), memory=self.memory)
+
+    def open_kek(self, kek_id: int, wrap: bytes, root_key: RootKey) -> None:
+        """Take in a stored KEK.
+
+        Raises:
+            DecryptionError: The wrap is not of this KEK, cluster and generation.
+        """
+        kek = self.memory.allocate(KEY_SIZE)
+        try:
+            under = root_key.keyring_key.view
+            unwrap_key(wrap, under=under, aad=_kek_aad(root_key, kek_id), memory=self.memory, into=kek.view)
+        except BaseException:
+            kek.release()
+            raise
+        self._keks[kek_id] = kek
+
+    def wrap_dek(self, dek: memoryview, aad: bytes) -> bytes:
+        """Wrap a DEK under the current KEK; *aad* names its place and is joined by the KEK's number."""
+        return wrap_key(
+            dek, under=self._keks[self.current_id].view, aad=_dek_aad(aad, self.current_id), memory=self.scratch
+        )
+
+    def unwrap_dek(self, wrap: bytes, kek_id: int, aad: bytes, *, into: memoryview) -> None:
+        """Open a DEK that was wrapped under KEK *kek_id*.
+
+        Raises:
+            CorruptRowError: There is no such KEK.
+            DecryptionError: The wrap does not open at this place.
+        """
+        kek = self._keks.get(kek_id)
+        if kek is None:
+            raise CorruptRowError(f"row names KEK {kek_id}, which is not in the keyring")
+        unwrap_key(wrap, under=kek.view, aad=_dek_aad(aad, kek_id), memory=self.scratch, into=into)
+
+    def release(self) -> None:
+        """Wipe all KEKs."""
+        for kek in self._keks.values():
+            kek.release()
+        self._keks.clear()
+        self.scratch.release()
+
+
+def _kek_aad(root_key: RootKey, kek_id: int) -> bytes:
+    return fields(b"shardhold-kek-v1", root_key.cluster_id, u64(root_key.generation), u32(kek_id))
+
+
+def _dek_aad(place: bytes, kek_id: int) -> bytes:
+    return fields(b"shardhold-dek-v1", place, u32(kek_id))

@@ -1,0 +1,155 @@
+"""What a ready nexus works with: all that the root key opened, and the proof that it is the right one.
+
+The proof, in this order: the kcv matches; the manifest verifies; genesis, kcv, keyring, current set and canary are rows
+of it; every KEK opens; the canary opens. A key that failed it is wiped and goes nowhere.
+"""
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from common.errors import CorruptRowError
+from common.forms.genesis import Genesis, decode_genesis
+from common.keys.protected import ProtectedBuffer, ProtectedMemory
+from nexus.keys import manifest, records
+from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
+from nexus.keys.keyring import Keyring
+from nexus.keys.manifest import Controls
+from nexus.keys.root_key import RootKey
+from nexus.keys.shard_set import ShardSet
+from nexus.policy.rules import PolicySet, decode_policy
+from nexus.store.protocol import ControlRow, Meta
+
+_CANARY_BODY = b"shardhold-canary-v1"
+
+log = structlog.get_logger("nexus")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyView:
+    """The policies in force, and the names of those that were changed behind Shardhold's back."""
+
+    policies: PolicySet
+    damaged: tuple[str, ...]
+    control_revision: int  # of the rows that it shows
+
+
+@dataclass(slots=True)
+class Serving:
+    """Owns root key, keyring and points; `release` wipes them."""
+
+    genesis: Genesis
+    root_key: RootKey
+    keyring: Keyring
+    shard_set: ShardSet
+    recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
+    view: PolicyView
+    _enforcing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def cluster_id(self) -> bytes:
+        return self.genesis.cluster_id
+
+    def enforce(self, view: PolicyView) -> None:
+        """Put *view*, which is committed, in force, unless one of a later change is already."""
+        with self._enforcing:
+            if view.control_revision > self.view.control_revision:
+                self.view = view
+
+    def release(self) -> None:
+        """Wipe every key."""
+        self.shard_set.release()
+        self.keyring.release()
+        self.root_key.release()
+
+
+def make_canary(cluster_id: bytes, keyring: Keyring) -> records.CanaryRecord:
+    """Seal the known value that every recovery opens."""
+    sealed = seal_value(_CANARY_BODY, _canary_place(cluster_id), keyring)
+    return records.CanaryRecord(sealed.kek_id, sealed.dek_id, sealed.wrapped_dek, sealed.value)
+
+
+def prove(
+    candidate: ProtectedBuffer,
+    points: Sequence[ProtectedBuffer],
+    *,
+    meta: Meta,
+    rows: Sequence[ControlRow],
+    memory: ProtectedMemory,
+) -> Serving:
+    """Prove that *candidate*, 32 bytes, is the root key of the stored cluster, and open all that it opens.
+
+    Takes over *candidate* and *points*: on failure they are wiped.
+
+    Raises:
+        WrongRootKeyError: It does not match the kcv.
+        CorruptRowError, DecryptionError: The store is not what this key left; the message names the row.
+    """
+    with contextlib.ExitStack() as on_failure:
+        for buffer in (candidate, *points):
+            on_failure.callback(buffer.release)
+        current = manifest.find_current_set(meta.cluster_id, rows)
+        root_key = RootKey(candidate, cluster_id=meta.cluster_id, generation=current.generation, memory=memory)
+        on_failure.callback(root_key.release)
+        keyring = Keyring(memory)
+        on_failure.callback(keyring.release)
+        serving = _prove(root_key, keyring, points, current, meta=meta, rows=rows)
+        on_failure.pop_all()
+        return serving
+
+
+def _prove(
+    root_key: RootKey,
+    keyring: Keyring,
+    points: Sequence[ProtectedBuffer],
+    current: records.ShardSetRecord,
+    *,
+    meta: Meta,
+    rows: Sequence[ControlRow],
+) -> Serving:
+    kcv_name = str(current.generation)
+    kcv = next((row.body for row in rows if (row.kind, row.name) == (records.KCV, kcv_name)), None)
+    if kcv is None:
+        raise CorruptRowError(f"control row {records.KCV}/{kcv_name} is missing")
+    root_key.check(records.decode(records.KcvRecord, kcv).kcv)
+    controls = manifest.verify(meta, rows, root_key)
+    controls.need(records.KCV, kcv_name)
+    controls.need(records.SHARD_SET, str(current.set_number))
+    genesis = decode_genesis(records.decode(records.GenesisRecord, controls.need(*records.GENESIS)).record)
+    recovery_key = controls.bodies.get(records.RECOVERY_KEY)
+    recovery = None if recovery_key is None else records.decode(records.RecoveryKeyRecord, recovery_key)
+    _open_keyring(controls, keyring, root_key)
+    _open_canary(controls, keyring, meta.cluster_id)
+    for kind, name in sorted(controls.damaged):
+        log.error("control row does not verify", kind=kind, name=name)
+    label = current.label(meta.cluster_id, genesis.fingerprint)
+    view = build_view(controls, meta)
+    return Serving(genesis, root_key, keyring, ShardSet(current, label, points), recovery, view)
+
+
+def build_view(controls: Controls, meta: Meta) -> PolicyView:
+    """Compile the policies that verify."""
+    policies = [decode_policy(body) for body in controls.of_kind(records.POLICY).values()]
+    return PolicyView(PolicySet(policies), tuple(controls.damaged_of_kind(records.POLICY)), meta.control_revision)
+
+
+def _open_keyring(controls: Controls, keyring: Keyring, root_key: RootKey) -> None:
+    record = records.decode(records.KeyringRecord, controls.need(*records.KEYRING))
+    for name, wrap in record.wraps.items():
+        keyring.open_kek(int(name), wrap, root_key)
+    keyring.current_id = record.current_kek_id
+
+
+def _open_canary(controls: Controls, keyring: Keyring, cluster_id: bytes) -> None:
+    record = records.decode(records.CanaryRecord, controls.need(*records.CANARY))
+    sealed = SealedValue(record.kek_id, record.dek_id, record.wrapped_dek, record.value)
+    if open_value(sealed, _canary_place(cluster_id), keyring) != _CANARY_BODY:
+        raise CorruptRowError("canary opens to another value")
+
+
+def _canary_place(cluster_id: bytes) -> Place:
+    # No secret can live here: `shardhold/` is nobody's.
+    return Place(cluster_id, "shardhold/canary", bytes(16), 1)

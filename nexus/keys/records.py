@@ -1,0 +1,158 @@
+"""The bodies of control rows, as JSON that an operator can read with `sqlite3`; bytes are base64."""
+
+import contextlib
+import enum
+from collections.abc import Iterable
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from common.errors import CorruptRowError
+from common.forms.delivery import SetLabel
+from common.forms.documents import decode_document
+from common.forms.genesis import Genesis, decode_genesis
+from nexus.store.protocol import ControlRow, Reader
+
+T = TypeVar("T")
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what every store can count
+X = Annotated[int, msgspec.Meta(ge=1, le=255)]  # a point, or how many are needed
+
+# Rows that exist once are named "current"; of the other kinds there is one row for each generation, set or policy.
+GENESIS = ("genesis", "current")
+KEYRING = ("keyring", "current")
+CANARY = ("canary", "current")
+RECOVERY_KEY = ("recovery-key", "current")
+KCV = "kcv"
+ESCROW = "escrow"
+SHARD_SET = "shard-set"
+POLICY = "policy"
+
+
+class GenesisRecord(msgspec.Struct, frozen=True):
+    record: bytes  # as `common.forms.genesis` encodes it
+
+
+class KcvRecord(msgspec.Struct, frozen=True):
+    kcv: bytes  # 32 bytes
+
+
+class KeyringRecord(msgspec.Struct, frozen=True):
+    current_kek_id: Number
+    wraps: dict[str, bytes]  # 98-byte wrap by KEK number
+
+
+class CanaryRecord(msgspec.Struct, frozen=True):
+    kek_id: Number
+    dek_id: bytes
+    wrapped_dek: bytes
+    value: bytes
+
+
+class ShareHashRecord(msgspec.Struct, frozen=True):
+    salt: bytes  # 16 bytes
+    digest: bytes  # 32 bytes
+
+
+class RecoveryKeyRecord(msgspec.Struct, frozen=True):
+    public_key: bytes  # 1216 bytes
+    threshold: X
+    shares: tuple[ShareHashRecord, ...]  # in the order of the custodians' numbers
+
+
+class EscrowRecord(msgspec.Struct, frozen=True):
+    sealed: bytes  # the root key, sealed to the recovery public key
+
+
+class MemberRecord(msgspec.Struct, frozen=True):
+    name: str
+    spiffe_id: str
+    address: str
+    x: X
+    commitment: bytes  # 32 bytes
+
+
+class SetState(enum.StrEnum):
+    PENDING = "pending"
+    CURRENT = "current"
+    DEAD = "dead"  # for good
+
+
+class ShardSetRecord(msgspec.Struct, frozen=True):
+    """One shard set: who holds which point of which polynomials."""
+
+    state: SetState
+    generation: Number
+    set_id: bytes  # 16 bytes
+    set_number: Number
+    timeline: Number  # in which the set was drawn
+    threshold: Annotated[int, msgspec.Meta(ge=2, le=255)]
+    members: tuple[MemberRecord, ...]
+
+    def label(self, cluster_id: bytes, genesis: bytes) -> SetLabel:
+        """Return the label that goes with each of its shards."""
+        return SetLabel(cluster_id, genesis, self.timeline, self.generation, self.set_id, self.set_number)
+
+    @property
+    def quorum(self) -> int:
+        """Keepers that have to hold their shards before the set may be relied on."""
+        return min(len(self.members), max(self.threshold + 1, len(self.members) - 1))
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """Encode the body of a row."""
+    return msgspec.json.encode(record)
+
+
+def decode(kind: type[T], body: bytes) -> T:
+    """Decode the body of a row.
+
+    Raises:
+        CorruptRowError: It is not a record of this kind.
+    """
+    return decode_document(
+        lambda encoded: msgspec.json.decode(encoded, type=kind), body, refusal=f"control row is no {kind.__name__}"
+    )
+
+
+def replace_state(record: ShardSetRecord, state: SetState) -> ShardSetRecord:
+    """Return *record* in another state."""
+    return msgspec.structs.replace(record, state=state)
+
+
+def load_genesis(reader: Reader) -> Genesis:
+    """Load the genesis record, which nothing has verified yet.
+
+    Raises:
+        CorruptRowError: It is missing or does not decode.
+    """
+    return decode_genesis(decode(GenesisRecord, load_body(reader, *GENESIS)).record)
+
+
+def load_body(reader: Reader, kind: str, name: str) -> bytes:
+    """Load the body of one row, which nothing has verified yet.
+
+    Raises:
+        CorruptRowError: It is missing.
+    """
+    row = reader.load_control(kind, name)
+    if row is None:
+        raise CorruptRowError(f"control row {kind}/{name} is missing")
+    return row.body
+
+
+def find_current_set(rows: Iterable[ControlRow]) -> ShardSetRecord:
+    """Find the current set among stored rows, which nothing has verified yet. What is no record of a set is left out.
+
+    Raises:
+        CorruptRowError: There is not exactly one.
+    """
+    current = []
+    for row in rows:
+        if row.kind == SHARD_SET:
+            with contextlib.suppress(CorruptRowError):
+                record = decode(ShardSetRecord, row.body)
+                if record.state is SetState.CURRENT:
+                    current.append(record)
+    if len(current) != 1:
+        raise CorruptRowError(f"{len(current)} shard sets are current, want 1")
+    return current[0]

@@ -1,0 +1,70 @@
+"""Replace the current shard set by a new one of the same root key, in one change together with what that ends.
+
+Custodians know no points, and an accepted store may have lost its set. The new set's shards are delivered afterwards.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from common.keys.protected import ProtectedMemory
+from nexus.keys import manifest, records
+from nexus.keys.opened import Serving
+from nexus.keys.shard_set import Member, ShardSet, draw_set
+from nexus.store.protocol import Meta, Store, Writer
+
+# Writes the audit entry of the change that it is called in.
+WriteEntry = Callable[[Writer], None]
+
+
+def replace_set(
+    store: Store, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta], memory: ProtectedMemory
+) -> None:
+    """Draw a new set for the root key of *serving*, commit it, and let *serving* have it from here on.
+
+    The set before is dead from then on. *edit* changes the meta row with it. On failure nothing has changed.
+
+    Raises:
+        StoreUnavailableError: Not committed.
+        CorruptRowError: The manifest does not verify; not committed.
+    """
+    drawn: list[ShardSet] = []
+    try:
+        store.write(lambda writer: drawn.append(_write(writer, serving, write_entry, edit, memory)))
+    except BaseException:
+        for shard_set in drawn:
+            shard_set.release()
+        raise
+    old, serving.shard_set = serving.shard_set, drawn[0]
+    old.release()
+
+
+def _write(
+    writer: Writer, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta], memory: ProtectedMemory
+) -> ShardSet:
+    old = serving.shard_set.record
+    meta = edit(writer.load_meta())
+    record, points = draw_set(
+        serving.root_key.view,
+        [Member(member.name, member.spiffe_id, member.address) for member in old.members],
+        threshold=old.threshold,
+        generation=old.generation,
+        set_number=meta.last_set_number + 1,
+        timeline=meta.timeline,
+        cluster_id=serving.cluster_id,
+        memory=memory,
+    )
+    with contextlib.ExitStack() as on_failure:
+        for point in points:
+            on_failure.callback(point.release)
+        dead = records.replace_state(old, records.SetState.DEAD)
+        put = {(records.SHARD_SET, str(one.set_number)): records.encode(one) for one in (dead, record)}
+        manifest.change(
+            writer,
+            serving.root_key,
+            put=put,
+            edit=lambda meta: replace(edit(meta), last_set_number=record.set_number),
+        )
+        write_entry(writer)
+        on_failure.pop_all()
+    return ShardSet(record, record.label(serving.cluster_id, serving.genesis.fingerprint), points)

@@ -1,0 +1,111 @@
+"""Bring the root key back from the keepers.
+
+- The store alone names the current set; keepers never vote.
+- All keepers are asked at once, again and again, for ever; a shard that does not match its commitment counts for
+  nothing, and its keeper is named.
+- t shards give a candidate; `nexus.keys.opened.prove` says whether it is the root key. What failed is wiped and
+  asked for anew.
+"""
+
+import threading
+
+import structlog
+
+from common.clock import Clock
+from common.errors import IntegrityError, ShardholdError
+from common.keys import shamir
+from common.keys.protected import ProtectedBuffer, ProtectedMemory
+from nexus.keepers.collection import Collection
+from nexus.keepers.marks import MarkBook
+from nexus.keepers.pool import KeeperPool
+from nexus.keepers.seat import SeatStatus
+from nexus.keys import manifest
+from nexus.keys.opened import Serving, prove
+from nexus.keys.root_key import ROOT_KEY_SIZE
+from nexus.store.protocol import Store
+
+_RETRY_S = 1.0  # before keepers are asked anew after a key that did not prove, or a store that could not be read
+_LOOK_S = 0.1  # how often what is missing is said anew, if it changed
+
+log = structlog.get_logger("recovery")
+
+
+class Recovery:
+    """One recovery, run by one thread; `missing` and `lacking` may be read by any."""
+
+    def __init__(self, store: Store, pool: KeeperPool, book: MarkBook, memory: ProtectedMemory, clock: Clock) -> None:
+        self._store = store
+        self._pool = pool
+        self._book = book
+        self._memory = memory
+        self._clock = clock
+        self.missing = "no keeper was asked yet"  # what stands between here and ready, in words
+        self.lacking = 0  # shards that are still to come, once the set is known
+
+    def run(self, stopping: threading.Event) -> Serving | None:
+        """Return what the root key opens, once it is back; None when *stopping* was set first."""
+        while not stopping.is_set():
+            try:
+                if (serving := self._attempt(stopping)) is not None:
+                    return serving
+            except IntegrityError as exc:
+                self._say(f"what the keepers gave does not prove: {exc}")
+                self._clock.wait(stopping, _RETRY_S)
+            except ShardholdError as exc:
+                self._say(str(exc))
+                self._clock.wait(stopping, _RETRY_S)
+        return None
+
+    def _attempt(self, stopping: threading.Event) -> Serving | None:
+        with self._store.read() as reader:
+            meta, rows = reader.load_meta(), reader.load_controls()
+        collection = Collection(manifest.find_current_set(meta.cluster_id, rows), meta.cluster_id)
+        self._pool.collect(collection, self._book, stopping)
+        self._wait(collection, stopping)
+        points = collection.take()
+        if stopping.is_set():
+            for point in points:
+                point.release()
+            return None
+        candidate = self._combine(points, collection.record.threshold)
+        return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
+
+    def _wait(self, collection: Collection, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            self.lacking = collection.record.threshold - collection.gathered
+            if collection.wait(self._clock, _LOOK_S) or stopping.is_set():
+                return
+            self._say(self._describe(collection))
+
+    def _describe(self, collection: Collection) -> str:
+        record = collection.record
+        absent = [
+            f"{seat.member.name} {_describe_absence(seat.status, is_asked=seat.member.name in collection.lacking)}"
+            for seat in self._pool.seats
+            if not seat.status.holds_current_set
+        ]
+        have = f"{collection.gathered} of {record.threshold} shards of set {record.set_number}"
+        return f"{have}, generation {record.generation}: {'; '.join(absent)}"
+
+    def _say(self, missing: str) -> None:
+        if missing != self.missing:
+            self.missing = missing
+            log.warning("still recovering", missing=missing)
+
+    def _combine(self, points: list[ProtectedBuffer], threshold: int) -> ProtectedBuffer:
+        candidate = self._memory.allocate(ROOT_KEY_SIZE)
+        try:
+            shamir.combine([point.view for point in points], threshold=threshold, into=candidate.view)
+        except BaseException:
+            for buffer in (candidate, *points):
+                buffer.release()
+            raise
+        return candidate
+
+
+def _describe_absence(status: SeatStatus, *, is_asked: bool) -> str:
+    if status.fault:
+        return status.fault
+    if not status.reachable:
+        return "was not reached yet"
+    return "is empty" if is_asked else "was not asked yet"

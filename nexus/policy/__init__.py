@@ -1,0 +1,1 @@
+"""Pure rules over names: paths, globs, and the policies made of them."""

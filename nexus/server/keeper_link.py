@@ -1,0 +1,267 @@
+"""One keeper over mTLS gRPC: messages of keeper.v1 to the core's `KeeperLink` and back.
+
+The keeper is known by its server name in the handshake, and by its exact SPIFFE ID wherever key material is sealed to
+it. It is believed nothing: whatever it answers is checked for size and form here, and what it means by the core.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from common.clock import Clock
+from common.errors import (
+    BadShardError,
+    DecryptionError,
+    DeniedError,
+    InvalidArgumentError,
+    KeeperUnreachableError,
+    NotFoundError,
+    ShardholdError,
+    WrongStateError,
+)
+from common.forms.delivery import SetLabel, build_fetch_info, build_put_info
+from common.forms.mark import MAX_CHAIN, MAX_RECORD_SIZE, MAX_SIZE, SIGNATURE_SIZE, SignedMark
+from common.keys import shamir
+from common.keys.protected import ProtectedBuffer, random_into
+from common.keys.sealing import OneShotKey, seal
+from common.keys.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, SignedStatement, verify
+from keeper.v1 import keeper_pb2 as pb
+from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
+from nexus.keepers.link import HeldSet, KeeperReport
+from shardhold.channel import PinnedChannel
+from shardhold.identity import IdentitySource, IdentityUnavailableError, Svid
+
+_MAX_ANSWER = 640 * 1024  # bytes; the longest honest one is a rollback mark with as long a chain as there may be
+_MAX_SETS = 16  # more than any keeper holds
+_GENESIS_SIZES = (0, 32)  # bytes; 0: not pinned yet
+_MAX_WORDS = 300  # characters of what a keeper says that go into our errors and logs
+
+_ERRORS: dict[grpc.StatusCode, type[ShardholdError]] = {
+    grpc.StatusCode.UNAVAILABLE: KeeperUnreachableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: KeeperUnreachableError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: KeeperUnreachableError,
+    grpc.StatusCode.CANCELLED: KeeperUnreachableError,
+    grpc.StatusCode.PERMISSION_DENIED: DeniedError,
+    grpc.StatusCode.UNAUTHENTICATED: DeniedError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+}
+"""Every other code is a refusal: WrongStateError."""
+
+_MARK_ERRORS = _ERRORS | {grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError}
+
+M = TypeVar("M", bound=Message)
+
+
+class GrpcKeeperLink:
+    """One keeper. Thread-safe. Connects at the first call and again by itself, as whoever *identity* says.
+
+    Args:
+        name: Of the keeper; its certificate has the DNS name NAME.keeper.shardhold.
+        address: host:port.
+        spiffe_id: The exact ID that shards are sealed to.
+        identity: Of this nexus.
+        clock: Dates the check of statements.
+    """
+
+    def __init__(self, *, name: str, address: str, spiffe_id: str, identity: IdentitySource, clock: Clock) -> None:
+        self._name = name
+        self._address = address
+        self._spiffe_id = spiffe_id
+        self._identity = identity
+        self._clock = clock
+        self._channel = PinnedChannel(
+            address,
+            identity,
+            server_name=f"{name}.keeper.shardhold",
+            options=[("grpc.max_receive_message_length", _MAX_ANSWER)],
+        )
+        self._stub = KeeperServiceStub(self._channel)
+
+    @property
+    def name(self) -> str:
+        """Name of the keeper."""
+        return self._name
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return self._address
+
+    def fetch_report(self, *, timeout: float) -> KeeperReport:
+        """Fetch what the keeper says of itself."""
+        answer = self._call(self._stub.GetStatus, pb.GetStatusRequest(), timeout)
+        if len(answer.sets) > _MAX_SETS:
+            raise WrongStateError(f"keeper {self._name} says that it holds {len(answer.sets)} sets, want at most 2")
+        if len(answer.cluster_id) not in (0, ID_SIZE) or len(answer.genesis) not in _GENESIS_SIZES:
+            raise WrongStateError(f"keeper {self._name} names a cluster or genesis of the wrong size")
+        return KeeperReport(
+            boot_id=self._read_boot_id(answer),
+            cluster_id=answer.cluster_id,
+            genesis=answer.genesis,
+            sets=tuple(HeldSet(_read_label(held.label), held.x) for held in answer.sets),
+            version=answer.version[:_MAX_WORDS],
+            memory_protection=answer.memory_protection,
+        )
+
+    def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
+        """Fetch the keeper's shard, 33 bytes, into protected memory, and return the keeper's boot id."""
+        nexus_id = self._find_svid().spiffe_id
+        key = OneShotKey()
+        request = pb.FetchShardRequest(cluster_id=cluster_id, set_id=set_id, public_key=key.public_bytes)
+        answer = self._call(self._stub.FetchShard, request, timeout)
+        boot_id = self._read_boot_id(answer)
+        label = _read_label(answer.label)
+        if (label.cluster_id, label.set_id) != (cluster_id, set_id):
+            raise BadShardError(f"keeper {self._name} answered with a shard of another set")
+        info = build_fetch_info(
+            label,
+            x=answer.x,
+            boot_id=boot_id,
+            keeper_id=self._spiffe_id,
+            nexus_id=nexus_id,
+            public_key=key.public_bytes,
+        )
+        try:
+            key.open(answer.sealed_shard, info=info, into=into.view)
+        except DecryptionError as exc:
+            raise BadShardError(f"what keeper {self._name} sent does not open") from exc
+        if into.view[-1] != answer.x:
+            into.view[:] = bytes(len(into))
+            raise BadShardError(f"keeper {self._name} sent a shard at another x than it says")
+        return boot_id
+
+    def put_shard(
+        self,
+        label: SetLabel,
+        shard: ProtectedBuffer,
+        *,
+        commitment: bytes,
+        timeout: float,
+        current_set_id: bytes | None = None,
+    ) -> bytes:
+        """Give the keeper its shard, sealed to its exact SPIFFE ID, and return the keeper's boot id.
+
+        *current_set_id* names the store's current set; None: it is the set of this shard.
+        """
+        deadline = self._clock.monotonic() + timeout
+        svid = self._find_svid()
+        current_set_id = label.set_id if current_set_id is None else current_set_id
+        nonce = bytearray(NONCE_SIZE)
+        random_into(nonce)
+        request = pb.GetSealingKeyRequest(cluster_id=label.cluster_id, purpose=PUT_SHARD, nonce=bytes(nonce))
+        answer = self._call(self._stub.GetSealingKey, request, timeout)
+        statement = verify(
+            SignedStatement(answer.statement, answer.signature, tuple(answer.certificates)),
+            roots=svid.bundle(),
+            cluster_id=label.cluster_id,
+            issuer=self._spiffe_id,
+            audience=svid.spiffe_id,
+            purpose=PUT_SHARD,
+            nonce=bytes(nonce),
+            now=self._clock.now(),
+        )
+        x = shard.view[shamir.SHARD_SIZE - 1]
+        digest = statement.digest()
+        info = build_put_info(label, statement_digest=digest, x=x, commitment=commitment, current_set_id=current_set_id)
+        put = pb.PutShardRequest(
+            label=_write_label(label),
+            x=x,
+            statement_digest=digest,
+            sealed_shard=seal(shard.view, recipient=statement.public_key, info=info),
+            commitment=commitment,
+            current_set_id=current_set_id,
+        )
+        return self._read_boot_id(self._call(self._stub.PutShard, put, deadline - self._clock.monotonic()))
+
+    def drop_set(self, cluster_id: bytes, set_id: bytes, *, timeout: float) -> bytes:
+        """Make the keeper forget a set, and return the keeper's boot id."""
+        request = pb.DropSetRequest(cluster_id=cluster_id, set_id=set_id)
+        return self._read_boot_id(self._call(self._stub.DropSet, request, timeout))
+
+    def put_mark(self, mark: SignedMark, *, timeout: float) -> None:
+        """Give the keeper a rollback mark; it keeps the newest."""
+        message = pb.RollbackMark(mark=mark.mark, signature=mark.signature, chain=mark.chain)
+        self._call(self._stub.PutMark, pb.PutMarkRequest(mark=message), timeout, errors=_MARK_ERRORS)
+
+    def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:
+        """Fetch the rollback mark that the keeper remembers, as it is; None when there is none.
+
+        Its sizes are right; nothing else of it is verified.
+        """
+        try:
+            answer = self._call(self._stub.GetMark, pb.GetMarkRequest(cluster_id=cluster_id), timeout)
+        except NotFoundError:
+            return None
+        mark = answer.mark
+        if (
+            not 0 < len(mark.mark) <= MAX_SIZE
+            or len(mark.signature) != SIGNATURE_SIZE
+            or not 0 < len(mark.chain) <= MAX_CHAIN
+            or any(len(record) > MAX_RECORD_SIZE for record in mark.chain)
+        ):
+            raise WrongStateError(f"keeper {self._name} gave a rollback mark with a part of the wrong size")
+        return SignedMark(mark.mark, mark.signature, tuple(mark.chain))
+
+    def close(self) -> None:
+        """Cancel calls in flight and close the connection. Idempotent."""
+        self._channel.close()
+
+    def _call(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Any, M]",
+        request: Message,
+        timeout: float,
+        *,
+        errors: Mapping[grpc.StatusCode, type[ShardholdError]] = _ERRORS,
+    ) -> M:
+        if timeout <= 0:
+            raise KeeperUnreachableError(f"keeper {self._name} at {self._address} was too slow")
+        try:
+            return method(request, timeout=timeout)
+        except grpc.RpcError as exc:
+            error = errors.get(exc.code(), WrongStateError)
+            words = (exc.details() or exc.code().name)[:_MAX_WORDS]
+            raise error(f"keeper {self._name} at {self._address}: {words}") from exc
+        except IdentityUnavailableError as exc:
+            raise KeeperUnreachableError(
+                f"keeper {self._name} at {self._address}: no SVID to call with: {exc}"
+            ) from exc
+        except ValueError as exc:  # how a closed channel answers
+            raise KeeperUnreachableError(f"keeper {self._name} at {self._address}: {exc}") from exc
+
+    def _find_svid(self) -> Svid:
+        try:
+            return self._identity.current()
+        except IdentityUnavailableError as exc:
+            raise KeeperUnreachableError(f"keeper {self._name}: no SVID to call with: {exc}") from exc
+
+    def _read_boot_id(
+        self, answer: pb.GetStatusResponse | pb.FetchShardResponse | pb.PutShardResponse | pb.DropSetResponse
+    ) -> bytes:
+        if len(answer.boot_id) != ID_SIZE:
+            raise WrongStateError(f"keeper {self._name} has a boot id of {len(answer.boot_id)} bytes, want {ID_SIZE}")
+        return answer.boot_id
+
+
+def _read_label(label: pb.SetLabel) -> SetLabel:
+    return SetLabel(
+        cluster_id=label.cluster_id,
+        genesis=label.genesis,
+        timeline=label.timeline,
+        generation=label.generation,
+        set_id=label.set_id,
+        set_number=label.set_number,
+    )
+
+
+def _write_label(label: SetLabel) -> pb.SetLabel:
+    return pb.SetLabel(
+        cluster_id=label.cluster_id,
+        genesis=label.genesis,
+        timeline=label.timeline,
+        generation=label.generation,
+        set_id=label.set_id,
+        set_number=label.set_number,
+    )

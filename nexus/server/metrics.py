@@ -1,0 +1,61 @@
+"""What Prometheus may know of a nexus, read at each scrape."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from nexus.keepers.pool import KeeperPool
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.states import State
+
+
+class NexusCollector(Collector):
+    """Gauges over the live objects; nothing here is counted twice."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        pool: KeeperPool,
+        *,
+        memory_protection: int,
+        is_audit_failing: Callable[[], bool],
+        count_lacking_shards: Callable[[], int],
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._pool = pool
+        self._memory_protection = memory_protection
+        self._is_audit_failing = is_audit_failing
+        self._count_lacking_shards = count_lacking_shards
+
+    def collect(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily("shardhold_nexus_state", "1 for the state the nexus is in", labels=["state"])
+        for one in State:
+            state.add_metric([one.value], float(one is self._lifecycle.state))
+        yield state
+        yield from self._collect_keepers()
+        yield GaugeMetricFamily(
+            "shardhold_recovery_lacking_shards",
+            "shards that a nexus without a root key still waits for; 0 when it waits for none",
+            value=self._count_lacking_shards(),
+        )
+        yield GaugeMetricFamily(
+            "shardhold_memory_protection_level", "3: memfd_secret, 2: locked, 1: plain", value=self._memory_protection
+        )
+        yield GaugeMetricFamily(
+            "shardhold_audit_failing", "1 while audit entries cannot be written", value=float(self._is_audit_failing())
+        )
+
+    def _collect_keepers(self) -> Iterator[Metric]:
+        reachable = GaugeMetricFamily("shardhold_keeper_reachable", "1 while the keeper answers", labels=["keeper"])
+        holds = GaugeMetricFamily(
+            "shardhold_keeper_holds_current_set",
+            "1 while it is proved that the keeper holds its shard",
+            labels=["keeper"],
+        )
+        faulty = GaugeMetricFamily("shardhold_keeper_faulty", "1 while something is wrong with it", labels=["keeper"])
+        for seat in self._pool.seats:
+            reachable.add_metric([seat.member.name], float(seat.status.reachable))
+            holds.add_metric([seat.member.name], float(seat.status.holds_current_set))
+            faulty.add_metric([seat.member.name], float(bool(seat.status.fault)))
+        yield from (reachable, holds, faulty)

@@ -1,0 +1,268 @@
+"""A nexus process: builds every part once, runs it, and takes it down again.
+
+Order of a start: store, audit, keepers, then the gRPC port; so a wrong set-up is told before anybody can call. Order of
+an end: refuse calls, drain, stop the threads, flush the audit, wipe. Whatever hangs with a disk is given up in time.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from common.clock import Clock, JumpWatch
+from common.errors import AuditUnavailableError, CorruptRowError, OutcomeUnknownError, ShardholdError
+from common.forms.audit.entry import Entry
+from common.keys.protected import ProtectedMemory
+from common.server.edge import GrpcServer
+from common.server.http import HttpServer
+from common.server.identity import list_obstacles
+from common.server.termination import Termination
+from common.time_limit import finish_within
+from nexus.access.audit.exporter import Exporter
+from nexus.access.audit.log import AuditLog
+from nexus.access.gate import Gate
+from nexus.access.roles import Roles
+from nexus.admin.initialise import Initialisation
+from nexus.admin.policies import Policies
+from nexus.admin.seal import SealDesk
+from nexus.admin.status import StatusDesk
+from nexus.admin.unseal import Unseal
+from nexus.config import KeeperOptions, NexusConfig
+from nexus.keepers.pool import KeeperPool
+from nexus.keys.manifest import find_current_set
+from nexus.keys.shard_set import Member
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.states import State, initial_state
+from nexus.lifecycle.warden import Warden
+from nexus.policy.rules import superuser_policy
+from nexus.server.auth import Authenticator
+from nexus.server.cluster import ClusterHandlers
+from nexus.server.keeper_link import GrpcKeeperLink
+from nexus.server.methods import list_methods
+from nexus.server.metrics import NexusCollector
+from nexus.server.policies import PolicyHandlers
+from nexus.server.secrets import SecretHandlers
+from nexus.server.signer import SvidSigner
+from nexus.server.unseal import RecoveryHandlers
+from nexus.store.protocol import Meta, Phase, Store
+from nexus.store.sqlite.store import SqliteStore
+from nexus.vault.secrets import Vault
+from shardhold.identity import IdentitySource
+
+_CLOSE_S = 10.0  # for the threads to end, and the last entries to reach the disks
+_TICK_S = 1.0  # how often what is too old is looked for
+
+log = structlog.get_logger("nexus")
+
+
+class Nexus:
+    """Built by `__main__`; `run` returns the exit code."""
+
+    def __init__(self, config: NexusConfig, *, memory: ProtectedMemory, identity: IdentitySource, clock: Clock) -> None:
+        """Open the store and the audit, and build the rest on them.
+
+        Raises:
+            StoreUnavailableError: The store cannot be opened, or another nexus holds it.
+            AuditUnavailableError: The audit cannot be opened.
+        """
+        self._config = config
+        self._memory = memory
+        self._identity = identity
+        self._clock = clock
+        self._failure = ""  # why the process ends by itself
+        self._jumps = JumpWatch(clock)
+        self._store = SqliteStore.open(Path(config.storage.path))
+        meta = self._load_meta()
+        self._audit = AuditLog.open(
+            Path(config.audit.directory), nexus=config.name, timeline=meta.timeline, clock=clock
+        )
+        self._exporter = Exporter(self._store, self._audit, clock=clock, give_up=self._fail)
+        self._pool = KeeperPool(
+            _find_members(self._store, meta, config),
+            lambda member: GrpcKeeperLink(
+                name=member.name, address=member.address, spiffe_id=member.spiffe_id, identity=identity, clock=clock
+            ),
+            clock=clock,
+            memory=memory,
+            note=self._note,
+        )
+        self._lifecycle = Lifecycle(initial_state(meta), on_change=self._tell_state, on_failure=self._fail)
+        self._warden = Warden(store=self._store, lifecycle=self._lifecycle, pool=self._pool, memory=memory, clock=clock)
+        registry = CollectorRegistry()
+        self._server = self._build_server(identity, registry)
+        self._http = HttpServer(
+            config.listen.http, is_live=lambda: True, readiness=self._list_obstacles, registry=registry
+        )
+
+    def run(self, termination: Termination) -> int:
+        """Serve until *termination*, then drain and wipe; return the exit code."""
+        threading.excepthook = self._fail_by_thread
+        try:
+            self._http.start()
+            port = self._server.start()
+            self._pool.start()
+            self._exporter.start()
+            log.info(
+                "listening", port=port, state=self._lifecycle.state.value, memory_protection=self._memory.level.value
+            )
+            if self._lifecycle.state is State.INITIALISING:
+                log.warning("an earlier init was not completed: destroy its recovery shares and begin again")
+            self._warden.start()
+            while not termination.wait(_TICK_S):
+                self._unseal.expire()
+                self._tell_jump()
+        finally:
+            self._take_down()
+        return self._exit_code
+
+    @property
+    def _exit_code(self) -> int:
+        return 1 if self._failure else 0
+
+    def _build_server(self, identity: IdentitySource, registry: CollectorRegistry) -> GrpcServer:
+        config = self._config
+        gate = Gate(self._lifecycle, self._audit, self._exporter, self._clock)
+        initialisation = Initialisation(
+            store=self._store,
+            gate=gate,
+            lifecycle=self._lifecycle,
+            warden=self._warden,
+            pool=self._pool,
+            memory=self._memory,
+            first_policy=superuser_policy(config.identity.trust_domain, config.roles.pattern),
+        )
+        self._unseal = Unseal(
+            store=self._store,
+            gate=gate,
+            warden=self._warden,
+            memory=self._memory,
+            clock=self._clock,
+            signer=SvidSigner(identity),
+        )
+        desk = StatusDesk(
+            store=self._store,
+            gate=gate,
+            lifecycle=self._lifecycle,
+            pool=self._pool,
+            initialisation=initialisation,
+            warden=self._warden,
+            unseal=self._unseal,
+            memory_protection=self._memory.level,
+        )
+        registry.register(
+            NexusCollector(
+                self._lifecycle,
+                self._pool,
+                memory_protection=self._memory.level,
+                is_audit_failing=lambda: bool(self._audit.failing),
+                count_lacking_shards=self._warden.count_lacking_shards,
+            )
+        )
+        authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
+        methods = list_methods(
+            SecretHandlers(Vault(self._store, gate, self._clock), authenticator),
+            PolicyHandlers(Policies(self._store, gate), authenticator),
+            ClusterHandlers(desk, initialisation, SealDesk(gate, self._warden), authenticator),
+            RecoveryHandlers(self._unseal, authenticator),
+        )
+        return GrpcServer(
+            methods,
+            address=config.listen.address,
+            identity=identity,
+            trust_domain=config.identity.trust_domain,
+            workers=config.listen.workers,
+            max_connection_age_s=config.listen.max_connection_age_s,
+            registry=registry,
+        )
+
+    def _load_meta(self) -> Meta:
+        with self._store.read() as reader:
+            return reader.load_meta()
+
+    def _list_obstacles(self) -> list[str]:
+        failing = ["audit entries cannot be written"] if self._audit.failing else []
+        return self._warden.list_obstacles() + failing + list_obstacles(self._identity)
+
+    def _tell_state(self, state: State) -> None:
+        if state is State.READY:
+            serving = self._lifecycle.require_serving()
+            # When it fails, the chain before goes on until the next start.
+            with contextlib.suppress(ShardholdError):
+                self._audit.start_timeline(self._load_meta().timeline)
+            self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
+            self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
+        else:
+            self._audit.set_signer(None)  # its key is about to be wiped
+        self._server.set_serving(state is State.READY)
+
+    def _tell_jump(self) -> None:
+        if jump := self._jumps.find_jump():
+            log.warning("clock was set: certificates may look expired, or not valid yet", jumped_s=round(jump, 1))
+            self._note("clock.jump", "", f"{jump:+.1f} s")
+
+    def _note(self, action: str, keeper: str, detail: str) -> None:
+        """Audit what the nexus does by itself. It goes on when that fails: the audit says so on every other way."""
+        at = int(self._clock.now().timestamp() * 1_000_000)
+        with contextlib.suppress(AuditUnavailableError):
+            self._audit.append(Entry(at=at, actor="", action=action, path=keeper, detail=detail), reserve=True)
+
+    def _fail(self, reason: str) -> None:
+        log.critical("cannot go on", reason=reason)
+        self._failure = self._failure or reason
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _fail_by_thread(self, hook: threading.ExceptHookArgs) -> None:
+        """A thread that died of a mistake of ours would leave its work undone for good; a new start does not."""
+        log.critical("thread died", thread=hook.thread and hook.thread.name, exc_info=hook.exc_value)
+        self._fail("a thread died")
+
+    def _take_down(self) -> None:
+        threading.excepthook = threading.__excepthook__
+        self._server.set_serving(False)
+        self._server.stop(self._config.shutdown.drain_s)
+        self._http.stop()
+        try:
+            finish_within(self._clock, _CLOSE_S, self._close, name="closing")
+        except OutcomeUnknownError:
+            self._fail("store or audit does not answer: ending without closing them")
+        finally:
+            self._lifecycle.wipe()
+            self._memory.wipe()
+        log.info("stopped", exit_code=self._exit_code)
+
+    def _close(self) -> None:
+        """Stop whatever may wait for a disk, and close the files."""
+        self._warden.stop()
+        self._unseal.close()
+        self._pool.stop()
+        if self._failure:
+            self._note("nexus.give-up", "", self._failure)
+        self._exporter.stop()
+        self._audit.close()
+        self._store.close()
+
+
+def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]:
+    """The current set says who the keepers are; configuration says so before, and may move their addresses."""
+    configured = [_to_member(options, config.identity.trust_domain) for options in config.keepers]
+    if meta.phase is not Phase.INITIALISED:
+        return configured
+    try:
+        with store.read() as reader:
+            current = find_current_set(meta.cluster_id, reader.load_controls())
+    except CorruptRowError as exc:
+        log.critical("no shard set says who the keepers are", why=str(exc))
+        return configured  # so that status can say it
+    addresses = {member.name: member.address for member in configured}
+    return [
+        Member(record.name, record.spiffe_id, addresses.get(record.name, record.address)) for record in current.members
+    ]
+
+
+def _to_member(options: KeeperOptions, trust_domain: str) -> Member:
+    spiffe_id = options.spiffe_id or f"spiffe://{trust_domain}/shardhold/keeper/{options.name}"
+    return Member(options.name, spiffe_id, options.address)

@@ -1,0 +1,238 @@
+"""The embedded store: one SQLite file in WAL mode, held by one nexus.
+
+- Reads go through a pool of connections; changes through the group committer, which runs one BEGIN IMMEDIATE … COMMIT
+  for each batch and one savepoint for each change.
+- After a COMMIT that raised, nobody knows the outcome: its frames may be in the WAL, unsynced. So all connections are
+  closed, the file is opened afresh, and its revision says what happened. If that cannot be done, every further call is
+  refused.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final, TypeVar
+
+from common.errors import OutcomeUnknownError, ShardholdError, StoreUnavailableError
+from nexus.store.committer import GroupCommitter, Turn
+from nexus.store.protocol import Reader, Writer
+from nexus.store.sqlite.connection import (
+    SQLITE_ERRORS,
+    SqliteError,
+    StoreLock,
+    connect_writer,
+    prepare_file,
+    tighten_mode,
+    translate,
+)
+from nexus.store.sqlite.migrations import migrate
+from nexus.store.sqlite.pool import ReaderPool
+from nexus.store.sqlite.writer import SqliteWriter
+
+T = TypeVar("T")
+_Batch = Sequence[Turn[SqliteWriter, object]]
+
+DRAIN_S: Final = 5.0  # how long reads in flight may keep the file from being closed
+
+
+class _NotCommittedError(Exception):
+    """The batch is rolled back as a whole."""
+
+
+class SqliteStore:
+    """Implements `nexus.store.protocol.Store`. Thread-safe, not fork-safe."""
+
+    def __init__(self, path: Path, lock: StoreLock, writer: sqlite3.Connection) -> None:
+        """Use `open`."""
+        self._path = path
+        self._lock = lock
+        self._writer = writer
+        self._writing = threading.Lock()  # held while the writer is in use or replaced
+        self._committer: GroupCommitter[SqliteWriter] = GroupCommitter(self._run)
+        self._pool = ReaderPool(path)
+        self._refusal: tuple[type[StoreUnavailableError], str] | None = None
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, path: Path) -> "SqliteStore":
+        """Open the store, make it if there is no file, and bring its schema up to date.
+
+        The folder of *path* must exist. `<path>.lock` is held until `close`, or until the process dies.
+
+        Raises:
+            StoreUnavailableError: Another nexus has the store, a newer program wrote it, or the disk refuses.
+            CorruptRowError: The file is something else than a store of ours; it is left as it is.
+        """
+        path = path.resolve()
+        if not path.parent.is_dir():
+            raise StoreUnavailableError(f"store {path}: directory {path.parent} does not exist")
+        lock = StoreLock(path)
+        try:
+            prepare_file(path)
+            writer = _connect_migrated(path)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, lock, writer)
+
+    def read(self) -> AbstractContextManager[Reader]:
+        return self._pool.read()
+
+    def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
+        return self._committer.submit(Turn[SqliteWriter, T](change, counts=counts))
+
+    def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
+        with self._pool.read() as reader:
+            return reader.load_audit(limit=limit, after=after)
+
+    def discard_audit(self, through: int) -> None:
+        self._committer.submit(Turn[SqliteWriter, None](lambda writer: writer.discard_audit(through), counts=False))
+
+    def close(self) -> None:
+        """Wait for reads and changes in flight, then close. A second call does nothing."""
+        with self._writing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._refuse(StoreUnavailableError, "store is closed")
+            self._pool.drain(DRAIN_S)
+            self._writer.close()
+            self._lock.release()
+
+    def _run(self, batch: _Batch) -> None:
+        with self._writing:
+            if self._refusal is not None:
+                _fail(batch, *self._refusal)
+                return
+            try:
+                before, after = self._run_changes(batch)
+            except (*SQLITE_ERRORS, _NotCommittedError) as exc:
+                self._roll_back(batch, exc)
+                return
+            try:
+                self._writer.execute("COMMIT")
+            except SQLITE_ERRORS as exc:
+                self._settle(batch, before, after, exc)
+
+    def _run_changes(self, batch: _Batch) -> tuple[int, int]:
+        """Run the changes in a transaction that stays open; return the revisions before and after it."""
+        execute = self._writer.execute
+        execute("BEGIN IMMEDIATE")
+        row = execute("SELECT revision, control_revision FROM meta").fetchone()
+        if row is None:
+            raise _NotCommittedError("store has no meta row")
+        before, control_revision = row
+        revision = before
+        for turn in batch:
+            execute("SAVEPOINT change")
+            writer = SqliteWriter(self._writer, revision=revision + 1, control_revision=control_revision)
+            if turn.run(writer) and _finish(turn, writer):
+                revision += turn.counts
+                control_revision = writer.control_revision
+            elif self._writer.in_transaction:
+                execute("ROLLBACK TO change")
+            if not self._writer.in_transaction:  # as SQLite does when the disk is full
+                raise _NotCommittedError("store failed to write: the whole transaction was rolled back")
+            execute("RELEASE change")
+        return before, revision
+
+    def _roll_back(self, batch: _Batch, cause: Exception) -> None:
+        """Undo a batch that was never to be committed."""
+        try:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+        except SQLITE_ERRORS:
+            try:
+                self._reopen()
+            except (*SQLITE_ERRORS, StoreUnavailableError) as exc:
+                self._refuse_unknown(batch, "store cannot be opened again after a failed rollback", exc)
+                return
+        why = str(translate(cause, "write") if isinstance(cause, SQLITE_ERRORS) else cause)
+        _fail(batch, StoreUnavailableError, why, cause)
+
+    def _settle(self, batch: _Batch, before: int, after: int, cause: SqliteError) -> None:
+        """Find out what a COMMIT that raised has done, and answer accordingly."""
+        why = str(translate(cause, "commit"))
+        try:
+            found = self._reopen()
+            if found == before:
+                _fail(batch, StoreUnavailableError, why, cause)
+                return
+            if found != after:
+                raise StoreUnavailableError(f"revision is {found}, want {before} or {after}")
+            self._copy_wal()
+        except (*SQLITE_ERRORS, StoreUnavailableError) as exc:
+            self._refuse_unknown(batch, f"{why}, and whether it was committed cannot be told", exc)
+
+    def _reopen(self) -> int:
+        """Close every connection, open the file afresh and return its revision.
+
+        Raises:
+            StoreUnavailableError: Reads in flight did not end in time.
+            sqlite3.Error: The file cannot be opened or read.
+        """
+        if not self._pool.drain(DRAIN_S):
+            raise StoreUnavailableError("reads in flight did not end in time")
+        self._writer.close()
+        self._writer = connect_writer(self._path)
+        (revision,) = self._writer.execute("SELECT revision FROM meta").fetchone()
+        self._pool.resume()
+        return int(revision)
+
+    def _copy_wal(self) -> None:
+        """Copy the WAL into the main file. After a failed sync of the WAL only this makes its frames durable.
+
+        Raises:
+            StoreUnavailableError: Somebody reads an older state.
+            sqlite3.Error: The disk refuses.
+        """
+        is_busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise StoreUnavailableError("WAL cannot be copied: the database is busy")
+
+    def _refuse_unknown(self, batch: _Batch, why: str, cause: Exception) -> None:
+        self._refuse(OutcomeUnknownError, why)
+        _fail(batch, OutcomeUnknownError, why, cause)
+
+    def _refuse(self, error: type[StoreUnavailableError], why: str) -> None:
+        self._refusal = (error, why)
+        self._pool.refuse(error, why)
+
+
+def _connect_migrated(path: Path) -> sqlite3.Connection:
+    try:
+        writer = connect_writer(path)
+    except SQLITE_ERRORS as exc:
+        raise translate(exc, f"open {path}") from exc
+    try:
+        migrate(writer)
+        tighten_mode(path)
+    except SQLITE_ERRORS as exc:
+        writer.close()
+        raise translate(exc, f"migrate {path}") from exc
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def _fail(
+    batch: _Batch,
+    kind: type[StoreUnavailableError],
+    why: str,
+    cause: Exception | None = None,
+) -> None:
+    for turn in batch:
+        error = kind(why)  # one for each caller: raising adds a traceback to it
+        error.__cause__ = cause
+        turn.fail(error)
+
+
+def _finish(turn: Turn[SqliteWriter, object], writer: SqliteWriter) -> bool:
+    try:
+        writer.finish(counts=turn.counts)
+    except ShardholdError as exc:
+        turn.fail(exc)
+        return False
+    return True

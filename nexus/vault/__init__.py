@@ -1,0 +1,1 @@
+"""What workloads ask for: secrets; each call goes through the gate."""

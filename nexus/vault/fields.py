@@ -1,0 +1,58 @@
+"""The fields of one secret version: names and values, and the body that they are encoded as."""
+
+import re
+from collections.abc import Mapping
+
+from common.errors import CorruptRowError, InvalidArgumentError
+from common.forms.codec import fields as encode_parts
+from common.forms.codec import parse_fields
+from nexus.policy.paths import abbreviate
+
+MAX_FIELDS = 64
+MAX_BODY_BYTES = 1024 * 1024  # 1 MiB, once encoded
+
+_FIELD_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def check_fields(fields: Mapping[str, bytes]) -> None:
+    """Check the fields of one secret version.
+
+    Raises:
+        InvalidArgumentError: No field or more than 64, a wrong name, or more than 1 MiB once encoded.
+    """
+    if not fields:
+        raise InvalidArgumentError(f"fields: got none, want 1 to {MAX_FIELDS}")
+    if len(fields) > MAX_FIELDS:
+        raise InvalidArgumentError(f"fields: got {len(fields)}, want 1 to {MAX_FIELDS}")
+    size = 0
+    for name, value in fields.items():
+        if _FIELD_NAME.fullmatch(name) is None:
+            raise InvalidArgumentError(f"fields: got the name {abbreviate(name)}, want 1 to 64 of [A-Za-z0-9._-]")
+        size += 4 + len(name) + 4 + len(value)
+    if size > MAX_BODY_BYTES:
+        raise InvalidArgumentError(f"fields: {size} bytes once encoded, want at most {MAX_BODY_BYTES}")
+
+
+def encode_body(fields: Mapping[str, bytes]) -> bytes:
+    """Encode checked fields as the body of a secret: the codec over name and value of each, sorted by name."""
+    return encode_parts(*(part for name in sorted(fields) for part in (name.encode("ascii"), fields[name])))
+
+
+def decode_body(body: bytes | memoryview) -> dict[str, bytes]:
+    """Decode what `encode_body` encoded, and nothing else: one body has one form.
+
+    Raises:
+        CorruptRowError: Not pairs, names out of order or twice, or a wrong name.
+    """
+    parts = parse_fields(body)
+    if len(parts) % 2:
+        raise CorruptRowError(f"secret body has {len(parts)} parts, want pairs of name and value")
+    fields: dict[str, bytes] = {}
+    last = ""
+    for raw_name, value in zip(parts[::2], parts[1::2], strict=True):
+        name = raw_name.decode("ascii", "replace")
+        if _FIELD_NAME.fullmatch(name) is None or name <= last:
+            raise CorruptRowError(f"field {len(fields) + 1} of a secret body has a wrong name, or stands out of order")
+        fields[name] = value
+        last = name
+    return fields

@@ -1,0 +1,267 @@
+"""Secrets: put, get, list and delete, each authorised and audited by the gate."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.clock import Clock
+from common.errors import ConflictError, InvalidArgumentError, NotFoundError, OverloadedError
+from nexus.access.gate import Caller, Gate, Grant
+from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
+from nexus.keys.opened import Serving
+from nexus.policy.paths import check_path, check_prefix
+from nexus.policy.rules import Permission
+from nexus.store.protocol import MadeByRequest, SecretRow, Store, VersionRow, Writer
+from nexus.vault.fields import check_fields, decode_body, encode_body
+
+INCARNATION_SIZE = 16
+REQUEST_ID_SIZE = 16
+MAX_DELETED_VERSIONS = 100
+MAX_PAGE = 1000
+_MOST_ROWS = 100_000  # looked at for one page
+_ROWS_AT_ONCE = MAX_PAGE + 1  # one more than a page tells whether there is another
+MAX_VERSION = 2**63 - 1  # what every store can count
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a check-and-set wants to find; None: anything."""
+
+    version: int | None = None  # 0: no secret
+    incarnation: bytes = b""  # empty: any
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            InvalidArgumentError: An incarnation of the wrong size, or without a version.
+        """
+        if self.incarnation and len(self.incarnation) != INCARNATION_SIZE:
+            raise InvalidArgumentError(
+                f"expected_incarnation: got {len(self.incarnation)} bytes, want {INCARNATION_SIZE} or none"
+            )
+        if self.incarnation and not self.version:
+            raise InvalidArgumentError("expected_incarnation: got one without expected_version, want both")
+
+    def compare(self, current: SecretRow | None) -> None:
+        """Hold against the secret as it is.
+
+        Raises:
+            ConflictError: It is another version or incarnation.
+        """
+        if self.version is None:
+            return
+        version = current.current_version if current else 0
+        if version != self.version:
+            raise ConflictError(f"expected version {self.version}, current is {version}")
+        if current and self.incarnation and current.incarnation != self.incarnation:
+            raise ConflictError(f"expected version {version} of another incarnation, the secret was created anew since")
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    path: str
+    version: int
+    incarnation: bytes
+    fields: Mapping[str, bytes]
+    created_at: int  # microseconds since 1970
+
+    def __repr__(self) -> str:
+        return f"Secret({self.path!r}, version={self.version})"
+
+
+_DELETE = f"secret.{Permission.DELETE}"
+
+Step = Callable[[Writer, Serving], MadeByRequest]
+
+
+class _AlreadyMadeError(Exception):
+    """Undoes a change whose request has made its change before."""
+
+    def __init__(self, made: MadeByRequest) -> None:
+        self.made = made
+
+
+class Vault:
+    """Thread-safe."""
+
+    def __init__(self, store: Store, gate: Gate, clock: Clock) -> None:
+        self._store = store
+        self._gate = gate
+        self._clock = clock
+
+    def get(self, caller: Caller, path: str, version: int) -> Secret:
+        """Return one version, 0: the newest.
+
+        Raises:
+            InvalidArgumentError, DeniedError: Before anything is read.
+            NotFoundError: There is no such secret or version, or it is deleted.
+            DecryptionError, CorruptRowError: The row does not open.
+        """
+        check_path(path)
+        _check_version("version", version)
+        with self._gate.secret_call("GetSecret", caller, Permission.READ, path) as (grant, serving):
+            with self._store.read() as reader:
+                row = reader.load_version(path, version)
+            if row is None or row.deleted:
+                raise NotFoundError("no such secret or version")
+            grant.version = row.version
+            sealed = SealedValue(row.kek_id, row.dek_id, row.wrapped_dek, row.value)
+            place = Place(serving.cluster_id, path, row.incarnation, row.version)
+            fields = decode_body(open_value(sealed, place, serving.keyring))
+            return Secret(path, row.version, row.incarnation, fields, row.created_at)
+
+    def put(
+        self, caller: Caller, path: str, fields: Mapping[str, bytes], expected: Expected, request_id: bytes
+    ) -> MadeByRequest:
+        """Write the next version; the same request again returns what it made the first time.
+
+        Raises:
+            InvalidArgumentError, DeniedError: Before anything is read.
+            ConflictError: The check-and-set failed.
+            StoreUnavailableError: Nothing was written.
+        """
+        check_path(path)
+        check_fields(fields)
+        expected.check()
+        _check_request_id(request_id)
+        with self._gate.secret_call("PutSecret", caller, Permission.WRITE, path, request_id=request_id) as (grant, _):
+            body = encode_body(fields)
+            return self._change(lambda writer, serving: self._insert(writer, serving, grant, body, expected), grant)
+
+    def list(self, caller: Caller, prefix: str, *, after: str, limit: int) -> tuple[list[SecretRow], str]:
+        """List what the caller may list, at most *limit*, 0: 1000; return it and the path to go on behind, empty at the
+        end.
+
+        That path is one of those listed: whoever lists learns nothing of what was left out.
+
+        Raises:
+            InvalidArgumentError: Prefix, page size or token.
+            DeniedError: No policy lets the caller list anything.
+            OverloadedError: Too many secrets would have to be looked at.
+        """
+        check_prefix(prefix)
+        if after:
+            check_path(after, name="page_token")
+        if limit > MAX_PAGE:
+            raise InvalidArgumentError(f"page_size: got {limit}, want at most {MAX_PAGE}")
+        limit = limit or MAX_PAGE
+        with self._gate.listing_call("ListSecrets", caller, prefix) as (_, serving):
+            shown: list[SecretRow] = []
+            seen, rows_left = 0, True
+            while rows_left and len(shown) <= limit:
+                if seen > _MOST_ROWS:
+                    raise OverloadedError(
+                        f"more than {_MOST_ROWS} secrets below this prefix are not yours: name a longer one"
+                    )
+                with self._store.read() as reader:
+                    rows = reader.list_secrets(prefix, after=after, limit=_ROWS_AT_ONCE)
+                shown += (row for row in rows if self._gate.may_list(caller, row.path, serving))
+                seen += len(rows)
+                rows_left = len(rows) == _ROWS_AT_ONCE
+                after = rows[-1].path if rows else ""
+            return shown[:limit], shown[limit - 1].path if len(shown) > limit else ""
+
+    def delete(
+        self, caller: Caller, path: str, versions: Sequence[int], expected: Expected, request_id: bytes
+    ) -> MadeByRequest:
+        """Delete *versions*, or all that are left; the same request again returns what it did the first time.
+
+        Raises:
+            InvalidArgumentError, DeniedError: Before anything is read.
+            NotFoundError: No such secret, or one of the versions is not there or deleted already.
+            ConflictError: The check-and-set failed.
+        """
+        check_path(path)
+        expected.check()
+        _check_request_id(request_id)
+        if len(versions) > MAX_DELETED_VERSIONS:
+            raise InvalidArgumentError(f"versions: got {len(versions)}, want at most {MAX_DELETED_VERSIONS}")
+        for version in versions:
+            _check_version("versions", version)
+        if expected.version == 0:
+            raise InvalidArgumentError("expected_version: got 0, want 1 or more: what does not exist cannot be deleted")
+        with self._gate.secret_call("DeleteSecret", caller, Permission.DELETE, path, request_id=request_id) as (
+            grant,
+            _,
+        ):
+            wanted = sorted(set(versions))
+            return self._change(lambda writer, _: self._mark(writer, grant, wanted, expected), grant)
+
+    def _change(self, step: Step, grant: Grant) -> MadeByRequest:
+        def change(writer: Writer) -> MadeByRequest:
+            made = writer.find_request(grant.caller.spiffe_id, grant.request_id)
+            if made is not None:
+                raise _AlreadyMadeError(made)
+            # Asked inside the change: changes run one after the other, so its keys stay current until the commit.
+            serving = self._gate.require_serving()
+            made = step(writer, serving)
+            self._gate.check_still(serving)
+            grant.version = made.versions[-1]
+            writer.append_audit(self._gate.change_entry(grant))
+            return made
+
+        try:
+            return self._store.write(change)
+        except _AlreadyMadeError as again:
+            if (again.made.path, again.made.deleted) != (grant.path, grant.action == _DELETE):
+                raise InvalidArgumentError("request_id: was used for another request, want a new one") from again
+            grant.detail = "repeated request"
+            return again.made
+
+    def _insert(self, writer: Writer, serving: Serving, grant: Grant, body: bytes, expected: Expected) -> MadeByRequest:
+        path = grant.path
+        current = _load_live(writer, path)
+        expected.compare(current)
+        if current is None:
+            writer.delete_secret(path)  # what is left of an incarnation that was deleted whole
+        incarnation = current.incarnation if current else os.urandom(INCARNATION_SIZE)
+        version = current.current_version + 1 if current else 1
+        sealed = seal_value(body, Place(serving.cluster_id, path, incarnation, version), serving.keyring)
+        row = VersionRow(
+            path=path,
+            incarnation=incarnation,
+            version=version,
+            kek_id=sealed.kek_id,
+            dek_id=sealed.dek_id,
+            wrapped_dek=sealed.wrapped_dek,
+            value=sealed.value,
+            created_at=int(self._clock.now().timestamp() * 1_000_000),
+            deleted=False,
+        )
+        writer.insert_version(row, caller=grant.caller.spiffe_id, request_id=grant.request_id)
+        return MadeByRequest(path, incarnation, (version,), writer.revision, deleted=False)
+
+    def _mark(self, writer: Writer, grant: Grant, wanted: Sequence[int], expected: Expected) -> MadeByRequest:
+        current = _load_live(writer, grant.path)
+        if current is None:
+            raise NotFoundError("no such secret or version")
+        expected.compare(current)
+        live = writer.load_live_versions(grant.path)
+        if not set(wanted) <= set(live):
+            raise NotFoundError("no such secret or version")
+        versions = tuple(wanted or live)
+        writer.mark_deleted(grant.path, versions, caller=grant.caller.spiffe_id, request_id=grant.request_id)
+        grant.detail = "versions " + " ".join(map(str, versions))
+        return MadeByRequest(grant.path, current.incarnation, versions, writer.revision, deleted=True)
+
+
+def _load_live(writer: Writer, path: str) -> SecretRow | None:
+    """Load the secret, None when every version is deleted."""
+    secret = writer.load_secret(path)
+    if secret is None:
+        return None
+    newest = writer.load_version(path, 0)
+    if newest is not None and not newest.deleted:
+        return secret
+    return secret if writer.load_live_versions(path) else None
+
+
+def _check_version(name: str, version: int) -> None:
+    if version > MAX_VERSION:
+        raise InvalidArgumentError(f"{name}: got {version}, want at most {MAX_VERSION}")
+
+
+def _check_request_id(request_id: bytes) -> None:
+    if len(request_id) != REQUEST_ID_SIZE:
+        raise InvalidArgumentError(f"request_id: got {len(request_id)} bytes, want {REQUEST_ID_SIZE}")

@@ -1,0 +1,105 @@
+"""`pilot accept-older-store`: go on with a store that is older than keepers remember, and lose what came after it."""
+
+from datetime import UTC
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pilot.errors import FAILED, USAGE, PilotError
+from pilot.options import LARGEST_NUMBER, Settings, with_globals
+from pilot.terminal.output import Output, clean, print_facts, print_json, show_time
+
+if TYPE_CHECKING:
+    from pilot.terminal.terminal import Terminal
+    from shardhold.v1.cluster_pb2 import GetStatusResponse
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("accept-older-store")
+@with_globals
+def accept_older_store(
+    settings: Settings,
+    timeline: Annotated[
+        int, typer.Option(min=1, max=LARGEST_NUMBER, metavar="T", help="Timeline of the store as it is.")
+    ],
+    revision: Annotated[
+        int, typer.Option(min=0, max=LARGEST_NUMBER, metavar="R", help="Revision of the store as it is.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing; for automation.")] = False,
+) -> None:
+    """Accept that the store is older than a rollback mark says: what was committed after it is lost.
+
+    'pilot status' shows the store's timeline and revision, and the mark. Role: superuser.
+    """
+    from pilot.connection import Connection
+    from pilot.terminal.terminal import Terminal
+    from shardhold.v1 import cluster_pb2 as pb
+
+    with Connection(settings, preferred=("superuser",)) as connection:
+        status = connection.call(connection.cluster.GetStatus, pb.GetStatusRequest())
+        check(status, timeline=timeline, revision=revision)
+        if not yes:
+            ask(Terminal(), status)
+        request = pb.AcceptOlderStoreRequest(timeline=timeline, revision=revision)
+        response = connection.call(connection.cluster.AcceptOlderStore, request)
+    if settings.output is Output.JSON:
+        print_json({"timeline": response.timeline})
+    else:
+        print_facts({"accepted": f"timeline {timeline}, revision {revision}", "timeline": f"{response.timeline} began"})
+
+
+def check(status: "GetStatusResponse", *, timeline: int, revision: int) -> None:
+    """Check that there is something to accept, and that it is what the caller looked at.
+
+    Raises:
+        PilotError: There is no newer mark, or the store is at another place.
+    """
+    if not status.HasField("newer_mark"):
+        raise PilotError(
+            "no rollback mark is newer than the store: there is nothing to accept",
+            "'pilot status' shows what blocks the nexus, if anything does",
+            exit_code=FAILED,
+        )
+    if (status.timeline, status.revision) != (timeline, revision):
+        raise PilotError(
+            f"the store is at timeline {status.timeline}, revision {status.revision}; got {timeline} and {revision}",
+            "look at 'pilot status' again before you accept",
+            exit_code=USAGE,
+        )
+
+
+def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
+    """Have a person type what is about to be lost.
+
+    Raises:
+        PilotError: Not confirmed.
+    """
+    from pilot.terminal.confirmation import confirm
+
+    phrase = f"lose everything after {status.revision}"
+    confirm(
+        terminal,
+        describe_loss(status),
+        question=f"type: {phrase}",
+        answers=(phrase,),
+        refusal="not confirmed: nothing was accepted, the nexus stays blocked",
+    )
+
+
+def describe_loss(status: "GetStatusResponse") -> str:
+    """Say what accepting loses, from where to where, who remembers it and since when."""
+    mark = status.newer_mark
+    if mark.timeline == status.timeline:
+        lost = f"revisions {status.revision + 1} to {mark.revision} ({mark.revision - status.revision} of them)"
+    else:
+        lost = f"what came after revision {status.revision}, up to timeline {mark.timeline}, revision {mark.revision}"
+    keepers = ", ".join(clean(name) for name in mark.keepers) or "a keeper"
+    return (
+        f"The store of cluster {status.cluster_id.hex()} is at timeline {status.timeline}, revision {status.revision}. "
+        f"Accepting it loses for good:\n"
+        f"  {lost} of timeline {status.timeline},\n"
+        f"  and whatever was committed after the mark that tells of them.\n"
+        f"The mark was made at {show_time(mark.made_at.ToDatetime(UTC))}; it is held by {keepers}.\n"
+        "If a newer copy of the store exists, stop here and put that one back."
+    )

@@ -1,0 +1,185 @@
+"""`pilot policy`: apply from a TOML file, list and delete.
+
+[[policy]]
+name = "app-reads-its-own"
+spiffe_ids = ["spiffe://example.org/team/app"]
+paths = ["team/app/**"]
+permissions = ["read", "list"]
+"""
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pilot.errors import UsageError
+from pilot.options import Settings, with_globals
+from pilot.terminal.output import Output, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from pilot.connection import Connection
+    from shardhold.v1 import policies_pb2 as pb
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Policies: which callers may do what with which secrets."
+)
+
+PERMISSIONS = ("read", "write", "delete", "list")
+_KEYS = ("name", "spiffe_ids", "paths", "permissions")
+
+
+@app.command()
+@with_globals
+def apply(
+    settings: Settings,
+    file: Annotated[str, typer.Argument(metavar="FILE", help=r"TOML with [\[policy]] tables; -: standard input.")],
+    if_ready: Annotated[
+        bool,
+        typer.Option("--if-ready", help="For automation: a nexus that waits for its key is left alone, with exit 0."),
+    ] = False,
+) -> None:
+    """Create or replace policies by name, all or none. Role: superuser."""
+    policies = parse_policies(_read(file), origin=file)
+    names = [policy.name for policy in policies]
+
+    from shardhold._errors import RecoveringError, SealedError
+    from shardhold.v1 import policies_pb2 as pb
+
+    with _connect(settings, "superuser") as connection:
+        request = pb.ApplyPoliciesRequest(policies=policies)
+        try:
+            response = connection.call(connection.policies.ApplyPolicies, request)
+        except (RecoveringError, SealedError) as exc:
+            if not if_ready:
+                raise
+            _print_left_alone(settings, exc.message)
+            return
+    if settings.output is Output.JSON:
+        print_json({"applied": names, "revision": response.revision})
+    else:
+        print_facts({"applied": ", ".join(names), "revision": str(response.revision)})
+
+
+def _print_left_alone(settings: Settings, why: str) -> None:
+    if settings.output is Output.JSON:
+        print_json({"applied": [], "why": why})
+    else:
+        print_facts({"left alone": "policies are as they were", "why": why})
+
+
+@app.command("list")
+@with_globals
+def list_(settings: Settings) -> None:
+    """List all policies. Roles: superuser, auditor."""
+    from shardhold.v1 import policies_pb2 as pb
+
+    with _connect(settings, "superuser", "auditor") as connection:
+        response = connection.call(connection.policies.ListPolicies, pb.ListPoliciesRequest())
+    documents = [to_document(policy) for policy in response.policies]
+    if settings.output is Output.JSON:
+        print_json({"policies": documents, "damaged": list(response.damaged)})
+        return
+    rows = [
+        (one["name"], " ".join(one["permissions"]), "\n".join(one["spiffe_ids"]), "\n".join(one["paths"]))
+        for one in documents
+    ]
+    print_table(("policy", "permissions", "SPIFFE IDs", "paths"), rows)
+    for name in response.damaged:
+        print(
+            f"pilot: warning: policy {name} was changed behind Shardhold's back; no workload is authorised until it is "
+            "applied again or deleted",
+            file=sys.stderr,
+        )
+
+
+@app.command()
+@with_globals
+def delete(
+    settings: Settings, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy.")]
+) -> None:
+    """Delete one policy. Role: superuser."""
+    from shardhold.v1 import policies_pb2 as pb
+
+    with _connect(settings, "superuser") as connection:
+        response = connection.call(connection.policies.DeletePolicy, pb.DeletePolicyRequest(name=name))
+    if settings.output is Output.JSON:
+        print_json({"deleted": name, "revision": response.revision})
+    else:
+        print_facts({"deleted": name, "revision": str(response.revision)})
+
+
+def parse_policies(text: str, *, origin: str) -> "list[pb.Policy]":
+    """Read policies from TOML. Globs and limits are the nexus's to judge; shape and names of options are checked here.
+
+    Raises:
+        UsageError: No TOML, no policy, or an option that is unknown, missing or of the wrong type.
+    """
+    from shardhold.v1 import policies_pb2 as pb
+
+    try:
+        document = tomllib.loads(text)
+    except RecursionError as exc:
+        raise UsageError(f"{origin}: is nested too deep") from exc
+    except ValueError as exc:  # tomllib.TOMLDecodeError is one; a number of thousands of digits raises the bare one
+        raise UsageError(f"{origin}: {exc}") from exc
+    tables = document.pop("policy", None)
+    if document or not isinstance(tables, list) or not tables:
+        raise UsageError(f"{origin}: want one or more [[policy]] tables and nothing else")
+    policies = []
+    for index, table in enumerate(tables):
+        where = f"{origin}: policy[{index}]"
+        _check_table(table, where)
+        permissions = [pb.Permission.Value(f"PERMISSION_{one.upper()}") for one in table["permissions"]]
+        policies.append(
+            pb.Policy(name=table["name"], spiffe_ids=table["spiffe_ids"], paths=table["paths"], permissions=permissions)
+        )
+    return policies
+
+
+def _check_table(table: Any, where: str) -> None:
+    if not isinstance(table, dict):
+        raise UsageError(f"{where}: want a table")
+    for key in table:
+        if key not in _KEYS:
+            raise UsageError(f"{where}.{key}: unknown; want {', '.join(_KEYS)}")
+    for key in _KEYS:
+        value = table.get(key)
+        is_right = isinstance(value, str) if key == "name" else _is_texts(value)
+        if not is_right:
+            raise UsageError(f"{where}.{key}: want {'a string' if key == 'name' else 'a list of strings'}")
+    for one in table["permissions"]:
+        if one not in PERMISSIONS:
+            raise UsageError(f"{where}.permissions: got {one!r}, want {', '.join(PERMISSIONS)}")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
+def to_document(policy: "pb.Policy") -> dict[str, Any]:
+    """Return a policy as JSON, in the form of the file."""
+    from shardhold.v1 import policies_pb2 as pb
+
+    return {
+        "name": policy.name,
+        "spiffe_ids": list(policy.spiffe_ids),
+        "paths": list(policy.paths),
+        "permissions": [pb.Permission.Name(one).removeprefix("PERMISSION_").lower() for one in policy.permissions],
+    }
+
+
+def _read(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"{file}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"{file}: is not UTF-8") from exc
+
+
+def _connect(settings: Settings, *roles: str) -> "Connection":
+    from pilot.connection import Connection
+
+    return Connection(settings, preferred=roles)

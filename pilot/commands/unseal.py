@@ -1,0 +1,239 @@
+"""`pilot unseal`: custodians bring a cluster back with their recovery words, one by one, from wherever they are."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pilot.errors import PilotError, UsageError
+from pilot.options import Settings, with_globals
+from pilot.terminal.output import Output, group_hex, print_facts, print_json
+from pilot.terminal.signals import signals_as_interrupt
+
+if TYPE_CHECKING:
+    from pilot.custody.unseal_calls import Recovery
+    from shardhold.v1.recovery_pb2 import GetProgressResponse, SubmitShareResponse
+
+_LEAD = "lead"  # what `pilot unseal` does without a command
+_CUSTODIANS = ("recover", "operator", "superuser")
+
+
+class _UnsealGroup(TyperGroup):
+    """Leads one custodian through when no command is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Completion parses as well, and wants to offer the commands.
+        is_named = args and (args[0] in self.commands or args[0] == "--help")
+        if not is_named and not ctx.resilient_parsing:
+            if named := [arg for arg in args if arg in self.commands]:
+                raise UsageError(f"options stand before 'unseal', or behind 'unseal {named[0]}'")
+            args = [_LEAD, *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+app = typer.Typer(cls=_UnsealGroup, add_completion=False)
+
+NexusIdOption = Annotated[
+    str | None,
+    typer.Option(
+        "--nexus-id",
+        metavar="SPIFFE-ID",
+        help="Seal the share to this nexus alone. Default: any /shardhold/nexus/NAME of your trust domain.",
+    ),
+]
+GenesisOption = Annotated[
+    str | None,
+    typer.Option("--genesis", metavar="HEX", help="Genesis fingerprint on the card, where nobody can be asked."),
+]
+ShareArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="@FILE|-", help="A share card, or its words, as a file or on standard input; else you are asked."
+    ),
+]
+
+
+@app.callback()
+def _keep_as_group() -> None:
+    """Bring the cluster back with recovery shares. Without a command: lead one custodian through.
+
+    That joins the open session or opens one, shows the genesis fingerprint
+    to compare with the share card, asks for the words, and submits them,
+    sealed to the nexus. Roles: recover, operator, superuser.
+    """
+
+
+@app.command(_LEAD, hidden=True)
+@with_globals
+def lead(
+    settings: Settings, share: ShareArgument = None, nexus_id: NexusIdOption = None, genesis: GenesisOption = None
+) -> None:
+    """Lead one custodian through: as submit, in a session that is opened when none is open."""
+    _take_share(settings, share or [], nexus_id, genesis, starts=True)
+
+
+@app.command()
+@with_globals
+def start(settings: Settings) -> None:
+    """Open the session in which shares are gathered; it ends after 15 minutes."""
+    with _connect(settings, _CUSTODIANS) as recovery:
+        recovery.start()
+        progress = recovery.load_progress()
+    _print_progress(settings, progress)
+
+
+@app.command()
+@with_globals
+def submit(
+    settings: Settings, share: ShareArgument = None, nexus_id: NexusIdOption = None, genesis: GenesisOption = None
+) -> None:
+    """Submit one share to the open session."""
+    _take_share(settings, share or [], nexus_id, genesis, starts=False)
+
+
+@app.command()
+@with_globals
+def status(settings: Settings) -> None:
+    """Show how many shares are there and how many are needed."""
+    with _connect(settings, (*_CUSTODIANS, "auditor")) as recovery:
+        progress = recovery.load_progress()
+    _print_progress(settings, progress)
+
+
+@app.command()
+@with_globals
+def reset(settings: Settings) -> None:
+    """End the session and forget its shares. For who started it, and the roles operator and superuser."""
+    with _connect(settings, ("operator", "superuser", "recover")) as recovery:
+        progress = recovery.load_progress()
+        if not progress.HasField("session"):
+            raise PilotError("no session is open: there is nothing to reset")
+        forgotten = recovery.reset(progress.session.session_id)
+    if settings.output is Output.JSON:
+        print_json({"forgotten": forgotten})
+    else:
+        print_facts({"forgotten": f"{forgotten} shares"})
+
+
+def parse_genesis(text: str | None) -> bytes | None:
+    """Read `--genesis`: 64 hex digits, in groups or not.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    from pilot.custody.card import GENESIS_SIZE
+
+    if text is None:
+        return None
+    try:
+        genesis = bytes.fromhex("".join(text.split()))
+    except ValueError:
+        genesis = b""
+    if len(genesis) != GENESIS_SIZE:
+        raise UsageError(f"--genesis: got {text[:100]!r}, want all {2 * GENESIS_SIZE} hex digits of the card")
+    return genesis
+
+
+def _take_share(
+    settings: Settings, arguments: list[str], nexus_id: str | None, genesis: str | None, *, starts: bool
+) -> None:
+    from common.keys.hardening import harden_process
+    from pilot.custody.given_share import read_given_share
+    from pilot.custody.unsealing import Unsealing
+    from pilot.terminal.terminal import Terminal
+
+    expected = parse_genesis(genesis)
+    harden_process()  # words are about to be in this process's memory
+    given = read_given_share(arguments, sys.stdin.buffer)
+    with signals_as_interrupt(), _connect(settings, _CUSTODIANS, nexus_id) as recovery:
+        unsealing = Unsealing(recovery, terminal=Terminal(), say=_say)
+        accepted = unsealing.run(given, genesis=expected, starts=starts)
+    _print_accepted(settings, accepted)
+
+
+@contextmanager
+def _connect(settings: Settings, preferred: tuple[str, ...], nexus_id: str | None = None) -> "Iterator[Recovery]":
+    from common.clock import SystemClock
+    from pilot.connection import Connection
+    from pilot.custody.unseal_calls import Recovery
+    from pilot.custody.unsealing import explain_state
+    from shardhold._errors import WrongStateError
+
+    with Connection(settings, preferred=preferred) as connection:
+        recovery = Recovery(connection, nexus_id=nexus_id, clock=SystemClock(), timeout=settings.timeout)
+        try:
+            yield recovery
+        except WrongStateError as exc:
+            raise explain_state(recovery, exc) from exc
+
+
+def _print_progress(settings: Settings, progress: "GetProgressResponse") -> None:
+    document = to_document(progress)
+    if settings.output is Output.JSON:
+        print_json(document)
+        return
+    session = document["session"]
+    facts = {
+        "cluster": document["cluster_id"],
+        "genesis": group_hex(progress.genesis),
+        "recovery": f"any {progress.recovery_threshold} of {progress.recovery_shares} custodians",
+        "session": f"{session['submitted']} of {session['needed']} shares are there" if session else "none is open",
+    }
+    if session:
+        facts["ends in"] = f"{session['expires_in_s']} s"
+        facts["started by"] = session["started_by"] or "another"
+    print_facts(facts)
+
+
+def to_document(progress: "GetProgressResponse") -> dict[str, Any]:
+    """Return how an unseal stands as its JSON document; null for what is not there, or not for the caller to see."""
+    session = progress.session
+    return {
+        "cluster_id": progress.cluster_id.hex(),
+        "genesis": progress.genesis.hex(),
+        "recovery_threshold": progress.recovery_threshold,
+        "recovery_shares": progress.recovery_shares,
+        "session": {
+            "session_id": session.session_id.hex(),
+            "started_by": session.started_by or None,
+            "expires_in_s": session.expires_in.seconds,
+            "submitted": session.submitted,
+            "needed": session.needed,
+        }
+        if progress.HasField("session")
+        else None,
+    }
+
+
+def _print_accepted(settings: Settings, accepted: "SubmitShareResponse") -> None:
+    missing = max(accepted.needed - accepted.submitted, 0)
+    if settings.output is Output.JSON:
+        print_json(
+            {
+                "number": accepted.number,
+                "submitted": accepted.submitted,
+                "needed": accepted.needed,
+                "missing": missing,
+                "ready": accepted.ready,
+            }
+        )
+    else:
+        still = f"{missing} more {'custodian' if missing == 1 else 'custodians'}"
+        nexus = "ready" if accepted.ready else f"waits for {still}" if missing else "blocked"
+        print_facts(
+            {
+                "accepted": f"share of custodian {accepted.number}",
+                "shares": f"{accepted.submitted} of {accepted.needed}",
+                "nexus": nexus,
+            }
+        )
+    if not missing and not accepted.ready:
+        _say("the root key is proved, and the nexus is blocked: 'pilot status' says by what, and what to do")
+
+
+def _say(text: str) -> None:
+    print(f"pilot: {text}", file=sys.stderr)

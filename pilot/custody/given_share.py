@@ -1,0 +1,57 @@
+"""A recovery share that is given as a file or on standard input: a share card, or its words alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from common.errors import WordsError
+from common.keys.words import RecoveryShare, read_share
+from pilot.custody.card import is_card, read_genesis, read_words
+from pilot.errors import UsageError
+
+_MAX_BYTES = 64 * 1024  # a card has some 2 KiB
+
+
+@dataclass(frozen=True, slots=True)
+class GivenShare:
+    """Checked words, and the genesis fingerprint that the card beside them has."""
+
+    share: RecoveryShare = field(repr=False)
+    genesis: bytes | None  # 32 bytes; None: words without a card
+
+
+def read_given_share(arguments: Sequence[str], stdin: BinaryIO) -> GivenShare | None:
+    """Read what `-` or `@FILE` on the command line names; None without either: somebody has to be asked.
+
+    Raises:
+        UsageError: Anything else stands there, which is not repeated: it may be words. Or what it names cannot be read,
+            or is no share.
+    """
+    if not arguments:
+        return None
+    origin = arguments[0]
+    if len(arguments) > 1 or (origin != "-" and (not origin.startswith("@") or len(origin) == 1)):
+        raise UsageError(
+            "words on the command line would stay in the shell's history and in the list of processes",
+            "use @FILE or - (standard input), or nothing to be asked",
+        )
+    name = "standard input" if origin == "-" else origin[1:]
+    try:
+        text = _read(origin, stdin).decode("ascii")
+        if is_card(text):
+            return GivenShare(read_share(read_words(text)), read_genesis(text))
+        return GivenShare(read_share(text), None)
+    except OSError as exc:
+        raise UsageError(f"{name}: {exc.strerror}") from exc
+    except UnicodeDecodeError:
+        raise UsageError(f"{name}: is no share card, and no words") from None  # the error holds what was read
+    except WordsError as exc:
+        raise UsageError(f"{name}: {exc}") from exc
+
+
+def _read(origin: str, stdin: BinaryIO) -> bytes:
+    if origin == "-":
+        return stdin.read(_MAX_BYTES)
+    with Path(origin[1:]).open("rb") as file:
+        return file.read(_MAX_BYTES)

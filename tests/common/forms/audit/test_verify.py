@@ -1,0 +1,183 @@
+"""What `verify` finds in audit files that somebody has worked on."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.forms.audit.line import NO_HASH, Line, SegmentLine, encode_line
+from common.forms.audit.verify import verify
+from nexus.access.audit.log import AuditLog
+from tests.nexus.access.audit.writing import make_entry
+
+FIRST, SECOND = "nexus-1.000001.000001.jsonl", "nexus-1.000001.000002.jsonl"
+HEADER, A, B, C, D, CHECKPOINT = range(6)  # the lines of the first segment
+
+Lines = list[bytes]
+
+
+class Key:
+    """A signer of checkpoints."""
+
+    def __init__(self, seed: int) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+
+    @property
+    def public_key(self) -> bytes:
+        """32 bytes."""
+        return self._key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        """Sign with Ed25519."""
+        return self._key.sign(message)
+
+
+KEY = Key(1)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Two segments: entries a, b, c, d and a signed checkpoint; e and a signed checkpoint."""
+    with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
+        log.set_signer(KEY, [b"link 1"])
+        for path in "abcd":
+            log.append(make_entry(path))
+    with (tmp_path / FIRST).open("ab") as file:
+        file.write(b"torn")
+    with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
+        log.set_signer(KEY)
+        log.append(make_entry("e"))
+    return tmp_path
+
+
+def edit(file: Path, change: Callable[[Lines], object]) -> None:
+    """Change the lines of a file in place."""
+    lines = file.read_bytes().splitlines(keepends=True)
+    change(lines)
+    file.write_bytes(b"".join(lines))
+
+
+def forge(lines: Lines, number: int, old: bytes, new: bytes) -> None:
+    """Replace in one line, and make all hashes from there on as they have to be."""
+    lines[number] = lines[number].replace(old, new)
+    decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+    previous = NO_HASH
+    for index, line in enumerate(lines[: CHECKPOINT + 1]):
+        lines[index], previous = encode_line(decoder.decode(line), previous)
+
+
+def test_an_untouched_audit_verifies(directory: Path) -> None:
+    """Report: one chain, its last line, the checkpoints whose signature holds, the torn tail that is named."""
+    report = verify(directory, public_keys=[KEY.public_key])
+    assert report.faults == []
+    (chain,) = report.chains
+    assert (chain.segments, chain.seq, chain.signed, chain.signed_seq) == (2, 10, 2, 10)
+    assert [tail.is_named for tail in report.torn_tails] == [True]
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "why"),
+    [
+        pytest.param(lambda lines: lines.__setitem__(B, lines[B].replace(b'"b"', b'"x"')), 3, "hash", id="edited"),
+        pytest.param(lambda lines: lines.pop(B), 3, "hash", id="removed"),
+        pytest.param(lambda lines: lines.insert(B, lines[B]), 4, "hash", id="repeated"),
+        pytest.param(lambda lines: lines.insert(C, lines.pop(B)), 3, "hash", id="reordered"),
+        pytest.param(lambda lines: lines.pop(CHECKPOINT), 6, "not whole", id="the last one removed"),
+        pytest.param(lambda lines: lines.pop(HEADER), 1, "does not say", id="the header removed"),
+        pytest.param(
+            lambda lines: lines.__setitem__(D, lines[D].replace(b'"hash"', b'"hush"')), 5, "not whole", id="no hash"
+        ),
+        pytest.param(
+            lambda lines: lines.__setitem__(HEADER, lines[HEADER].replace(b"nexus-1", b"nexus-2")),
+            1,
+            "hash",
+            id="the header edited",
+        ),
+        pytest.param(lambda lines: forge(lines, B, b'"b"', b'"x"'), 6, "signature", id="all hashes made anew"),
+        pytest.param(lambda lines: lines.clear(), 1, "segment 1 is missing", id="emptied"),
+        pytest.param(
+            lambda lines: lines.__setitem__(-1, lines[-1] + b"and more"), 7, "not whole", id="torn tail edited"
+        ),
+    ],
+)
+def test_the_first_bad_line_is_named(directory: Path, change: Callable[[Lines], object], line: int, why: str) -> None:
+    """An edit of any kind is a fault at the first line that shows it."""
+    edit(directory / FIRST, change)
+    (fault,) = verify(directory, public_keys=[KEY.public_key]).faults
+    assert (fault.line, why in fault.why) == (line, True), fault
+
+
+def test_each_flipped_bit_is_found(directory: Path) -> None:
+    """No bit of a whole line can be flipped unseen."""
+    whole = (directory / FIRST).read_bytes()
+    for offset in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[offset] ^= 1 << (offset % 8)
+        (directory / FIRST).write_bytes(flipped)
+        (fault,) = verify(directory).faults
+        assert (fault.file, fault.line) == (FIRST, whole[:offset].count(b"\n") + 1)
+
+
+def test_a_flip_in_the_newest_lines_is_no_torn_tail(tmp_path: Path) -> None:
+    """Whole lines that do not follow are a fault, even at the end, where a crash could have left a part of one."""
+    with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
+        log.append(make_entry("a"))
+    edit(tmp_path / FIRST, lambda lines: lines.__setitem__(A, lines[A].replace(b'"a"', b'"x"')))
+    (fault,) = verify(tmp_path).faults
+    assert (fault.file, fault.line) == (FIRST, 2)
+
+
+def test_a_part_of_a_line_at_the_end_is_a_torn_tail(tmp_path: Path) -> None:
+    """What a crash leaves is no fault, and is told, before the nexus has been started again."""
+    with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
+        log.append(make_entry("a"))
+    with (tmp_path / FIRST).open("ab") as file:
+        file.write(b'{"kind":"ent')
+    report = verify(tmp_path)
+    assert report.faults == []
+    assert [(tail.size, tail.is_named) for tail in report.torn_tails] == [(12, False)]
+
+
+def test_a_missing_segment_is_named(directory: Path) -> None:
+    """The chain has to be there from its first segment on."""
+    (directory / FIRST).unlink()
+    (fault,) = verify(directory).faults
+    assert (fault.file, fault.line, fault.why) == (SECOND, 1, "segment 1 is missing before it")
+
+
+def test_a_segment_under_another_name_is_named(directory: Path) -> None:
+    """A header belongs to its file name."""
+    (directory / FIRST).rename(directory / "nexus-2.000001.000001.jsonl")
+    faults = verify(directory, nexus="nexus-2").faults
+    assert [fault.why for fault in faults] == [f"segment says that it is {FIRST} in format 1"]
+
+
+def test_a_foreign_key_is_named(directory: Path) -> None:
+    """With public keys given, a checkpoint by another one is a fault."""
+    (fault,) = verify(directory, public_keys=[Key(2).public_key]).faults
+    assert (fault.line, fault.why) == (CHECKPOINT + 1, "checkpoint is signed by another key")
+
+
+def test_a_checkpoint_carries_the_links_to_its_key(directory: Path) -> None:
+    """The links are in the line, signed with it."""
+    decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+    line = decoder.decode((directory / FIRST).read_bytes().splitlines()[CHECKPOINT])
+    assert not isinstance(line, SegmentLine)
+    assert getattr(line, "chain", None) == [b"link 1"]
+    edit(directory / FIRST, lambda lines: forge(lines, CHECKPOINT, b'"bGluayAx"', b'"bGluayAy"'))
+    (fault,) = verify(directory).faults
+    assert (fault.line, fault.why) == (CHECKPOINT + 1, "signature of the checkpoint does not hold")
+
+
+def test_two_nexuses_are_checked_apart(tmp_path: Path) -> None:
+    """A fault of one nexus does not hide the other's report."""
+    for nexus in ("nexus-1", "nexus-2"):
+        with closing(AuditLog.open(tmp_path, nexus=nexus, timeline=1)) as log:
+            log.append(make_entry("a"))
+    edit(tmp_path / FIRST, lambda lines: lines.pop(A))
+    report = verify(tmp_path)
+    assert [fault.file for fault in report.faults] == [FIRST]
+    assert [(chain.nexus, chain.seq) for chain in report.chains] == [("nexus-1", 1), ("nexus-2", 3)]

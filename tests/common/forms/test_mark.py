@@ -1,0 +1,92 @@
+"""Rollback marks: believed when they verify from genesis on, refused when anything at all is changed."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import MarkError
+from common.forms.codec import fields, parse_fields, u64
+from common.forms.mark import MAX_SIZE, Mark, SignedMark, verify_mark
+from tests.cluster.marks import MarkMaker
+
+OURS = MarkMaker()
+FOREIGN = MarkMaker(cluster_id=b"d" * 16, seed=b"b" * 32)
+NUMBER = st.integers(0, 2**64 - 1)
+
+
+def verify(signed: SignedMark) -> Mark:
+    return verify_mark(signed, cluster_id=OURS.record.cluster_id, genesis=OURS.genesis)
+
+
+@settings(deadline=None, max_examples=50)
+@given(NUMBER, NUMBER, NUMBER, NUMBER, NUMBER)
+def test_a_mark_comes_back_as_it_was(timeline: int, revision: int, generation: int, number: int, made_at: int) -> None:
+    """Whatever its numbers, what was signed is what it says."""
+    mark = Mark(OURS.record.cluster_id, timeline, revision, 3, generation, number, made_at)
+    assert verify(OURS.sign(mark.encode())) == mark
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_one_flipped_bit_is_refused(data: st.DataObject) -> None:
+    """One changed bit in the mark, its signature or its chain, and it is no mark."""
+    signed = OURS.make()
+    parts = [bytearray(signed.mark), bytearray(signed.signature), bytearray(signed.chain[0])]
+    changed = data.draw(st.sampled_from(parts))
+    bit = data.draw(st.integers(0, 8 * len(changed) - 1))
+    changed[bit // 8] ^= 1 << bit % 8
+    mark, signature, genesis = map(bytes, parts)
+    with pytest.raises(MarkError):
+        verify(SignedMark(mark, signature, (genesis,)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=200), st.binary(max_size=80), st.lists(st.binary(max_size=200), max_size=3))
+def test_noise_is_refused(mark: bytes, signature: bytes, chain: list[bytes]) -> None:
+    """Bytes that are no mark are a MarkError, and nothing else."""
+    with pytest.raises(MarkError):
+        verify(SignedMark(mark, signature, tuple(chain)))
+
+
+GOOD = OURS.make()
+PARTS = parse_fields(GOOD.mark)
+
+REFUSED = [
+    pytest.param(FOREIGN.make(), "another cluster", id="a mark of another cluster, right in itself"),
+    pytest.param(OURS.make(cluster_id=b"d" * 16), "another cluster", id="our key, another cluster id"),
+    pytest.param(
+        replace(FOREIGN.make(cluster_id=b"c" * 16), chain=GOOD.chain), "broken signature", id="another cluster's key"
+    ),
+    pytest.param(
+        MarkMaker(seed=b"b" * 32).make(), "another cluster", id="our cluster id, but a chain that starts elsewhere"
+    ),
+    pytest.param(OURS.make(chain=()), "0 records", id="no chain"),
+    pytest.param(OURS.make(chain=(*GOOD.chain, *GOOD.chain)), "2 records", id="genesis twice"),
+    pytest.param(OURS.make(chain=(*FOREIGN.make().chain, *GOOD.chain)), "2 records", id="genesis in second place"),
+    pytest.param(OURS.make(chain=(bytes(8193),)), "chain", id="a record that is too long"),
+    pytest.param(OURS.make(chain=(b"genesis",)), "does not decode", id="a record that is none"),
+    pytest.param(replace(GOOD, signature=b""), "broken signature", id="no signature"),
+    pytest.param(replace(GOOD, signature=bytes(64)), "broken signature", id="a signature of zeros"),
+    pytest.param(OURS.sign(b""), "does not decode", id="signed, but empty"),
+    pytest.param(OURS.sign(GOOD.mark + fields(b"more")), "does not decode", id="signed, with a part more"),
+    pytest.param(OURS.sign(fields(b"shardhold-checkpoint-v1", *PARTS[1:])), "does not decode", id="another purpose"),
+    pytest.param(OURS.sign(fields(*PARTS[:-1], b"soon")), "does not decode", id="signed, a number of four bytes"),
+    pytest.param(OURS.sign(fields(*PARTS, *[u64(0)] * MAX_SIZE)), "at most 1024", id="signed, but far too long"),
+]
+
+
+@pytest.mark.parametrize(("signed", "words"), REFUSED)
+def test_what_is_no_mark_of_ours_is_refused(signed: SignedMark, words: str) -> None:
+    """What does not lead from this cluster's genesis to a well-formed mark is named."""
+    with pytest.raises(MarkError, match=words):
+        verify(signed)
+
+
+def test_order_is_timeline_then_revision() -> None:
+    """A later timeline is newer, however small its revision."""
+    marks = [
+        replace(OURS.mark, timeline=timeline, revision=revision) for timeline, revision in [(2, 1), (1, 9), (1, 2)]
+    ]
+    assert sorted(marks, key=lambda mark: mark.order) == marks[::-1]

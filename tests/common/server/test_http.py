@@ -1,0 +1,221 @@
+"""The HTTP server of probes and metrics, over real sockets."""
+
+import json
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPResponse
+from socketserver import ThreadingMixIn
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from common.errors import ConfigError
+from common.server import http
+from common.server.http import HttpServer
+
+
+@dataclass
+class Process:
+    """What a server would say about itself."""
+
+    live: bool = True
+    reasons: list[str] = field(default_factory=list)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def server(self, address: str = "127.0.0.1:0", *, timeout_s: float = 5.0) -> HttpServer:
+        return HttpServer(
+            address,
+            is_live=lambda: self.live,
+            readiness=lambda: self.reasons,
+            registry=self.registry,
+            timeout_s=timeout_s,
+        )
+
+
+@contextmanager
+def running(server: HttpServer) -> Iterator[HttpServer]:
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def process() -> Process:
+    return Process()
+
+
+@pytest.fixture(scope="module")
+def server(process: Process) -> Iterator[HttpServer]:
+    with running(process.server()) as server:
+        yield server
+
+
+def ask(port: int, path: str, method: str = "GET") -> tuple[HTTPResponse, bytes]:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response, response.read()
+
+
+def send(port: int, data: bytes) -> bytes:
+    """Send raw bytes and read until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        answer = b""
+        try:
+            connection.sendall(data)
+            while part := connection.recv(4096):
+                answer += part
+        except ConnectionError:
+            pass
+        return answer
+
+
+@pytest.mark.parametrize(("live", "status"), [(True, 200), (False, 503)])
+def test_livez_says_whether_the_process_should_live(
+    process: Process, server: HttpServer, live: bool, status: int
+) -> None:
+    process.live = live
+    response, _ = ask(server.port, "/livez")
+    assert response.status == status
+
+
+@pytest.mark.parametrize(
+    ("reasons", "status"),
+    [pytest.param([], 200, id="ready"), pytest.param(["2 of 3 shards", "audit fails"], 503, id="with reasons")],
+)
+def test_readyz_lists_what_is_missing(process: Process, server: HttpServer, reasons: list[str], status: int) -> None:
+    process.reasons = reasons
+    response, body = ask(server.port, "/readyz")
+    assert (response.status, response.headers["Content-Type"], json.loads(body)) == (
+        status,
+        "application/json",
+        reasons,
+    )
+
+
+def test_metrics_come_from_the_registry(process: Process, server: HttpServer) -> None:
+    """Only what is in the given registry is shown, in Prometheus' text form."""
+    Gauge("shardhold_generation", "generation of the root key", registry=process.registry).set(3)
+    response, body = ask(server.port, "/metrics")
+    assert response.status == 200
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    assert b"shardhold_generation 3.0\n" in body
+
+
+@pytest.mark.parametrize("path", ["/", "/livez/", "/livez?x=1", "/../etc/passwd"])
+def test_other_paths_do_not_exist(server: HttpServer, path: str) -> None:
+    """Paths are compared as they are."""
+    assert ask(server.port, path)[0].status == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW"])
+def test_other_methods_are_refused(server: HttpServer, method: str) -> None:
+    """Nothing can be changed from here."""
+    assert ask(server.port, "/livez", method)[0].status == 405
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(b"GET /" + b"a" * http.REQUEST_LIMIT + b" HTTP/1.1\r\n\r\n", id="long path"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nA: " + b"a" * http.REQUEST_LIMIT + b"\r\n\r\n", id="long header"),
+        pytest.param(b"GET /livez HTTP/1.1\r\n" + b"A: b\r\n" * http.REQUEST_LIMIT, id="many headers"),
+    ],
+)
+def test_a_request_beyond_the_limit_is_refused(server: HttpServer, request_bytes: bytes) -> None:
+    """At most 8 KiB and 100 headers are read of a request, then the connection is closed."""
+    assert b" 200 " not in send(server.port, request_bytes)
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /livez HTTP/1.1\r\nHost: a"])
+def test_an_idle_connection_is_closed(process: Process, start: bytes) -> None:
+    """A peer that says nothing, or stops in the middle, holds a thread for the timeout at most."""
+    with running(process.server(timeout_s=0.2)) as server:
+        assert send(server.port, start) == b""
+
+
+def test_idle_connections_beyond_the_limit_are_closed_at_once(process: Process) -> None:
+    """The number of threads is bounded; the next probe is served as soon as one of them is free."""
+    process.live = True
+    with running(process.server()) as server:
+        address = ("127.0.0.1", server.port)
+        held = [socket.create_connection(address, timeout=20) for _ in range(http.CONNECTION_LIMIT)]
+        try:
+            assert send(server.port, b"GET /livez HTTP/1.1\r\n\r\n") == b""
+        finally:
+            for connection in held:
+                connection.close()
+        while not send(server.port, b"GET /livez HTTP/1.1\r\n\r\n"):
+            pass  # until the closed ones are noticed; bounded by the timeout of the test
+
+
+def test_a_taken_port_is_named(server: HttpServer) -> None:
+    """A second server on the same port is refused, not bound beside the first."""
+    with pytest.raises(ConfigError, match=rf"listen.http: .*127\.0\.0\.1.*{server.port}.*Address already in use"):
+        Process().server(f"127.0.0.1:{server.port}").start()
+
+
+def test_the_port_is_closed_after_stop(process: Process) -> None:
+    """Stop returns when nothing answers any more; twice is as good as once, and so is never started."""
+    server = process.server()
+    server.start()
+    server.stop()
+    server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    process.server().stop()
+
+
+@pytest.mark.parametrize("address", ["[::1]:0"])
+def test_it_listens_on_ipv6(process: Process, address: str) -> None:
+    """An address in brackets is IPv6."""
+    with running(process.server(address)) as server:
+        socket.create_connection(("::1", server.port), timeout=5).close()
+
+
+def test_a_failing_check_is_no_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    """An exception in a check closes the connection without an answer, is logged, and leaves the server running."""
+
+    def fail() -> bool:
+        raise RuntimeError("broken check")
+
+    broken: Callable[[], bool] = fail
+    server = HttpServer("127.0.0.1:0", is_live=broken, readiness=list, registry=CollectorRegistry())
+    with running(server):
+        assert send(server.port, b"GET /livez HTTP/1.1\r\n\r\n") == b""
+        assert b" 200 " in send(server.port, b"GET /readyz HTTP/1.1\r\n\r\n")
+    out, err = capfd.readouterr()
+    assert "broken check" in out + err
+
+
+def test_a_peer_that_leaves_is_not_logged(process: Process, capfd: pytest.CaptureFixture[str]) -> None:
+    """A connection that is reset in the middle of a request leaves no line, so that nobody can fill a log with them."""
+    process.live = True
+    with running(process.server()) as server:
+        for _ in range(http.CONNECTION_LIMIT):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+                connection.sendall(b"GET /livez")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        while not send(server.port, b"GET /livez HTTP/1.1\r\n\r\n"):
+            pass  # until all are noticed; bounded by the timeout of the test
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_thread_that_cannot_start_costs_no_place(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the machine was out of threads for a while, probes are answered afterwards."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    process.live = True
+    with running(process.server()) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadingMixIn, "process_request", fail)
+            for _ in range(http.CONNECTION_LIMIT + 1):
+                assert send(server.port, b"GET /livez HTTP/1.1\r\n\r\n") == b""
+        assert b" 200 " in send(server.port, b"GET /livez HTTP/1.1\r\n\r\n")

@@ -1,0 +1,69 @@
+"""Waiting for the first SVID of a server."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from common.config.config import IdentityOptions
+from common.errors import ConfigError, IdentityUnavailableError
+from common.server.identity import wait_for_identity
+from pilot.dev.ca import DevelopmentCA
+from shardhold.identity import Svid
+from tests.pilot.played_nexus import write_svid
+
+CA = DevelopmentCA("example.test")
+
+
+class Patience:
+    """Gives up at the third pause."""
+
+    def __init__(self) -> None:
+        self.pauses = 0
+
+    def is_set(self) -> bool:
+        return self.pauses >= 3
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses += 1
+        return self.is_set()
+
+
+def make_expired_svid() -> Svid:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    uris = [f"spiffe://{CA.trust_domain}/team/app"]
+    leaf = CA.certify(
+        key.public_key(), uris=uris, not_before=now - timedelta(hours=2), not_after=now - timedelta(hours=1)
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Svid.parse(leaf.public_bytes(Encoding.PEM), pem, CA.bundle_pem)
+
+
+def list_watchers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "shardhold-identity"]
+
+
+def test_tries_leave_nothing_behind(tmp_path: Path) -> None:
+    """A source whose SVID has expired is closed before it is opened again: waiting for days costs no threads."""
+    options = IdentityOptions(
+        trust_domain=CA.trust_domain, source="files", svid_dir=str(write_svid(tmp_path, make_expired_svid()))
+    )
+    before, patience = list_watchers(), Patience()
+    with pytest.raises(IdentityUnavailableError, match="expired at"):
+        wait_for_identity(options, patience)
+    assert patience.pauses == 3
+    assert list_watchers() == before
+
+
+def test_another_trust_domain_is_refused(tmp_path: Path) -> None:
+    """An SVID of another trust domain than the configured one is no reason to wait, and its source is closed."""
+    folder = write_svid(tmp_path, CA.issue("/shardhold/nexus/n1"))
+    before = list_watchers()
+    with pytest.raises(ConfigError, match=r"identity\.trust_domain: got 'other\.test', but the SVID is spiffe://"):
+        wait_for_identity(
+            IdentityOptions(trust_domain="other.test", source="files", svid_dir=str(folder)), threading.Event()
+        )
+    assert list_watchers() == before

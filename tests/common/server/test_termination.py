@@ -1,0 +1,59 @@
+"""`common.server.termination`: signals as something to wait for."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys, threading
+from common.termination import Termination
+
+termination = Termination()
+assert not termination.is_set()
+assert not termination.wait(0.01)
+print("waiting", flush=True)
+assert termination.wait()
+assert termination.is_set() and termination.wait() and termination.wait(0)
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_wait(number: int) -> None:
+    """A signal ends a wait without limit, and every later one at once."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "ended\n"
+        assert process.wait(20) == 0
+
+
+def test_storm_of_signals() -> None:
+    """Many signals in a row are one request to stop, and none of them locks the process up."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        for _ in range(200):
+            process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "ended\n"
+        # The last ones may come when Python has taken its handlers down already: they end it, too.
+        assert process.wait(20) in (0, -signal.SIGTERM)
+
+
+def test_the_end_waits_for_nobody() -> None:
+    """What was printed is there, and the code; a worker that hangs keeps nothing up."""
+    code = (
+        "import threading; from common.termination import end_process; "
+        "threading.Thread(target=threading.Event().wait).start(); print('done'); end_process(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout) == (3, "done\n")
+
+
+def test_the_end_needs_no_output() -> None:
+    """A process that was started without one ends with its code all the same."""
+    code = "import sys; from common.termination import end_process; sys.stdout = None; end_process(3)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 3

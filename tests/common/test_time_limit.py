@@ -1,0 +1,43 @@
+"""A time limit: the outcome of what ends in time, and an unknown one for what hangs."""
+
+import threading
+
+import pytest
+
+from common.clock import ManualClock, SystemClock
+from common.errors import ConflictError, OutcomeUnknownError
+from common.time_limit import finish_within
+
+
+def test_what_ends_in_time_returns_or_raises_what_it_did() -> None:
+    """On a thread of its own, with the name that it was given."""
+    clock = SystemClock()
+    assert finish_within(clock, 30, lambda: threading.current_thread().name, name="work") == "work"
+
+    def fail() -> None:
+        raise ConflictError("as it is")
+
+    with pytest.raises(ConflictError, match="as it is"):
+        finish_within(clock, 30, fail, name="work")
+
+
+def test_of_what_hangs_the_outcome_is_unknown() -> None:
+    """The caller goes on, and so does the work."""
+    clock, go, over = ManualClock(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        go.wait(30)
+        over.set()
+
+    def turn() -> None:
+        clock.wait_for_waiters(timeout=30)
+        clock.advance(5)
+
+    turning = threading.Thread(target=turn)
+    turning.start()
+    with pytest.raises(OutcomeUnknownError, match="work is not over after 5 s"):
+        finish_within(clock, 5, hang, name="work")
+    assert not over.is_set()
+    go.set()
+    assert over.wait(30)
+    turning.join()

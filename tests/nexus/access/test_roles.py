@@ -1,0 +1,79 @@
+"""Roles by the form of a SPIFFE ID."""
+
+import pytest
+
+from common.errors import ConfigError, UnauthenticatedError
+from nexus.access.roles import Role, Roles
+
+ROLES = Roles("example.org")
+
+
+@pytest.mark.parametrize(
+    ("path", "role", "person"),
+    [
+        ("/shardhold/pilot/role/superuser/alice", Role.SUPERUSER, "alice"),
+        ("/shardhold/pilot/role/operator/bob", Role.OPERATOR, "bob"),
+        ("/shardhold/pilot/role/recover/carol", Role.RECOVER, "carol"),
+        ("/shardhold/pilot/role/auditor/dan", Role.AUDITOR, "dan"),
+        ("/shardhold/nexus/n1", Role.NEXUS, None),
+        ("/shardhold/keeper/keeper-1", Role.KEEPER, None),
+        ("/shardhold/pilot/role/king/alice", Role.WORKLOAD, None),
+        ("/shardhold/pilot/role/workload/alice", Role.WORKLOAD, None),
+        ("/shardhold/pilot/role/nexus/alice", Role.WORKLOAD, None),
+        ("/shardhold/pilot/role/superuser", Role.WORKLOAD, None),
+        ("/shardhold/pilot/role/superuser/alice/laptop", Role.WORKLOAD, None),
+        ("/x/shardhold/pilot/role/superuser/alice", Role.WORKLOAD, None),
+        ("/shardhold/nexus/n1/x", Role.WORKLOAD, None),
+        ("/team/web", Role.WORKLOAD, None),
+    ],
+)
+def test_role_and_person(path: str, role: Role, person: str | None) -> None:
+    """Each ID has this role, and people have a name."""
+    assert ROLES.role_of("spiffe://example.org" + path) is role
+    assert ROLES.person_of("spiffe://example.org" + path) == person
+
+
+@pytest.mark.parametrize(
+    "spiffe_id",
+    [
+        "spiffe://example.com/shardhold/pilot/role/superuser/alice",
+        "spiffe://example.org.evil/shardhold/pilot/role/superuser/alice",
+        "spiffe://example.org",
+        "/shardhold/pilot/role/superuser/alice",
+        "",
+    ],
+)
+def test_other_trust_domains_have_no_role(spiffe_id: str) -> None:
+    """An ID that is not below our trust domain is no caller at all."""
+    with pytest.raises(UnauthenticatedError):
+        ROLES.role_of(spiffe_id)
+
+
+def test_configured_pattern() -> None:
+    """The pattern of people is configuration; dots in it are dots."""
+    roles = Roles("example.org", pattern="/people.v1/PERSON/as/ROLE")
+    assert roles.role_of("spiffe://example.org/people.v1/alice/as/auditor") is Role.AUDITOR
+    assert roles.person_of("spiffe://example.org/people.v1/alice/as/auditor") == "alice"
+    assert roles.role_of("spiffe://example.org/peopleXv1/alice/as/auditor") is Role.WORKLOAD
+    assert roles.role_of("spiffe://example.org/shardhold/pilot/role/superuser/alice") is Role.WORKLOAD
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "/",
+        "x/ROLE/PERSON",
+        "/ROLE",
+        "/PERSON",
+        "/ROLE/ROLE/PERSON",
+        "/aROLE/PERSON",
+        "/ROLE/PERSON/",
+        "/ROLE//PERSON",
+        "/ROLE/*/PERSON",
+    ],
+)
+def test_wrong_pattern_is_named(pattern: str) -> None:
+    """A pattern without its words is a configuration error that names the option."""
+    with pytest.raises(ConfigError, match=r"^roles\.pattern: "):
+        Roles("example.org", pattern=pattern)

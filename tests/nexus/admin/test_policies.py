@@ -1,0 +1,179 @@
+"""Policies of a cluster: applied whole, in force at once, and safe from whoever edits the database."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import DeniedError, InvalidArgumentError, NotFoundError, StoreUnavailableError
+from nexus.access.gate import Caller
+from nexus.admin.policies import MAX_APPLIED
+from nexus.policy.rules import Permission, Policy, encode_policy
+from nexus.store.protocol import Store
+from tests.nexus.cluster import tamper
+from tests.nexus.conftest import MakeNexus
+from tests.nexus.core import (
+    APP,
+    AUDITOR,
+    KEEPER,
+    NEXUS,
+    OPERATOR,
+    RECOVER,
+    SUPERUSER,
+    NexusCore,
+)
+from tests.nexus.failing_store import FailingStore
+
+READ = Permission.READ
+
+
+def policy(name: str, *permissions: Permission, paths: tuple[str, ...] = ("team/**",)) -> Policy:
+    return Policy(name=name, spiffe_ids=(APP.spiffe_id,), paths=paths, permissions=permissions or (READ,))
+
+
+@pytest.fixture
+def nexus(make_nexus: MakeNexus) -> NexusCore:
+    """A ready one with the policies "one" and "two"."""
+    return make_nexus(policy("one"), policy("two"))
+
+
+def names(nexus: NexusCore) -> list[str]:
+    return [one.name for one in nexus.policies.list(SUPERUSER).policies.policies]
+
+
+def decide(nexus: NexusCore, permission: Permission = READ, path: str = "team/x") -> str | None:
+    return nexus.lifecycle.require_serving().view.policies.decide(APP.spiffe_id, permission, path)
+
+
+def test_what_is_applied_is_in_force_at_once(nexus: NexusCore) -> None:
+    """New ones beside, and known names replaced; the answer is the revision of the change."""
+    assert decide(nexus, Permission.DELETE) is None
+    revision = nexus.policies.apply(SUPERUSER, [policy("new", Permission.DELETE), policy("one", paths=("other",))])
+    assert names(nexus) == ["new", "one", "superusers", "two"]
+    assert decide(nexus, Permission.DELETE) == "new"
+    assert decide(nexus) == "two"
+    with nexus.store.read() as reader:
+        assert reader.load_meta().revision == revision
+
+
+def test_what_is_deleted_is_out_of_force_at_once(nexus: NexusCore) -> None:
+    """The other policies stay."""
+    nexus.policies.delete(SUPERUSER, "one")
+    assert decide(nexus) == "two"
+    nexus.policies.delete(SUPERUSER, "two")
+    assert decide(nexus) is None
+    assert names(nexus) == ["superusers"]
+    with pytest.raises(NotFoundError, match="two"):
+        nexus.policies.delete(SUPERUSER, "two")
+
+
+def test_changes_are_audited_in_their_transaction_and_lists_as_reads(nexus: NexusCore) -> None:
+    """With the names of what was changed."""
+    nexus.policies.apply(SUPERUSER, [policy("b"), policy("a")])
+    nexus.policies.delete(SUPERUSER, "a")
+    nexus.policies.list(AUDITOR)
+    changes = [entry for _, entry in nexus.list_change_entries()]
+    assert [(entry.action, entry.detail, entry.outcome) for entry in changes] == [
+        ("policy.apply", "b a", "ok"),
+        ("policy.delete", "a", "ok"),
+    ]
+    assert [(entry.actor, entry.action) for entry in nexus.list_entries()] == [(AUDITOR.spiffe_id, "policy.list")]
+
+
+@pytest.mark.parametrize("caller", [OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, APP], ids=lambda caller: caller.role)
+def test_only_a_superuser_changes_policies(nexus: NexusCore, caller: Caller) -> None:
+    """A denial is audited, and nothing changes."""
+    with pytest.raises(DeniedError, match="role superuser"):
+        nexus.policies.apply(caller, [policy("mine")])
+    with pytest.raises(DeniedError, match="role superuser"):
+        nexus.policies.delete(caller, "one")
+    if caller is AUDITOR:
+        nexus.policies.list(caller)
+    else:
+        with pytest.raises(DeniedError, match="auditor or superuser"):
+            nexus.policies.list(caller)
+    assert nexus.list_change_entries() == []
+    assert [entry.decision for entry in nexus.list_entries()][:2] == ["deny", "deny"]
+    assert names(nexus) == ["one", "superusers", "two"]
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        pytest.param([], "got 0", id="none"),
+        pytest.param([policy(f"p{i}") for i in range(MAX_APPLIED + 1)], "got 101", id="too many"),
+        pytest.param([policy("a"), policy("a")], "two have one name", id="one name twice"),
+        pytest.param([policy("good"), policy("Bad Name")], "policy name", id="wrong name"),
+        pytest.param([policy("good"), policy("bad", paths=("a/**b",))], "policy bad: paths", id="wrong glob"),
+    ],
+)
+def test_wrong_policies_are_refused_all_of_them(nexus: NexusCore, policies: list[Policy], message: str) -> None:
+    """Policy, field and limit are named."""
+    with pytest.raises(InvalidArgumentError, match=message):
+        nexus.policies.apply(SUPERUSER, policies)
+    assert names(nexus) == ["one", "superusers", "two"]
+
+
+@pytest.mark.parametrize("name", ["", "Evil", "a" * 65, "../x"])
+def test_a_name_that_no_policy_can_have_is_refused(nexus: NexusCore, name: str) -> None:
+    """Unless a damaged row has it, which has to be deletable."""
+    with pytest.raises(InvalidArgumentError, match="policy name"):
+        nexus.policies.delete(SUPERUSER, name)
+
+
+EVIL = encode_policy(policy("evil", *Permission, paths=("**",)))
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters", "damaged"),
+    [
+        pytest.param("INSERT INTO control VALUES ('policy', 'evil', ?, zeroblob(32))", (EVIL,), "evil", id="added"),
+        pytest.param("INSERT INTO control VALUES ('policy', 'No Name', ?, zeroblob(32))", (EVIL,), "No Name", id="odd"),
+        pytest.param("UPDATE control SET body = ? WHERE name = 'one'", (EVIL,), "one", id="edited"),
+        pytest.param("DELETE FROM control WHERE name = 'one'", (), "one", id="removed"),
+    ],
+)
+@pytest.mark.parametrize("remedy", ["apply", "delete"])
+def test_a_policy_changed_in_the_database_is_named_and_healed_by_a_superuser(
+    nexus: NexusCore, tmp_path: Path, sql: str, parameters: tuple[object, ...], damaged: str, remedy: str
+) -> None:
+    """Until then nobody is authorised; the next change of another policy does not bless it."""
+    tamper(tmp_path, sql, *parameters)
+    nexus.policies.apply(SUPERUSER, [policy("other")])
+    assert nexus.policies.list(SUPERUSER).damaged == (damaged,)
+    with pytest.raises(DeniedError):
+        nexus.vault.get(APP, "team/x", 0)
+    if remedy == "apply" and damaged != "No Name":
+        nexus.policies.apply(SUPERUSER, [policy(damaged)])
+        assert damaged in names(nexus)
+    else:
+        nexus.policies.delete(SUPERUSER, damaged)
+        assert damaged not in names(nexus)
+    assert nexus.policies.list(SUPERUSER).damaged == ()
+    with pytest.raises(NotFoundError):
+        nexus.vault.get(APP, "team/x", 0)
+
+
+def test_what_is_committed_is_in_force_even_when_the_store_cannot_be_read_any_more(
+    make_nexus: MakeNexus, store: Store
+) -> None:
+    """What was revoked must not go on allowing."""
+    failing = FailingStore(store)
+    nexus = make_nexus(policy("one"), store=failing)
+    failing.cannot_read = True
+    nexus.policies.delete(SUPERUSER, "one")
+    assert decide(nexus) is None
+
+
+@pytest.mark.parametrize("flag", ["cannot_audit", "cannot_commit"])
+def test_what_is_not_committed_is_not_in_force(make_nexus: MakeNexus, store: Store, flag: str) -> None:
+    """And its failure is audited, like that of a read."""
+    failing = FailingStore(store)
+    nexus = make_nexus(policy("one"), store=failing)
+    setattr(failing, flag, True)
+    with pytest.raises(StoreUnavailableError):
+        nexus.policies.delete(SUPERUSER, "one")
+    with pytest.raises(StoreUnavailableError):
+        nexus.policies.apply(SUPERUSER, [policy("two")])
+    assert names(nexus) == ["one", "superusers"]
+    assert nexus.list_change_entries() == []
+    assert [entry.outcome for entry in nexus.list_entries()][:2] == ["STORE_UNAVAILABLE"] * 2

@@ -1,0 +1,210 @@
+"""Rollback marks on the side of the nexus: whom it believes, what it concludes, and what it makes."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from common.clock import ManualClock
+from common.errors import MarkError
+from common.forms.mark import SignedMark, verify_mark
+from common.keys.protected import ProtectedMemory
+from nexus.keepers.marks import MarkBook, MarkMaker
+from nexus.store.protocol import Meta
+from tests.nexus.cluster import MADE_AT, FoundCluster, FoundedCluster, open_store
+from tests.nexus.cluster import found as found_in
+from tests.nexus.played_keepers import DEADLINE_S
+
+
+@pytest.fixture
+def cluster(found: FoundCluster) -> FoundedCluster:
+    """3 of 5."""
+    return found()
+
+
+def at(cluster: FoundedCluster, timeline: int, revision: int) -> Meta:
+    """The store of *cluster*, at another position."""
+    return replace(cluster.load()[0], timeline=timeline, revision=revision)
+
+
+@pytest.mark.parametrize(
+    ("mark", "blocks"),
+    [
+        pytest.param((2, 50), False, id="of this position"),
+        pytest.param((2, 49), False, id="of an earlier revision"),
+        pytest.param((1, 999), False, id="of an earlier timeline, further on"),
+        pytest.param((2, 51), True, id="one revision more"),
+        pytest.param((3, 1), True, id="of a later timeline"),
+    ],
+)
+def test_a_mark_blocks_only_a_store_that_is_older(cluster: FoundedCluster, mark: tuple[int, int], blocks: bool) -> None:
+    """By timeline, then revision."""
+    book = cluster.book()
+    taken = book.take("keeper-1", cluster.sign_mark(*mark))
+    assert taken is not None
+    assert taken.order == mark
+    assert (book.find_newer(at(cluster, 2, 50)) is not None) == blocks
+
+
+def test_older_control_rows_are_found_behind_a_raised_revision(cluster: FoundedCluster) -> None:
+    """Who puts old policies back can edit the revision, but not the control revision: the manifest has it."""
+    book = cluster.book()
+    book.take("keeper-1", cluster.sign_mark(2, 50, control_revision=7))
+    put_back = replace(at(cluster, 2, 999), control_revision=6)
+    newer = book.find_newer(put_back)
+    assert newer is not None
+    assert "policies or settings" in newer.describe(put_back)
+    assert book.find_newer(replace(put_back, control_revision=7)) is None
+    assert book.find_newer(replace(put_back, timeline=3)) is None  # accepted as older: a new timeline counts anew
+
+
+def test_a_store_whose_revision_was_raised_is_older_by_its_control_revision(cluster: FoundedCluster) -> None:
+    """Who writes the database can raise the one and not the other; the keepers that know are named."""
+    book = cluster.book()
+    book.take("keeper-1", cluster.sign_mark(1, 60, control_revision=5))
+    book.take("keeper-1", cluster.sign_mark(1, 90, control_revision=3))
+    book.take("keeper-2", cluster.sign_mark(1, 95, control_revision=4))
+    raised = replace(at(cluster, 1, 1000), control_revision=4)
+    newer = book.find_newer(raised)
+    assert newer is not None
+    assert (newer.mark.revision, newer.keepers) == (60, ("keeper-1",))
+    assert newer.describe(raised) == (
+        "policies or settings of the store are older than a rollback mark: control revision 4, and keeper-1 remember 5"
+    )
+    assert book.find_newer(replace(raised, control_revision=5)) is None
+    assert book.find_newer(replace(raised, timeline=2, control_revision=1)) is None
+
+
+def broken(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
+    return replace(signed, signature=bytes([signed.signature[0] ^ 1, *signed.signature[1:]]))
+
+
+def edited(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
+    return replace(signed, mark=signed.mark[:-1] + bytes([signed.mark[-1] ^ 1]))
+
+
+def without_chain(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
+    return replace(signed, chain=())
+
+
+def with_longer_chain(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
+    return replace(signed, chain=signed.chain * 2)
+
+
+def badly_signed(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
+    """From the future, by a key that is not the cluster's."""
+    forger = MarkMaker(cluster.genesis_record, _OtherKey(), ManualClock())
+    return forger.make(at(cluster, 99, 99), generation=1, set_number=1)
+
+
+class _OtherKey:
+    public_key = bytes(32)
+
+    def sign(self, message: bytes) -> bytes:
+        return bytes(64)
+
+
+LIES = [
+    pytest.param(broken, "broken signature", id="broken signature"),
+    pytest.param(edited, "broken signature", id="edited"),
+    pytest.param(without_chain, "chain of 0 records", id="no chain"),
+    pytest.param(with_longer_chain, "chain of 2 records", id="longer chain"),
+    pytest.param(badly_signed, "broken signature", id="future, signed by nobody"),
+]
+
+
+@pytest.mark.parametrize(("forge", "why"), LIES)
+def test_a_mark_that_does_not_verify_blocks_nothing(cluster: FoundedCluster, forge: object, why: str) -> None:
+    """It is refused by name; its keeper has answered all the same."""
+    book = cluster.book()
+    with pytest.raises(MarkError, match=why):
+        book.take("keeper-1", forge(cluster, cluster.sign_mark(9, 9)))  # type: ignore[operator]
+    assert book.find_newer(at(cluster, 1, 1)) is None
+    book.wait_answers(1, seconds=0)
+
+
+def test_a_true_mark_of_another_cluster_blocks_nothing(
+    cluster: FoundedCluster, memory: ProtectedMemory, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Neither under its own genesis record nor under ours."""
+    store = open_store(tmp_path_factory.mktemp("other"))
+    other = found_in(store, memory)
+    theirs = other.sign_mark(9, 9)
+    other.book().take("keeper-1", theirs)  # where it belongs it is a true one
+    book = cluster.book()
+    for mark in (theirs, replace(theirs, chain=(cluster.genesis_record.encode(),))):
+        with pytest.raises(MarkError, match="another cluster|broken signature"):
+            book.take("keeper-1", mark)
+    assert book.find_newer(at(cluster, 1, 1)) is None
+    store.close()
+
+
+def test_the_newest_mark_is_named_with_all_who_hold_it(cluster: FoundedCluster) -> None:
+    """And with the highest numbers that any mark knows: a new set has to be above all of them."""
+    book = cluster.book()
+    book.take("keeper-3", cluster.sign_mark(2, 60, generation=1, set_number=4))
+    book.take("keeper-1", cluster.sign_mark(2, 60, generation=1, set_number=4))
+    book.take("keeper-2", cluster.sign_mark(1, 90, generation=3, set_number=7))
+    book.take("keeper-4", None)
+    newer = book.find_newer(at(cluster, 2, 50))
+    assert newer is not None
+    assert (newer.mark.order, newer.mark.made_at) == ((2, 60), MADE_AT)
+    assert newer.keepers == ("keeper-1", "keeper-3")
+    assert (newer.last_generation, newer.last_set_number) == (3, 7)
+    assert newer.describe(at(cluster, 2, 50)) == (
+        "the store is older than a rollback mark: it is at timeline 2, revision 50, and keeper-1, keeper-3 remember "
+        "timeline 2, revision 60"
+    )
+
+
+@pytest.mark.parametrize("later", [None, (1, 10)], ids=["nothing", "an older mark"])
+def test_what_a_keeper_told_once_counts_for_good(cluster: FoundedCluster, later: tuple[int, int] | None) -> None:
+    """After a restart it remembers less; the mark was true all the same."""
+    book = cluster.book()
+    book.take("keeper-1", cluster.sign_mark(1, 60))
+    book.take("keeper-1", cluster.sign_mark(*later) if later else None)
+    newer = book.find_newer(at(cluster, 1, 50))
+    assert newer is not None
+    assert newer.mark.revision == 60
+
+
+def test_a_keeper_that_answers_late_is_heard(cluster: FoundedCluster) -> None:
+    """Whoever waits for the answers sees what the last one brought; and any later look does too."""
+    book, seen = cluster.book(), list[bool]()
+    meta, marks = at(cluster, 1, 50), [cluster.sign_mark(1, 40), cluster.sign_mark(1, 60)]
+
+    def wait() -> None:
+        book.wait_answers(2, seconds=DEADLINE_S)
+        seen.append(book.find_newer(meta) is not None)
+
+    book.take("keeper-1", marks[0])
+    book.wait_answers(2, seconds=0)  # not for ever
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    book.take("keeper-2", marks[1])
+    waiter.join(DEADLINE_S)
+    assert seen == [True]
+
+
+def test_a_mark_is_made_once_for_each_position(cluster: FoundedCluster) -> None:
+    """The same object while the store stands still; each verifies as a keeper verifies it."""
+    key, clock = cluster.make_root_key(), ManualClock()
+    maker = MarkMaker(cluster.genesis_record, key, clock)
+    meta = cluster.load()[0]
+    first = maker.make(meta, generation=1, set_number=1)
+    clock.advance(5)
+    assert maker.make(meta, generation=1, set_number=1) is first
+    for moved in (replace(meta, revision=meta.revision + 1), replace(meta, timeline=2)):
+        signed = maker.make(moved, generation=1, set_number=2)
+        assert signed is not first
+        mark = verify_mark(signed, cluster_id=cluster.cluster_id, genesis=cluster.genesis)
+        assert mark.order == (moved.timeline, moved.revision)
+        assert (mark.generation, mark.set_number) == (1, 2)
+        assert mark.made_at == int(clock.now().timestamp() * 1_000_000)
+    key.release()
+
+
+def test_a_book_is_of_one_genesis_record(cluster: FoundedCluster) -> None:
+    """Which keepers' marks have to begin with."""
+    book = MarkBook(cluster.genesis_record)
+    assert (book.cluster_id, book.fingerprint) == (cluster.cluster_id, cluster.genesis)

@@ -1,0 +1,151 @@
+"""The states that a nexus goes through, and what it serves with in them: keys are wiped under nobody's hands."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from common.errors import RecoveringError, SealedError, ShardholdError, WrongStateError
+from nexus.keys.opened import Serving
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.states import State
+from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
+from tests.nexus.conftest import MakeNexus, WaitUntil
+from tests.nexus.core import NexusCore
+from tests.nexus.played_keepers import DEADLINE_S
+
+
+class Watched:
+    """A lifecycle and the states that it told."""
+
+    def __init__(self, cluster: FoundedCluster) -> None:
+        self.cluster = cluster
+        self.told: list[State] = []
+        self.failures: list[str] = []
+        self.lifecycle = Lifecycle(State.RECOVERING, on_change=self.told.append, on_failure=self.failures.append)
+        self.serving = cluster.prove()
+
+    def is_usable(self) -> bool:
+        """Whether the keys are there to use."""
+        try:
+            return self.serving.root_key.view == self.cluster.root_key
+        except ValueError:  # released
+            return False
+
+    @contextmanager
+    def withdrawing(self, seconds: float) -> Iterator[threading.Thread]:
+        """Withdraw on another thread meanwhile."""
+        thread = threading.Thread(target=lambda: self.lifecycle.withdraw(State.SEALED, seconds=seconds))
+        thread.start()
+        yield thread
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def watched(found: FoundCluster) -> Iterator[Watched]:
+    """Ready."""
+    watched = Watched(found())
+    watched.lifecycle.install(watched.serving)
+    yield watched
+    watched.lifecycle.wipe()
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        pytest.param(State.UNINITIALISED, WrongStateError, id="uninitialised"),
+        pytest.param(State.INITIALISING, WrongStateError, id="initialising"),
+        pytest.param(State.RECOVERING, RecoveringError, id="recovering"),
+        pytest.param(State.SEALED, SealedError, id="sealed"),
+    ],
+)
+def test_only_a_ready_nexus_serves(core: NexusCore, state: State, error: type[Exception]) -> None:
+    """Neither to look at nor to borrow; and each other state blocks by its name."""
+    core.bind(state)
+    with pytest.raises(error):
+        core.lifecycle.require_serving()
+    with pytest.raises(error), core.lifecycle.borrow():
+        pytest.fail("there is nothing to borrow")
+    (obstacle,) = core.warden.list_obstacles()
+    assert f"the nexus is {state.value}" in obstacle
+
+
+def test_a_wiped_nexus_serves_nothing(make_nexus: MakeNexus) -> None:
+    """At the end of the process; again, nothing happens."""
+    nexus = make_nexus()
+    nexus.pool.stop()
+    nexus.lifecycle.wipe()
+    nexus.lifecycle.wipe()
+    with pytest.raises(WrongStateError):
+        nexus.lifecycle.require_serving()
+    assert is_wiped(nexus.memory)
+
+
+def test_a_nexus_becomes_ready_when_its_audit_is_failing(make_nexus: MakeNexus) -> None:
+    """The chain of this timeline goes on; the gate refuses what cannot be audited, and the process lives."""
+    nexus = make_nexus()
+    with nexus.store.read() as reader:
+        timeline = reader.load_meta().timeline
+    with nexus.audit_failing():
+        nexus.audit.start_timeline(timeline)
+
+
+def test_a_change_of_state_is_told_once(watched: Watched) -> None:
+    """Not when it stays the same."""
+    watched.lifecycle.enter(State.READY)
+    watched.lifecycle.withdraw(State.SEALED, seconds=0)
+    watched.lifecycle.enter(State.SEALED)
+    assert watched.told == [State.READY, State.SEALED]
+
+
+def test_keys_that_nobody_borrows_are_wiped_at_once(watched: Watched) -> None:
+    """However long a withdrawal might wait."""
+    with watched.lifecycle.borrow():
+        pass
+    watched.lifecycle.withdraw(State.SEALED, seconds=3600)
+    assert is_wiped(watched.cluster.memory)
+
+
+def test_borrowed_keys_are_wiped_only_after_they_were_given_back(watched: Watched, wait_until: WaitUntil) -> None:
+    """By the last one who has them; new calls are refused from the beginning of the withdrawal on."""
+    lifecycle = watched.lifecycle
+    assert lifecycle.lend() is lifecycle.lend() is watched.serving
+    with watched.withdrawing(DEADLINE_S) as thread:
+        wait_until(lambda: lifecycle.state is State.SEALED)
+        with pytest.raises(SealedError):
+            lifecycle.lend()
+        with pytest.raises(SealedError):
+            lifecycle.check_served("GetSecret")
+        lifecycle.give_back()
+        thread.join(0.05)
+        assert thread.is_alive()
+        assert watched.is_usable()
+        lifecycle.give_back()
+    assert is_wiped(watched.cluster.memory)
+
+
+def test_keys_are_given_back_when_the_call_fails(watched: Watched) -> None:
+    """Or a withdrawal would wait for nobody."""
+    with pytest.raises(ShardholdError), watched.lifecycle.borrow():
+        raise WrongStateError("of the call")
+    watched.lifecycle.withdraw(State.RECOVERING, seconds=3600)
+    assert is_wiped(watched.cluster.memory)
+
+
+def test_a_withdrawal_waits_only_so_long(watched: Watched) -> None:
+    """Then the keys are wiped under whoever still has them: he gets no key of zeros, but an error."""
+    serving: Serving = watched.lifecycle.lend()
+    watched.lifecycle.withdraw(State.SEALED, seconds=0.05)
+    with pytest.raises(ValueError, match="released"):
+        bytes(serving.root_key.view)
+    watched.lifecycle.give_back()
+    assert is_wiped(watched.cluster.memory)
+
+
+def test_giving_up_ends_the_process(watched: Watched) -> None:
+    """With the reason, by whoever runs it; the state is as it was."""
+    watched.lifecycle.give_up("nobody knows")
+    assert watched.failures == ["nobody knows"]
+    assert watched.lifecycle.state is State.READY

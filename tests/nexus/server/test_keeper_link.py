@@ -1,0 +1,464 @@
+"""`nexus.server.keeper_link`: a real keeper over mTLS, and keepers that answer anything but the truth."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from common.clock import SystemClock
+from common.errors import (
+    BadShardError,
+    DeniedError,
+    InvalidArgumentError,
+    KeeperUnreachableError,
+    NotFoundError,
+    OverloadedError,
+    ShardholdError,
+    StatementError,
+    WrongStateError,
+)
+from common.forms.delivery import SetLabel
+from common.keys import shamir
+from common.keys.protected import Level, ProtectedBuffer, ProtectedMemory
+from common.keys.sealing import OneShotKey
+from common.keys.statement import StatementDesk
+from common.server.edge import Call, GrpcServer, Method
+from keeper.service import KeeperService
+from keeper.slots import ShardSlots
+from keeper.v1 import keeper_pb2 as pb
+from nexus.keepers.link import HeldSet, KeeperLink, KeeperReport
+from nexus.server.keeper_link import GrpcKeeperLink
+from pilot.dev.ca import DevelopmentCA
+from pilot.dev.provider import IdentityProvider
+from tests.cluster.keepers import NEXUS_PATH, FixedIdentity, KeeperProcess, wait_until
+from tests.cluster.marks import MarkMaker
+
+pytestmark = pytest.mark.cluster
+
+TIMEOUT = 10.0  # seconds
+KEEPER_PATH = "/shardhold/keeper/k1"
+DNS = "k1.keeper.shardhold"
+MARKS = MarkMaker()
+LABEL = SetLabel(cluster_id=b"c" * 16, genesis=b"g" * 32, timeline=1, generation=2, set_id=b"s" * 16, set_number=7)
+
+
+@pytest.fixture(scope="module")
+def ca() -> DevelopmentCA:
+    return DevelopmentCA("example.test")
+
+
+@pytest.fixture(scope="module")
+def provider(ca: DevelopmentCA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdentityProvider]:
+    with IdentityProvider(tmp_path_factory.mktemp("sockets"), ca, lifetime=timedelta(hours=1)) as provider:
+        yield provider
+
+
+@pytest.fixture
+def memory() -> Iterator[ProtectedMemory]:
+    memory = ProtectedMemory(lowest=Level.PLAIN)
+    yield memory
+    memory.wipe()
+
+
+@pytest.fixture
+def keeper(provider: IdentityProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeeperProcess]:
+    keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider)
+    yield keeper.start()
+    keeper.close()
+
+
+Connect = Callable[..., GrpcKeeperLink]
+
+
+@pytest.fixture
+def connect(ca: DevelopmentCA) -> Iterator[Connect]:
+    """Make links, as the nexus n1 unless told otherwise."""
+    links: list[GrpcKeeperLink] = []
+
+    def make(port: int, *, path: str = NEXUS_PATH, keeper_path: str = KEEPER_PATH, name: str = "k1") -> GrpcKeeperLink:
+        link = GrpcKeeperLink(
+            name=name,
+            address=f"127.0.0.1:{port}",
+            spiffe_id=f"spiffe://example.test{keeper_path}",
+            identity=FixedIdentity(ca.issue(path)),
+            clock=SystemClock(),
+        )
+        links.append(link)
+        return link
+
+    yield make
+    for link in links:
+        link.close()
+
+
+def make_shard(memory: ProtectedMemory, label: SetLabel = LABEL, x: int = 3) -> tuple[ProtectedBuffer, bytes]:
+    """Make the shard that belongs to *label*, and its commitment."""
+    buffer = memory.allocate(shamir.SHARD_SIZE)
+    buffer.view[:] = hashlib.sha256(label.set_id).digest() + bytes((x,))
+    return buffer, shamir.commitment(buffer.view, cluster_id=label.cluster_id, set_id=label.set_id)
+
+
+def put(link: GrpcKeeperLink, memory: ProtectedMemory, label: SetLabel = LABEL, **options: Any) -> bytes:
+    shard, commitment = make_shard(memory, label)
+    with shard:
+        return link.put_shard(label, shard, commitment=commitment, timeout=TIMEOUT, **options)
+
+
+# A true keeper
+
+
+def test_shard_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """What was put is reported and fetched as it was, by one boot; after a drop it is gone."""
+    link: KeeperLink = connect(keeper.port)
+    empty = link.fetch_report(timeout=TIMEOUT)
+    assert (empty.cluster_id, empty.genesis, empty.sets) == (b"", b"", ())
+    shard, commitment = make_shard(memory)
+    boot_id = link.put_shard(LABEL, shard, commitment=commitment, timeout=TIMEOUT)
+    report = link.fetch_report(timeout=TIMEOUT)
+    assert (report.boot_id, report.cluster_id, report.genesis) == (boot_id, LABEL.cluster_id, LABEL.genesis)
+    assert report.sets == (HeldSet(LABEL, 3),)
+    with memory.allocate(shamir.SHARD_SIZE) as fetched:
+        assert link.fetch_shard(LABEL.cluster_id, LABEL.set_id, into=fetched, timeout=TIMEOUT) == boot_id
+        assert fetched.view == shard.view
+        assert link.drop_set(LABEL.cluster_id, LABEL.set_id, timeout=TIMEOUT) == boot_id
+        with pytest.raises(NotFoundError):
+            link.fetch_shard(LABEL.cluster_id, LABEL.set_id, into=fetched, timeout=TIMEOUT)
+
+
+def test_second_set_names_the_current_one(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """A new set is taken beside the current one, and not before it."""
+    link = connect(keeper.port)
+    newer = replace(LABEL, set_id=b"t" * 16, set_number=8)
+    with pytest.raises(WrongStateError, match="put that first"):
+        put(link, memory, newer, current_set_id=LABEL.set_id)
+    put(link, memory)
+    put(link, memory, newer, current_set_id=LABEL.set_id)
+    assert [held.label for held in link.fetch_report(timeout=TIMEOUT).sets] == [LABEL, newer]
+
+
+def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """None before there is one; then the newest that was put, as it was, also when all sets were dropped."""
+    link: KeeperLink = connect(keeper.port)
+    assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) is None
+    label = replace(LABEL, genesis=MARKS.genesis)
+    shard, commitment = make_shard(memory, label)
+    with shard:
+        link.put_shard(label, shard, commitment=commitment, timeout=TIMEOUT)
+    for revision in (20, 19):
+        link.put_mark(MARKS.make(revision=revision), timeout=TIMEOUT)
+    link.drop_set(label.cluster_id, label.set_id, timeout=TIMEOUT)
+    assert link.fetch_mark(label.cluster_id, timeout=TIMEOUT) == MARKS.make(revision=20)
+
+
+def test_marks_that_a_keeper_does_not_take(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """Before a shard, or of another genesis, is a WrongStateError; one that does not verify an InvalidArgumentError."""
+    link = connect(keeper.port)
+    with pytest.raises(WrongStateError, match="keeper k1 at .*: nothing is pinned"):
+        link.put_mark(MARKS.make(), timeout=TIMEOUT)
+    put(link, memory, replace(LABEL, genesis=MARKS.genesis))
+    with pytest.raises(WrongStateError, match="begins at genesis"):
+        link.put_mark(MarkMaker(seed=b"b" * 32).make(), timeout=TIMEOUT)
+    with pytest.raises(InvalidArgumentError, match="keeper k1 at .*: rollback mark has a broken signature"):
+        link.put_mark(replace(MARKS.make(), signature=bytes(64)), timeout=TIMEOUT)
+    assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) is None
+
+
+def test_refusals_carry_the_keepers_words(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """An older set is a WrongStateError in the keeper's words; a wrong commitment too."""
+    link = connect(keeper.port)
+    put(link, memory)
+    with pytest.raises(WrongStateError, match="keeper k1 at .*: set 6 .* is not newer"):
+        put(link, memory, replace(LABEL, set_id=b"r" * 16, set_number=6))
+    shard, _ = make_shard(memory)
+    with shard, pytest.raises(WrongStateError, match="commitment"):
+        link.put_shard(LABEL, shard, commitment=bytes(32), timeout=TIMEOUT)
+
+
+def test_other_nexus_is_denied(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """A nexus that the keeper's configuration does not name gets nothing."""
+    link = connect(keeper.port, path="/shardhold/nexus/n2")
+    with pytest.raises(DeniedError, match="nexus/n2"):
+        link.fetch_report(timeout=TIMEOUT)
+    with pytest.raises(DeniedError):
+        put(link, memory)
+
+
+def test_nothing_is_sealed_to_another_spiffe_id(
+    keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory
+) -> None:
+    """A keeper with the right DNS name but another SPIFFE ID than expected is not given a shard, nor believed one."""
+    put(connect(keeper.port), memory)
+    link = connect(keeper.port, keeper_path="/shardhold/keeper/k1-of-another-cluster")
+    with pytest.raises(StatementError, match="want exactly"):
+        put(link, memory)
+    with memory.allocate(shamir.SHARD_SIZE) as fetched:
+        with pytest.raises(BadShardError, match="does not open"):
+            link.fetch_shard(LABEL.cluster_id, LABEL.set_id, into=fetched, timeout=TIMEOUT)
+        assert bytes(fetched.view) == bytes(shamir.SHARD_SIZE)
+
+
+def test_other_dns_name_is_not_connected_to(keeper: KeeperProcess, connect: Connect) -> None:
+    """A server whose certificate is for another keeper's name is none that answers."""
+    with pytest.raises(KeeperUnreachableError):
+        connect(keeper.port, name="k2").fetch_report(timeout=TIMEOUT)
+
+
+def try_report(link: GrpcKeeperLink) -> KeeperReport | None:
+    try:
+        return link.fetch_report(timeout=1)
+    except KeeperUnreachableError:
+        return None
+
+
+def test_keeper_that_is_gone_is_unreachable_and_found_again(
+    keeper: KeeperProcess, provider: IdentityProvider, connect: Connect
+) -> None:
+    """A keeper that ended is unreachable; when it is back the same link finds it, with another boot id."""
+    link = connect(keeper.port)
+    boot_id = link.fetch_report(timeout=TIMEOUT).boot_id
+    keeper.stop()
+    with pytest.raises(KeeperUnreachableError, match="keeper k1 at 127.0.0.1"):
+        link.fetch_report(timeout=1)
+    again = KeeperProcess(keeper.directory, provider, port=keeper.port).start()
+    try:
+        report = wait_until(lambda: try_report(link), what="the keeper that came back", seconds=30)
+        assert report.boot_id != boot_id
+    finally:
+        again.close()
+
+
+def test_closed_link_is_unreachable(keeper: KeeperProcess, connect: Connect) -> None:
+    """After close, which may be called twice, calls fail as towards a keeper that is gone."""
+    link = connect(keeper.port)
+    link.fetch_report(timeout=TIMEOUT)
+    link.close()
+    link.close()
+    with pytest.raises(KeeperUnreachableError, match="closed"):
+        link.fetch_report(timeout=TIMEOUT)
+
+
+# A keeper that lies
+
+
+class Liar:
+    """A keeper in this process, true in all but the answers that a test bends."""
+
+    def __init__(self, ca: DevelopmentCA, memory: ProtectedMemory) -> None:
+        identity = FixedIdentity(ca.issue(KEEPER_PATH, dns=DNS))
+        service = KeeperService(
+            ShardSlots(memory),
+            desk=StatementDesk(SystemClock()),
+            memory=memory,
+            identity=identity,
+            boot_id=b"b" * 16,
+            nexuses=[f"spiffe://example.test{NEXUS_PATH}"],
+        )
+        self.bend: Callable[[Any], Any] = lambda answer: answer
+        self.sealed: list[pb.PutShardRequest] = []
+        methods = [replace(method, handle=self._bent(method)) for method in service.list_methods()]
+        self.server = GrpcServer(methods, address="127.0.0.1:0", identity=identity, trust_domain="example.test")
+        self.port = self.server.start()
+
+    def _bent(self, method: Method) -> Callable[[Call, Any], Any]:
+        def answer(call: Call, request: Any) -> Any:
+            if isinstance(request, pb.PutShardRequest):
+                self.sealed.append(request)
+            answer = method.handle(call, request)
+            return self.bend(answer) or answer
+
+        return answer
+
+
+@pytest.fixture
+def liar(ca: DevelopmentCA, memory: ProtectedMemory) -> Iterator[Liar]:
+    liar = Liar(ca, memory)
+    yield liar
+    liar.server.stop(0)
+
+
+def change(**fields: Any) -> Callable[[Any], None]:
+    """Return a bend that sets fields of the answer; a function is given the old value."""
+
+    def bend(answer: Any) -> None:
+        for name, value in fields.items():
+            old = getattr(answer, name)
+            setattr(answer, name, value(old) if callable(value) else value)
+
+    return bend
+
+
+def flip(value: bytes) -> bytes:
+    return value[:-1] + bytes((value[-1] ^ 1,))
+
+
+def bend_label(answer: Any) -> None:
+    answer.label.set_number += 1
+
+
+def bend_set(answer: Any) -> None:
+    answer.label.set_id = b"t" * 16
+
+
+@pytest.mark.parametrize(
+    ("bend", "error", "words"),
+    [
+        pytest.param(change(sealed_shard=flip), BadShardError, "does not open", id="one bit of the sealed shard"),
+        pytest.param(change(sealed_shard=b""), BadShardError, "does not open", id="no shard"),
+        pytest.param(change(sealed_shard=bytes(81)), BadShardError, "does not open", id="zeros"),
+        pytest.param(change(sealed_shard=bytes(100_000)), BadShardError, "does not open", id="far too long"),
+        pytest.param(change(x=4), BadShardError, "does not open", id="another x"),
+        pytest.param(bend_label, BadShardError, "does not open", id="another set number"),
+        pytest.param(bend_set, BadShardError, "another set", id="another set"),
+        pytest.param(change(boot_id=flip), BadShardError, "does not open", id="another boot id"),
+        pytest.param(change(boot_id=b""), WrongStateError, "boot id of 0 bytes", id="no boot id"),
+        pytest.param(lambda _: pb.FetchShardResponse(), WrongStateError, "boot id", id="an empty answer"),
+        pytest.param(change(sealed_shard=bytes(700_000)), KeeperUnreachableError, "larger than max", id="a flood"),
+    ],
+)
+def test_bent_shards_are_refused(
+    liar: Liar,
+    connect: Connect,
+    memory: ProtectedMemory,
+    bend: Callable[[Any], Any],
+    error: type[ShardholdError],
+    words: str,
+) -> None:
+    """Whatever a keeper changes in its answer to FetchShard, the shard does not come through."""
+    link = connect(liar.port)
+    put(link, memory)
+    liar.bend = bend
+    with memory.allocate(shamir.SHARD_SIZE) as fetched:
+        with pytest.raises(error, match=words):
+            link.fetch_shard(LABEL.cluster_id, LABEL.set_id, into=fetched, timeout=TIMEOUT)
+        assert bytes(fetched.view) == bytes(shamir.SHARD_SIZE)
+
+
+def own_key(answer: Any) -> None:
+    """Replace the stated key by another of the same size, leaving the signature."""
+    stated = bytearray(answer.statement)
+    at = stated.rindex(b"\x00\x00\x00\x20") + 4
+    stated[at : at + 32] = OneShotKey().public_bytes
+    answer.statement = bytes(stated)
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        pytest.param(own_key, id="another key under the old signature"),
+        pytest.param(change(statement=flip), id="one bit of the statement"),
+        pytest.param(change(signature=flip), id="one bit of the signature"),
+        pytest.param(change(signature=b""), id="no signature"),
+        pytest.param(lambda _: pb.GetSealingKeyResponse(), id="an empty answer"),
+        pytest.param(lambda answer: answer.certificates.pop() and None, id="no certificate"),
+    ],
+)
+def test_nothing_is_sealed_for_a_bent_statement(
+    liar: Liar, connect: Connect, memory: ProtectedMemory, bend: Callable[[Any], Any]
+) -> None:
+    """When the statement does not verify, no shard leaves, not even sealed."""
+    liar.bend = bend
+    with pytest.raises(StatementError):
+        put(connect(liar.port), memory)
+    assert not liar.sealed
+
+
+def test_replayed_statement_is_refused(liar: Liar, connect: Connect, memory: ProtectedMemory) -> None:
+    """A statement from an earlier call has another nonce: nothing is sealed for it."""
+    seen: list[Any] = []
+
+    def replay(answer: Any) -> Any:
+        seen.append(answer)
+        return seen[0]
+
+    liar.bend = lambda answer: replay(answer) if isinstance(answer, pb.GetSealingKeyResponse) else None
+    link = connect(liar.port)
+    put(link, memory)
+    with pytest.raises(StatementError, match="nonce"):
+        put(link, memory)
+    assert len(liar.sealed) == 1
+
+
+@pytest.mark.parametrize(
+    ("bend", "words"),
+    [
+        pytest.param(change(boot_id=b"b" * 15), "boot id of 15 bytes", id="short boot id"),
+        pytest.param(change(cluster_id=b"c"), "wrong size", id="short cluster id"),
+        pytest.param(change(genesis=b"g" * 33), "wrong size", id="long genesis"),
+        pytest.param(lambda answer: answer.sets.extend(17 * [pb.HeldSet()]), "holds 17 sets", id="many sets"),
+    ],
+)
+def test_bent_reports_are_refused(liar: Liar, connect: Connect, bend: Callable[[Any], Any], words: str) -> None:
+    """A report of the wrong form is the keeper's fault, named."""
+    liar.bend = bend
+    with pytest.raises(WrongStateError, match=words):
+        connect(liar.port).fetch_report(timeout=TIMEOUT)
+
+
+def change_mark(**fields: Any) -> Callable[[Any], None]:
+    return lambda answer: change(**fields)(answer.mark)
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        pytest.param(lambda _: pb.GetMarkResponse(), id="an empty answer"),
+        pytest.param(change_mark(mark=b""), id="no mark"),
+        pytest.param(change_mark(mark=bytes(1025)), id="a long mark"),
+        pytest.param(change_mark(signature=bytes(63)), id="a short signature"),
+        pytest.param(lambda answer: answer.mark.chain.pop() and None, id="no chain"),
+        pytest.param(lambda answer: answer.mark.chain.extend(64 * [b"x"]), id="a long chain"),
+        pytest.param(lambda answer: answer.mark.chain.append(bytes(8193)), id="a long record"),
+    ],
+)
+def test_bent_marks_are_refused(
+    liar: Liar, connect: Connect, memory: ProtectedMemory, bend: Callable[[Any], Any]
+) -> None:
+    """A mark of the wrong form is the keeper's fault, named; what a mark of the right form says is for the core."""
+    link = connect(liar.port)
+    put(link, memory, replace(LABEL, genesis=MARKS.genesis))
+    link.put_mark(MARKS.make(), timeout=TIMEOUT)
+    liar.bend = change_mark(signature=flip)
+    assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) != MARKS.make()
+    liar.bend = bend
+    with pytest.raises(WrongStateError, match="keeper k1 gave a rollback mark"):
+        link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        pytest.param(OverloadedError("x"), KeeperUnreachableError, id="overloaded: later"),
+        pytest.param(KeyError("x"), WrongStateError, id="a fault of the keeper"),
+        pytest.param(BadShardError("x" * 5000), WrongStateError, id="anything else"),
+    ],
+)
+def test_other_errors_are_mapped(liar: Liar, connect: Connect, raised: Exception, error: type[ShardholdError]) -> None:
+    """Whatever a keeper answers becomes an error of ours, with little of its text."""
+
+    def bend(answer: Any) -> None:
+        raise raised
+
+    liar.bend = bend
+    with pytest.raises(error) as caught:
+        connect(liar.port).fetch_report(timeout=TIMEOUT)
+    assert len(str(caught.value)) < 400
+
+
+def test_slow_keeper_is_unreachable_in_time(liar: Liar, connect: Connect, memory: ProtectedMemory) -> None:
+    """Both calls of a put share one time limit."""
+    clock = SystemClock()
+    never = threading.Event()
+
+    def bend(answer: Any) -> None:
+        never.wait(0.4)
+
+    liar.bend = bend
+    started = clock.monotonic()
+    shard, commitment = make_shard(memory)
+    with shard, pytest.raises(KeeperUnreachableError):
+        connect(liar.port).put_shard(LABEL, shard, commitment=commitment, timeout=0.6)
+    assert clock.monotonic() - started < 5

@@ -1,0 +1,242 @@
+"""Every RPC of the contracts, walked: each is authorised and audited, or refused by the state of the nexus."""
+
+import os
+from collections.abc import Callable, Mapping
+
+import pytest
+from google.protobuf.message import Message
+
+from common.errors import (
+    DeniedError,
+    InvalidArgumentError,
+    RecoveringError,
+    SealedError,
+    ShardholdError,
+    UnauthenticatedError,
+    WrongStateError,
+)
+from common.server.edge import Call, Method
+from nexus.access.gate import Caller
+from nexus.access.roles import Role
+from nexus.lifecycle.states import SERVED, State
+from nexus.policy.rules import Permission, Policy
+from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from tests.nexus.conftest import MakeNexus
+from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, STRANGER, SUPERUSER, NexusCore
+from tests.nexus.founder import PUBLIC_KEY
+
+PATH = "team/app/db"
+APP_POLICY = Policy(name="app", spiffe_ids=(APP.spiffe_id,), paths=("team/app/**",), permissions=tuple(Permission))
+POLICY = policies_pb2.Policy(
+    name="p", spiffe_ids=[APP.spiffe_id], paths=["x"], permissions=[policies_pb2.PERMISSION_READ]
+)
+HASHES = [cluster_pb2.ShareHash(salt=bytes(16), digest=os.urandom(32)) for _ in range(3)]
+
+# A well-formed request for each RPC. One that is missing here fails the walk.
+REQUESTS: Mapping[str, Callable[[], Message]] = {
+    "PutSecret": lambda: secrets_pb2.PutSecretRequest(path=PATH, fields={"value": b"v"}, request_id=os.urandom(16)),
+    "GetSecret": lambda: secrets_pb2.GetSecretRequest(path=PATH),
+    "ListSecrets": lambda: secrets_pb2.ListSecretsRequest(),
+    "DeleteSecret": lambda: secrets_pb2.DeleteSecretRequest(path=PATH, request_id=os.urandom(16)),
+    "ApplyPolicies": lambda: policies_pb2.ApplyPoliciesRequest(policies=[POLICY]),
+    "ListPolicies": lambda: policies_pb2.ListPoliciesRequest(),
+    "DeletePolicy": lambda: policies_pb2.DeletePolicyRequest(name="app"),
+    "GetStatus": lambda: cluster_pb2.GetStatusRequest(),
+    "BeginInit": lambda: cluster_pb2.BeginInitRequest(
+        recovery_threshold=2, recovery_public_key=PUBLIC_KEY, share_hashes=HASHES
+    ),
+    "ConfirmInit": lambda: cluster_pb2.ConfirmInitRequest(attempt=1, answer=bytes(32)),
+    "AbortInit": lambda: cluster_pb2.AbortInitRequest(attempt=1),
+    "Seal": lambda: cluster_pb2.SealRequest(reason="test"),
+    "AcceptOlderStore": lambda: cluster_pb2.AcceptOlderStoreRequest(timeline=1, revision=1),
+    "ListKeepers": lambda: cluster_pb2.ListKeepersRequest(),
+    "StartUnseal": lambda: recovery_pb2.StartUnsealRequest(),
+    "GetSealingKey": lambda: recovery_pb2.GetSealingKeyRequest(session_id=bytes(16), nonce=os.urandom(32)),
+    "SubmitShare": lambda: recovery_pb2.SubmitShareRequest(
+        session_id=bytes(16), statement_digest=bytes(32), sealed_share=bytes(114)
+    ),
+    "GetProgress": lambda: recovery_pb2.GetProgressRequest(),
+    "ResetUnseal": lambda: recovery_pb2.ResetUnsealRequest(session_id=bytes(16)),
+}
+# Who gets through by role, as the contracts say; policies decide for the rest.
+EVERYBODY = frozenset(Role)
+SUBMITTERS = frozenset({Role.RECOVER, Role.OPERATOR, Role.SUPERUSER})
+ALLOWED = {
+    "GetStatus": EVERYBODY,
+    **dict.fromkeys(("PutSecret", "GetSecret", "ListSecrets", "DeleteSecret"), frozenset({Role.SUPERUSER})),
+    **dict.fromkeys(("ApplyPolicies", "DeletePolicy"), frozenset({Role.SUPERUSER})),
+    "ListPolicies": frozenset({Role.SUPERUSER, Role.AUDITOR}),
+    **dict.fromkeys(("BeginInit", "ConfirmInit", "AbortInit"), frozenset({Role.SUPERUSER})),
+    "Seal": frozenset({Role.SUPERUSER, Role.OPERATOR}),
+    "AcceptOlderStore": frozenset({Role.SUPERUSER}),
+    "ListKeepers": frozenset({Role.SUPERUSER, Role.OPERATOR, Role.AUDITOR}),
+    **dict.fromkeys(("StartUnseal", "GetSealingKey", "SubmitShare", "ResetUnseal"), SUBMITTERS),
+    "GetProgress": SUBMITTERS | {Role.AUDITOR},
+}
+KEYLESS = ["AcceptOlderStore", "StartUnseal", "GetSealingKey", "SubmitShare", "GetProgress", "ResetUnseal"]
+OF_INIT = ["BeginInit", "ConfirmInit", "AbortInit"]
+CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]
+RPCS = [
+    rpc.name
+    for contract in (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2)
+    for service in contract.DESCRIPTOR.services_by_name.values()
+    for rpc in service.methods
+]
+
+
+def find(core: NexusCore, rpc: str) -> Method:
+    return next(method for method in core.list_methods() if method.name.endswith(f"/{rpc}"))
+
+
+def call(core: NexusCore, rpc: str, caller: Caller, request: Message | None = None) -> ShardholdError | None:
+    """Make the call as the edge does; return what it was refused with."""
+    method = find(core, rpc)
+    request = REQUESTS[rpc]() if request is None else request
+    parsed = method.request.FromString(request.SerializeToString())
+    try:
+        response = method.handle(Call(caller.spiffe_id, caller.address, 1.0), parsed)
+    except ShardholdError as exc:
+        return exc
+    assert type(response) is method.response
+    response.SerializeToString()
+    return None
+
+
+def count_entries(core: NexusCore, caller: Caller) -> int:
+    changes = [entry for _, entry in core.list_change_entries()]
+    return sum(entry.actor == caller.spiffe_id for entry in [*core.list_entries(), *changes])
+
+
+def test_requests_and_roles_are_known_for_every_rpc() -> None:
+    """A new RPC has to be entered here, or the walk below would leave it out."""
+    assert list(REQUESTS) == RPCS == [rpc for rpc in RPCS if rpc in ALLOWED]
+
+
+@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
+@pytest.mark.parametrize("rpc", [rpc for rpc in RPCS if rpc not in (*OF_INIT, *KEYLESS)])
+def test_every_rpc_of_a_ready_nexus_is_authorised_by_role_and_audited_once(
+    make_nexus: MakeNexus, rpc: str, caller: Caller
+) -> None:
+    """Whoever calls, with whatever outcome: exactly one entry names the caller."""
+    nexus = make_nexus(APP_POLICY)
+    refused = call(nexus, rpc, caller)
+    assert isinstance(refused, DeniedError) == (caller.role not in ALLOWED[rpc])
+    assert count_entries(nexus, caller) == 1
+    denials = [entry for entry in nexus.list_entries() if entry.decision == "deny"]
+    assert len(denials) == isinstance(refused, DeniedError)
+
+
+@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
+@pytest.mark.parametrize("rpc", OF_INIT)
+def test_every_rpc_of_init_is_authorised_by_role_and_audited_once(core: NexusCore, rpc: str, caller: Caller) -> None:
+    """Also when the attempt is void."""
+    core.lifecycle.enter(State.INITIALISING)
+    refused = call(core, rpc, caller)
+    assert isinstance(refused, DeniedError) == (caller.role not in ALLOWED[rpc])
+    assert count_entries(core, caller) == 1
+
+
+@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
+@pytest.mark.parametrize("rpc", ["GetStatus", "Seal", *KEYLESS])
+@pytest.mark.parametrize("state", [State.RECOVERING, State.SEALED])
+def test_every_rpc_of_a_nexus_without_a_key_is_authorised_by_role_and_audited_once(
+    make_nexus: MakeNexus, rpc: str, caller: Caller, state: State
+) -> None:
+    """Also when there is no session, or nothing that blocks."""
+    if state not in SERVED[rpc]:
+        return
+    nexus = make_nexus()
+    nexus.lifecycle.withdraw(state, seconds=0)
+    refused = call(nexus, rpc, caller)
+    assert isinstance(refused, DeniedError) == (caller.role not in ALLOWED[rpc])
+    assert count_entries(nexus, caller) == 1
+    denials = [entry for entry in nexus.list_entries() if entry.decision == "deny"]
+    assert len(denials) == isinstance(refused, DeniedError)
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+def test_a_policy_lets_a_workload_through_to_secrets_only(make_nexus: MakeNexus, rpc: str) -> None:
+    """And every call of it is audited, once, or refused by the state."""
+    nexus = make_nexus(APP_POLICY)
+    call(nexus, "PutSecret", APP)
+    refused = call(nexus, rpc, APP)
+    if rpc in ("PutSecret", "GetSecret", "ListSecrets", "DeleteSecret", "GetStatus"):
+        assert refused is None
+    else:
+        assert isinstance(refused, (DeniedError, WrongStateError))
+    is_refused_by_state = isinstance(refused, WrongStateError)
+    assert count_entries(nexus, APP) == 2 - is_refused_by_state
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("rpc", RPCS)
+def test_where_an_rpc_is_not_served_it_is_refused_by_the_state(core: NexusCore, rpc: str, state: State) -> None:
+    """Before anything is authorised, read or audited; this walks the handlers, not the table alone."""
+    if state in SERVED.get(rpc, {State.READY}):
+        return
+    core.bind(state)
+    refused = call(core, rpc, SUPERUSER)
+    wanted = {State.RECOVERING: RecoveringError, State.SEALED: SealedError} if rpc not in SERVED else {}
+    assert type(refused) is wanted.get(state, WrongStateError)
+    assert core.list_entries() == []
+    assert core.list_change_entries() == []
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+def test_a_caller_of_another_trust_domain_gets_nowhere(make_nexus: MakeNexus, rpc: str) -> None:
+    """The edge refuses it before; the core does so again."""
+    foreign = Caller("spiffe://other.example/shardhold/pilot/role/superuser/eve", Role.SUPERUSER, "")
+    nexus = make_nexus()
+    assert isinstance(call(nexus, rpc, foreign), UnauthenticatedError)
+
+
+def test_a_secret_goes_through_its_messages_whole(make_nexus: MakeNexus) -> None:
+    """Put, get, list and delete, field by field."""
+    nexus = make_nexus(APP_POLICY)
+    peer = Call(APP.spiffe_id, APP.address, None)
+    put = find(nexus, "PutSecret").handle(peer, REQUESTS["PutSecret"]())
+    assert (put.version, len(put.incarnation)) == (1, 16)
+    got = find(nexus, "GetSecret").handle(peer, REQUESTS["GetSecret"]())
+    assert (got.path, got.version, got.incarnation, dict(got.fields)) == (PATH, 1, put.incarnation, {"value": b"v"})
+    assert got.created_at.ToDatetime().isoformat() == nexus.clock.now().replace(tzinfo=None).isoformat()
+    listed = find(nexus, "ListSecrets").handle(peer, REQUESTS["ListSecrets"]())
+    assert [(entry.path, entry.current_version) for entry in listed.secrets] == [(PATH, 1)]
+    assert listed.next_page_token == ""
+    request = secrets_pb2.DeleteSecretRequest(path=PATH, expected_version=1, request_id=os.urandom(16))
+    deleted = find(nexus, "DeleteSecret").handle(peer, request)
+    assert list(deleted.versions) == [1]
+    assert deleted.revision == put.revision + 1
+
+
+def test_an_unset_expected_version_is_no_check_and_a_set_zero_is_one(make_nexus: MakeNexus) -> None:
+    """proto3 has to tell them apart."""
+    nexus = make_nexus(APP_POLICY)
+    assert call(nexus, "PutSecret", APP) is None
+    assert call(nexus, "PutSecret", APP) is None
+    request = secrets_pb2.PutSecretRequest(
+        path=PATH, fields={"value": b"v"}, request_id=os.urandom(16), expected_version=0
+    )
+    refused = call(nexus, "PutSecret", APP, request)
+    assert refused is not None
+    assert refused.reason == "VERSION_CONFLICT"
+
+
+@pytest.mark.parametrize("number", [policies_pb2.PERMISSION_UNSPECIFIED, 99])
+def test_an_unknown_permission_is_refused(make_nexus: MakeNexus, number: int) -> None:
+    """Never taken for another one."""
+    policy = policies_pb2.Policy(name="p", spiffe_ids=[APP.spiffe_id], paths=["x"])
+    policy.permissions.append(number)  # type: ignore[arg-type]
+    refused = call(make_nexus(), "ApplyPolicies", SUPERUSER, policies_pb2.ApplyPoliciesRequest(policies=[policy]))
+    assert isinstance(refused, InvalidArgumentError)
+    assert f"permissions: got {number}" in str(refused)
+
+
+def test_status_tells_a_workload_state_and_version_only(make_nexus: MakeNexus) -> None:
+    """Every other field of the message is empty."""
+    nexus = make_nexus()
+    response = find(nexus, "GetStatus").handle(Call(APP.spiffe_id), cluster_pb2.GetStatusRequest())
+    assert {field.name for field, _ in response.ListFields()} == {"state", "version"}
+    response = find(nexus, "GetStatus").handle(Call(AUDITOR.spiffe_id), cluster_pb2.GetStatusRequest())
+    told = {field.name for field, _ in response.ListFields()}
+    assert told >= {"cluster_id", "genesis", "generation", "shard_threshold", "shard_count", "keepers", "timeline"}
+    assert (response.state, response.shard_threshold, response.shard_count) == (cluster_pb2.STATE_READY, 2, 3)

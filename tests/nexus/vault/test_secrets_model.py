@@ -1,0 +1,186 @@
+"""The vault against a model of a few lines, with restarts in between."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from common.errors import ConflictError, NotFoundError
+from common.keys.protected import ProtectedMemory
+from nexus.policy.rules import Permission, Policy
+from nexus.store.protocol import MadeByRequest
+from nexus.vault.secrets import Expected
+from tests.nexus.cluster import found, open_store
+from tests.nexus.core import APP, NexusCore, make_ready
+
+EVERYTHING = Policy(
+    name="all", spiffe_ids=("spiffe://example.org/team/*",), paths=("**",), permissions=tuple(Permission)
+)
+NAMES = ("a", "a/b", "ab", "b")
+
+
+@dataclass
+class ModelSecret:
+    """What the newest incarnation of one secret has to be."""
+
+    incarnation: bytes = b""
+    versions: dict[int, bytes] = field(default_factory=dict)  # that were ever written
+    deleted: set[int] = field(default_factory=set)
+
+    @property
+    def live(self) -> list[int]:
+        return sorted(self.versions.keys() - self.deleted)
+
+    @property
+    def current(self) -> int:
+        return max(self.versions) if self.live else 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One that made something."""
+
+    send: Callable[[], MadeByRequest]
+    made: MadeByRequest
+    name: str
+
+
+Made = Request | MultipleResults[Request]
+
+
+class VaultMachine(RuleBasedStateMachine):
+    """Each run has a prefix of its own in one store."""
+
+    find_nexus: Callable[[], NexusCore]
+    restart_nexus: Callable[[], NexusCore]
+    requests: Bundle[Request] = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nexus = type(self).find_nexus()
+        self.prefix = f"run/{os.urandom(8).hex()}"
+        self.model = {name: ModelSecret() for name in NAMES}
+
+    @rule(target=requests, name=st.sampled_from(NAMES), value=st.binary(max_size=8), expected=st.integers(-1, 3))
+    def put(self, name: str, value: bytes, expected: int) -> Made:
+        secret, request_id = self.model[name], os.urandom(16)
+        check = Expected(None if expected < 0 else expected)
+
+        def send() -> MadeByRequest:
+            return self.nexus.vault.put(APP, self.path(name), {"value": value}, check, request_id)
+
+        if expected >= 0 and expected != secret.current:
+            self.refused(ConflictError, send)
+            return multiple()
+        made = send()
+        if not secret.live:
+            assert made.incarnation != secret.incarnation
+            self.model[name] = secret = ModelSecret(made.incarnation)
+        assert made.incarnation == secret.incarnation
+        assert made.versions == (len(secret.versions) + 1,)
+        secret.versions[made.versions[0]] = value
+        return Request(send, made, name)
+
+    @rule(target=requests, name=st.sampled_from(NAMES), versions=st.sets(st.integers(1, 4), max_size=2))
+    def delete(self, name: str, versions: set[int]) -> Made:
+        secret, request_id = self.model[name], os.urandom(16)
+
+        def send() -> MadeByRequest:
+            return self.nexus.vault.delete(APP, self.path(name), sorted(versions), Expected(), request_id)
+
+        if not secret.live or not versions <= set(secret.live):
+            self.refused(NotFoundError, send)
+            return multiple()
+        made = send()
+        assert made.versions == tuple(sorted(versions or secret.live))
+        secret.deleted.update(made.versions)
+        return Request(send, made, name)
+
+    @rule(request=requests)
+    def send_again(self, request: Request) -> None:
+        if self.model[request.name].incarnation == request.made.incarnation:  # it is forgotten with its secret
+            assert request.send() == request.made
+
+    @rule()
+    def restart(self) -> None:
+        self.nexus = type(self).restart_nexus()
+
+    @invariant()
+    def every_version_reads_as_in_the_model(self) -> None:
+        for name, secret in self.model.items():
+            for version in range(1, len(secret.versions) + 2):
+                if version in secret.live:
+                    found_secret = self.nexus.vault.get(APP, self.path(name), version)
+                    assert found_secret.fields == {"value": secret.versions[version]}
+                    assert found_secret.incarnation == secret.incarnation
+                else:
+                    self.refused(NotFoundError, partial(self.nexus.vault.get, APP, self.path(name), version))
+
+    @invariant()
+    def the_listing_shows_what_is_live(self) -> None:
+        rows, token = self.nexus.vault.list(APP, self.prefix, after="", limit=0)
+        shown = {row.path: (row.current_version, row.incarnation) for row in rows}
+        assert token == ""
+        assert shown == {
+            self.path(name): (secret.current, secret.incarnation) for name, secret in self.model.items() if secret.live
+        }
+        assert [row.path for row in rows] == sorted(shown)
+
+    def path(self, name: str) -> str:
+        return f"{self.prefix}/{name}"
+
+    def refused(self, error: type[Exception], call: Callable[[], object]) -> None:
+        try:
+            call()
+        except error:
+            return
+        raise AssertionError(f"not refused with {error.__name__}")
+
+
+def test_any_sequence_of_calls_leaves_what_the_model_says(tmp_path: Path, memory: ProtectedMemory) -> None:
+    """Puts, check-and-sets, deletes, repeated requests and restarts, in any order."""
+    cluster = found(open_store(tmp_path), memory, keepers=3, threshold=2, policies=[EVERYTHING])
+    made: list[NexusCore] = []
+
+    def start() -> NexusCore:
+        nexus = NexusCore(tmp_path, cluster.store, memory, cluster.keepers())
+        make_ready(nexus, cluster)
+        made.append(nexus)
+        return nexus
+
+    def restart() -> NexusCore:
+        made.pop().close()
+        cluster.store.close()
+        cluster.store = open_store(tmp_path)
+        return start()
+
+    class Machine(VaultMachine):
+        find_nexus = staticmethod(lambda: made[-1])
+        restart_nexus = staticmethod(restart)
+
+    start()
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+            database=None,
+        ),
+    )
+    made.pop().close()
+    cluster.store.close()

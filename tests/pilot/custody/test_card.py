@@ -1,0 +1,55 @@
+"""Share cards: what a custodian reads on them, and what is read back from them."""
+
+import re
+
+import pytest
+
+from common.errors import WordsError
+from common.keys.words import split
+from pilot.custody.card import is_card, read_genesis, read_words
+from tests.pilot.custody.cards import CLUSTER_ID, make_cards
+
+SHARES = split(bytes(32), 2, 3)
+
+
+def test_card_holds_what_a_custodian_needs() -> None:
+    """Number, threshold, genesis, cluster, date, every word with its number, and what to do."""
+    text = make_cards(SHARES)[1].format()
+    for part in (
+        "custodian           2 of 3",
+        "any 2 of the 3 shares",
+        "0001 0203 0405",
+        CLUSTER_ID.hex(),
+        "2026-02-03",
+    ):
+        assert part in text
+    for number, word in enumerate(SHARES[1].split(), start=1):
+        assert re.search(rf"\b{number} {word}\b", text)
+    assert "what to do with it" in text
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_words_are_read_back_from_a_card() -> None:
+    """The words of a card's text are the words that went in."""
+    for card, share in zip(make_cards(SHARES), SHARES, strict=True):
+        assert read_words(card.format()) == share
+        assert share not in repr(card)
+
+
+def test_genesis_is_read_back_from_a_card() -> None:
+    """The fingerprint of a card's text is the one that went in, and a text without one is named."""
+    text = make_cards(SHARES)[0].format()
+    assert is_card(text)
+    assert not is_card(SHARES[0])
+    assert read_genesis(text) == bytes(range(32))
+    for spoiled in (text.replace("0001 0203", "0203"), text.replace("genesis  ", "origin   "), "", "genesis\n"):
+        with pytest.raises(WordsError, match="no genesis"):
+            read_genesis(spoiled)
+
+
+@pytest.mark.parametrize("text", ["", "hello\n", "recovery words\n\n", "recovery words\n 1 academic\n\n"])
+def test_what_is_no_card_is_refused(text: str) -> None:
+    """A text without 33 words is no card."""
+    with pytest.raises(WordsError):
+        read_words(text)

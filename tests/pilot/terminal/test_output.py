@@ -1,0 +1,283 @@
+"""Output: no binary and nothing that steers a terminal, and the documents that programs read."""
+
+import io
+import os
+import pty
+import sys
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pilot.commands.policy import parse_policies
+from pilot.commands.policy import to_document as policy_document
+from pilot.commands.secret import to_document as secret_document
+from pilot.commands.status import list_hints, to_document, to_facts, to_row
+from pilot.errors import PilotError
+from pilot.terminal.output import clean, group_hex, print_facts, print_table, show_value, to_text, write_raw
+from shardhold.v1 import cluster_pb2, secrets_pb2
+
+
+class _Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def written_raw(value: bytes, *, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    buffer = io.BytesIO()
+    stream = (_Terminal if terminal else io.TextIOWrapper)(buffer, encoding="utf-8", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    write_raw(value)
+    stream.flush()
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("value", [b"", b"a", b"a\n", b"\xff\x00", b"\x1b[2J", bytes(range(256))])
+def test_pipes_get_values_as_they_are(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To anything but a terminal a value is written byte for byte, with no newline behind it."""
+    assert written_raw(value, terminal=False, monkeypatch=monkeypatch) == value
+
+
+@pytest.mark.parametrize(("value", "shown"), [(b"a", b"a\n"), (b"a\n", b"a\n"), ("é\tx".encode(), "é\tx\n".encode())])
+def test_terminals_get_text_with_a_newline(value: bytes, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal text ends with one newline."""
+    assert written_raw(value, terminal=True, monkeypatch=monkeypatch) == shown
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"\x00", b"\x1b[2J", b"a\rb", "\u202e".encode(), b"\x7f"])
+def test_terminals_get_no_binary(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not text, or would steer the terminal, is refused there."""
+    with pytest.raises(PilotError, match="binary"):
+        written_raw(value, terminal=True, monkeypatch=monkeypatch)
+
+
+def test_what_servers_say_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters in facts and tables are replaced."""
+    print_facts({"fault": "a\x1b[2Jb"})
+    print_table(("name",), [("[red]a\x1b[2Jb",)])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "[red]a\ufffd[2Jb" in shown
+    assert clean("a\nb\tc") == "a\nb\tc"
+
+
+def test_long_cells_stay_whole_in_pipes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal a table is as wide as its cells, and no line ends with blanks."""
+    print_table(("path", "version"), [("x" * 400, "1"), ("y", "2")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "x" * 400 in lines[2]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_table_values() -> None:
+    """Text is shown, binary is counted."""
+    assert show_value(b"hunter2\n") == "hunter2"
+    assert show_value(b"\xff\x00") == "<2 bytes>"
+    assert show_value(b"\x1b[2J") == "<4 bytes>"
+    assert to_text(b"\xff") is None
+    assert group_hex(bytes.fromhex("00112233")) == "0011 2233"
+
+
+STATUS_KEYS = [
+    "state",
+    "blocked_by",
+    "cluster_id",
+    "genesis",
+    "generation",
+    "shard_threshold",
+    "shard_count",
+    "set_number",
+    "keepers_short",
+    "recovery_threshold",
+    "recovery_shares",
+    "timeline",
+    "revision",
+    "memory_protection",
+    "operation",
+    "newer_mark",
+    "unseal",
+    "keepers",
+    "version",
+]
+
+
+def test_status_document_of_nothing() -> None:
+    """What does not exist yet is null, and every key is there."""
+    document = to_document(cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_UNINITIALISED, version="0.1.0"))
+    assert list(document) == STATUS_KEYS
+    assert document["state"] == "uninitialised"
+    assert document["blocked_by"] == document["keepers"] == []
+    empty = [key for key, value in document.items() if value is None]
+    assert empty == [key for key in STATUS_KEYS if key not in ("state", "blocked_by", "keepers", "version")]
+    assert to_facts(document) == {"state": "uninitialised", "version": "0.1.0"}
+
+
+def test_status_document_of_a_cluster() -> None:
+    """A status has its numbers, bytes as hex, and its keepers."""
+    response = cluster_pb2.GetStatusResponse(
+        state=cluster_pb2.STATE_RECOVERING,
+        blocked_by=["2 of 3 shards of set 7, generation 3"],
+        cluster_id=bytes(16),
+        genesis=b"\xab" * 32,
+        generation=3,
+        shard_threshold=3,
+        shard_count=5,
+        set_number=7,
+        recovery_threshold=2,
+        recovery_shares=3,
+        timeline=1,
+        revision=99,
+        memory_protection=2,
+        operation=cluster_pb2.Operation(kind="init", step="attempt 1 waits for its proof"),
+        keepers=[
+            cluster_pb2.KeeperStatus(name="k1", address="h:1", reachable=True, holds_current_set=True),
+            cluster_pb2.KeeperStatus(name="k2", address="h:2", reachable=True, fault="lies"),
+            cluster_pb2.KeeperStatus(name="k3", address="h:3", holds_current_set=True),
+        ],
+        version="0.1.0",
+    )
+    document = to_document(response)
+    assert document["genesis"] == "ab" * 32
+    assert document["operation"] == {"kind": "init", "step": "attempt 1 waits for its proof"}
+    assert document["keepers"][1] == {
+        "name": "k2",
+        "address": "h:2",
+        "reachable": True,
+        "holds_current_set": False,
+        "fault": "lies",
+    }
+    assert [to_row(keeper)[2:] for keeper in document["keepers"]] == [
+        ("held", ""),
+        ("not held", "lies"),
+        ("unreachable", ""),
+    ]
+    facts = to_facts(document)
+    assert facts["blocked by"] == "2 of 3 shards of set 7, generation 3"
+    assert facts["shard set"] == "7: any 3 of 5 keepers"
+
+
+BLOCKED = cluster_pb2.GetStatusResponse(
+    state=cluster_pb2.STATE_RECOVERING,
+    blocked_by=["the store is older than a rollback mark"],
+    timeline=1,
+    revision=17,
+    newer_mark=cluster_pb2.NewerMark(
+        timeline=1, revision=42, made_at=Timestamp(seconds=1_770_000_000), keepers=["k1", "k3"]
+    ),
+)
+SEALED = cluster_pb2.GetStatusResponse(
+    state=cluster_pb2.STATE_SEALED,
+    blocked_by=["sealed"],
+    unseal=cluster_pb2.UnsealProgress(submitted=0, needed=3),
+)
+WAITING = cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_RECOVERING, blocked_by=["2 of 3 shards of set 7"])
+
+
+def test_status_of_an_older_store() -> None:
+    """The newer mark is there as numbers, time and keepers, in the document and for people."""
+    document = to_document(BLOCKED)
+    made_at = "2026-02-02T02:40:00Z"
+    assert document["newer_mark"] == {"timeline": 1, "revision": 42, "made_at": made_at, "keepers": ["k1", "k3"]}
+    assert document["unseal"] is None
+    assert to_facts(document)["newer mark"] == f"timeline 1, revision 42, made at {made_at}, held by k1, k3"
+
+
+def test_status_of_an_unseal() -> None:
+    """An unseal counts its shares, also when there is none yet."""
+    document = to_document(SEALED)
+    assert document["unseal"] == {"submitted": 0, "needed": 3}
+    assert document["newer_mark"] is None
+    assert to_facts(document)["unseal"] == "0 of 3 shares are there"
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        pytest.param(BLOCKED, "'pilot accept-older-store --timeline 1 --revision 17'", id="blocked by a mark"),
+        pytest.param(SEALED, "custodians bring it back: 'pilot unseal'", id="sealed"),
+        pytest.param(WAITING, "when the keepers that it waits for do not come back", id="too few keepers"),
+        pytest.param(cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_READY), "", id="ready"),
+        pytest.param(
+            cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_UNINITIALISED, blocked_by=["never initialised"]),
+            "",
+            id="uninitialised",
+        ),
+    ],
+)
+def test_status_says_what_to_do(response: cluster_pb2.GetStatusResponse, said: str) -> None:
+    """A nexus that does not come back by itself gets one hint, any other none."""
+    hints = list_hints(to_document(response))
+    assert len(hints) == bool(said)
+    assert said in "".join(hints)
+
+
+def test_secret_document() -> None:
+    """Text goes under fields, other bytes under fields_base64, which is there only when needed."""
+    response = secrets_pb2.GetSecretResponse(
+        path="a/b", version=2, incarnation=b"\1" * 16, fields={"t": b"x", "a": b"y"}
+    )
+    assert secret_document(response) == {
+        "path": "a/b",
+        "version": 2,
+        "incarnation": "01" * 16,
+        "fields": {"a": "y", "t": "x"},
+    }
+    response.fields["b"] = b"\xff"
+    assert secret_document(response)["fields_base64"] == {"b": "/w=="}
+    assert secret_document(response, only="b")["fields"] == {}
+    assert "fields_base64" not in secret_document(response, only="t")
+
+
+POLICY = """
+[[policy]]
+name = "app"
+spiffe_ids = ["spiffe://example.org/team/app"]
+paths = ["team/app/**"]
+permissions = ["read", "list"]
+"""
+
+
+def test_policy_file_round_trip() -> None:
+    """What a file says comes back as the same document."""
+    (policy,) = parse_policies(POLICY, origin="f")
+    assert policy_document(policy) == {
+        "name": "app",
+        "spiffe_ids": ["spiffe://example.org/team/app"],
+        "paths": ["team/app/**"],
+        "permissions": ["read", "list"],
+    }
+    assert len(parse_policies(POLICY * 2, origin="f")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        pytest.param("", "one or more", id="empty"),
+        pytest.param("[policy]\nname='x'", "one or more", id="no list of tables"),
+        pytest.param(POLICY.replace("[[policy]]", "x = 1\n[[policy]]"), "nothing else", id="something besides"),
+        pytest.param("[[policy]", "f: ", id="no TOML"),
+        pytest.param(POLICY + 'deny = ["x"]', r"f: policy\[0\]\.deny: unknown", id="unknown option"),
+        pytest.param(POLICY.replace('name = "app"', ""), r"policy\[0\]\.name: want a string", id="no name"),
+        pytest.param(POLICY.replace('["read", "list"]', '"read"'), "permissions: want a list", id="no list"),
+        pytest.param(POLICY.replace('"list"', '"destroy"'), "got 'destroy', want read, write", id="unknown permission"),
+        pytest.param(POLICY.replace('["team/app/**"]', "[]"), "paths: want a list of strings", id="no path"),
+    ],
+)
+def test_wrong_policy_file_is_named(text: str, named: str) -> None:
+    """File, policy and option are named."""
+    with pytest.raises(PilotError, match=named):
+        parse_policies(text, origin="f")
+
+
+def test_a_table_fits_its_terminal() -> None:
+    """On a real terminal a long cell is folded, not cut."""
+    leader, follower = pty.openpty()
+    code = "from pilot.output import print_table; print_table(('p',), [('x' * 200,)])"
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=follower, env={**os.environ, "COLUMNS": "80"}, check=True
+    )
+    os.close(follower)
+    assert done.returncode == 0
+    assert os.read(leader, 65536).count(b"x") == 200
+    os.close(leader)
