@@ -12,14 +12,13 @@ import threading
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from common.errors import DecryptionError, InvalidArgumentError
+from common.keys.aead import TAG_SIZE, decrypt_once, encrypt_once
 from common.keys.derive import hmac_into
 from common.keys.protected import wipe_bytes
 
 KEY_SIZE = 32  # bytes of a public key, of enc and of each secret in here
-TAG_SIZE = 16  # bytes that the AEAD adds
 OVERHEAD = KEY_SIZE + TAG_SIZE  # bytes that a sealed message is longer than its plaintext
 
 _KEM = b"KEM\x00\x20"
@@ -64,7 +63,7 @@ class OneShotKey:
         try:
             with memoryview(context) as view:
                 _schedule(private, enc, enc + self.public_bytes, info, view)
-                ChaCha20Poly1305(view[:KEY_SIZE]).decrypt_into(view[KEY_SIZE:], ciphertext, aad, into)
+                decrypt_once(view[:KEY_SIZE], view[KEY_SIZE:], ciphertext, aad, into)
         except (InvalidTag, ValueError) as exc:  # ValueError: enc is a point of small order
             into[:] = bytes(len(into))
             raise DecryptionError("sealed message does not open") from exc
@@ -105,7 +104,7 @@ def seal(
         with memoryview(context) as view, memoryview(sealed) as output:
             _schedule(private, recipient, enc + recipient, info, view)
             output[:KEY_SIZE] = enc
-            ChaCha20Poly1305(view[:KEY_SIZE]).encrypt_into(view[KEY_SIZE:], plaintext, aad, output[KEY_SIZE:])
+            encrypt_once(view[:KEY_SIZE], view[KEY_SIZE:], plaintext, aad, output[KEY_SIZE:])
     except ValueError as exc:
         raise InvalidArgumentError("recipient key is a point of small order") from exc
     finally:

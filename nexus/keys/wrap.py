@@ -14,17 +14,17 @@ from types import TracebackType
 from typing import Self
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from common.errors import DecryptionError
 from common.forms.codec import fields
+from common.keys.aead import TAG_SIZE, decrypt_once, encrypt_once
 from common.keys.derive import expand
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 
 FORMAT = b"\x01\x01"  # format 1, ChaCha20-Poly1305
 KEY_SIZE = 32
 SALT_SIZE = 16
-WRAP_SIZE = len(FORMAT) + SALT_SIZE + 32 + KEY_SIZE + 16
+WRAP_SIZE = len(FORMAT) + SALT_SIZE + 32 + KEY_SIZE + TAG_SIZE
 
 # Safe because each AEAD key is derived from a random salt of its own and encrypts once. Unsafe as soon as a salt is
 # reused.
@@ -86,10 +86,10 @@ def wrap_key(key: memoryview, *, under: memoryview, aad: bytes, memory: Protecte
     """Wrap *key*, 32 bytes, under *under*, 32 bytes; return 98 bytes. *aad* binds the wrap to its place."""
     salt = os.urandom(SALT_SIZE)
     commitment = _commitment(under, salt)
-    ciphertext = bytearray(KEY_SIZE + 16)
+    ciphertext = bytearray(KEY_SIZE + TAG_SIZE)
     with memory.allocate(KEY_SIZE) as aead_key:
         expand(under, _info(salt, b"key"), aead_key.view)
-        ChaCha20Poly1305(aead_key.view).encrypt_into(_NONCE, key, aad, ciphertext)
+        encrypt_once(aead_key.view, _NONCE, key, aad, ciphertext)
     return FORMAT + salt + commitment + bytes(ciphertext)
 
 
@@ -113,7 +113,7 @@ def unwrap_key(
         expand(under, _info(salt, b"key"), aead_key)
         try:
             # Writes what it decrypts before it has checked the tag, so not straight to where a key is expected.
-            ChaCha20Poly1305(aead_key).decrypt_into(_NONCE, ciphertext, aad, opened)
+            decrypt_once(aead_key, _NONCE, ciphertext, aad, opened)
         except InvalidTag as exc:
             raise DecryptionError("wrap does not open at this place") from exc
         into[:] = opened

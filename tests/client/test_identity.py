@@ -389,14 +389,14 @@ class TestWorkloadAPI:
 def test_import_is_light() -> None:
     """A server that reads this module does not pay for spiffe, cryptography or the SDK's client until it uses them."""
     heavy = "{'spiffe', 'cryptography', 'tenacity', 'shardhold._client'} & set(sys.modules)"
-    code = f"import sys, shardhold._identity, shardhold._channel; print({heavy} or 'light')"
+    code = f"import sys, shardhold.identity, shardhold.channel; print({heavy} or 'light')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "light\n"
 
 
 def test_process_ends_without_close(provider: IdentityProvider) -> None:
     """A process that never closes its source still ends at once."""
     code = (
-        "import sys; from shardhold._identity import WorkloadAPI; print(WorkloadAPI(sys.argv[1]).current().spiffe_id)"
+        "import sys; from shardhold.identity import WorkloadAPI; print(WorkloadAPI(sys.argv[1]).current().spiffe_id)"
     )
     command = [sys.executable, "-c", code, str(provider.add("/team/app"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

@@ -7,7 +7,7 @@ import pytest
 
 _CHILD = """
 import ctypes, pathlib, resource
-from common.hardening import harden_process
+from common.keys.hardening import harden_process
 PR_GET_DUMPABLE = 3
 libc = ctypes.CDLL(None)
 print(libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0))
@@ -29,7 +29,7 @@ def test_process_is_not_dumpable() -> None:
 
 _LOCKER = """
 import ctypes, pathlib, resource, sys
-from common.hardening import lock_memory
+from common.keys.hardening import lock_memory
 limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1] if sys.argv[1] == "own" else int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
 if sys.argv[2] == "no":

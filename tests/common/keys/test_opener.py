@@ -140,8 +140,8 @@ def test_a_child_that_may_not_lock_works() -> None:
     """Where a process may lock next to nothing, sealing works all the same."""
     code = """
 import ctypes, resource
-from common.opener import seal_escrow
-from common.recovery_key import derive_public_key
+from common.keys.opener import seal_escrow
+from common.keys.recovery_key import derive_public_key
 ctypes.CDLL(None).prctl(24, 14, 0, 0, 0)  # PR_CAPBSET_DROP of CAP_IPC_LOCK, which the child of root would have
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
 print(len(seal_escrow(memoryview(bytes(32)), derive_public_key(bytes(32)), b"info")))

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import sys, threading
-from common.termination import Termination
+from common.server.termination import Termination
 
 termination = Termination()
 assert not termination.is_set()
@@ -46,7 +46,7 @@ def test_storm_of_signals() -> None:
 def test_the_end_waits_for_nobody() -> None:
     """What was printed is there, and the code; a worker that hangs keeps nothing up."""
     code = (
-        "import threading; from common.termination import end_process; "
+        "import threading; from common.server.termination import end_process; "
         "threading.Thread(target=threading.Event().wait).start(); print('done'); end_process(3)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
@@ -55,5 +55,5 @@ def test_the_end_waits_for_nobody() -> None:
 
 def test_the_end_needs_no_output() -> None:
     """A process that was started without one ends with its code all the same."""
-    code = "import sys; from common.termination import end_process; sys.stdout = None; end_process(3)"
+    code = "import sys; from common.server.termination import end_process; sys.stdout = None; end_process(3)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 3

@@ -271,7 +271,7 @@ def test_wrong_policy_file_is_named(text: str, named: str) -> None:
 def test_a_table_fits_its_terminal() -> None:
     """On a real terminal a long cell is folded, not cut."""
     leader, follower = pty.openpty()
-    code = "from pilot.output import print_table; print_table(('p',), [('x' * 200,)])"
+    code = "from pilot.terminal.output import print_table; print_table(('p',), [('x' * 200,)])"
     import subprocess
 
     done = subprocess.run(
