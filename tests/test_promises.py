@@ -1,4 +1,12 @@
-"""docs/promises.md: complete, and its tests exist. And the promises about what there is not."""
+"""SECURITY.md and docs/promises.md hold the same promises, by their ids, and each has a test that exists.
+
+1. Every promise of SECURITY.md has an id, and every id has one row with at least one test.
+2. Every row is a promise of SECURITY.md.
+3. Every paragraph and table row that promises something carries an id.
+4. An id is given once. Its number is in use or retired, never both and never neither.
+
+What is promised not to exist (credentials in messages, secrets among options) is tested here as well.
+"""
 
 import ast
 import re
@@ -17,57 +25,50 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "promises.md").read_text()
 SECURITY = (ROOT / "SECURITY.md").read_text()
 
-# The table of the design, row by row: a row that is added there is added here.
-WHAT_HAPPENS = [
-    "no or foreign certificate",
-    "wrong role, no policy",
-    "malformed path, oversize value, bad enum",
-    "stale check-and-set",
-    "up to n−t keepers down, lying, slow or half-open",
-    "fewer than t keepers",
-    "`kill -9`, power cut, disk full, EIO at any point",
-    "audit cannot be written",
-    "corrupted row or shard, edited control row, wrong recovery words, older store",
-    "wrong configuration",
-]
-# Sentences of SECURITY.md that explain a promise beside them and are none.
-EXPLANATIONS = {
-    "This finds a copy that was put back.",
-    "Of somebody who also edits the numbers in it, see below.",
-}
+# The rows of the design's table "What bad things get", in its order; a row that is added there is added here.
+DESIGN = [f"P{number}" for number in range(1, 11)]
+
+_ID = re.compile(r"\[(P[1-9][0-9]*)\]")
 _TEST = re.compile(r"`(tests/[a-z0-9_/]+\.py)::((?:Test\w+::)?test_\w+)`")
 
 
 def section(text: str, heading: str) -> str:
-    """Return what stands between a heading and the next one of its rank."""
-    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    """Return the text between a heading and the next one of its rank."""
+    found = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    assert found, f"no section {heading!r}"
+    return found
 
 
 def list_rows(text: str) -> list[list[str]]:
-    """Return the cells of every row of every table, without heads and lines."""
+    """Return the cells of every row of every table, without heads and rules."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    return [row for number, row in enumerate(rows) if not row[0].startswith("--") and not is_head(rows, number)]
+    return [row for number, row in enumerate(rows) if not is_rule(row) and not is_head(rows, number)]
+
+
+def is_rule(row: list[str]) -> bool:
+    return row[0].startswith("--")
 
 
 def is_head(rows: list[list[str]], number: int) -> bool:
-    return number + 1 < len(rows) and rows[number + 1][0].startswith("--")
+    return number + 1 < len(rows) and is_rule(rows[number + 1])
 
 
-TABLE = list_rows(section(PAGE, "What bad things get"))
-SAID = list_rows(section(PAGE, "What SECURITY.md promises"))
+PROMISED = section(SECURITY, "What is promised")
+TABLE = section(SECURITY, "What bad things get")
+GIVEN = _ID.findall(PROMISED) + _ID.findall(TABLE)
+RETIRED = _ID.findall(section(PAGE, "Retired ids"))
+ROWS = list_rows(PAGE)
 NAMED = sorted(set(_TEST.findall(PAGE)))
 
 
-def list_paragraphs() -> list[str]:
-    """Return what SECURITY.md promises, each paragraph on one line, without its table."""
-    lines = [line for line in section(SECURITY, "What is promised").splitlines() if not line.startswith("|")]
-    return [" ".join(paragraph.split()) for paragraph in "\n".join(lines).split("\n\n") if paragraph.strip()]
-
-
-def list_sentences() -> list[str]:
-    """Return every sentence in there, without the words in bold that a paragraph begins with."""
-    bare = (re.sub(r"^\*\*(.+?)\*\*", "", paragraph).strip() for paragraph in list_paragraphs())
-    return [sentence for text in bare for sentence in re.split(r"(?<=\.) (?=[A-Z`])", text) if sentence]
+def list_passages() -> list[str]:
+    """Return each paragraph under "What is promised", and each row of its tables."""
+    paragraphs = [
+        " ".join(paragraph.split())
+        for paragraph in PROMISED.split("\n\n")
+        if paragraph.strip() and not paragraph.strip().startswith("|")
+    ]
+    return paragraphs + [" | ".join(row) for row in list_rows(PROMISED)]
 
 
 @cache
@@ -84,41 +85,53 @@ def list_tests(path: str) -> frozenset[str]:
 
 
 def test_every_row_of_the_design_is_there() -> None:
-    """In its order, and no other."""
-    assert [row[0] for row in TABLE] == WHAT_HAPPENS
+    """The table in SECURITY.md begins with the rows of the design, and each of its rows begins with an id."""
+    first = [row[0].strip("[]") for row in list_rows(TABLE)]
+    assert first[: len(DESIGN)] == DESIGN
+    assert first == _ID.findall(TABLE)
 
 
-@pytest.mark.parametrize("row", [*TABLE, *SAID], ids=lambda row: str(row[0])[:60])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]).strip("[]"))
 def test_every_promise_has_a_test(row: list[str]) -> None:
-    """And nothing but tests stands in the last column."""
-    assert _TEST.findall(row[-1])
-    assert _TEST.sub("", row[-1]).strip() == ""
+    """A row is an id, a wording, and at least one test with nothing beside it."""
+    assert len(row) == 3
+    assert _TEST.findall(row[2])
+    assert _TEST.sub("", row[2]).strip() == ""
 
 
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=lambda part: str(part))
 def test_named_tests_exist(path: str, name: str) -> None:
-    """By file and name; a test that was renamed is renamed there."""
+    """A test that was renamed is renamed in docs/promises.md as well."""
     assert (ROOT / path).is_file()
     assert name in list_tests(path)
 
 
-@pytest.mark.parametrize("sentence", list_sentences(), ids=lambda sentence: str(sentence)[:60])
-def test_every_sentence_of_security_is_there(sentence: str) -> None:
-    """Or it is known to promise nothing by itself."""
-    assert sentence in EXPLANATIONS or any(row[0] in sentence or sentence in row[0] for row in SAID)
+@pytest.mark.parametrize("given", GIVEN)
+def test_every_promise_of_security_has_a_row(given: str) -> None:
+    """The row of a promise begins with its id."""
+    assert [row[0] for row in ROWS].count(f"[{given}]") == 1
 
 
 def test_nothing_is_there_that_security_does_not_say() -> None:
-    """Word for word, under the heading that its paragraph begins with."""
-    paragraphs = list_paragraphs()
-    assert [row[0] for row in SAID if not any(row[0] in paragraph for paragraph in paragraphs)] == []
-    headings = re.findall(r"(?m)^### (.+)$", PAGE)
-    assert headings == [found[1] for found in map(re.compile(r"\*\*(.+?)\*\*").match, paragraphs) if found]
-    assert [sentence for sentence in EXPLANATIONS if sentence not in " ".join(paragraphs)] == []
+    """No row is left of a promise that SECURITY.md no longer makes."""
+    assert [row[0] for row in ROWS if row[0] not in {f"[{given}]" for given in GIVEN}] == []
+
+
+@pytest.mark.parametrize("passage", list_passages(), ids=lambda passage: str(passage)[:40])
+def test_every_paragraph_carries_an_id(passage: str) -> None:
+    """A new promise in a paragraph of its own cannot be added without an id."""
+    assert _ID.search(passage)
+
+
+def test_ids_are_unique_and_never_reused() -> None:
+    """Each number up to the highest is one promise of SECURITY.md, or retired."""
+    ids = GIVEN + RETIRED
+    assert sorted(ids) == sorted(set(ids))
+    assert set(ids) == {f"P{number}" for number in range(1, len(ids) + 1)}
 
 
 def test_what_has_no_test_is_said() -> None:
-    """A promise that nothing holds up stands in the list of those."""
+    """Parts of promises that no test covers are listed."""
     assert section(PAGE, "Without a test yet").count("\n- ") > 0
 
 
