@@ -39,7 +39,7 @@ class KeeperConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     name: str
     # exact SPIFFE IDs of the nexuses that may call
     nexuses: tuple[str, ...]
-    # development: plain memory may stand in for protected memory
+    # development: allow plain memory instead of protected memory
     dev: bool = False
     identity: IdentityOptions
     listen: KeeperListenOptions = KeeperListenOptions()

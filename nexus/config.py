@@ -64,7 +64,7 @@ class ShutdownOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # name of this nexus; its SPIFFE ID is spiffe://TRUST_DOMAIN/shardhold/nexus/NAME
     name: str
-    # development: plain memory may stand in for protected memory
+    # development: allow plain memory instead of protected memory
     dev: bool = False
     identity: IdentityOptions
     listen: NexusListenOptions = NexusListenOptions()

@@ -31,7 +31,7 @@ _BOOLEANS = {"true": True, "false": False}
 class IdentityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # trust domain of the cluster
     trust_domain: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,255}\Z", description="a trust domain without spiffe://")]
-    # where SVIDs come from: "workload-api", or "files" that something else keeps fresh
+    # where SVIDs come from: "workload-api", or "files" that something else keeps up to date
     source: Literal["workload-api", "files"] = "workload-api"
     # socket of the Workload API, as unix:///PATH; empty: SPIFFE_ENDPOINT_SOCKET
     socket: str = ""
@@ -62,9 +62,9 @@ class LogOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    # level of protected memory below which the start is refused: 3 memfd_secret, 2 locked, 1 plain
+    # lowest level of protected memory that it starts with: 3 memfd_secret, 2 locked, 1 plain
     lowest_level: Annotated[int, Meta(ge=1, le=3)] = 2
-    # level above which nothing is tried
+    # highest level that is tried
     highest_level: Annotated[int, Meta(ge=1, le=3)] = 3
 
     def __post_init__(self) -> None:
