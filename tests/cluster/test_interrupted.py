@@ -155,7 +155,7 @@ def shut(cluster: Cluster, state: str) -> None:
 def test_unseal_with_the_last_share_in_flight(
     cluster: Cluster, acknowledged: Acknowledged, from_state: str, victims: tuple[str, ...]
 ) -> None:
-    """As before, or committed: then it comes back by the keepers that were filled, else by the same shares again."""
+    """An interrupted unseal changed nothing, or is committed: then filled keepers or the same shares bring it back."""
     for delay in SHARE_DELAYS if from_state == "sealed" else SHARE_DELAYS[::2]:
         shut(cluster, from_state)
         session = cluster.custodian(1).start_unseal()

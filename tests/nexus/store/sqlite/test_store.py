@@ -292,7 +292,7 @@ def test_a_full_disk_refuses_writes_and_serves_reads(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_never_empties_the_store(file: Path) -> None:
-    """With any one bit of the file flipped a secret is read, or an error names the damage; it is never just not there.
+    """A secret is read or an error names the damage, whichever bit of the file is flipped; it never looks missing.
 
     (Flips inside a stored value are for the encryption above to find.)
     """
