@@ -318,7 +318,7 @@ def test_a_lost_store_gets_a_new_root_key_once_keepers_forgot(unborn: Cluster, f
 
 
 def edit_store(cluster: Cluster, statement: str) -> tuple[str, bytes]:
-    """Change the store behind the back of a nexus that does not run; return phase and cluster id as they were."""
+    """Change the store while no nexus runs on it; return phase and cluster id as they were."""
     store = sqlite3.connect(cluster.directory.data / "nexus.db", isolation_level=None)
     try:
         phase, cluster_id = store.execute("SELECT phase, cluster_id FROM meta").fetchone()

@@ -127,7 +127,7 @@ def test_verify(first: bytes, second: bytes, has_key: bool) -> None:
 @budget(2)
 @given(SEGMENT, SEGMENT)
 def test_writing_on(first: bytes, second: bytes) -> None:
-    """A nexus that finds such files writes on behind them, and what it writes is found."""
+    """A nexus that finds such files goes on writing after them, and what it writes is found."""
     with directory_of(first, second) as directory:
         for name in (FIRST, SECOND):
             tail = find_tail(directory / name)

@@ -13,7 +13,7 @@ from tests.nexus.played_keepers import PlayedKeeper
 
 
 class Bench:
-    """One seat of a cluster, the keeper behind it, and the set that it is to hold."""
+    """One seat of a cluster, its keeper, and the set that it is to hold."""
 
     def __init__(self, cluster: FoundedCluster) -> None:
         self.cluster = cluster

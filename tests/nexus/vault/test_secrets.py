@@ -127,7 +127,7 @@ def test_a_check_and_set_of_the_incarnation_before_is_a_conflict(nexus: NexusCor
 
 
 def test_a_deleted_newest_version_is_not_found_and_older_ones_are_read(nexus: NexusCore) -> None:
-    """0 never falls back to an older version; the next put goes on behind it."""
+    """0 never falls back to an older version; the next put goes on after it."""
     first = put(nexus, b"v1")
     put(nexus, b"v2")
     delete(nexus, 2)
