@@ -107,7 +107,8 @@ def test_an_impostor_gets_no_recovery_share(
     cluster.kill("nexus")
     cluster.start_as("nexus", certify(cluster.ca, uris=[spiffe_id], dns=[NEXUS_NAME]))
     status = cluster.wait_status(
-        "keepers refuse the thief", lambda status: " ".join(status["blocked_by"]).count("does not accept this nexus") == 3
+        "keepers refuse the thief",
+        lambda status: " ".join(status["blocked_by"]).count("does not accept this nexus") == 3,
     )
     assert status["state"] == "recovering"
     assert "0 of 2 shards" in status["blocked_by"][0]

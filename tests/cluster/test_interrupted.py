@@ -171,7 +171,7 @@ def test_unseal_with_the_last_share_in_flight(
 
 
 def test_unseal_and_killed_at_once(cluster: Cluster, acknowledged: Acknowledged) -> None:
-    """A nexus killed right after the answer, before keepers have their shards: it is not sealed, and the shares work again."""
+    """A nexus killed right after the answer, before keepers have shards, is not sealed, and the shares work again."""
     for _ in range(3):
         cluster.superuser.seal()
         cluster.freeze(*cluster.keepers)
