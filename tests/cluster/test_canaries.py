@@ -263,7 +263,7 @@ def test_every_form_of_every_canary_is_found(haunted: Haunted) -> None:
 
 @pytest.mark.parametrize("folder", ["logs", "data", "audit", "."])
 def test_a_planted_one_is_found(haunted: Haunted, folder: str) -> None:
-    """In a file beside those that were searched, far behind its beginning."""
+    """A canary is found in a file beside those that were searched, far from its beginning."""
     directory = haunted.cluster.directory
     planted = directory.root / folder / "planted"
     planted.write_bytes(b"noise\n" * 100_000 + b"root key: " + haunted.keys["root key"].hex().encode())

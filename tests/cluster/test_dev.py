@@ -132,7 +132,7 @@ def foreground(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
 
 
 def test_in_the_foreground_it_ends_with_the_terminal(folder: Path) -> None:
-    """Without --detach it stays, says which process ended, and takes everything down at the signal."""
+    """`pilot dev up` without --detach stays, says which process ended, and takes everything down at the signal."""
     with foreground(folder) as (up, log):
         cluster = DevCluster(DevDirectory(folder))
         assert all(cluster.is_alive(name) for name in cluster.names), log.read_text()
@@ -154,7 +154,7 @@ def test_in_the_foreground_it_notices_down(folder: Path) -> None:
 
 
 def test_a_removed_directory_leaves_no_process(folder: Path) -> None:
-    """Whoever removes the directory under a running cluster ends its processes too, as nobody would find them again."""
+    """Removing the directory of a running cluster ends its processes too, since no command could find them again."""
     with foreground(folder) as (up, log):
         cluster = DevCluster(DevDirectory(folder))
         shutil.rmtree(folder)

@@ -43,7 +43,7 @@ def channels(cluster: Cluster) -> Iterator[dict[str, grpc.Channel]]:
 def test_garbage_is_an_invalid_argument(
     cluster: Cluster, channels: dict[str, grpc.Channel], server: str, rpc: str, body: bytes
 ) -> None:
-    """Before anything else is looked at; and the server goes on."""
+    """Garbage is refused before anything else is looked at, and the server goes on."""
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channels[server].unary_unary(rpc)
     outcome = read_outcome(lambda: call(body, timeout=20))
     assert (outcome.code, outcome.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")

@@ -103,11 +103,12 @@ def test_an_impostor_gets_no_shard(
 def test_an_impostor_gets_no_recovery_share(
     cluster: HeldCluster, spiffe_id: str, options: tuple[str, ...], said: str
 ) -> None:
-    """A thief of the store with the DNS SAN of the nexus: keepers deny him shards, custodians seal him nothing."""
+    """A thief of the store with the DNS SAN of the nexus: keepers deny them shards, custodians seal them nothing."""
     cluster.kill("nexus")
     cluster.start_as("nexus", certify(cluster.ca, uris=[spiffe_id], dns=[NEXUS_NAME]))
     status = cluster.wait_status(
-        "keepers refuse him", lambda status: " ".join(status["blocked_by"]).count("does not accept this nexus") == 3
+        "keepers refuse the thief",
+        lambda status: " ".join(status["blocked_by"]).count("does not accept this nexus") == 3,
     )
     assert status["state"] == "recovering"
     assert "0 of 2 shards" in status["blocked_by"][0]
@@ -116,4 +117,4 @@ def test_an_impostor_gets_no_recovery_share(
     assert refused.returncode != 0
     assert said in refused.stderr
     session = cluster.custodian(1).get_progress().session
-    assert (session.submitted, session.needed) == (0, 3), "he may open a session, and gets nothing into it"
+    assert (session.submitted, session.needed) == (0, 3), "a thief may open a session, and gets nothing into it"

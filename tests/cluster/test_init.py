@@ -196,7 +196,7 @@ def test_a_nexus_killed_after_confirm_is_initialised(unborn: Cluster, founder: F
 
 
 def test_confirm_does_not_wait_for_ever_for_keepers(unborn: Cluster, founder: Founder) -> None:
-    """With no keeper in reach the cluster is initialised all the same, and they are filled as they come."""
+    """A cluster with no keeper in reach is initialised all the same, and keepers are filled as they come."""
     attempt = founder.begin()
     unborn.freeze(*unborn.keepers)
     confirmed = founder.confirm(attempt, timeout=3)
@@ -261,7 +261,7 @@ def test_keepers_that_were_all_away_at_begin_are_no_obstacle(unborn: Cluster, fo
 
 
 def test_a_store_that_is_not_empty_never_gets_a_new_root_key(unborn: Cluster, founder: Founder) -> None:
-    """Even when somebody made the store say that it was never initialised, init is refused and nothing is lost."""
+    """Init is refused and nothing is lost, although somebody made the store say that it was never initialised."""
     founder.confirm(founder.begin())
     assert is_serving(unborn)
     unborn.stop("nexus")
@@ -301,7 +301,7 @@ def test_a_lost_store_gets_no_new_root_key_while_keepers_remember(unborn: Cluste
 
 
 def test_a_lost_store_gets_a_new_root_key_once_keepers_forgot(unborn: Cluster, founder: Founder) -> None:
-    """Whoever has no copy starts the keepers anew, and begins again."""
+    """An operator without a copy of the store restarts the keepers and initialises a new cluster."""
     founder.confirm(founder.begin())
     unborn.stop("nexus")
     shutil.rmtree(unborn.directory.data)
@@ -318,7 +318,7 @@ def test_a_lost_store_gets_a_new_root_key_once_keepers_forgot(unborn: Cluster, f
 
 
 def edit_store(cluster: Cluster, statement: str) -> tuple[str, bytes]:
-    """Change the store behind the back of a nexus that does not run; return phase and cluster id as they were."""
+    """Change the store while no nexus runs on it; return phase and cluster id as they were."""
     store = sqlite3.connect(cluster.directory.data / "nexus.db", isolation_level=None)
     try:
         phase, cluster_id = store.execute("SELECT phase, cluster_id FROM meta").fetchone()

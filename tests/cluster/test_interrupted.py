@@ -1,7 +1,7 @@
 """Kill -9 at each step of seal, unseal and accept: the state is one of the two neighbours, and the next command works.
 
 A call that is in flight is killed at several distances from its sending, so that some kills come before its commit,
-some behind it, and some behind the answer. What was acknowledged before is there afterwards.
+some after it, and some after the answer. What was acknowledged before is there afterwards.
 """
 
 import functools
@@ -155,7 +155,7 @@ def shut(cluster: Cluster, state: str) -> None:
 def test_unseal_with_the_last_share_in_flight(
     cluster: Cluster, acknowledged: Acknowledged, from_state: str, victims: tuple[str, ...]
 ) -> None:
-    """As before, or committed: then it comes back by the keepers that were filled, else by the same shares again."""
+    """An interrupted unseal changed nothing, or is committed: then filled keepers or the same shares bring it back."""
     for delay in SHARE_DELAYS if from_state == "sealed" else SHARE_DELAYS[::2]:
         shut(cluster, from_state)
         session = cluster.custodian(1).start_unseal()
@@ -171,7 +171,7 @@ def test_unseal_with_the_last_share_in_flight(
 
 
 def test_unseal_and_killed_at_once(cluster: Cluster, acknowledged: Acknowledged) -> None:
-    """Killed right behind the answer, before keepers have their shards: it is not sealed, and the shares work again."""
+    """A nexus killed right after the answer, before keepers have shards, is not sealed, and the shares work again."""
     for _ in range(3):
         cluster.superuser.seal()
         cluster.freeze(*cluster.keepers)

@@ -93,7 +93,7 @@ def test_an_ended_nexus_comes_back_as_well(cluster: Cluster, app: shardhold.Clie
 
 
 def test_two_lost_keepers_are_not_felt(cluster: Cluster, app: shardhold.Client) -> None:
-    """With three of five left callers feel nothing, the lost ones are named, and a restarted nexus recovers."""
+    """Three of five keepers are enough: callers feel nothing, lost ones are named, and a restarted nexus recovers."""
     cluster.kill("keeper-4", "keeper-5")
     for number in range(50):
         app.put("main-job/lost", {"value": b"%d" % number})

@@ -335,7 +335,7 @@ def test_a_lying_keepers_mark_blocks_nothing(cluster: Cluster, lie: str, fault: 
 
 
 def test_a_slow_keeper_delays_the_block_check_by_half_a_second(cluster: Cluster) -> None:
-    """With t shards there, the marks of the others are waited for 500 ms and no longer."""
+    """A nexus that has t shards waits 500 ms for the marks of the other keepers, and no longer."""
     cluster.freeze("keeper-3")
     cluster.kill("nexus")
     began = time.monotonic()

@@ -81,7 +81,7 @@ def ask_status(cluster: HeldCluster, server: str, credentials: Credentials | Non
 @pytest.mark.parametrize(("make", "code"), STRANGERS)
 @pytest.mark.parametrize("body", [pytest.param(b"", id="good request"), pytest.param(b"\xff", id="garbage")])
 def test_strangers_are_refused(cluster: HeldCluster, server: str, make: MakeStranger, code: str, body: bytes) -> None:
-    """Without one proved SPIFFE ID nothing is answered, not even the status; the same names in order are let in."""
+    """A peer without one proved SPIFFE ID gets no answer, not even the status; the same names in order are let in."""
     good = SUPERUSER if server == "nexus" else NEXUS_ID
     assert ask_status(cluster, server, make(cluster.ca, good), body).code is grpc.StatusCode[code]
     assert ask_status(cluster, server, certify(cluster.ca, uris=[good])).code is grpc.StatusCode.OK

@@ -117,7 +117,7 @@ def test_files_replaced_in_place_drop_no_call(cluster: FiledCluster, identity: S
 
 
 def test_half_a_set_is_not_taken_by_servers(cluster: FiledCluster, identity: SvidFiles) -> None:
-    """With the certificate of one SVID and the key of another, the one of before serves; with both, the newer one."""
+    """A certificate without its key is not taken: the earlier SVID serves until both files of the newer one exist."""
     told = {name: read_log(cluster, name).count(UNPAIRED) for name in SERVERS}
     rotated = {name: read_log(cluster, name).count("svid rotated") for name in SERVERS}
     with Traffic(cluster.dev.address, identity, "motion").flowing() as traffic:

@@ -173,7 +173,7 @@ def calls(sweep: Sweep) -> Callable[[str], list[tuple[str, str, int]]]:
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_sweep(sweep: Sweep, calls: Callable[[str], list[tuple[str, str, int]]], fault: str, name: str) -> None:
-    """Whatever call of a step it is that kills or fails: the promise holds."""
+    """The promise holds whichever call of a step is killed or fails."""
     if os.environ.get("SWEEP") == "all":
         for group, call, _ in calls(name):
             for k in count(1):

@@ -1,4 +1,4 @@
-"""A store that somebody changed behind the back of a nexus that does not run, and what a nexus that starts on it says.
+"""A store that somebody changed while no nexus ran on it, and what a nexus that starts on it says.
 
 Each test changes the same good copy. Keepers run all the while and hold their shards and marks.
 """

@@ -160,7 +160,7 @@ def test_nexus_and_all_keepers_killed(cluster: Cluster) -> None:
 
 
 def test_ready_waits_for_no_keeper(cluster: Cluster) -> None:
-    """With fewer keepers than the threshold: ready at once, status says how many lack, those that come are filled."""
+    """An unseal with too few keepers is ready at once; status counts the missing, and those that come are filled."""
     number = cluster.status()["set_number"]
     cluster.kill("nexus", *cluster.keepers)
     cluster.run("nexus", "keeper-1")
@@ -240,7 +240,7 @@ def test_one_session_at_a_time(cluster: Cluster, session: UnsealSession) -> None
 
 
 def test_a_strangers_reset_is_refused(cluster: Cluster, session: UnsealSession) -> None:
-    """Neither another custodian, nor an auditor, nor a workload ends the session; its starter and an operator do."""
+    """The starter of a session and an operator end it; another custodian, an auditor or a workload cannot."""
     strangers = [cluster.custodian(2), cluster.person("auditor", "dev"), cluster.someone(APP)]
     for stranger in strangers:
         with Refusal(PERMISSION_DENIED, "DENIED"):

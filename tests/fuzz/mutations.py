@@ -34,7 +34,7 @@ def mutated(*seeds: bytes) -> st.SearchStrategy[bytes]:
 
 
 def hostile(*seeds: bytes) -> st.SearchStrategy[bytes]:
-    """Return noise, a seed with edits, two seeds one behind the other, or a seed as it is."""
+    """Return noise, a seed with edits, two seeds one after the other, or a seed as it is."""
     kinds = [st.binary(max_size=80), mutated(*seeds), mutated(*seeds), st.sampled_from(seeds)]
     return st.one_of(*kinds, st.builds(bytes.__add__, st.sampled_from(seeds), st.sampled_from(seeds)))
 

@@ -117,7 +117,7 @@ def test_line(encoded: bytes, previous: bytes) -> None:
 @budget(8)
 @given(SEGMENT, SEGMENT, st.booleans())
 def test_verify(first: bytes, second: bytes, has_key: bool) -> None:
-    """Whatever the files hold, there is a report."""
+    """The verifier reports on any files, whatever they hold."""
     with directory_of(first, second) as directory:
         report = verify(directory, public_keys=[b"k" * 32] if has_key else [])
         assert report.chains or not first
@@ -127,7 +127,7 @@ def test_verify(first: bytes, second: bytes, has_key: bool) -> None:
 @budget(2)
 @given(SEGMENT, SEGMENT)
 def test_writing_on(first: bytes, second: bytes) -> None:
-    """A nexus that finds such files writes on behind them, and what it writes is found."""
+    """A nexus that finds such files goes on writing after them, and what it writes is found."""
     with directory_of(first, second) as directory:
         for name in (FIRST, SECOND):
             tail = find_tail(directory / name)

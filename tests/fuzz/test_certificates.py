@@ -132,7 +132,7 @@ def test_peer(pem: bytes, name: bytes) -> None:
     )
 )
 def test_authentication_context(context: dict[str, list[bytes]]) -> None:
-    """Whatever the context has, or has not."""
+    """Every authentication context gives a peer or a refusal of ours, whatever it holds or lacks."""
     try:
         caller = CHECK.identify(context)
     except UnauthenticatedError:

@@ -74,7 +74,7 @@ def check(name: str, content: bytes, environ: Mapping[str, str]) -> None:
 @budget(4)
 @given(data=st.data())
 def test_file(name: str, data: st.DataObject) -> None:
-    """Whatever is in the file."""
+    """Any file gives a configuration or a ConfigError."""
     check(name, data.draw(hostile(TEXTS[name], *ODD)), {})
 
 
@@ -82,7 +82,7 @@ def test_file(name: str, data: st.DataObject) -> None:
 @budget(4)
 @given(environ=ENVIRONMENT)
 def test_environment(name: str, environ: dict[str, str]) -> None:
-    """Whatever the environment says over a good file."""
+    """Any environment over a good file gives a configuration or a ConfigError."""
     check(name, TEXTS[name], environ)
 
 

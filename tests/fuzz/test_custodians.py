@@ -104,7 +104,7 @@ def test_given_share(content: bytes) -> None:
 @budget(2)
 @given(hostile_text(*SHARES, "\x1b[A\x7f\x15 "))
 def test_keys_pressed(keys: str) -> None:
-    """Whatever keys are pressed, nothing of them is said."""
+    """No message says anything of the keys that were pressed."""
     entry = WordsEntry()
     for key in keys:
         said = entry.press(key)

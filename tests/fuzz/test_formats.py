@@ -74,7 +74,7 @@ def test_genesis(encoded: bytes) -> None:
 @budget(3)
 @given(hostile_fields(parse_fields(MARK.mark)))
 def test_mark_that_is_signed(encoded: bytes) -> None:
-    """Also the true audit key makes no mark of anything but a mark."""
+    """The true audit key makes a mark of nothing but a mark."""
     try:
         mark = verify_mark(MARKS.sign(encoded), cluster_id=MARKS.mark.cluster_id, genesis=MARKS.genesis)
     except MarkError:
@@ -102,7 +102,7 @@ def test_mark_of_a_liar(mark: bytes, signature: bytes, chain: list[bytes], keeps
 @budget(3)
 @given(hostile_fields(parse_fields(RECORD)))
 def test_mark_of_a_cluster_that_does_not_exist(record: bytes) -> None:
-    """Whatever record is pinned as genesis, a key in it that is none is a MarkError."""
+    """A pinned genesis record whose key is no key is a MarkError."""
     try:
         genesis: Genesis | None = decode_genesis(record)
     except CorruptRowError:

@@ -1,4 +1,4 @@
-"""Every RPC of nexus and keeper, given whatever a caller sends, behind the parser of the real edge.
+"""Every RPC of nexus and keeper, given whatever a caller sends, after the parser of the real edge.
 
 The callers are those whom the handlers let in furthest. What comes back is an answer of the contract, or an error that
 blames the request and not the server; and the server goes on as before.
@@ -149,7 +149,7 @@ def keeper() -> Iterator[Target]:
 @budget(0.6)
 @given(data=st.data())
 def test_nexus(nexus: Target, state: State, rpc: str, data: st.DataObject) -> None:
-    """In every state that has more behind it than the refusal of the state."""
+    """Every RPC is called in every state that does more than refuse it."""
     # A seal that is let through would end the state that the others are called in.
     caller = AUDITOR if rpc == "Seal" and state is not State.SEALED else SUPERUSER
     nexus.send(rpc, caller.spiffe_id, data.draw(hostile_message(nexus.find(rpc).request, nexus.known)))

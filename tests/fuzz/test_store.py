@@ -122,6 +122,6 @@ def test_tampered_store(cluster: tuple[Path, FoundedCluster], data: st.DataObjec
 
 
 def test_the_store_above_is_good(cluster: tuple[Path, FoundedCluster], tmp_path: Path) -> None:
-    """Without a change every step goes through."""
+    """Every step goes through on an unchanged store."""
     folder, founded = cluster
     use(Path(shutil.copytree(folder, tmp_path, dirs_exist_ok=True)), founded)

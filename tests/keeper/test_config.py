@@ -23,7 +23,7 @@ def write(directory: Path, text: str) -> Path:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    """With the few options that have no default, the rest is as documented."""
+    """A file with only the options that have no default gives the documented rest."""
     config = load_config(write(tmp_path, GOOD), {})
     assert config.server_name == "k1.keeper.shardhold"
     assert (config.listen.address, config.listen.http) == ("127.0.0.1:8443", "127.0.0.1:9443")

@@ -91,7 +91,7 @@ UNKNOWN = "statement is unknown, used or older than 60 s"
     ],
 )
 def test_a_statement_that_was_not_made(nexus: grpc.Channel, part: dict[str, Any]) -> None:
-    """With any part of it changed it is none of this keeper's."""
+    """A statement with any part changed is none of this keeper's."""
     outcome = put_shard(nexus, make_put(replace(ask_statement(nexus), **part)))
     check_refused(outcome, "FAILED_PRECONDITION", "STATEMENT", UNKNOWN, nexus)
 
@@ -159,7 +159,7 @@ def test_a_shard_in_the_wrong_place(nexus: grpc.Channel, changes: dict[str, Any]
 
 
 def test_a_shard_of_another_cluster(nexus: grpc.Channel) -> None:
-    """With a statement for that cluster it still is not the one that this keeper serves."""
+    """A statement for another cluster does not make a shard of it acceptable."""
     statement = ask_statement(nexus, cluster_id=OTHER_CLUSTER)
     outcome = put_shard(nexus, make_put(statement, cluster_id=OTHER_CLUSTER, number=8))
     said = f"cluster is {OTHER_CLUSTER.hex()}, this keeper serves {CLUSTER_ID.hex()}"
@@ -212,7 +212,7 @@ NOT_AS_SEALED = "sealed_shard does not open: changed, or sealed for something el
 def test_a_delivery_that_was_changed(
     nexus: grpc.Channel, spoil: Callable[[pb.PutShardRequest], None], says: str
 ) -> None:
-    """Whatever was not so when it was sealed is refused."""
+    """A delivery with any part changed after it was sealed is refused."""
     request = make_put(ask_statement(nexus), number=8)
     spoil(request)
     check_refused(put_shard(nexus, request), "INVALID_ARGUMENT", "INVALID_ARGUMENT", says, nexus)

@@ -69,7 +69,7 @@ def nexus(keeper: KeeperProcess, ca: DevelopmentCA) -> Iterator[grpc.Channel]:
 def test_strangers_are_refused(
     shared_keeper: KeeperProcess, ca: DevelopmentCA, make: MakeStranger, code: str, body: bytes
 ) -> None:
-    """Whoever does not prove one SPIFFE ID of the trust domain gets nothing, whatever else its certificate says."""
+    """A peer that does not prove one SPIFFE ID of the trust domain gets nothing, whatever else its certificate says."""
     assert call_as(shared_keeper, ca, make(ca, NEXUS), body).code is grpc.StatusCode[code]
 
 
@@ -103,7 +103,7 @@ def test_every_rpc_is_denied_to_others(shared_keeper: KeeperProcess, ca: Develop
 
 
 def test_plain_text_is_refused(shared_keeper: KeeperProcess) -> None:
-    """Without TLS nothing is answered."""
+    """A client without TLS gets no answer."""
     with grpc.insecure_channel(f"127.0.0.1:{shared_keeper.port}") as channel:
         assert call(channel, name_rpc("GetStatus"), timeout=5).code is grpc.StatusCode.UNAVAILABLE
 
@@ -141,7 +141,7 @@ def test_bytes_that_are_no_tls_do_no_harm(shared_keeper: KeeperProcess, ca: Deve
 
 
 def test_replays_other_clusters_and_older_sets_are_refused(keeper: KeeperProcess, nexus: grpc.Channel) -> None:
-    """Of right requests only those that are also new, of this cluster and not older are taken."""
+    """A right request is taken only when it is also new, of this cluster, and not older."""
     first = make_put(ask_statement(nexus), number=7)
     assert put_shard(nexus, first).code is grpc.StatusCode.OK
     replayed = put_shard(nexus, first)
@@ -244,7 +244,7 @@ def test_no_shard_and_no_key_in_the_log(keeper: KeeperProcess, nexus: grpc.Chann
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_it_with_0(provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path, number: int) -> None:
-    """With a client that watches its health, a signal ends it at once: it does not sit out its grace of ten minutes."""
+    """A signal ends a keeper at once although a client watches its health: it does not sit out a ten-minute grace."""
     keeper = KeeperProcess(tmp_path, provider, extra="[shutdown]\ndrain_s = 600.0\n").start()
     with connect(keeper.port, certify(ca, uris=[NEXUS]), ca, server_name=keeper.server_name) as channel:
         watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/grpc.health.v1.Health/Watch")
@@ -256,7 +256,7 @@ def test_signals_end_it_with_0(provider: IdentityProvider, ca: DevelopmentCA, tm
 
 
 def test_it_waits_for_its_identity(provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path) -> None:
-    """Without a Workload API it tries again and opens no port; when there is one, it serves."""
+    """A keeper without a Workload API tries again and opens no port; it serves once there is one."""
     with IdentityProvider(tmp_path / "s", ca, lifetime=timedelta(hours=1)) as late:
         keeper = KeeperProcess(tmp_path, provider, socket=tmp_path / "s" / "k1.sock")
         keeper.spawn()

@@ -157,7 +157,7 @@ def test_statement_serves_its_cluster(bench: Bench) -> None:
 
 
 def test_statements_are_limited(bench: Bench) -> None:
-    """Too many open statements are refused until some are used or too old."""
+    """Open statements are limited: more are refused until some are used or too old."""
     for _ in range(4):
         bench.ask()
     with pytest.raises(OverloadedError):
@@ -260,7 +260,7 @@ def test_mark_and_pin_outlive_the_sets(bench: Bench) -> None:
 
 
 def test_mark_waits_for_a_pin(bench: Bench) -> None:
-    """Before a shard came a keeper does not know whose marks to believe; afterwards only those of that genesis."""
+    """A keeper without a shard takes no mark; after its first shard it takes only marks of that genesis."""
     with pytest.raises(WrongStateError, match="nothing is pinned"):
         bench.service.put_mark(AS_NEXUS, make_mark(MARKS.make()))
     with pytest.raises(NotFoundError):

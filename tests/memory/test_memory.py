@@ -103,9 +103,9 @@ def test_no_key_is_readable(used_cluster: Cluster) -> None:
 
 
 def test_no_key_is_readable_after_a_seal_and_an_unseal(used_cluster: Cluster) -> None:
-    """Neither while sealed, nor while shares are waiting for others, nor after the opener gave the root key back.
+    """No key is readable while sealed, while shares wait for others, or after the opener gave the root key back.
 
-    The keys of before are searched as well: what a seal leaves behind is as bad as what an unseal does.
+    The earlier keys are searched for as well: what a seal leaves is as bad as what an unseal leaves.
     """
     keys = _find_all_keys(used_cluster)
     found = {}

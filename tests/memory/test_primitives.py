@@ -1,4 +1,4 @@
-"""The primitives of `common` leave nothing behind, each alone: on the main thread and on a worker, at level 2.
+"""The primitives of `common` leave no trace, each alone: on the main thread and on a worker, at level 2.
 
 What the child cannot know of itself, such as the shared secret of a delivery, is computed here, by the other side.
 """

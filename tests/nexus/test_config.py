@@ -32,7 +32,7 @@ def load(folder: Path, text: str) -> NexusConfig:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    """With the few options that have no default, the rest is as documented."""
+    """A file with only the options that have no default gives the documented rest."""
     config = load(tmp_path, GOOD)
     assert (config.listen.address, config.listen.http) == ("127.0.0.1:8553", "127.0.0.1:9553")
     assert [keeper.name for keeper in config.keepers] == ["keeper-1", "keeper-2"]
@@ -113,7 +113,7 @@ def test_plain_memory_is_for_development(tmp_path: Path) -> None:
 
 
 def test_a_wrong_option_ends_the_process_before_it_opens_a_port(tmp_path: Path) -> None:
-    """With exit code 2: both ports are taken, and what it complains of is the option."""
+    """The process complains of the option, not of its two taken ports, and exits with 2."""
     file = tmp_path / "nexus.toml"
     with (
         closing(socket.create_server(("127.0.0.1", 0))) as grpc,

@@ -52,7 +52,7 @@ def put(nexus: NexusCore, caller: Caller = APP, path: str = PATH, value: bytes =
 
 
 def test_a_read_leaves_one_entry_that_says_who_did_what_by_which_policy(nexus: NexusCore) -> None:
-    """Never a value or a field name."""
+    """The entry of a read holds neither a value nor a field name."""
     nexus.vault.put(APP, PATH, {"name-canary": b"value-canary"}, ANY, os.urandom(16))
     nexus.vault.get(APP, PATH, 0)
     (entry,) = nexus.list_entries()
@@ -77,7 +77,7 @@ def test_a_change_has_its_entry_in_its_own_transaction_and_nowhere_else(nexus: N
 
 
 def test_a_change_that_fails_leaves_an_entry_with_its_reason_and_none_in_the_store(nexus: NexusCore) -> None:
-    """As a read does."""
+    """A change that fails leaves its entry in the files, as a read does."""
     put(nexus)
     with pytest.raises(ConflictError):
         nexus.vault.put(APP, PATH, {"value": b"v"}, Expected(7), os.urandom(16))
@@ -127,7 +127,7 @@ def test_a_denial_is_audited_and_looks_the_same_whether_the_secret_exists(nexus:
 
 
 def test_a_secret_that_is_not_there_is_not_found_only_for_who_may_read(nexus: NexusCore) -> None:
-    """And that read is audited with its outcome."""
+    """The read of a missing secret is audited with its outcome."""
     with pytest.raises(NotFoundError):
         nexus.vault.get(APP, PATH, 0)
     (entry,) = nexus.list_entries()
@@ -161,7 +161,7 @@ def test_a_superuser_reads_only_by_a_policy(make_nexus: MakeNexus) -> None:
 
 
 def test_a_listing_is_audited(nexus: NexusCore) -> None:
-    """With the prefix that was asked for; whom no policy lets list anything is denied."""
+    """A listing is audited with its prefix, and denied to a caller whom no policy lets list anything."""
     nexus.vault.list(SUPERUSER, "team", after="", limit=0)
     with pytest.raises(DeniedError):
         nexus.vault.list(STRANGER, "team", after="", limit=0)
@@ -190,7 +190,7 @@ def test_no_value_goes_out_when_the_audit_cannot_be_written(nexus: NexusCore) ->
 
 
 def test_a_denied_call_takes_nothing_from_the_reserve(nexus: NexusCore) -> None:
-    """Or any workload could use up what status, seal and abort need."""
+    """Denials must not use up the reserve that status, seal and abort need, or any workload could."""
     before = len(nexus.list_entries())
     with nexus.audit_failing():
         with pytest.raises(AuditUnavailableError):
@@ -230,7 +230,7 @@ def test_a_change_and_its_entry_are_made_both_or_none(make_nexus: MakeNexus, sto
     ],
 )
 def test_whatever_ends_a_call_is_in_its_entry(nexus: NexusCore, error: BaseException, outcome: str) -> None:
-    """And the error goes on to the caller."""
+    """The error reaches the caller, and its reason is the outcome in the entry."""
     with pytest.raises(type(error)), nexus.gate.role_call("GetStatus", APP, "test.act", frozenset(Role)):
         raise error
     (entry,) = nexus.list_entries()
@@ -268,7 +268,7 @@ def test_a_wrong_role_is_denied_and_audited(nexus: NexusCore) -> None:
 def test_a_call_that_the_state_refuses_touches_nothing_and_leaves_no_entry(
     core: NexusCore, state: State, error: type[Exception]
 ) -> None:
-    """Not even a denial: nothing was asked of policies, for there are none."""
+    """A call that the state refuses leaves no denial either: no policy was asked, since there are none."""
     gate = _in_state(core, state)
     calls: list[Callable[[], AbstractContextManager[object]]] = [
         lambda: gate.secret_call("GetSecret", APP, Permission.READ, PATH),

@@ -68,7 +68,7 @@ def test_confirm_commits_the_cluster_and_fills_the_keepers(core: NexusCore, memo
 
 
 def test_the_escrow_opens_with_the_recovery_seed_to_the_root_key(core: NexusCore, memory: ProtectedMemory) -> None:
-    """And with no other; its hash is in the genesis record."""
+    """No other seed opens the escrow, and its hash is in the genesis record."""
     begun = begin(core)
     confirm(core, begun)
     _, rows = load(core.store)
@@ -200,7 +200,7 @@ def test_the_same_confirmation_again_returns_the_same(core: NexusCore) -> None:
 def test_a_store_whose_keepers_serve_a_cluster_gets_no_new_root_key(
     core: NexusCore, tmp_path: Path, memory: ProtectedMemory, wait_until: WaitUntil
 ) -> None:
-    """Neither begun nor confirmed: another store may have been lost, and be put back. What was begun stays."""
+    """BeginInit and ConfirmInit are refused: another store may have been lost and be put back. What was begun stays."""
     begun = begin(core)
     keeper = core.keepers["keeper-2"]
     (tmp_path / "other").mkdir()

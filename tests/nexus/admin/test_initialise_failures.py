@@ -35,7 +35,7 @@ def _initialised(writer: Writer) -> None:
 
 @pytest.mark.parametrize("change", [_secret, _initialised], ids=["holds something", "was initialised"])
 def test_a_store_that_is_not_empty_never_gets_a_new_root_key(core: NexusCore, change: object) -> None:
-    """Whatever the state says; no number is burnt."""
+    """A store that is not empty is refused in every state, and no number is used up."""
     core.store.write(change)  # type: ignore[arg-type]
     with pytest.raises(WrongStateError, match="not empty|initialised already"):
         begin(core)

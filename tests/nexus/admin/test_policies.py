@@ -67,7 +67,7 @@ def test_what_is_deleted_is_out_of_force_at_once(nexus: NexusCore) -> None:
 
 
 def test_changes_are_audited_in_their_transaction_and_lists_as_reads(nexus: NexusCore) -> None:
-    """With the names of what was changed."""
+    """The entry of a change names the policies that it changed."""
     nexus.policies.apply(SUPERUSER, [policy("b"), policy("a")])
     nexus.policies.delete(SUPERUSER, "a")
     nexus.policies.list(AUDITOR)
@@ -115,7 +115,7 @@ def test_wrong_policies_are_refused_all_of_them(nexus: NexusCore, policies: list
 
 @pytest.mark.parametrize("name", ["", "Evil", "a" * 65, "../x"])
 def test_a_name_that_no_policy_can_have_is_refused(nexus: NexusCore, name: str) -> None:
-    """Unless a damaged row has it, which has to be deletable."""
+    """A name that no policy can have is accepted only for a damaged row, which must be deletable."""
     with pytest.raises(InvalidArgumentError, match="policy name"):
         nexus.policies.delete(SUPERUSER, name)
 
@@ -136,7 +136,7 @@ EVIL = encode_policy(policy("evil", *Permission, paths=("**",)))
 def test_a_policy_changed_in_the_database_is_named_and_healed_by_a_superuser(
     nexus: NexusCore, tmp_path: Path, sql: str, parameters: tuple[object, ...], damaged: str, remedy: str
 ) -> None:
-    """Until then nobody is authorised; the next change of another policy does not bless it."""
+    """No workload is authorised until the row is healed, and a change of another policy does not bless it."""
     tamper(tmp_path, sql, *parameters)
     nexus.policies.apply(SUPERUSER, [policy("other")])
     assert nexus.policies.list(SUPERUSER).damaged == (damaged,)
@@ -166,7 +166,7 @@ def test_what_is_committed_is_in_force_even_when_the_store_cannot_be_read_any_mo
 
 @pytest.mark.parametrize("flag", ["cannot_audit", "cannot_commit"])
 def test_what_is_not_committed_is_not_in_force(make_nexus: MakeNexus, store: Store, flag: str) -> None:
-    """And its failure is audited, like that of a read."""
+    """A policy change that was not committed is audited as a failure, like a read."""
     failing = FailingStore(store)
     nexus = make_nexus(policy("one"), store=failing)
     setattr(failing, flag, True)

@@ -74,7 +74,7 @@ def test_a_seal_empties_the_keepers_and_wipes_the_nexus(ready: Ready, memory: Pr
 
 
 def test_a_seal_stays_through_restarts(ready: Ready, start_nexus: StartNexus, wait_until: WaitUntil) -> None:
-    """Even when a keeper was away: it is emptied when it comes, and t full ones bring nothing back."""
+    """A keeper that was away is emptied when it comes, and t full keepers bring nothing back."""
     for keeper in ready.keepers[:3]:
         keeper.is_reachable = False
     assert ready.seal(seconds=0.2).keepers_emptied == 2
@@ -88,7 +88,7 @@ def test_a_seal_stays_through_restarts(ready: Ready, start_nexus: StartNexus, wa
 
 
 def test_a_late_keeper_takes_the_last_mark_before_it_is_emptied(ready: Ready, wait_until: WaitUntil) -> None:
-    """Or a store that is put back while sealed would look like the newest there was."""
+    """Without the last mark, a store put back while sealed would look like the newest one."""
     ready.keepers[0].is_reachable = False
     ready.put()
     assert ready.seal(seconds=0.2).keepers_emptied == 4
@@ -99,7 +99,7 @@ def test_a_late_keeper_takes_the_last_mark_before_it_is_emptied(ready: Ready, wa
 
 
 def test_a_repeated_seal_repeats_the_drops(ready: Ready, wait_until: WaitUntil) -> None:
-    """And still brings the last mark to who has not got it. Without a key it takes no revision."""
+    """A repeated seal brings the last mark to keepers that lack it; without a key it takes no revision."""
     ready.keepers[0].is_reachable = False
     assert ready.seal(seconds=0.2).keepers_emptied == 4
     last, revision = ready.last_mark(1), ready.cluster.load()[0].revision
@@ -229,7 +229,7 @@ def test_only_operator_and_superuser_seal(ready: Ready, caller: Caller) -> None:
 
 @pytest.mark.parametrize("reason", ["x" * 257, "a\nb", "\x1b[31m"], ids=["too long", "two lines", "an escape"])
 def test_a_reason_that_does_not_fit_an_audit_entry_is_refused(ready: Ready, reason: str) -> None:
-    """Before anything happens."""
+    """The reason is checked before anything happens."""
     with pytest.raises(InvalidArgumentError, match="at most 256 printable"):
         ready.seal(reason=reason)
     assert ready.core.states == [State.READY]

@@ -26,7 +26,7 @@ def describe(core: NexusCore, caller: Caller = OPERATOR) -> ClusterView:
 
 @pytest.mark.parametrize("caller", [NEXUS, KEEPER, APP], ids=lambda caller: caller.role)
 def test_any_caller_learns_the_state_and_nothing_else(make_nexus: MakeNexus, caller: Caller) -> None:
-    """Neither cluster nor keepers; the call is audited."""
+    """A workload sees neither cluster nor keepers in the status, and its call is audited."""
     nexus = make_nexus()
     assert nexus.desk.describe(caller) == (State.READY, None)
     (entry,) = nexus.list_entries()
@@ -102,7 +102,7 @@ def test_a_recovering_nexus_says_what_blocks_it(
 
 @pytest.mark.parametrize("caller", [SUPERUSER, OPERATOR, AUDITOR], ids=lambda caller: caller.role)
 def test_keepers_are_listed_for_who_runs_or_audits_the_cluster(make_nexus: MakeNexus, caller: Caller) -> None:
-    """With the exact SPIFFE ID and x of each."""
+    """Each keeper is listed with its exact SPIFFE ID and x."""
     nexus = make_nexus()
     views = nexus.desk.list_keepers(caller)
     assert [(view.member.name, view.x) for view in views] == [("keeper-1", 1), ("keeper-2", 2), ("keeper-3", 3)]

@@ -24,7 +24,7 @@ ANN, BEN, EVE = custodian("ann"), custodian("ben"), custodian("eve")
 
 @pytest.mark.parametrize("state", [State.RECOVERING, State.SEALED])
 def test_a_threshold_of_shares_brings_the_nexus_back(lost: Lost, memory: ProtectedMemory, state: State) -> None:
-    """With a new set, one change and one entry; nothing of shares or session is left."""
+    """An unseal makes a new set in one change with one entry, and leaves nothing of shares or session."""
     lost.restart(sealed=state is State.SEALED)
     revision = lost.meta.revision
     session = lost.core.unseal.start(ANN)
@@ -170,7 +170,7 @@ def test_who_may_reset_a_session(lost: Lost, memory: ProtectedMemory, caller: Ca
     "caller", [BEN, AUDITOR, NEXUS, KEEPER, APP], ids=["another custodian", "auditor", "nexus", "keeper", "workload"]
 )
 def test_a_strangers_reset_is_refused(lost: Lost, caller: Caller) -> None:
-    """And audited as a denial; the session goes on."""
+    """A stranger's reset is audited as a denial, and the session goes on."""
     session = lost.core.unseal.start(ANN)
     lost.submit(session, 1)
     with pytest.raises(DeniedError, match="operator or superuser"):
@@ -182,7 +182,7 @@ def test_a_strangers_reset_is_refused(lost: Lost, caller: Caller) -> None:
 
 @pytest.mark.parametrize("caller", [AUDITOR, NEXUS, KEEPER, APP], ids=lambda caller: caller.role)
 def test_who_may_not_submit(lost: Lost, caller: Caller) -> None:
-    """Neither start, nor a key, nor a share."""
+    """A caller who may not submit can neither start a session, nor get a key, nor send a share."""
     session = lost.core.unseal.start(ANN)
     with pytest.raises(DeniedError):
         lost.core.unseal.start(caller)
@@ -227,7 +227,7 @@ def test_a_ready_nexus_has_no_session(lost: Lost) -> None:
 
 
 def test_a_sealed_nexus_serves_no_secret_during_an_unseal(lost: Lost) -> None:
-    """Not before the last share."""
+    """A sealed nexus serves no secret before the last share."""
     for sealed, error in ((False, RecoveringError), (True, SealedError)):
         lost.restart(sealed=sealed)
         lost.submit(lost.core.unseal.start(ANN), 1)
@@ -236,7 +236,7 @@ def test_a_sealed_nexus_serves_no_secret_during_an_unseal(lost: Lost) -> None:
 
 
 def test_status_counts_the_shares(lost: Lost) -> None:
-    """And never says whose they are."""
+    """Status counts the shares and never says whose they are."""
     view = lost.core.desk.describe(AUDITOR)[1]
     assert view is not None
     assert view.unseal is None

@@ -76,7 +76,7 @@ def _edit(kind: str, record: msgspec.Struct) -> Callable[[Path], None]:
 def test_what_was_tampered_with_is_refused_by_name_before_any_share_is_taken(
     lost: Lost, tmp_path: Path, edit: Callable[[Path], None], why: str
 ) -> None:
-    """Neither start nor progress: a custodian never types a word for it."""
+    """Start and progress are refused, so that no custodian types a word for a tampered record."""
     edit(tmp_path)
     with pytest.raises(CorruptRowError, match=why):
         lost.core.unseal.start(ANN)
@@ -220,7 +220,7 @@ def test_nothing_is_taken_while_the_audit_fails(lost: Lost) -> None:
 def test_a_forged_recovery_key_opens_nothing_of_this_cluster(
     lost: Lost, memory: ProtectedMemory, tmp_path: Path
 ) -> None:
-    """Even one whose escrow holds the true key: the manifest knows another genesis record."""
+    """A forged recovery key whose escrow holds the true key is refused: the manifest knows another genesis record."""
     key = make_recovery_key(1, 1)
     escrow = key.seal_escrow(lost.cluster.root_key, lost.cluster.cluster_id, 1)
     genesis = replace(

@@ -209,7 +209,7 @@ def test_a_nonce_of_another_size_is_refused(lost: Lost, nonce: bytes) -> None:
 
 
 def test_open_statements_are_limited(lost: Lost) -> None:
-    """And free again after a minute."""
+    """Open statements are limited, and their places are free again after a minute."""
     session = lost.core.unseal.start(ANN)
     for _ in range(64):
         ask_key(lost.core, ANN, session.session_id)

@@ -27,7 +27,7 @@ def shard(memory: ProtectedMemory, x: int) -> ProtectedBuffer:
 
 
 def test_it_has_enough_at_the_threshold(collection: Collection, memory: ProtectedMemory) -> None:
-    """Then nobody is asked any more, not even for a shard that is not here."""
+    """At the threshold nobody is asked any more, not even for a shard that is missing."""
     clock = SystemClock()
     for x in (4, 1):
         collection.offer(x, shard(memory, x))
@@ -77,7 +77,7 @@ def test_a_shard_that_is_not_wanted_is_wiped(collection: Collection, memory: Pro
 
 
 def test_a_waiter_wakes_at_the_last_shard(collection: Collection, memory: ProtectedMemory) -> None:
-    """Without the clock being turned."""
+    """A waiter wakes at the last shard although the clock stands still."""
     clock, results = ManualClock(), list[bool]()
     waiter = threading.Thread(target=lambda: results.append(collection.wait(clock, 60)))
     waiter.start()

@@ -38,7 +38,7 @@ def at(cluster: FoundedCluster, timeline: int, revision: int) -> Meta:
     ],
 )
 def test_a_mark_blocks_only_a_store_that_is_older(cluster: FoundedCluster, mark: tuple[int, int], blocks: bool) -> None:
-    """By timeline, then revision."""
+    """Marks and stores are ordered by timeline, then by revision."""
     book = cluster.book()
     taken = book.take("keeper-1", cluster.sign_mark(*mark))
     assert taken is not None
@@ -126,7 +126,7 @@ def test_a_mark_that_does_not_verify_blocks_nothing(cluster: FoundedCluster, for
 def test_a_true_mark_of_another_cluster_blocks_nothing(
     cluster: FoundedCluster, memory: ProtectedMemory, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Neither under its own genesis record nor under ours."""
+    """A mark of another cluster blocks nothing, under its own genesis record or under ours."""
     store = open_store(tmp_path_factory.mktemp("other"))
     other = found_in(store, memory)
     theirs = other.sign_mark(9, 9)
@@ -140,7 +140,7 @@ def test_a_true_mark_of_another_cluster_blocks_nothing(
 
 
 def test_the_newest_mark_is_named_with_all_who_hold_it(cluster: FoundedCluster) -> None:
-    """And with the highest numbers that any mark knows: a new set has to be above all of them."""
+    """The newest mark carries the highest numbers that any mark knows, since a new set must be above all of them."""
     book = cluster.book()
     book.take("keeper-3", cluster.sign_mark(2, 60, generation=1, set_number=4))
     book.take("keeper-1", cluster.sign_mark(2, 60, generation=1, set_number=4))
@@ -169,7 +169,7 @@ def test_what_a_keeper_told_once_counts_for_good(cluster: FoundedCluster, later:
 
 
 def test_a_keeper_that_answers_late_is_heard(cluster: FoundedCluster) -> None:
-    """Whoever waits for the answers sees what the last one brought; and any later look does too."""
+    """A late answer is seen by those who wait for the answers and by every later look."""
     book, seen = cluster.book(), list[bool]()
     meta, marks = at(cluster, 1, 50), [cluster.sign_mark(1, 40), cluster.sign_mark(1, 60)]
 
@@ -205,6 +205,6 @@ def test_a_mark_is_made_once_for_each_position(cluster: FoundedCluster) -> None:
 
 
 def test_a_book_is_of_one_genesis_record(cluster: FoundedCluster) -> None:
-    """Which keepers' marks have to begin with."""
+    """Marks count only when they begin with the genesis record of the book."""
     book = MarkBook(cluster.genesis_record)
     assert (book.cluster_id, book.fingerprint) == (cluster.cluster_id, cluster.genesis)

@@ -76,7 +76,7 @@ def test_a_slow_keeper_delays_no_other(cluster: FoundedCluster, wait_until: Wait
 
 
 def test_waiting_for_holders_ends_in_time(cluster: FoundedCluster) -> None:
-    """With however many there are: the cluster exists all the same."""
+    """The wait ends with the holders that there are: the cluster exists all the same."""
     keepers = [PlayedKeeper(f"keeper-{i}") for i in range(1, 6)]
     for keeper in keepers[:3]:
         keeper.is_reachable = False
@@ -156,7 +156,7 @@ def test_a_keeper_that_restarts_while_it_is_to_be_emptied_counts(cluster: Founde
 
 
 def test_a_recovery_that_is_over_gives_no_duty_any_more(cluster: FoundedCluster, wait_until: WaitUntil) -> None:
-    """Whoever ended it has given another one, which stays."""
+    """A recovery that was ended does not replace the duty that its end has given."""
     keepers = cluster.keepers()
     stopping = threading.Event()
     collection = Collection(cluster.record, cluster.cluster_id)

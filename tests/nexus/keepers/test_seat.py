@@ -13,7 +13,7 @@ from tests.nexus.played_keepers import PlayedKeeper
 
 
 class Bench:
-    """One seat of a cluster, the keeper behind it, and the set that it is to hold."""
+    """One seat of a cluster, its keeper, and the set that it is to hold."""
 
     def __init__(self, cluster: FoundedCluster) -> None:
         self.cluster = cluster
@@ -43,7 +43,7 @@ def bench(found: FoundCluster) -> Bench:
 
 
 def test_watching_tells_how_a_keeper_is(memory: ProtectedMemory) -> None:
-    """Before there is a set nothing else is asked."""
+    """A keeper is asked for nothing but its report before there is a set."""
     keeper = PlayedKeeper("keeper-1")
     seat = Seat(members(1)[0], keeper, memory)
     assert seat.status == SeatStatus()
@@ -60,7 +60,7 @@ def test_watching_tells_how_a_keeper_is(memory: ProtectedMemory) -> None:
 
 
 def test_an_empty_keeper_is_filled_once(bench: Bench) -> None:
-    """With its own shard, and then left alone."""
+    """An empty keeper gets its own shard once, and is then left alone."""
     bench.keeper.sets.clear()
     assert bench.keep().holds_current_set
     label, shard = bench.keeper.sets[bench.cluster.record.set_id]
@@ -101,7 +101,7 @@ def test_a_shard_that_this_nexus_did_not_give_is_checked_once_for_each_boot(benc
 
 
 def test_a_liar_is_named_until_its_boot_id_changes(bench: Bench) -> None:
-    """Even when it lies no more, and when it was away in between; it is asked for its shard once only."""
+    """A liar stays named when it stops lying or was away in between, and is asked for its shard only once."""
     bench.keeper.lies = True
     status = bench.keep()
     assert (status.reachable, status.holds_current_set) == (True, False)
@@ -180,7 +180,7 @@ def test_a_keeper_that_is_not_in_the_set_is_watched_only(bench: Bench) -> None:
 
 
 def test_a_shard_is_offered_once(bench: Bench) -> None:
-    """And the keeper counts as holding its set from then on, without being asked again."""
+    """A keeper that took its shard counts as holding its set without being asked again."""
     for _ in range(3):
         assert bench.collect().holds_current_set
     assert bench.collection.gathered == 1

@@ -14,7 +14,7 @@ from tests.nexus.played_keepers import PlayedKeeper
 
 
 class Bench:
-    """One seat of a cluster, the keeper behind it, and the duties that it is given."""
+    """One seat of a cluster, its keeper, and the duties that it is given."""
 
     def __init__(self, cluster: FoundedCluster) -> None:
         self.cluster = cluster

@@ -43,7 +43,7 @@ ids = st.binary(min_size=16, max_size=16)
     place=st.builds(Place, ids, names, ids, st.integers(min_value=1, max_value=2**63 - 1)),
 )
 def test_a_value_opens_at_its_own_place(body: bytes, place: Place) -> None:
-    """Also an empty one; the ciphertext is 18 bytes longer."""
+    """Any value, an empty one too, opens at its place; the ciphertext is 18 bytes longer."""
     sealed = seal_value(body, place, KEYRING)
     assert len(sealed.value) == 2 + len(body) + 16
     assert open_value(sealed, place, KEYRING) == body
@@ -59,7 +59,7 @@ def test_a_value_opens_at_its_own_place(body: bytes, place: Place) -> None:
     ],
 )
 def test_a_row_copied_elsewhere_does_not_open(place: Place) -> None:
-    """Neither at another path nor version nor incarnation nor in another cluster."""
+    """A row does not open at another path, version or incarnation, or in another cluster."""
     with pytest.raises(DecryptionError):
         open_value(SEALED, place, KEYRING)
 
@@ -95,7 +95,7 @@ def test_a_dek_moved_along_does_not_help() -> None:
     ],
 )
 def test_a_damaged_row_is_an_error(sealed: SealedValue, error: type[Exception]) -> None:
-    """Never an empty value, never a part of one."""
+    """A damaged row is an error, never an empty value or a part of one."""
     with pytest.raises(error):
         open_value(sealed, PLACE, KEYRING)
 

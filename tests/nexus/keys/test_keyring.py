@@ -65,7 +65,7 @@ def test_the_newest_kek_wraps_and_older_ones_still_open(memory: ProtectedMemory)
 def test_a_kek_opens_at_its_own_place_only(
     memory: ProtectedMemory, secret: bytes, cluster_id: bytes, generation: int, kek_id: int
 ) -> None:
-    """And what did not open leaves nothing behind in protected memory."""
+    """A KEK opens at its own place only, and a failure leaves nothing in protected memory."""
     root_key = make_root_key(memory)
     made = Keyring(memory)
     stored = made.make_kek(1, root_key)
@@ -81,7 +81,7 @@ def test_a_kek_opens_at_its_own_place_only(
 def test_the_place_of_a_kek_is_bound_besides_the_key_that_wraps_it(
     memory: ProtectedMemory, name: str, value: object
 ) -> None:
-    """Even under the same keyring key it opens only for its cluster and generation."""
+    """A KEK opens only for its cluster and generation, under the same keyring key too."""
     root_key, keyring = make_root_key(memory), Keyring(memory)
     stored = keyring.make_kek(1, root_key)
     setattr(root_key, name, value)
@@ -90,7 +90,7 @@ def test_the_place_of_a_kek_is_bound_besides_the_key_that_wraps_it(
 
 
 def test_the_number_of_the_kek_is_bound_into_the_wrap_of_a_dek(memory: ProtectedMemory) -> None:
-    """Even the same KEK under two numbers opens only what names its number."""
+    """One KEK under two numbers opens only what names its number."""
     root_key, keyring = make_root_key(memory), Keyring(memory)
     keyring.make_kek(1, root_key)
     wrap = keyring.wrap_dek(memoryview(bytes(32)), b"place")
@@ -109,7 +109,7 @@ def test_a_row_that_names_a_kek_which_is_not_there_is_named(memory: ProtectedMem
 
 
 def test_release_wipes_all_keks(memory: ProtectedMemory) -> None:
-    """And leaves a keyring that opens nothing."""
+    """A released keyring opens nothing."""
     root_key, keyring = make_root_key(memory), Keyring(memory)
     keyring.make_kek(1, root_key)
     keyring.make_kek(2, root_key)

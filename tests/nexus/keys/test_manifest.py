@@ -170,7 +170,7 @@ def _hash_manifest(meta: Meta, rows: Rows) -> Meta:
 def test_a_manifest_that_is_not_the_present_one_is_refused(
     saved: Store, root_key: RootKey, tamper: Callable[[Meta, Rows], Meta], message: str
 ) -> None:
-    """Then no row is believed."""
+    """No row is believed under a manifest that is not the present one."""
     meta, rows = load(saved)
     meta = tamper(meta, rows)
     with pytest.raises(CorruptRowError, match=message):

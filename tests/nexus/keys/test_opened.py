@@ -120,7 +120,7 @@ def test_a_store_that_this_key_did_not_leave_is_refused_and_the_key_wiped(
 def test_a_set_that_the_manifest_does_not_list_is_never_the_current_one(
     cluster: FoundedCluster, memory: ProtectedMemory, tmp_path: Path
 ) -> None:
-    """Not even in the place of the true one, under the number of a set that was: its keepers would get the shards."""
+    """An unlisted set is refused in place of the true one, under an earlier number: its keepers would get shards."""
     serving = cluster.prove()
     replace_set(cluster.store, serving, lambda writer: None, lambda meta: meta, memory)
     assert serving.shard_set.record.set_number == 2
@@ -133,7 +133,7 @@ def test_a_set_that_the_manifest_does_not_list_is_never_the_current_one(
 
 
 def test_a_wrong_key_is_refused_and_wiped(cluster: FoundedCluster, memory: ProtectedMemory) -> None:
-    """By the kcv, before it authenticates or decrypts anything."""
+    """The kcv refuses a wrong key before that key authenticates or decrypts anything."""
     meta, rows = cluster.load()
     with pytest.raises(WrongRootKeyError, match="generation 1"):
         prove(cluster.protect(os.urandom(32)), cluster.points(), meta=meta, rows=rows, memory=memory)

@@ -83,7 +83,7 @@ def test_release_wipes_every_buffer(memory: ProtectedMemory) -> None:
 
 
 def test_its_repr_shows_no_key(memory: ProtectedMemory) -> None:
-    """Whoever logs it logs no secret."""
+    """The repr of a root key, as in a log, holds no secret."""
     root_key = make(memory)
     assert SECRET.hex() not in repr(root_key)
     assert repr(SECRET) not in repr(root_key.__dict__)

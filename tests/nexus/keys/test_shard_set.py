@@ -63,7 +63,7 @@ def test_the_record_says_who_holds_what(memory: ProtectedMemory) -> None:
 
 
 def test_no_two_drawings_share_a_set_id_or_a_shard(memory: ProtectedMemory) -> None:
-    """Never two polynomials under one set_id."""
+    """Each drawing has a set_id of its own, so that no set_id has two polynomials."""
     secret = os.urandom(32)
     (one, first), (two, second) = draw(memory, secret), draw(memory, secret)
     assert one.set_id != two.set_id
@@ -107,7 +107,7 @@ def test_a_true_shard_of_another_keeper_set_or_cluster_is_a_lie(memory: Protecte
 
 
 def test_release_wipes_the_points(memory: ProtectedMemory) -> None:
-    """And the set gives no shard any more."""
+    """A released set gives no shard any more."""
     _, shard_set = draw(memory, os.urandom(32))
     shard_set.release()
     with memory.allocate(shamir.SHARD_SIZE) as shard, pytest.raises(SealedError):

@@ -62,7 +62,7 @@ def watched(found: FoundCluster) -> Iterator[Watched]:
     ],
 )
 def test_only_a_ready_nexus_serves(core: NexusCore, state: State, error: type[Exception]) -> None:
-    """Neither to look at nor to borrow; and each other state blocks by its name."""
+    """Keys can be looked at and borrowed in ready only; each other state is refused by its name."""
     core.bind(state)
     with pytest.raises(error):
         core.lifecycle.require_serving()
@@ -93,7 +93,7 @@ def test_a_nexus_becomes_ready_when_its_audit_is_failing(make_nexus: MakeNexus) 
 
 
 def test_a_change_of_state_is_told_once(watched: Watched) -> None:
-    """Not when it stays the same."""
+    """A state that stays the same is not told."""
     watched.lifecycle.enter(State.READY)
     watched.lifecycle.withdraw(State.SEALED, seconds=0)
     watched.lifecycle.enter(State.SEALED)
@@ -101,7 +101,7 @@ def test_a_change_of_state_is_told_once(watched: Watched) -> None:
 
 
 def test_keys_that_nobody_borrows_are_wiped_at_once(watched: Watched) -> None:
-    """However long a withdrawal might wait."""
+    """A withdrawal that may wait long wipes keys at once when nobody borrows them."""
     with watched.lifecycle.borrow():
         pass
     watched.lifecycle.withdraw(State.SEALED, seconds=3600)
@@ -109,7 +109,7 @@ def test_keys_that_nobody_borrows_are_wiped_at_once(watched: Watched) -> None:
 
 
 def test_borrowed_keys_are_wiped_only_after_they_were_given_back(watched: Watched, wait_until: WaitUntil) -> None:
-    """By the last one who has them; new calls are refused from the beginning of the withdrawal on."""
+    """The last borrower's return wipes the keys; new calls are refused from the beginning of the withdrawal."""
     lifecycle = watched.lifecycle
     assert lifecycle.lend() is lifecycle.lend() is watched.serving
     with watched.withdrawing(DEADLINE_S) as thread:
@@ -127,7 +127,7 @@ def test_borrowed_keys_are_wiped_only_after_they_were_given_back(watched: Watche
 
 
 def test_keys_are_given_back_when_the_call_fails(watched: Watched) -> None:
-    """Or a withdrawal would wait for nobody."""
+    """A failed call gives its keys back, so that no withdrawal waits in vain."""
     with pytest.raises(ShardholdError), watched.lifecycle.borrow():
         raise WrongStateError("of the call")
     watched.lifecycle.withdraw(State.RECOVERING, seconds=3600)
@@ -135,7 +135,7 @@ def test_keys_are_given_back_when_the_call_fails(watched: Watched) -> None:
 
 
 def test_a_withdrawal_waits_only_so_long(watched: Watched) -> None:
-    """Then the keys are wiped under whoever still has them: he gets no key of zeros, but an error."""
+    """When the wait is over the keys are wiped, and those who still have them get an error, not a key of zeros."""
     serving: Serving = watched.lifecycle.lend()
     watched.lifecycle.withdraw(State.SEALED, seconds=0.05)
     with pytest.raises(ValueError, match="released"):
@@ -145,7 +145,7 @@ def test_a_withdrawal_waits_only_so_long(watched: Watched) -> None:
 
 
 def test_giving_up_ends_the_process(watched: Watched) -> None:
-    """With the reason, by whoever runs it; the state is as it was."""
+    """Giving up ends the process with its reason and leaves the state as it was."""
     watched.lifecycle.give_up("nobody knows")
     assert watched.failures == ["nobody knows"]
     assert watched.lifecycle.state is State.READY

@@ -81,7 +81,7 @@ def recovering(cluster: FoundedCluster, keepers: Sequence[PlayedKeeper], store: 
 
 @pytest.mark.parametrize(("t", "n"), [(2, 2), (3, 5), (5, 5), (2, 7)])
 def test_honest_keepers_bring_the_root_key_back(found: FoundCluster, t: int, n: int) -> None:
-    """And no shard is sent anywhere before the key is proved."""
+    """No shard is sent anywhere before the key is proved."""
     cluster = found(keepers=n, threshold=t)
     with recovering(cluster, cluster.keepers()) as run:
         serving = run.wait()
@@ -93,7 +93,7 @@ def test_honest_keepers_bring_the_root_key_back(found: FoundCluster, t: int, n: 
 
 
 def test_every_shard_follows_from_the_points_of_a_recovery(found: FoundCluster) -> None:
-    """So a nexus that recovered can refill any keeper."""
+    """A nexus that recovered has every shard of the set, and can refill any keeper."""
     cluster = found()
     keepers = cluster.keepers()
     for keeper in keepers[:2]:
@@ -107,7 +107,7 @@ def test_every_shard_follows_from_the_points_of_a_recovery(found: FoundCluster) 
 
 
 def test_keepers_that_are_down_slow_or_empty_are_not_needed(found: FoundCluster) -> None:
-    """As long as t of n are well."""
+    """Recovery needs no more than t of n keepers."""
     cluster = found(keepers=7, threshold=3)
     keepers = cluster.keepers()
     keepers[0].is_reachable = False
@@ -156,7 +156,7 @@ def test_too_few_wait_and_say_what_is_missing(found: FoundCluster, wait_until: W
 
 @pytest.mark.parametrize("gathered", [0, 2])
 def test_it_ends_when_the_nexus_stops(found: FoundCluster, wait_until: WaitUntil, gathered: int) -> None:
-    """Without a key, and what was gathered is wiped."""
+    """A recovery that is stopped returns no key and wipes what it gathered."""
     cluster = found()
     keepers = cluster.keepers()
     for keeper in keepers[gathered:]:

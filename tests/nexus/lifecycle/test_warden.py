@@ -26,7 +26,7 @@ def no_entry(writer: Writer) -> None:
 def test_a_recovery_ends_in_ready_and_says_before_what_is_missing(
     found: FoundCluster, start_nexus: StartNexus, memory: ProtectedMemory, wait_until: WaitUntil
 ) -> None:
-    """Then empty keepers are filled, and the end wipes every key."""
+    """Status says what is missing until ready; empty keepers are then filled, and the end wipes every key."""
     cluster = found()
     keepers = cluster.keepers()
     for keeper in keepers[2:]:
@@ -61,7 +61,7 @@ def test_a_recovery_that_is_stopped_changes_nothing(
 def test_there_is_an_obstacle_from_the_first_moment_on(
     found: FoundCluster, store: Store, memory: ProtectedMemory, tmp_path: Path
 ) -> None:
-    """Or /readyz would call a nexus ready that has not begun to recover."""
+    """A nexus that has not begun to recover names an obstacle, so that /readyz does not call it ready."""
     found()
     core = NexusCore(tmp_path, store, memory, [])
     assert core.warden.list_obstacles() == ["the nexus is recovering"]
@@ -111,7 +111,7 @@ def test_a_key_of_a_set_that_is_not_current_any_more_is_not_admitted(
 def test_keepers_and_custodians_that_come_at_once_leave_one_ready_nexus(
     found: FoundCluster, start_nexus: StartNexus, memory: ProtectedMemory, wait_until: WaitUntil
 ) -> None:
-    """Whoever wins: every keeper holds the current set in the end, and no other."""
+    """Whether keepers or custodians win, every keeper holds the current set in the end, and no other."""
     cluster = found()
     keepers = cluster.keepers()
     core = start_nexus(keepers)
@@ -202,7 +202,7 @@ def test_a_store_that_cannot_be_read_for_a_while_does_not_end_a_ready_nexus(
 def test_a_key_that_was_proved_while_the_store_failed_is_wiped_and_asked_for_again(
     found: FoundCluster, start_nexus: StartNexus, memory: ProtectedMemory
 ) -> None:
-    """By custodians: they submit the last share again."""
+    """Custodians submit the last share again after the store failed; the first key is wiped."""
     cluster = found()
     store = FailingStore(cluster.store)
     core = start_nexus([], store=store)

@@ -65,7 +65,7 @@ def blocked(found: FoundCluster, start_nexus: StartNexus, wait_until: WaitUntil)
 
 
 def test_a_newer_mark_blocks_what_keepers_bring_back(blocked: Blocked, wait_until: WaitUntil) -> None:
-    """By name, with both positions; the proved key goes nowhere, and no secret is served."""
+    """The block names keeper and both positions; the proved key goes nowhere, and no secret is served."""
     core = blocked.core
     wait_until(lambda: len(core.warden.list_obstacles()) == 1)
     (obstacle,) = core.warden.list_obstacles()
@@ -123,7 +123,7 @@ def test_custodians_wait_for_the_marks_of_keepers(
 def test_accepting_after_custodians_clears_the_seal(
     found: FoundCluster, start_nexus: StartNexus, wait_until: WaitUntil
 ) -> None:
-    """And the next start recovers from the keepers."""
+    """Accepting clears the seal, and the next start recovers from the keepers."""
     cluster = found()
     keepers = cluster.keepers()
     keepers[1].marks.append(cluster.sign_mark(1, 60))
@@ -244,7 +244,7 @@ def _find_body(cluster: FoundedCluster, name: str) -> bytes:
 
 
 def test_an_accepted_store_stays_accepted(blocked: Blocked, start_nexus: StartNexus, wait_until: WaitUntil) -> None:
-    """Also when keepers come back that remember what was given up."""
+    """Keepers that come back and remember what was given up do not block an accepted store."""
     blocked.keepers[4].is_reachable = False
     blocked.keepers[4].marks.append(blocked.cluster.sign_mark(1, 90, set_number=9))
     blocked.accept_when_held(wait_until)
@@ -260,7 +260,7 @@ def test_an_accepted_store_stays_accepted(blocked: Blocked, start_nexus: StartNe
 def test_only_the_present_position_is_accepted(
     blocked: Blocked, wait_until: WaitUntil, timeline: int, revision: int
 ) -> None:
-    """Whoever read another one decided on something else; it stays blocked."""
+    """An acceptance of another position was a decision on something else: the nexus stays blocked."""
     wait_until(lambda: len(blocked.core.warden.list_obstacles()) == 1)
     with pytest.raises(ConflictError, match=f"store is at timeline 1, revision {blocked.meta.revision}"):
         blocked.core.warden.accept(timeline, blocked.meta.revision + revision, no_entry)

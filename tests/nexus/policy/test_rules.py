@@ -77,12 +77,12 @@ def test_callers_of_elsewhere_are_denied(caller: str) -> None:
 
 
 def test_no_policy_denies() -> None:
-    """Without policies nothing is allowed."""
+    """Nothing is allowed when there is no policy."""
     assert PolicySet().decide("spiffe://example.org/team/web", READ, "a") is None
 
 
 def test_first_name_is_given() -> None:
-    """Of two policies that allow, the first by name is named, in whatever order they came."""
+    """The first by name of two policies that allow is named, in whatever order they came."""
     both = [policy(name, "spiffe://example.org/**", "**") for name in ("b", "a")]
     assert PolicySet(both).decide("spiffe://example.org/x", READ, "p") == "a"
 

@@ -155,7 +155,7 @@ def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memor
 
 
 def test_marks_that_a_keeper_does_not_take(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
-    """Before a shard, or of another genesis, is a WrongStateError; one that does not verify an InvalidArgumentError."""
+    """A mark before a shard or of another genesis is a WrongStateError; one that does not verify is invalid."""
     link = connect(keeper.port)
     with pytest.raises(WrongStateError, match="keeper k1 at .*: nothing is pinned"):
         link.put_mark(MARKS.make(), timeout=TIMEOUT)
@@ -327,7 +327,7 @@ def test_bent_shards_are_refused(
     error: type[ShardholdError],
     words: str,
 ) -> None:
-    """Whatever a keeper changes in its answer to FetchShard, the shard does not come through."""
+    """No shard comes through an answer to FetchShard that a keeper changed in any part."""
     link = connect(liar.port)
     put(link, memory)
     liar.bend = bend
@@ -437,7 +437,7 @@ def test_bent_marks_are_refused(
     ],
 )
 def test_other_errors_are_mapped(liar: Liar, connect: Connect, raised: Exception, error: type[ShardholdError]) -> None:
-    """Whatever a keeper answers becomes an error of ours, with little of its text."""
+    """Every error that a keeper answers becomes one of ours, with little of its text."""
 
     def bend(answer: Any) -> None:
         raise raised

@@ -322,7 +322,7 @@ class StoreContract:
     def test_listing_equals_its_definition(
         self, store: Store, secrets: set[str], prefix: str, after: str, limit: int
     ) -> None:
-        """For any paths: those at the prefix or below it, behind *after*, by their bytes, the first *limit*."""
+        """For any paths: those at the prefix or below it, after *after*, by their bytes, the first *limit*."""
 
         def refill(writer: Writer) -> None:
             for row in writer.list_secrets("", after="", limit=1_000):

@@ -60,7 +60,7 @@ def test_a_secret_comes_back_as_it_was_put(nexus: NexusCore) -> None:
 
 
 def test_what_is_stored_is_ciphertext(nexus: NexusCore) -> None:
-    """Neither value nor field name is in the row."""
+    """The stored row holds neither the value nor a field name."""
     nexus.vault.put(APP, PATH, {"canary-name": b"canary-value"}, ANY, os.urandom(16))
     with nexus.store.read() as reader:
         row = reader.load_version(PATH, 1)
@@ -127,7 +127,7 @@ def test_a_check_and_set_of_the_incarnation_before_is_a_conflict(nexus: NexusCor
 
 
 def test_a_deleted_newest_version_is_not_found_and_older_ones_are_read(nexus: NexusCore) -> None:
-    """0 never falls back to an older version; the next put goes on behind it."""
+    """0 never falls back to an older version; the next put goes on after it."""
     first = put(nexus, b"v1")
     put(nexus, b"v2")
     delete(nexus, 2)
@@ -159,7 +159,7 @@ def test_deleting_what_is_not_there_deletes_nothing(nexus: NexusCore, versions: 
 
 
 def test_a_version_named_twice_is_deleted_once(nexus: NexusCore) -> None:
-    """And the answer lists it once, ascending."""
+    """A version named twice is deleted once, and the answer lists versions once, ascending."""
     for value in (b"v1", b"v2", b"v3"):
         put(nexus, value)
     assert delete(nexus, 3, 1, 3).versions == (1, 3)
@@ -185,7 +185,7 @@ def test_a_delete_that_is_sent_again_deletes_nothing_more(nexus: NexusCore) -> N
 
 
 def test_a_request_id_of_another_request_is_refused(nexus: NexusCore) -> None:
-    """Never the other one's answer, and nothing is written."""
+    """A reused request id never gives the other request's answer, and nothing is written."""
     request_id = os.urandom(16)
     nexus.vault.put(APP, PATH, {"value": b"v1"}, ANY, request_id)
     with pytest.raises(InvalidArgumentError, match="request_id"):
@@ -222,7 +222,7 @@ def test_the_request_id_of_another_caller_is_none_of_ours(nexus: NexusCore) -> N
     ],
 )
 def test_a_row_that_does_not_open_is_an_error_and_the_rest_goes_on(nexus: NexusCore, tmp_path: Path, sql: str) -> None:
-    """Never another plaintext, never an empty value; the audit says that it did not open."""
+    """A damaged row never gives another plaintext or an empty value; the audit says that it did not open."""
     put(nexus, b"v1")
     put(nexus, b"other", path="team/other")
     tamper(tmp_path, f"UPDATE versions SET {sql} WHERE path = ?", PATH)
@@ -313,7 +313,7 @@ def test_a_listing_shows_what_the_caller_may_list_and_nothing_of_the_rest(nexus:
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_pages_together_show_everything_once_and_tell_nothing_of_what_is_hidden(nexus: NexusCore, limit: int) -> None:
-    """Neither a token nor an empty page betrays a path that the caller may not list."""
+    """No token and no empty page betrays a path that the caller may not list."""
     hidden = [f"hidden/{i}" for i in range(4)] + ["team.hidden/x", "zz/1", "zz/2"]
     shown = [f"team/{i}" for i in range(4)]
     fill(nexus, *hidden, *shown)

@@ -106,7 +106,7 @@ def test_checkpoints_and_segments(tmp_path: Path, wait_until: WaitUntil) -> None
 
 
 def test_a_new_timeline_is_a_new_chain_behind_the_old_one(tmp_path: Path) -> None:
-    """The chain of a new timeline begins behind the last line of the one before, at once or at the next start."""
+    """The chain of a new timeline begins after the last line of the one before, at once or at the next start."""
     with closing(open_log(tmp_path, timeline=0)) as log:
         log.append(make_entry("a"))
         log.start_timeline(1)
@@ -321,7 +321,7 @@ def test_changes_are_found_again(tmp_path: Path) -> None:
 
 
 def test_changes_are_found_again_after_crash_upon_crash(tmp_path: Path) -> None:
-    """Each torn tail begins a segment; the entries of changes are found behind any number of them."""
+    """Each torn tail begins a segment; the entries of changes are found after any number of them."""
     with closing(open_log(tmp_path)) as log:
         log.append_change(1, make_entry("1").encode())
     for _ in range(4):

@@ -180,7 +180,7 @@ def test_a_start_that_was_cut_short_goes_on(file: Path, statements: list[str]) -
 
 
 def test_a_checkpoint_that_was_killed_is_no_foreign_file(file: Path, tmp_path: Path) -> None:
-    """The main file has its new first page and not yet the pages behind it; with its WAL it is the store."""
+    """The main file has its new first page and not yet the pages after it; with its WAL it is the store."""
     put_back = tmp_path / "killed" / file.name
     put_back.parent.mkdir()
     make_store(file)
@@ -292,7 +292,7 @@ def test_a_full_disk_refuses_writes_and_serves_reads(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_never_empties_the_store(file: Path) -> None:
-    """With any one bit of the file flipped a secret is read, or an error names the damage; it is never just not there.
+    """A secret is read or an error names the damage, whichever bit of the file is flipped; it never looks missing.
 
     (Flips inside a stored value are for the encryption above to find.)
     """
