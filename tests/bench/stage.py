@@ -13,7 +13,7 @@ from pilot.dev.identities import TRUST_DOMAIN, Identity, parse_workload
 from pilot.dev.ports import choose_ports
 from tests.bench.driver import ROOT, Driver, Load, Server
 from tests.bench.load import FIELDS, Kind
-from tests.cluster.cluster import Cluster
+from tests.kit.cluster import Cluster
 
 APP = "/bench/app"
 EMPTY = Identity(path="/bench/empty", dns="empty.bench")

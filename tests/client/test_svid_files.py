@@ -11,7 +11,7 @@ from cryptography import x509
 from pilot.dev.ca import DevelopmentCA
 from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, IdentityUnavailableError, Svid, SvidFiles
 from tests.client.leaf import certify
-from tests.cluster.svid_helper import ALL_FILES, write_svid
+from tests.kit.svid_helper import ALL_FILES, write_svid
 
 WaitUntil: TypeAlias = Callable[..., None]
 

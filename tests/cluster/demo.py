@@ -13,7 +13,7 @@ from rich.padding import Padding
 from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import OPERATOR_PATH, custodian_path
 from shardhold import DeniedError, Error
-from tests.cluster.cluster import Cluster, ClusterError
+from tests.kit.cluster import Cluster, ClusterError
 
 APP, STRANGER = "/demo/app", "/demo/stranger"
 PATH, PASSWORD = "demo/database", b"correct horse battery staple"

@@ -27,10 +27,10 @@ import grpc
 from common.forms.audit.verify import verify
 from pilot.dev.cluster import server_command
 from pilot.dev.probes import says_yes
-from tests.cluster.cluster import Cluster
 from tests.cluster.ledger import Ledger
 from tests.cluster.strace import Injection, Strace, release
-from tests.memory.keys import load_stored
+from tests.kit.cluster import Cluster
+from tests.kit.stored_keys import load_stored
 
 GROUPS = ("store", "audit")
 ONE_WORKER = ("env", "SHARDHOLD_NEXUS__LISTEN__WORKERS=1")

@@ -12,9 +12,9 @@ import pytest
 
 from pilot.dev.directory import Plan
 from shardhold.v1 import cluster_pb2, policies_pb2, secrets_pb2
-from tests.cluster.cluster import Cluster, running
-from tests.cluster.person import Person
-from tests.cluster.refusal import Outcome, read_outcome
+from tests.kit.cluster import Cluster, running
+from tests.kit.person import Person
+from tests.kit.refusal import Outcome, read_outcome
 
 pytestmark = pytest.mark.cluster
 

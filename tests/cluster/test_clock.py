@@ -17,8 +17,8 @@ from common.keys.words import encode_share
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH, Identity
-from tests.cluster.cluster import Cluster
-from tests.cluster.fake_clock import FakeClock
+from tests.kit.cluster import Cluster
+from tests.kit.fake_clock import FakeClock
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.needs("faketime")]
 

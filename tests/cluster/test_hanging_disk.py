@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 import shardhold
-from tests.cluster.cluster import WAIT_S, Cluster
-from tests.cluster.refusal import read_reason
+from tests.kit.cluster import WAIT_S, Cluster
+from tests.kit.refusal import read_reason
 
 pytestmark = [
     pytest.mark.cluster,

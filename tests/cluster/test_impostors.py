@@ -10,10 +10,10 @@ import pytest
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.directory import Plan
 from pilot.dev.identities import TRUST_DOMAIN, custodian_path
-from tests.cluster.authority import HeldCluster
-from tests.cluster.cluster import Status, started
-from tests.cluster.keepers import Credentials, certify
-from tests.cluster.person import NEXUS_ID
+from tests.cluster.held_cluster import HeldCluster
+from tests.kit.cluster import Status, started
+from tests.kit.keepers import Credentials, certify
+from tests.kit.person import NEXUS_ID
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

@@ -9,10 +9,10 @@ import pytest
 
 import shardhold
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.founder import Founder, founding
-from tests.cluster.refusal import Refusal, read_outcome
+from tests.kit.cluster import Cluster
+from tests.kit.refusal import Refusal, read_outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

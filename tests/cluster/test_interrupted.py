@@ -15,7 +15,7 @@ import pytest
 
 from common.keys.words import encode_share
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster, running
+from tests.kit.cluster import Cluster, running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.timeout(300)]
 

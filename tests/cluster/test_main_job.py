@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import shardhold
-from tests.cluster.cluster import Cluster, Status
+from tests.kit.cluster import Cluster, Status
 
 pytestmark = pytest.mark.cluster
 

@@ -15,8 +15,8 @@ import pytest
 
 import shardhold
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster, Status, running
-from tests.cluster.refusal import Refusal
+from tests.kit.cluster import Cluster, Status, running
+from tests.kit.refusal import Refusal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

@@ -13,12 +13,12 @@ from keeper.v1 import keeper_pb2
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, custodian_path
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
-from tests.cluster.authority import HeldCluster
-from tests.cluster.cluster import started
-from tests.cluster.keepers import Credentials, call, certify, connect, wait_until
-from tests.cluster.person import NEXUS_ID
-from tests.cluster.refusal import Outcome
-from tests.cluster.strangers import STRANGERS, MakeStranger
+from tests.cluster.held_cluster import HeldCluster
+from tests.kit.cluster import started
+from tests.kit.keepers import Credentials, call, certify, connect, wait_until
+from tests.kit.person import NEXUS_ID
+from tests.kit.refusal import Outcome
+from tests.kit.strangers import STRANGERS, MakeStranger
 
 pytestmark = pytest.mark.cluster
 

@@ -24,8 +24,8 @@ from nexus.policy.rules import Permission, Policy, encode_policy
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import TRUST_DOMAIN
-from tests.cluster.cluster import Cluster, running
-from tests.cluster.refusal import Refusal
+from tests.kit.cluster import Cluster, running
+from tests.kit.refusal import Refusal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

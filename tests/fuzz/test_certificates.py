@@ -13,10 +13,10 @@ from common.errors import StatementError, UnauthenticatedError
 from common.keys.statement import PUT_SHARD, SignedStatement, sign, verify
 from common.server.peer import PeerCheck
 from shardhold.identity import Svid
-from tests.common.authority import KEEPER, NEXUS, NOW, Authority
 from tests.fuzz.budget import budget
 from tests.fuzz.der import hostile_certificate, hostile_der, parse, resign
 from tests.fuzz.mutations import hostile, mutated
+from tests.kit.authority import KEEPER, NEXUS, NOW, Authority
 
 # A serial number that is no positive one is refused by a later release; today it is a warning, which no program of ours
 # makes an error.

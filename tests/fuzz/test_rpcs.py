@@ -24,10 +24,10 @@ from keeper.v1 import keeper_pb2
 from nexus.lifecycle.states import State
 from pilot.dev.ca import DevelopmentCA
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
-from tests.cluster.keepers import CLUSTER_ID, FixedIdentity, make_put
-from tests.cluster.marks import MarkMaker
 from tests.fuzz.budget import budget
 from tests.fuzz.messages import Known, hostile_message
+from tests.kit.keepers import CLUSTER_ID, FixedIdentity, make_put
+from tests.kit.marks import MarkMaker
 from tests.nexus.cluster import found, open_store
 from tests.nexus.core import AUDITOR, SUPERUSER, NexusCore, make_ready
 from tests.nexus.founder import PUBLIC_KEY

@@ -7,7 +7,7 @@ import pytest
 
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.keepers import KeeperProcess
+from tests.kit.keepers import KeeperProcess
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ import pytest
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.fake_clock import FakeClock
-from tests.cluster.keepers import (
+from tests.kit.fake_clock import FakeClock
+from tests.kit.keepers import (
     CLUSTER_ID,
     NEXUS_PATH,
     KeeperProcess,
@@ -26,7 +26,7 @@ from tests.cluster.keepers import (
     make_put,
     put_shard,
 )
-from tests.cluster.refusal import Outcome
+from tests.kit.refusal import Outcome
 
 pytestmark = pytest.mark.cluster
 

@@ -21,7 +21,7 @@ from common.keys.statement import PUT_SHARD
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.keepers import (
+from tests.kit.keepers import (
     CLUSTER_ID,
     NEXUS_PATH,
     WAIT_S,
@@ -37,9 +37,9 @@ from tests.cluster.keepers import (
     put_shard,
     wait_until,
 )
-from tests.cluster.marks import MarkMaker
-from tests.cluster.refusal import Outcome
-from tests.cluster.strangers import STRANGERS, MakeStranger
+from tests.kit.marks import MarkMaker
+from tests.kit.refusal import Outcome
+from tests.kit.strangers import STRANGERS, MakeStranger
 
 pytestmark = pytest.mark.cluster
 

@@ -28,9 +28,9 @@ from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import CLUSTER_ID as CLUSTER
-from tests.cluster.keepers import FixedIdentity, make_put
-from tests.cluster.marks import MarkMaker
+from tests.kit.keepers import CLUSTER_ID as CLUSTER
+from tests.kit.keepers import FixedIdentity, make_put
+from tests.kit.marks import MarkMaker
 
 NEXUS = "spiffe://example.test/shardhold/nexus/n1"
 OTHER_NEXUS = "spiffe://example.test/shardhold/nexus/n2"

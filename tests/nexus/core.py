@@ -38,7 +38,7 @@ from nexus.server.unseal import RecoveryHandlers
 from nexus.store.protocol import Store
 from nexus.vault.secrets import Vault
 from shardhold.identity import Svid
-from tests.common.authority import Authority
+from tests.kit.authority import Authority
 from tests.nexus.access.audit.descriptor import replaced
 from tests.nexus.cluster import SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
 from tests.nexus.played_keepers import PlayedKeeper

@@ -15,7 +15,7 @@ from nexus.access.gate import Caller
 from nexus.admin.unseal import SessionView, Submitted
 from nexus.keys import records
 from nexus.store.protocol import Meta
-from tests.common.authority import NOW
+from tests.kit.authority import NOW
 from tests.nexus.cluster import FoundedCluster
 from tests.nexus.core import IDENTITY, NexusCore, SettableClock, identify
 from tests.nexus.failing_store import FailingStore

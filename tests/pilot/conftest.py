@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pilot.dev.ca import DevelopmentCA
-from tests.pilot.played_nexus import CUSTODIAN_PATH, PlayedNexus, write_svid
+from tests.kit.played_nexus import CUSTODIAN_PATH, PlayedNexus, write_svid
 
 
 @pytest.fixture(scope="session")

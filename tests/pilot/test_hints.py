@@ -11,9 +11,9 @@ import pytest
 from common.errors import RecoveringError, SealedError
 from pilot.dev.ca import DevelopmentCA
 from shardhold.identity import Svid
-from tests.cluster.keepers import Credentials, certify
-from tests.pilot.played_nexus import CUSTODIAN_PATH, NEXUS_PATH, PlayedNexus, write_svid
-from tests.pilot.transcript import run_pilot
+from tests.kit.keepers import Credentials, certify
+from tests.kit.played_nexus import CUSTODIAN_PATH, NEXUS_PATH, PlayedNexus, write_svid
+from tests.kit.transcript import run_pilot
 
 EXPIRED = (timedelta(hours=-2), timedelta(hours=-1))
 NOT_YET = (timedelta(hours=1), timedelta(hours=2))

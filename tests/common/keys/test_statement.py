@@ -19,7 +19,7 @@ from common.errors import InvalidArgumentError, StatementError
 from common.forms.codec import fields, parse_fields
 from common.keys.statement import PUT_SHARD, SignedStatement, Statement, sign, verify
 from shardhold.identity import Svid
-from tests.common.authority import KEEPER, NEXUS, NOW, Authority, make_key, usage
+from tests.kit.authority import KEEPER, NEXUS, NOW, Authority, make_key, usage
 
 CLUSTER, NONCE, BOOT, KEY = bytes(range(16)), bytes(range(32)), bytes(range(16, 32)), bytes(range(32, 64))
 

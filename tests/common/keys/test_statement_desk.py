@@ -9,7 +9,7 @@ from common.clock import ManualClock
 from common.errors import DecryptionError, InvalidArgumentError, OverloadedError, StatementError
 from common.keys.sealing import OneShotKey, seal
 from common.keys.statement import LIFETIME_S, PUT_SHARD, SignedStatement, Statement, StatementDesk, verify
-from tests.common.authority import KEEPER, NEXUS, NOW, Authority
+from tests.kit.authority import KEEPER, NEXUS, NOW, Authority
 
 ROOT = Authority()
 CLUSTER, NONCE, BOOT = bytes(range(16)), bytes(range(32)), bytes(range(16, 32))

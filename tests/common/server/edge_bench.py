@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from common.server.edge import Call, GrpcServer, Method
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import FixedIdentity, certify, connect
+from tests.kit.keepers import FixedIdentity, certify, connect
 
 SERVICE = "keeper.v1.KeeperService"
 METHOD = f"/{SERVICE}/GetStatus"

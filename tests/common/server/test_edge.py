@@ -11,9 +11,9 @@ from grpc_health.v1 import health_pb2
 from common import errors
 from common.server.edge import CODES, Call, GrpcServer, Method, code_of
 from keeper.v1 import keeper_pb2 as pb
-from tests.cluster.keepers import WAIT_S, FixedIdentity, call, certify, wait_until
-from tests.cluster.refusal import Outcome
 from tests.common.server.edge_bench import CALLER, DNS, METHOD, SERVICE, Bench
+from tests.kit.keepers import WAIT_S, FixedIdentity, call, certify, wait_until
+from tests.kit.refusal import Outcome
 
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"

@@ -13,7 +13,7 @@ from common.errors import ConfigError, IdentityUnavailableError
 from common.server.identity import wait_for_identity
 from pilot.dev.ca import DevelopmentCA
 from shardhold.identity import Svid
-from tests.pilot.played_nexus import write_svid
+from tests.kit.played_nexus import write_svid
 
 CA = DevelopmentCA("example.test")
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from common.errors import UnauthenticatedError
 from common.server.peer import PeerCheck
 from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import certify
+from tests.kit.keepers import certify
 
 CA = DevelopmentCA("example.test")
 ID = "spiffe://example.test/shardhold/nexus/n1"

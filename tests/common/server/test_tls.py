@@ -13,7 +13,7 @@ from common import errors
 from common.server.edge import Call, GrpcServer, Method
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import FixedIdentity, call, certify, connect
+from tests.kit.keepers import FixedIdentity, call, certify, connect
 
 METHOD = "/keeper.v1.KeeperService/GetStatus"
 DNS = "k1.keeper.shardhold"

@@ -34,8 +34,8 @@ from nexus.keepers.link import HeldSet, KeeperLink, KeeperReport
 from nexus.server.keeper_link import GrpcKeeperLink
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.keepers import NEXUS_PATH, FixedIdentity, KeeperProcess, wait_until
-from tests.cluster.marks import MarkMaker
+from tests.kit.keepers import NEXUS_PATH, FixedIdentity, KeeperProcess, wait_until
+from tests.kit.marks import MarkMaker
 
 pytestmark = pytest.mark.cluster
 

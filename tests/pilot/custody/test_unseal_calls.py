@@ -17,7 +17,7 @@ from pilot.dev.ca import DevelopmentCA
 from pilot.options import Settings
 from shardhold._errors import InvalidArgumentError, WrongStateError
 from shardhold.v1.recovery_pb2 import SubmitShareRequest
-from tests.pilot.played_nexus import CLUSTER_ID, CUSTODIAN_PATH, GENESIS, NEXUS_PATH, SESSION_ID, PlayedNexus
+from tests.kit.played_nexus import CLUSTER_ID, CUSTODIAN_PATH, GENESIS, NEXUS_PATH, SESSION_ID, PlayedNexus
 
 SHARES = split(bytes(32), 2, 3)
 NEXUS_ID = f"spiffe://example.test{NEXUS_PATH}"

@@ -26,7 +26,7 @@ from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold.identity import IdentityUnavailableError, Svid
-from tests.cluster.refusal import Outcome, read_reason
+from tests.kit.refusal import Outcome, read_reason
 
 WAIT_S = 20.0  # seconds; far more than anything takes, so that a busy machine fails no test
 NEXUS_PATH = "/shardhold/nexus/n1"

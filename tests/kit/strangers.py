@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import Credentials, certify
+from tests.kit.keepers import Credentials, certify
 
 # Makes the stranger from the server's authority and from the SPIFFE ID of somebody who would be let in.
 MakeStranger = Callable[[DevelopmentCA, str], Credentials | None]

@@ -32,7 +32,7 @@ from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodi
 from pilot.dev.probes import wait_until
 from shardhold import Client, IdentityUnavailableError, WorkloadAPI
 from shardhold.channel import PinnedChannel
-from tests.cluster.person import Person
+from tests.kit.person import Person
 
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")

@@ -12,9 +12,9 @@ from pilot.dev.cluster import IDENTITY, DevCluster, server_command
 from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import TRUST_DOMAIN, Identity, list_people, server_identity
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.cluster import Cluster
-from tests.cluster.keepers import Credentials
-from tests.pilot.played_nexus import write_svid
+from tests.kit.cluster import Cluster
+from tests.kit.keepers import Credentials
+from tests.kit.played_nexus import write_svid
 
 
 class HeldDevCluster(DevCluster):

@@ -15,7 +15,7 @@ from common.server.edge import Call, GrpcServer, Method
 from pilot.dev.ca import DevelopmentCA
 from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
 from shardhold.v1 import cluster_pb2, recovery_pb2
-from tests.cluster.keepers import Credentials, FixedIdentity
+from tests.kit.keepers import Credentials, FixedIdentity
 
 NEXUS_PATH = "/shardhold/nexus/n1"
 CUSTODIAN_PATH = "/shardhold/pilot/role/recover/ann"
