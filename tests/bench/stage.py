@@ -80,7 +80,7 @@ class Stage:
 
     def spawn_nexus(self) -> None:
         """Start the nexus of `cluster`, which was killed, without waiting."""
-        self.cluster.dev.start_instead("nexus", server_command(self.cluster.directory, "nexus"))
+        self.cluster.processes.start_instead("nexus", server_command(self.cluster.directory, "nexus"))
 
     def spawn_empty(self) -> Server:
         """Start another empty server without waiting; it ends with the stage."""

@@ -62,7 +62,7 @@ class HeldCluster(Cluster):
     def __init__(self, root: Path, plan: Plan | None = None) -> None:
         super().__init__(root, plan)
         self.ca = DevelopmentCA(TRUST_DOMAIN)
-        self.dev = HeldDevCluster(self.directory, self.ca)
+        self.use(HeldDevCluster(self.directory, self.ca))
 
     def port(self, name: str) -> int:
         """Return the gRPC port of a server."""
@@ -73,6 +73,5 @@ class HeldCluster(Cluster):
         folder = write_svid(self.directory.root / f"impostor-{name}", credentials)
         prefix = f"SHARDHOLD_{'NEXUS' if name == 'nexus' else 'KEEPER'}__IDENTITY__"
         environ = [f"{prefix}SOURCE=files", f"{prefix}SVID_DIR={folder}"]
-        self.dev.start_instead(name, ["env", *environ, *server_command(self.directory, name)])
+        self.processes.replace(name, ["env", *environ, *server_command(self.directory, name)])
         self.wait(f"{name} runs", lambda: self.dev.is_ready(name) or bool(self.fetch(name, "/livez")))
-        self._replaced.add(name)

@@ -118,7 +118,7 @@ class Sweep:
         command = [*ONE_WORKER, *server_command(self.cluster.directory, "nexus")]
         if self._strace is not None:
             command = self._strace.wrap(command)
-        self.cluster.dev.start_instead("nexus", command)
+        self.cluster.processes.start_instead("nexus", command)
         self.cluster.wait("the nexus answers or ends", lambda: self._answers() or not self.is_alive)
         if self.is_alive:
             return ""

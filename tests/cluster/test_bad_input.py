@@ -66,13 +66,13 @@ def apply(person: Person, **parts: object) -> object:
 
 def check_refused(cluster: Cluster, caller: Person, call: Call, *says: str) -> Outcome:
     """It is an INVALID_ARGUMENT that says so, the store is where it was, and the audit has not heard of it."""
-    revision, entries = cluster.superuser.get_status().revision, len(cluster.list_audit(caller.spiffe_id))
+    revision, entries = cluster.superuser.get_status().revision, len(cluster.store.list_audit(caller.spiffe_id))
     outcome = read_outcome(functools.partial(call, caller))
     assert (outcome.code, outcome.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT"), outcome
     for part in says:
         assert part in outcome.details
     assert cluster.superuser.get_status().revision == revision
-    assert len(cluster.list_audit(caller.spiffe_id)) == entries
+    assert len(cluster.store.list_audit(caller.spiffe_id)) == entries
     return outcome
 
 

@@ -101,7 +101,7 @@ def haunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Haunted]:
         be_refused(haunted)
         seal_and_unseal(haunted)
         cluster.kill("nexus")
-        cluster.dev.start_instead("nexus", command_talkative(cluster, "nexus"))
+        cluster.processes.start_instead("nexus", command_talkative(cluster, "nexus"))
         cluster.wait_ready()
         cluster.wait_filled()
         haunted.collect_keys()

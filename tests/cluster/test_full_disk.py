@@ -48,7 +48,7 @@ def audit(cluster: Cluster) -> Iterator[SmallDisk]:
 
 def start(cluster: Cluster, disk: SmallDisk) -> None:
     """Start the nexus where the disk is, and wait until it answers."""
-    cluster.dev.start_instead("nexus", disk.wrap(server_command(cluster.directory, "nexus")))
+    cluster.processes.start_instead("nexus", disk.wrap(server_command(cluster.directory, "nexus")))
     cluster.wait("the nexus answers", lambda: bool(cluster.fetch("nexus", "/livez")))
 
 

@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 import shardhold
-from tests.kit.cluster import WAIT_S, Cluster
+from tests.kit.cluster import Cluster
+from tests.kit.probes import WAIT_S
 from tests.kit.refusal import read_reason
 
 pytestmark = [

@@ -11,9 +11,10 @@ from pilot.dev.ca import DevelopmentCA
 from pilot.dev.directory import Plan
 from pilot.dev.identities import TRUST_DOMAIN, custodian_path
 from tests.cluster.held_cluster import HeldCluster
-from tests.kit.cluster import Status, started
+from tests.kit.cluster import started
 from tests.kit.keepers import Credentials, certify
 from tests.kit.person import NEXUS_ID
+from tests.kit.probes import Status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

@@ -136,7 +136,7 @@ def test_who_is_no_admin_is_denied_and_audited(cluster: HeldCluster, spiffe_id: 
                 assert spiffe_id in outcome.details
                 denied += 1
     assert denied == SERVED
-    assert [entry["decision"] for entry in cluster.list_audit(spiffe_id)].count("deny") == denied
+    assert [entry["decision"] for entry in cluster.store.list_audit(spiffe_id)].count("deny") == denied
     after = cluster.superuser.get_status()
     assert (after.state, after.revision) == (before.state, before.revision)
     assert cluster.workload(APP).get(PATH).fields == FIELDS
