@@ -7,20 +7,19 @@ from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.cluster import IDENTITY, DevCluster, server_command
 from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import TRUST_DOMAIN, Identity, list_people, server_identity
 from pilot.dev.provider import IdentityProvider
+from tests.kit.authority import Authority
 from tests.kit.cluster import Cluster
-from tests.kit.keepers import Credentials
-from tests.kit.played_nexus import write_svid
+from tests.kit.credentials import Credentials, write_svid
 
 
 class HeldDevCluster(DevCluster):
     """A development cluster whose identities come from *ca*, by a provider in this process."""
 
-    def __init__(self, directory: DevDirectory, ca: DevelopmentCA) -> None:
+    def __init__(self, directory: DevDirectory, ca: Authority) -> None:
         super().__init__(directory)
         self._ca = ca
         self._provider: IdentityProvider | None = None
@@ -61,7 +60,7 @@ class HeldCluster(Cluster):
 
     def __init__(self, root: Path, plan: Plan | None = None) -> None:
         super().__init__(root, plan)
-        self.ca = DevelopmentCA(TRUST_DOMAIN)
+        self.ca = Authority(TRUST_DOMAIN)
         self.use(HeldDevCluster(self.directory, self.ca))
 
     def port(self, name: str) -> int:

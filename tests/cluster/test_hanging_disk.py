@@ -12,8 +12,8 @@ import pytest
 
 import shardhold
 from tests.kit.cluster import Cluster
-from tests.kit.probes import WAIT_S
 from tests.kit.refusal import read_reason
+from tests.kit.waiting import WAIT_S
 
 pytestmark = [
     pytest.mark.cluster,

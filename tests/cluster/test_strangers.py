@@ -15,10 +15,12 @@ from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, custodian_path
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.cluster.held_cluster import HeldCluster
 from tests.kit.cluster import started
-from tests.kit.keepers import Credentials, call, certify, connect, wait_until
+from tests.kit.credentials import Credentials, certify
 from tests.kit.person import NEXUS_ID
+from tests.kit.raw_calls import call, connect
 from tests.kit.refusal import Outcome
 from tests.kit.strangers import STRANGERS, MakeStranger
+from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

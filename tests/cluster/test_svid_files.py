@@ -19,7 +19,8 @@ from shardhold import SvidFiles
 from shardhold.identity import SVID_FILE
 from tests.cluster.traffic import Traffic
 from tests.kit.cluster import Cluster
-from tests.kit.svid_helper import ALL_FILES, SvidHelper
+from tests.kit.credentials import ALL_FILES
+from tests.kit.svid_helper import SvidHelper
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -22,9 +22,9 @@ from tests.kit.authority import KEEPER, NEXUS, NOW, Authority
 # makes an error.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")
 
-AUTHORITY = Authority()
-BELOW = Authority(AUTHORITY)
-SVID = BELOW.issue()
+AUTHORITY = Authority(at=NOW)
+BELOW = Authority(above=AUTHORITY)
+SVID = BELOW.forge()
 LEAF, BETWEEN = SVID.chain()
 DER = tuple(certificate.public_bytes(Encoding.DER) for certificate in (LEAF, BETWEEN))
 BUNDLE = AUTHORITY.certificate.public_bytes(Encoding.PEM)

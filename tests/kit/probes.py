@@ -20,8 +20,8 @@ from pilot.dev.probes import wait_until
 from shardhold import IdentityUnavailableError
 from tests.kit.errors import ClusterError
 from tests.kit.people import People
+from tests.kit.waiting import WAIT_S
 
-WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 Status = Mapping[str, Any]
 
 

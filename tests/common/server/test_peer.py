@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.errors import UnauthenticatedError
 from common.server.peer import PeerCheck
-from pilot.dev.ca import DevelopmentCA
-from tests.kit.keepers import certify
+from tests.kit.authority import Authority
+from tests.kit.credentials import certify
 
-CA = DevelopmentCA("example.test")
+CA = Authority("example.test")
 ID = "spiffe://example.test/shardhold/nexus/n1"
 FOREVER = (timedelta(days=-1), timedelta(days=2))
 
