@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import grpc
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from spiffe._proto import workload_pb2, workload_pb2_grpc
 
@@ -73,20 +74,22 @@ def scripted(tmp_path: Path) -> Iterator[tuple[ScriptedAPI, str]]:
     server.stop(1).wait()
 
 
-def _say(*svids: Svid, federated: Authority | None = None) -> workload_pb2.X509SVIDResponse:
+def to_der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+def _say(*svids: Svid, federated: Sequence[Authority] = ()) -> workload_pb2.X509SVIDResponse:
     return workload_pb2.X509SVIDResponse(
         svids=[
             workload_pb2.X509SVID(
                 spiffe_id=svid.spiffe_id,
-                x509_svid=svid.leaf().public_bytes(Encoding.DER),
+                x509_svid=to_der(svid.leaf()),
                 x509_svid_key=svid.private_key().private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
-                bundle=b"".join(authority.public_bytes(Encoding.DER) for authority in svid.bundle()),
+                bundle=b"".join(map(to_der, svid.bundle())),
             )
             for svid in svids
         ],
-        federated_bundles={f"spiffe://{federated.trust_domain}": federated.certificate.public_bytes(Encoding.DER)}
-        if federated
-        else {},
+        federated_bundles={f"spiffe://{other.trust_domain}": to_der(other.certificate) for other in federated},
     )
 
 
@@ -230,7 +233,7 @@ class TestWorkloadAPI:
     def test_only_the_own_bundle(self, scripted: tuple[ScriptedAPI, str], ca: Authority) -> None:
         """Federated bundles stay out of the roots."""
         api, path = scripted
-        api.play(_say(ca.issue("/team/app"), federated=Authority("friend.example")))
+        api.play(_say(ca.issue("/team/app"), federated=[Authority("friend.example")]))
         source = WorkloadAPI(path)
         assert source.current().bundle() == (ca.certificate,)
         source.close()
