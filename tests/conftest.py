@@ -14,7 +14,7 @@ import pytest
 
 from common.errors import ProtectionError
 from common.keys.protected import Level, ProtectedMemory
-from tests.cluster.fake_clock import find_library
+from tests.kit.fake_clock import find_library
 
 _CAP_IPC_LOCK, _CAP_SYS_PTRACE = 14, 19
 

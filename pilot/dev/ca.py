@@ -56,11 +56,6 @@ class DevelopmentCA:
         """The authorities of this trust domain, PEM."""
         return self.certificate.public_bytes(Encoding.PEM)
 
-    @property
-    def bundle_der(self) -> bytes:
-        """The authorities of this trust domain, DER, one after the other."""
-        return self.certificate.public_bytes(Encoding.DER)
-
     def issue(self, spiffe_path: str, *, dns: str | None = None, lifetime: timedelta = timedelta(hours=1)) -> Svid:
         """Make a key and an SVID for it.
 
@@ -74,33 +69,25 @@ class DevelopmentCA:
         check_lifetime(lifetime)
         now = datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
-        leaf = self.certify(
-            key.public_key(),
-            uris=[f"spiffe://{self.trust_domain}{spiffe_path}"],
-            dns=[dns] if dns else [],
-            not_before=now - BACKDATE,
-            not_after=now + lifetime,
-        )
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"spiffe://{self.trust_domain}{spiffe_path}")]
+        if dns:
+            names.append(x509.DNSName(dns))
+        leaf = self._certify(key.public_key(), names, now - BACKDATE, now + lifetime)
         return Svid.parse(
             leaf.public_bytes(Encoding.PEM),
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
             self.bundle_pem,
         )
 
-    def certify(
+    def _certify(
         self,
         public_key: ec.EllipticCurvePublicKey,
-        *,
-        uris: Sequence[str],
-        dns: Sequence[str] = (),
+        names: Sequence[x509.GeneralName],
         not_before: datetime,
         not_after: datetime,
     ) -> x509.Certificate:
-        """Sign a leaf with exactly these names, which tests also need in shapes that no SVID may have."""
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
-        names += [x509.DNSName(name) for name in dns]
         subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Shardhold development")])
-        builder = (
+        return (
             _start(subject, self.certificate.subject, public_key, not_before, not_after)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
@@ -110,10 +97,9 @@ class DevelopmentCA:
             )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self._key, hashes.SHA256())
         )
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
 
 
 def check_lifetime(lifetime: timedelta) -> None:

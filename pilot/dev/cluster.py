@@ -104,11 +104,6 @@ class DevCluster:
             if not servers:
                 return
 
-    def start_instead(self, name: str, command: Sequence[str]) -> None:
-        """Start *command* as the server *name*, without waiting; identity and ports come by the configuration file."""
-        write_config(self.directory, self.state, name)
-        self._launch(name, command)
-
     def stop(self, names: Iterable[str] | None = None) -> list[str]:
         """End processes, all by default: the nexus, then the keepers, then the identity provider.
 

@@ -10,13 +10,14 @@ from concurrent import futures
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
+from typing import Protocol
 
 import grpc
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from spiffe._proto import workload_pb2, workload_pb2_grpc
 
 from common.errors import ConfigError
-from pilot.dev.ca import DevelopmentCA, check_lifetime
+from pilot.dev.ca import check_lifetime
 from shardhold.identity import Svid
 
 LONGEST_SOCKET_PATH = 107  # bytes; sockaddr_un holds 108 with the final zero, on Linux
@@ -24,10 +25,21 @@ _STREAMS = 128  # open streams for each identity; each holds a thread
 _HEADER = ("workload.spiffe.io", "true")
 
 
+class Issuer(Protocol):
+    """Whoever signs the SVIDs of one trust domain."""
+
+    @property
+    def trust_domain(self) -> str: ...
+
+    def issue(self, spiffe_path: str, *, dns: str | None = None, lifetime: timedelta = timedelta(hours=1)) -> Svid:
+        """Make a key and an SVID for it, which lives for *lifetime*."""
+        ...
+
+
 class IdentityProvider:
     """Hands out SVIDs of *ca* over unix sockets in *directory* and pushes new ones at half their life. Thread-safe."""
 
-    def __init__(self, directory: Path, ca: DevelopmentCA, *, lifetime: timedelta = timedelta(hours=1)) -> None:
+    def __init__(self, directory: Path, ca: Issuer, *, lifetime: timedelta = timedelta(hours=1)) -> None:
         """Begin to rotate; sockets come with `add`. *directory* is made, mode 0700, when it is not there.
 
         Raises:

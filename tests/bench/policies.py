@@ -13,7 +13,7 @@ from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from tests.bench.rounds import compare, interleave
 from tests.bench.row import Row, at_least, at_most, make_row, microseconds, per_second
 from tests.bench.stage import APP, PATH, Stage
-from tests.cluster.cluster import Cluster
+from tests.kit.cluster import Cluster
 
 POLICIES = 1000
 DECISIONS = 20_000  # in one round

@@ -13,7 +13,7 @@ from pilot.dev.identities import TRUST_DOMAIN, Identity, parse_workload
 from pilot.dev.ports import choose_ports
 from tests.bench.driver import ROOT, Driver, Load, Server
 from tests.bench.load import FIELDS, Kind
-from tests.cluster.cluster import Cluster
+from tests.kit.cluster import Cluster
 
 APP = "/bench/app"
 EMPTY = Identity(path="/bench/empty", dns="empty.bench")
@@ -80,7 +80,7 @@ class Stage:
 
     def spawn_nexus(self) -> None:
         """Start the nexus of `cluster`, which was killed, without waiting."""
-        self.cluster.dev.start_instead("nexus", server_command(self.cluster.directory, "nexus"))
+        self.cluster.processes.start_instead("nexus", server_command(self.cluster.directory, "nexus"))
 
     def spawn_empty(self) -> Server:
         """Start another empty server without waiting; it ends with the stage."""

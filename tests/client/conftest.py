@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from tests.client.bridge import find_leftovers
+from tests.kit import waiting
+from tests.kit.authority import Authority
 
 WaitUntil = Callable[..., None]
 Eventually = Callable[..., Awaitable[None]]
@@ -41,13 +41,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.fixture(scope="session")
-def ca() -> DevelopmentCA:
+def ca() -> Authority:
     """Authority of example.org; tests that need another make one."""
-    return DevelopmentCA("example.org")
+    return Authority("example.org")
 
 
 @pytest.fixture
-def provider(ca: DevelopmentCA, tmp_path: Path) -> Iterator[IdentityProvider]:
+def provider(ca: Authority, tmp_path: Path) -> Iterator[IdentityProvider]:
     """Provider whose SVIDs live an hour: they rotate when a test says so."""
     with IdentityProvider(tmp_path / "sockets", ca, lifetime=timedelta(hours=1)) as provider:
         yield provider
@@ -55,15 +55,8 @@ def provider(ca: DevelopmentCA, tmp_path: Path) -> Iterator[IdentityProvider]:
 
 @pytest.fixture
 def wait_until() -> WaitUntil:
-    """Wait for a condition, and fail when it does not hold within *timeout* seconds."""
-
-    def wait(condition: Callable[[], object], *, timeout: float = 30.0) -> None:
-        deadline, pause = monotonic() + timeout, threading.Event()
-        while not condition():
-            assert monotonic() < deadline, f"not so within {timeout:g} s"
-            pause.wait(0.01)
-
-    return wait
+    """Wait for a condition, and fail when it does not hold in time."""
+    return waiting.wait_until
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of both clients and both channels call: plain servers of grpcio over mTLS, and an identity to turn.
+"""What the tests of both clients and both channels call: plain servers of grpcio over mTLS.
 
 They are not our own edge, since the SDK works with older versions of grpcio than our servers do.
 """
@@ -18,35 +18,15 @@ from google.rpc import error_details_pb2, status_pb2
 from common.errors import ShardholdError
 from common.server.edge import code_of
 from common.server.tls import server_credentials
-from pilot.dev.ca import DevelopmentCA
 from shardhold._calls import SERVER_NAME
 from shardhold._connections import MESSAGE_LIMIT
-from shardhold.identity import IdentitySource, IdentityUnavailableError, Svid
+from shardhold.identity import IdentitySource
 from shardhold.v1 import cluster_pb2, secrets_pb2
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
 
 NEXUS = "/shardhold/nexus/a"
 Answer: TypeAlias = Callable[[Any], Message]
-
-
-class FixedIdentity:
-    """An identity that a test turns by hand."""
-
-    def __init__(self, svid: Svid | None) -> None:
-        self.svid = svid
-        self.closed = False
-
-    def current(self) -> Svid:
-        """Return what was set."""
-        if self.svid is None:
-            raise IdentityUnavailableError("none set")
-        return self.svid
-
-    def subscribe(self, callback: Callable[[], None]) -> None:
-        """Nobody is told: the channel has to ask."""
-
-    def close(self) -> None:
-        """Note that it was closed."""
-        self.closed = True
 
 
 class SlowLink:
@@ -136,7 +116,7 @@ class Server(grpc.GenericRpcHandler):
 class Nexus(grpc.GenericRpcHandler):
     """Serves the SDK's calls with the answers that a test sets, and keeps the requests."""
 
-    def __init__(self, ca: DevelopmentCA, port: int = 0, *, identity: IdentitySource | None = None) -> None:
+    def __init__(self, ca: Authority, port: int = 0, *, identity: IdentitySource | None = None) -> None:
         self.requests: list[Any] = []
         self.callers: set[str] = set()
         self.certificates: set[object] = set()

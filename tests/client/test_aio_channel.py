@@ -9,20 +9,21 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold._aio_channel import AioPinnedChannel
 from shardhold._calls import SERVER_NAME
 from shardhold._connections import MESSAGE_LIMIT
 from shardhold._errors import DeadlineError, OverloadedError, UnavailableError, from_rpc
 from shardhold.identity import IdentityUnavailableError, WorkloadAPI
-from tests.client.servers import NEXUS, FixedIdentity, Server
+from tests.client.servers import NEXUS, Server
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
 
 Eventually: TypeAlias = Callable[..., Awaitable[None]]
 
 
 @pytest.fixture
-def server(ca: DevelopmentCA) -> Iterator[Server]:
+def server(ca: Authority) -> Iterator[Server]:
     """Run a server that is nexus.shardhold."""
     server = Server(FixedIdentity(ca.issue(NEXUS, dns=SERVER_NAME)))
     yield server
@@ -30,7 +31,7 @@ def server(ca: DevelopmentCA) -> Iterator[Server]:
 
 
 @pytest.fixture
-def identity(ca: DevelopmentCA) -> FixedIdentity:
+def identity(ca: Authority) -> FixedIdentity:
     """Return a workload's identity."""
     return FixedIdentity(ca.issue("/team/app"))
 
@@ -96,7 +97,7 @@ async def test_rotation_drops_no_call(provider: IdentityProvider, eventually: Ev
 
 
 async def test_call_in_flight_outlives_its_svid(
-    channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA, eventually: Eventually
+    channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, eventually: Eventually
 ) -> None:
     """A call that began before the rotation ends well, and its connection is closed after it."""
     async with channel:
@@ -111,7 +112,7 @@ async def test_call_in_flight_outlives_its_svid(
 
 
 async def test_stream_outlives_its_svid(
-    channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA, eventually: Eventually
+    channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, eventually: Eventually
 ) -> None:
     """A stream keeps the connection that it began on, which is closed when the stream ends."""
     async with channel:
@@ -126,7 +127,7 @@ async def test_stream_outlives_its_svid(
 
 
 async def test_abandoned_stream(
-    channel: AioPinnedChannel, identity: FixedIdentity, ca: DevelopmentCA, eventually: Eventually
+    channel: AioPinnedChannel, identity: FixedIdentity, ca: Authority, eventually: Eventually
 ) -> None:
     """A stream that is cancelled, or that reaches its deadline unread, holds no old connection open."""
     async with channel:
@@ -141,7 +142,7 @@ async def test_abandoned_stream(
 
 
 async def test_svid_of_the_call(
-    channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA
+    channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority
 ) -> None:
     """Each call is made with the SVID that is current when it begins, and a connection is kept while that stays."""
     async with channel:
@@ -155,7 +156,7 @@ async def test_no_svid(channel: AioPinnedChannel, identity: FixedIdentity) -> No
     """Without an SVID a call raises at once, and works again when there is one."""
     svid, identity.svid = identity.svid, None
     async with channel:
-        with pytest.raises(IdentityUnavailableError, match="none set"):
+        with pytest.raises(IdentityUnavailableError, match="no SVID"):
             await _echo(channel)(b"", timeout=10)
         identity.svid = svid
         assert await _echo(channel)(b"x", timeout=10) == b"x"
@@ -213,7 +214,7 @@ async def test_task_cancelled_early(channel: AioPinnedChannel, steps: int) -> No
         _check_idle(channel)
 
 
-async def test_server_of_another_name(ca: DevelopmentCA, identity: FixedIdentity) -> None:
+async def test_server_of_another_name(ca: Authority, identity: FixedIdentity) -> None:
     """A server of the same trust domain without the pinned name is refused."""
     server = Server(FixedIdentity(ca.issue("/team/app")))
     async with AioPinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
@@ -249,7 +250,7 @@ async def test_closed(channel: AioPinnedChannel, server: Server, eventually: Eve
 
 
 async def test_close_ends_retired_connections(
-    channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA, eventually: Eventually
+    channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, eventually: Eventually
 ) -> None:
     """Closing cancels the calls of older SVIDs as well."""
     slow = _wait(channel)(b"", timeout=20)
@@ -287,7 +288,7 @@ def test_belongs_to_one_loop(channel: AioPinnedChannel) -> None:
         _echo(channel)(b"x", timeout=10)
 
 
-def test_never_closed(channel: AioPinnedChannel, identity: FixedIdentity, ca: DevelopmentCA) -> None:
+def test_never_closed(channel: AioPinnedChannel, identity: FixedIdentity, ca: Authority) -> None:
     """A program that ends its loop without closing, with a stream that it forgot, hears no complaint."""
 
     async def use() -> Any:

@@ -20,13 +20,14 @@ from google.protobuf.message import Message
 import shardhold
 from common.errors import NotFoundError, RecoveringError
 from common.server.edge import GrpcServer, Method
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold import AsyncClient, Client, State
 from shardhold._calls import SERVER_NAME
 from shardhold.identity import ENDPOINT_VARIABLE, WorkloadAPI
 from shardhold.v1 import cluster_pb2, secrets_pb2
-from tests.client.servers import NEXUS, FixedIdentity, Nexus
+from tests.client.servers import NEXUS, Nexus
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
 
 Eventually: TypeAlias = Callable[..., Awaitable[None]]
 
@@ -44,7 +45,7 @@ class Pause:
 
 
 @pytest.fixture
-def nexus(ca: DevelopmentCA) -> Iterator[Nexus]:
+def nexus(ca: Authority) -> Iterator[Nexus]:
     """Run a server that is ready."""
     nexus = Nexus(ca)
     nexus.fail("GetStatus", then=cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_READY))
@@ -61,7 +62,7 @@ def pause(nexus: Nexus) -> Iterator[Pause]:
 
 
 @pytest.fixture
-def client(nexus: Nexus, ca: DevelopmentCA) -> AsyncClient:
+def client(nexus: Nexus, ca: Authority) -> AsyncClient:
     """Make a client, outside of any loop; each test enters it."""
     return AsyncClient(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10)
 
@@ -247,7 +248,7 @@ class TestLoops:
 
             assert await asyncio.to_thread(ask) is State.READY
 
-    def test_a_client_in_each(self, nexus: Nexus, ca: DevelopmentCA, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_client_in_each(self, nexus: Nexus, ca: Authority, caplog: pytest.LogCaptureFixture) -> None:
         """Loops in several threads, a client in each, work beside a `Client`; all may share one identity."""
         identity, statuses = FixedIdentity(ca.issue("/team/app")), []
 
@@ -341,7 +342,7 @@ class TestLateIdentity:
 
 @pytest.mark.slow
 async def test_short_svids_under_load(
-    ca: DevelopmentCA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+    ca: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """With SVIDs of 10 s on both sides, which all expire meanwhile, no read fails and no connection is left over."""
     with IdentityProvider(tmp_path / "sockets", ca, lifetime=timedelta(seconds=10)) as provider:
@@ -371,7 +372,7 @@ async def test_short_svids_under_load(
         await asyncio.to_thread(server_identity.close)
 
 
-async def test_our_own_edge(ca: DevelopmentCA) -> None:
+async def test_our_own_edge(ca: Authority) -> None:
     """The edge of our servers answers the client; one with an older grpcio cannot see TLS 1.3 and refuses by name."""
 
     def get(call: Any, request: secrets_pb2.GetSecretRequest) -> secrets_pb2.GetSecretResponse:

@@ -10,20 +10,21 @@ from typing import TypeAlias
 import grpc
 import pytest
 
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold._calls import SERVER_NAME
 from shardhold._connections import MESSAGE_LIMIT
 from shardhold._errors import DeadlineError, OverloadedError, UnavailableError, from_rpc
 from shardhold.channel import PinnedChannel
 from shardhold.identity import IdentityUnavailableError, Svid, WorkloadAPI
-from tests.client.servers import NEXUS, FixedIdentity, Server, SlowLink
+from tests.client.servers import NEXUS, Server, SlowLink
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
 
 WaitUntil: TypeAlias = Callable[..., None]
 
 
 @pytest.fixture
-def server(ca: DevelopmentCA) -> Iterator[Server]:
+def server(ca: Authority) -> Iterator[Server]:
     """Run a server that is nexus.shardhold."""
     server = Server(FixedIdentity(ca.issue(NEXUS, dns=SERVER_NAME)))
     yield server
@@ -31,7 +32,7 @@ def server(ca: DevelopmentCA) -> Iterator[Server]:
 
 
 @pytest.fixture
-def identity(ca: DevelopmentCA) -> FixedIdentity:
+def identity(ca: Authority) -> FixedIdentity:
     """Return a workload's identity."""
     return FixedIdentity(ca.issue("/team/app"))
 
@@ -93,7 +94,7 @@ def test_rotation_drops_no_call(provider: IdentityProvider) -> None:
 
 
 def test_call_in_flight_outlives_its_svid(
-    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA
+    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: Authority
 ) -> None:
     """A call that began before the rotation ends well, and its connection is closed after it."""
     answers: list[bytes] = []
@@ -110,7 +111,7 @@ def test_call_in_flight_outlives_its_svid(
 
 
 def test_stream_outlives_its_svid(
-    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA, wait_until: WaitUntil
+    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, wait_until: WaitUntil
 ) -> None:
     """A stream keeps the connection that it began on, which is closed when the stream ends."""
     count: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test/Count")
@@ -124,7 +125,7 @@ def test_stream_outlives_its_svid(
 
 
 def test_abandoned_stream(
-    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA, wait_until: WaitUntil
+    channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, wait_until: WaitUntil
 ) -> None:
     """A stream that is cancelled, or forgotten, holds no old connection open."""
     count: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test/Count")
@@ -138,7 +139,7 @@ def test_abandoned_stream(
     wait_until(lambda: not channel._connections.retired)
 
 
-def test_svid_of_the_call(channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: DevelopmentCA) -> None:
+def test_svid_of_the_call(channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: Authority) -> None:
     """Each call is made with the SVID that is current when it begins, and a connection is kept while that stays."""
     for svid in (identity.current(), identity.current(), ca.issue("/team/app")):
         identity.svid = svid
@@ -146,7 +147,7 @@ def test_svid_of_the_call(channel: PinnedChannel, server: Server, identity: Fixe
     assert len(server.seen) == 2
 
 
-def test_equal_svid_keeps_the_connection(channel: PinnedChannel, identity: FixedIdentity, ca: DevelopmentCA) -> None:
+def test_equal_svid_keeps_the_connection(channel: PinnedChannel, identity: FixedIdentity, ca: Authority) -> None:
     """A source that gives an equal SVID as a new object costs no new connection."""
     svid = identity.current()
     _echo(channel)(b"", timeout=10)
@@ -159,7 +160,7 @@ def test_equal_svid_keeps_the_connection(channel: PinnedChannel, identity: Fixed
 def test_no_svid(channel: PinnedChannel, identity: FixedIdentity) -> None:
     """Without an SVID a call raises at once, and works again when there is one."""
     svid, identity.svid = identity.svid, None
-    with pytest.raises(IdentityUnavailableError, match="none set"):
+    with pytest.raises(IdentityUnavailableError, match="no SVID"):
         _echo(channel)(b"", timeout=10)
     identity.svid = svid
     assert _echo(channel)(b"x", timeout=10) == b"x"
@@ -202,7 +203,7 @@ def test_deadline(channel: PinnedChannel) -> None:
         pytest.param("/team/app", "127.0.0.1.example", id="another DNS name"),
     ],
 )
-def test_server_of_another_name(ca: DevelopmentCA, identity: FixedIdentity, path: str, dns: str | None) -> None:
+def test_server_of_another_name(ca: Authority, identity: FixedIdentity, path: str, dns: str | None) -> None:
     """A server of the same trust domain without the pinned name is refused: a workload cannot pass for the nexus."""
     server = Server(FixedIdentity(ca.issue(path, dns=dns)))
     with PinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
@@ -217,16 +218,16 @@ def test_server_of_another_name(ca: DevelopmentCA, identity: FixedIdentity, path
 
 def test_foreign_client_is_refused(server: Server) -> None:
     """A client of another authority is refused in the handshake, and the error has a hint about it."""
-    stranger = DevelopmentCA("example.org").issue("/team/app")
+    stranger = Authority("example.org").issue("/team/app")
     with PinnedChannel(server.address, FixedIdentity(stranger), server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             _echo(channel)(b"", timeout=10)
         assert "of an authority that is not known here" in from_rpc(caught.value).hint
 
 
-def test_client_that_only_the_server_refuses(server: Server, ca: DevelopmentCA) -> None:
+def test_client_that_only_the_server_refuses(server: Server, ca: Authority) -> None:
     """A client that trusts the server but not the other way round gets the hint: TLS 1.3 refuses it late."""
-    other = DevelopmentCA("example.org").issue("/team/app")
+    other = Authority("example.org").issue("/team/app")
     half_trusted = Svid.parse(other.certificates_pem, other.key_pem, other.bundle_pem + ca.bundle_pem)
     with PinnedChannel(server.address, FixedIdentity(half_trusted), server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:

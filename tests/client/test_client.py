@@ -27,13 +27,14 @@ from common.errors import (
     ShardholdError,
     StoreUnavailableError,
 )
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold import AsyncClient, Client, Deleted, State, Status, Written
 from shardhold.identity import ENDPOINT_VARIABLE
 from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.client.bridge import LoopThread, MakeClient
-from tests.client.servers import FixedIdentity, Nexus
+from tests.client.servers import Nexus
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
 
 INCARNATION = bytes(range(16))
 
@@ -49,7 +50,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[MakeClient]:
 
 
 @pytest.fixture
-def nexus(ca: DevelopmentCA) -> Iterator[Nexus]:
+def nexus(ca: Authority) -> Iterator[Nexus]:
     """Run a server."""
     nexus = Nexus(ca)
     yield nexus
@@ -57,7 +58,7 @@ def nexus(ca: DevelopmentCA) -> Iterator[Nexus]:
 
 
 @pytest.fixture
-def client(make: MakeClient, nexus: Nexus, ca: DevelopmentCA) -> Iterator[Client]:
+def client(make: MakeClient, nexus: Nexus, ca: Authority) -> Iterator[Client]:
     """Connect to it as the workload /team/app."""
     with make(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10) as client:
         yield client
@@ -243,7 +244,7 @@ class TestRetries:
         assert monotonic() - began < 8.0  # the answer would come after 10 s
         go_on.set()
 
-    def test_restarted_nexus(self, client: Client, nexus: Nexus, ca: DevelopmentCA) -> None:
+    def test_restarted_nexus(self, client: Client, nexus: Nexus, ca: Authority) -> None:
         """A nexus that dies and comes back within the time-out is not noticed by a caller who waits."""
         nexus.fail("GetSecret", then=_secret(fields={"value": b"1"}))
         client.get("a")
@@ -297,7 +298,7 @@ class TestSetup:
         with pytest.raises(shardhold.InvalidArgumentError, match="timeout"):
             client.get("a", timeout=timeout)
 
-    def test_identity_of_the_caller_stays_open(self, make: MakeClient, nexus: Nexus, ca: DevelopmentCA) -> None:
+    def test_identity_of_the_caller_stays_open(self, make: MakeClient, nexus: Nexus, ca: Authority) -> None:
         """The client closes what it made itself, and only that; afterwards it makes no call."""
         identity = FixedIdentity(ca.issue("/team/app"))
         client = make(nexus.address, identity)

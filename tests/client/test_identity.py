@@ -5,22 +5,25 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from spiffe._proto import workload_pb2, workload_pb2_grpc
 
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold.identity import ENDPOINT_VARIABLE, IdentityUnavailableError, Svid, WorkloadAPI, _HeldSvid
-from tests.client.leaf import certify
+from tests.kit.authority import Authority
+from tests.kit.credentials import certify
 
+APP = "spiffe://example.org/team/app"
 WaitUntil: TypeAlias = Callable[..., None]
 
 
@@ -71,25 +74,29 @@ def scripted(tmp_path: Path) -> Iterator[tuple[ScriptedAPI, str]]:
     server.stop(1).wait()
 
 
-def _say(*svids: Svid, federated: DevelopmentCA | None = None) -> workload_pb2.X509SVIDResponse:
+def to_der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+def _say(*svids: Svid, federated: Sequence[Authority] = ()) -> workload_pb2.X509SVIDResponse:
     return workload_pb2.X509SVIDResponse(
         svids=[
             workload_pb2.X509SVID(
                 spiffe_id=svid.spiffe_id,
-                x509_svid=svid.leaf().public_bytes(Encoding.DER),
+                x509_svid=to_der(svid.leaf()),
                 x509_svid_key=svid.private_key().private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
-                bundle=b"".join(authority.public_bytes(Encoding.DER) for authority in svid.bundle()),
+                bundle=b"".join(map(to_der, svid.bundle())),
             )
             for svid in svids
         ],
-        federated_bundles={f"spiffe://{federated.trust_domain}": federated.bundle_der} if federated else {},
+        federated_bundles={f"spiffe://{other.trust_domain}": to_der(other.certificate) for other in federated},
     )
 
 
 class TestSvid:
     """What is an SVID and what is not."""
 
-    def test_parts(self, ca: DevelopmentCA) -> None:
+    def test_parts(self, ca: Authority) -> None:
         """Names, times and certificates come from the leaf, and the text form shows no key."""
         svid = ca.issue("/team/app")
         assert (svid.spiffe_id, svid.trust_domain) == ("spiffe://example.org/team/app", "example.org")
@@ -106,38 +113,38 @@ class TestSvid:
             pytest.param(("https://example.org/a",), "want exactly one SPIFFE ID", id="no SPIFFE ID"),
         ],
     )
-    def test_names(self, ca: DevelopmentCA, uris: tuple[str, ...], problem: str) -> None:
+    def test_names(self, ca: Authority, uris: tuple[str, ...], problem: str) -> None:
         """A leaf has exactly one URI SAN, and it is a SPIFFE ID."""
-        certificates, key = certify(ca, uris=uris)
+        leaf = certify(ca, uris=uris)
         with pytest.raises(ValueError, match=problem):
-            Svid.parse(certificates, key, ca.bundle_pem)
+            leaf.parse()
 
-    def test_key_of_another(self, ca: DevelopmentCA) -> None:
+    def test_key_of_another(self, ca: Authority) -> None:
         """A key that is not the leaf's is refused."""
         with pytest.raises(ValueError, match="private key is not the SVID's"):
-            Svid.parse(certify(ca)[0], certify(ca)[1], ca.bundle_pem)
+            replace(certify(ca, uris=[APP]), key=certify(ca, uris=[APP]).key).parse()
 
-    def test_authority_of_another_time(self, ca: DevelopmentCA) -> None:
+    def test_authority_of_another_time(self, ca: Authority) -> None:
         """A bundle in which nobody issued the leaf is refused: its owner would not even trust itself."""
-        successor = DevelopmentCA("example.org")
+        successor = Authority("example.org")
         with pytest.raises(ValueError, match="no authority of the bundle issued the SVID"):
-            Svid.parse(*certify(ca), successor.bundle_pem)
-        both = Svid.parse(*certify(ca), successor.bundle_pem + ca.bundle_pem)
+            certify(ca, uris=[APP]).parse(successor.bundle_pem)
+        both = certify(ca, uris=[APP]).parse(successor.bundle_pem + ca.bundle_pem)
         assert both.bundle() == (successor.certificate, ca.certificate)
 
-    def test_half_a_certificate(self, ca: DevelopmentCA) -> None:
+    def test_half_a_certificate(self, ca: Authority) -> None:
         """A bundle whose last certificate is cut off is refused whole, not taken in part."""
-        bundle = ca.bundle_pem + DevelopmentCA("example.org").bundle_pem[:-40]
+        bundle = ca.bundle_pem + Authority("example.org").bundle_pem[:-40]
         with pytest.raises(ValueError):  # noqa: PT011, the parser's words or ours, by where it was cut
-            Svid.parse(*certify(ca), bundle)
+            certify(ca, uris=[APP]).parse(bundle)
 
-    def test_foreign_authorities_are_left_out(self, ca: DevelopmentCA) -> None:
+    def test_foreign_authorities_are_left_out(self, ca: Authority) -> None:
         """Only authorities of the SVID's own trust domain count, since a foreign one could mint our names."""
-        stranger = DevelopmentCA("stranger.example")
-        svid = Svid.parse(*certify(ca), stranger.bundle_pem + ca.bundle_pem)
+        stranger = Authority("stranger.example")
+        svid = certify(ca, uris=[APP]).parse(stranger.bundle_pem + ca.bundle_pem)
         assert svid.bundle() == (ca.certificate,)
         with pytest.raises(ValueError, match=r"the bundle has no authority of example\.org"):
-            Svid.parse(*certify(ca), stranger.bundle_pem)
+            certify(ca, uris=[APP]).parse(stranger.bundle_pem)
 
 
 class TestWorkloadAPI:
@@ -156,7 +163,7 @@ class TestWorkloadAPI:
         assert source.current() != first
         source.close()
 
-    def test_same_svid_again(self, scripted: tuple[ScriptedAPI, str], ca: DevelopmentCA, wait_until: WaitUntil) -> None:
+    def test_same_svid_again(self, scripted: tuple[ScriptedAPI, str], ca: Authority, wait_until: WaitUntil) -> None:
         """An update that changes nothing is no rotation: nobody is told."""
         api, path = scripted
         before, after, go_on = ca.issue("/team/app"), ca.issue("/team/app"), threading.Event()
@@ -223,15 +230,15 @@ class TestWorkloadAPI:
         with pytest.raises(IdentityUnavailableError, match="waited at most"):
             WorkloadAPI(path, timeout=0.5)
 
-    def test_only_the_own_bundle(self, scripted: tuple[ScriptedAPI, str], ca: DevelopmentCA) -> None:
+    def test_only_the_own_bundle(self, scripted: tuple[ScriptedAPI, str], ca: Authority) -> None:
         """Federated bundles stay out of the roots."""
         api, path = scripted
-        api.play(_say(ca.issue("/team/app"), federated=DevelopmentCA("friend.example")))
+        api.play(_say(ca.issue("/team/app"), federated=[Authority("friend.example")]))
         source = WorkloadAPI(path)
         assert source.current().bundle() == (ca.certificate,)
         source.close()
 
-    def test_select(self, scripted: tuple[ScriptedAPI, str], ca: DevelopmentCA) -> None:
+    def test_select(self, scripted: tuple[ScriptedAPI, str], ca: Authority) -> None:
         """With several SVIDs the first is taken, or the one that *select* says."""
         api, path = scripted
         for _ in range(2):
@@ -243,7 +250,7 @@ class TestWorkloadAPI:
         first.close()
         chosen.close()
 
-    def test_select_that_refuses(self, scripted: tuple[ScriptedAPI, str], ca: DevelopmentCA) -> None:
+    def test_select_that_refuses(self, scripted: tuple[ScriptedAPI, str], ca: Authority) -> None:
         """What *select* says against the offer reaches the caller in its own words."""
         api, path = scripted
         api.play(_say(ca.issue("/team/app")))
@@ -267,7 +274,7 @@ class TestWorkloadAPI:
     def test_closed_stream_is_opened_again(
         self,
         scripted: tuple[ScriptedAPI, str],
-        ca: DevelopmentCA,
+        ca: Authority,
         wait_until: WaitUntil,
         caplog: pytest.LogCaptureFixture,
         trouble: workload_pb2.X509SVIDResponse | grpc.StatusCode,
@@ -291,7 +298,7 @@ class TestWorkloadAPI:
     def test_silent_stream_is_left(
         self,
         scripted: tuple[ScriptedAPI, str],
-        ca: DevelopmentCA,
+        ca: Authority,
         wait_until: WaitUntil,
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
@@ -312,34 +319,34 @@ class TestWorkloadAPI:
         wait_until(lambda: "it is open again" in caplog.text)
         source.close()
 
-    def test_agent_restarts(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
+    def test_agent_restarts(self, ca: Authority, tmp_path: Path, wait_until: WaitUntil) -> None:
         """An agent that goes away and comes back, with another authority even, is followed."""
         with IdentityProvider(tmp_path, ca) as provider:
             source = WorkloadAPI(str(provider.add("/team/app")))
         assert source.current().bundle() == (ca.certificate,)
-        successor = DevelopmentCA("example.org")
+        successor = Authority("example.org")
         with IdentityProvider(tmp_path, successor) as provider:
             provider.add("/team/app")
-            wait_until(lambda: source.current().bundle() == (successor.certificate,), timeout=30)
+            wait_until(lambda: source.current().bundle() == (successor.certificate,))
             source.close()
 
     def test_alarm_and_expiry(
         self,
         scripted: tuple[ScriptedAPI, str],
-        ca: DevelopmentCA,
+        ca: Authority,
         wait_until: WaitUntil,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """An SVID that was not renewed in time is warned of, and refused."""
         api, path = scripted
-        api.play(_say(Svid.parse(*certify(ca, lifetime=timedelta(seconds=-1)), ca.bundle_pem)))
+        api.play(_say(certify(ca, uris=[APP], valid=(timedelta(hours=-2), timedelta(seconds=-1))).parse()))
         source = WorkloadAPI(path)
         wait_until(lambda: "has expired" in caplog.text)
         with pytest.raises(IdentityUnavailableError, match=r"spiffe://example\.org/team/app expired at"):
             source.current()
         source.close()
 
-    def test_warnings_come_once_each(self, ca: DevelopmentCA, caplog: pytest.LogCaptureFixture) -> None:
+    def test_warnings_come_once_each(self, ca: Authority, caplog: pytest.LogCaptureFixture) -> None:
         """In the last quarter of what it had left, and when it has expired; until then the SVID serves."""
         svid = ca.issue("/team/app")
         now = svid.not_before
@@ -369,7 +376,7 @@ class TestWorkloadAPI:
         closing.join(30)
         assert not closing.is_alive()
 
-    def test_closed_for_good(self, ca: DevelopmentCA) -> None:
+    def test_closed_for_good(self, ca: Authority) -> None:
         """An SVID that was on its way when its source was closed changes nothing."""
         held = _HeldSvid("somewhere")
         held.close()

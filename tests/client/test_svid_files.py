@@ -1,17 +1,15 @@
 """SVIDs from files, which something else replaces."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 from cryptography import x509
 
-from pilot.dev.ca import DevelopmentCA
 from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, IdentityUnavailableError, Svid, SvidFiles
-from tests.client.leaf import certify
-from tests.cluster.svid_helper import ALL_FILES, write_svid
+from tests.kit.authority import EXPIRED, Authority
+from tests.kit.credentials import ALL_FILES, certify, write_svid
 
 WaitUntil: TypeAlias = Callable[..., None]
 
@@ -19,7 +17,7 @@ WaitUntil: TypeAlias = Callable[..., None]
 class TestSvidFiles:
     """SVIDs from files."""
 
-    def test_follows_replacement(self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil) -> None:
+    def test_follows_replacement(self, ca: Authority, tmp_path: Path, wait_until: WaitUntil) -> None:
         """A new set becomes the current one, and subscribers hear of it."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         source = SvidFiles(tmp_path)
@@ -32,7 +30,7 @@ class TestSvidFiles:
         source.close()
 
     def test_half_written_set(
-        self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+        self, ca: Authority, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
     ) -> None:
         """While certificate and key do not belong together the last good set serves; then the new one does."""
         before, after = ca.issue("/team/app"), ca.issue("/team/app")
@@ -49,10 +47,10 @@ class TestSvidFiles:
         source.close()
 
     def test_new_authority(
-        self, ca: DevelopmentCA, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+        self, ca: Authority, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A set of another authority is taken when its bundle is there too, and not before."""
-        before, after = ca.issue("/team/app"), DevelopmentCA("example.org").issue("/team/app")
+        before, after = ca.issue("/team/app"), Authority("example.org").issue("/team/app")
         write_svid(tmp_path, before, *ALL_FILES)
         source = SvidFiles(tmp_path)
         write_svid(tmp_path, after, SVID_FILE, KEY_FILE)
@@ -63,7 +61,7 @@ class TestSvidFiles:
         source.close()
 
     @pytest.mark.parametrize("missing", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
-    def test_missing_file(self, ca: DevelopmentCA, tmp_path: Path, missing: str) -> None:
+    def test_missing_file(self, ca: Authority, tmp_path: Path, missing: str) -> None:
         """A set that is not whole at the start is refused, and the file named."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / missing).unlink()
@@ -71,7 +69,7 @@ class TestSvidFiles:
             SvidFiles(tmp_path)
 
     @pytest.mark.parametrize("damaged", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
-    def test_damaged_file(self, ca: DevelopmentCA, tmp_path: Path, damaged: str) -> None:
+    def test_damaged_file(self, ca: Authority, tmp_path: Path, damaged: str) -> None:
         """A file that is no PEM gives our error and shows nothing of its content."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / damaged).write_bytes(b"canary-of-a-key")
@@ -79,9 +77,7 @@ class TestSvidFiles:
             SvidFiles(tmp_path)
         assert "canary" not in str(caught.value)
 
-    def test_readable_key_is_warned_of(
-        self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_readable_key_is_warned_of(self, ca: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """A key that group or others can read works and is named in a warning."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / KEY_FILE).chmod(0o640)
@@ -89,22 +85,22 @@ class TestSvidFiles:
         assert f"{tmp_path / KEY_FILE} has mode 0640, want 0600" in caplog.text
 
     def test_private_key_is_not_warned_of(
-        self, ca: DevelopmentCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, ca: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A key that only its owner reads gives no warning."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         SvidFiles(tmp_path).close()
         assert caplog.text == ""
 
-    def test_expired(self, ca: DevelopmentCA, tmp_path: Path) -> None:
+    def test_expired(self, ca: Authority, tmp_path: Path) -> None:
         """Files that hold an expired SVID load, and using it says when it expired."""
-        write_svid(tmp_path, Svid.parse(*certify(ca, lifetime=timedelta(hours=-1)), ca.bundle_pem), *ALL_FILES)
+        write_svid(tmp_path, certify(ca, uris=["spiffe://example.org/team/app"], valid=EXPIRED).parse(), *ALL_FILES)
         source = SvidFiles(tmp_path)
         with pytest.raises(IdentityUnavailableError, match="expired at"):
             source.current()
         source.close()
 
-    def test_intermediates(self, ca: DevelopmentCA, tmp_path: Path) -> None:
+    def test_intermediates(self, ca: Authority, tmp_path: Path) -> None:
         """The chain is kept in order, leaf first."""
         svid = ca.issue("/team/app")
         write_svid(tmp_path, svid, *ALL_FILES)

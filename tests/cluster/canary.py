@@ -19,10 +19,10 @@ from pilot.dev.configuration import socket_path
 from pilot.dev.identities import Identity
 from shardhold import WorkloadAPI
 from shardhold.channel import PinnedChannel
-from tests.cluster.cluster import Cluster
-from tests.cluster.person import NEXUS_ID
-from tests.memory.keys import StoredCluster
-from tests.memory.process_memory import make_forms
+from tests.kit.cluster import Cluster
+from tests.kit.person import NEXUS_ID
+from tests.kit.process_memory import make_forms
+from tests.kit.stored_keys import StoredCluster
 
 _RUN_OF_WORDS = 3  # that stand side by side: two may come by chance
 _SAMPLE_S = 0.005

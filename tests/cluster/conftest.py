@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster, running
+from tests.kit.cluster import Cluster, running
 
 MakeCluster = Callable[[Plan], Cluster]
 

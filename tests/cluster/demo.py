@@ -13,7 +13,8 @@ from rich.padding import Padding
 from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import OPERATOR_PATH, custodian_path
 from shardhold import DeniedError, Error
-from tests.cluster.cluster import Cluster, ClusterError
+from tests.kit.cluster import Cluster
+from tests.kit.errors import ClusterError
 
 APP, STRANGER = "/demo/app", "/demo/stranger"
 PATH, PASSWORD = "demo/database", b"correct horse battery staple"
@@ -115,12 +116,12 @@ def put_older_store_back(cluster: Cluster) -> str:
     """Put an older copy of the store back under the nexus"""
     cluster.wait_filled()
     cluster.kill("nexus")
-    copy = cluster.copy_store("of-the-demo")
+    copy = cluster.store.copy("of-the-demo")
     cluster.start_nexus()
     cluster.workload(APP).put("demo/later", {"value": b"not in the copy"})
     cluster.wait_marked()
     cluster.kill("nexus")
-    cluster.put_store_back(copy)
+    cluster.store.put_back(copy)
     cluster.run("nexus")
     cluster.wait_status("all keepers told", lambda status: len((status["newer_mark"] or {}).get("keepers", ())) == 5)
     held(cluster.wait_settled() == "recovering", "it serves nothing")

@@ -11,7 +11,7 @@ from shardhold.channel import PinnedChannel
 from shardhold.identity import WorkloadAPI
 from shardhold.v1 import cluster_pb2 as pb
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
-from tests.cluster.cluster import Cluster
+from tests.kit.cluster import Cluster
 
 TIMEOUT_S = 20.0
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import grpc
 
 from shardhold.v1 import secrets_pb2 as pb
-from tests.cluster.person import TIMEOUT_S, Person
-from tests.cluster.refusal import read_reason
+from tests.kit.person import TIMEOUT_S, Person
+from tests.kit.refusal import read_reason
 
 _NOT_MADE = {"STORE_UNAVAILABLE", "AUDIT_UNAVAILABLE", "NEXUS_SEALED", "NEXUS_RECOVERING", "WRONG_STATE"}
 _RECENT = 3  # secrets

@@ -27,10 +27,10 @@ import grpc
 from common.forms.audit.verify import verify
 from pilot.dev.cluster import server_command
 from pilot.dev.probes import says_yes
-from tests.cluster.cluster import Cluster
 from tests.cluster.ledger import Ledger
 from tests.cluster.strace import Injection, Strace, release
-from tests.memory.keys import load_stored
+from tests.kit.cluster import Cluster
+from tests.kit.stored_keys import load_stored
 
 GROUPS = ("store", "audit")
 ONE_WORKER = ("env", "SHARDHOLD_NEXUS__LISTEN__WORKERS=1")
@@ -118,7 +118,7 @@ class Sweep:
         command = [*ONE_WORKER, *server_command(self.cluster.directory, "nexus")]
         if self._strace is not None:
             command = self._strace.wrap(command)
-        self.cluster.dev.start_instead("nexus", command)
+        self.cluster.processes.start_instead("nexus", command)
         self.cluster.wait("the nexus answers or ends", lambda: self._answers() or not self.is_alive)
         if self.is_alive:
             return ""

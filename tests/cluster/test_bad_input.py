@@ -12,9 +12,9 @@ import pytest
 
 from pilot.dev.directory import Plan
 from shardhold.v1 import cluster_pb2, policies_pb2, secrets_pb2
-from tests.cluster.cluster import Cluster, running
-from tests.cluster.person import Person
-from tests.cluster.refusal import Outcome, read_outcome
+from tests.kit.cluster import Cluster, running
+from tests.kit.person import Person
+from tests.kit.refusal import Outcome, read_outcome
 
 pytestmark = pytest.mark.cluster
 
@@ -66,13 +66,13 @@ def apply(person: Person, **parts: object) -> object:
 
 def check_refused(cluster: Cluster, caller: Person, call: Call, *says: str) -> Outcome:
     """It is an INVALID_ARGUMENT that says so, the store is where it was, and the audit has not heard of it."""
-    revision, entries = cluster.superuser.get_status().revision, len(cluster.list_audit(caller.spiffe_id))
+    revision, entries = cluster.superuser.get_status().revision, len(cluster.store.list_audit(caller.spiffe_id))
     outcome = read_outcome(functools.partial(call, caller))
     assert (outcome.code, outcome.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT"), outcome
     for part in says:
         assert part in outcome.details
     assert cluster.superuser.get_status().revision == revision
-    assert len(cluster.list_audit(caller.spiffe_id)) == entries
+    assert len(cluster.store.list_audit(caller.spiffe_id)) == entries
     return outcome
 
 

@@ -8,7 +8,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import shardhold
 from common.errors import MarkError
-from tests.cluster.cluster import Cluster, Status
+from tests.kit.cluster import Cluster
+from tests.kit.probes import Status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

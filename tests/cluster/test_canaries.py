@@ -29,9 +29,9 @@ from tests.cluster.canary import (
     read_tree,
     run_watched,
 )
-from tests.cluster.cluster import Cluster
-from tests.cluster.refusal import read_outcome
-from tests.memory.keys import derive_keys, load_stored
+from tests.kit.cluster import Cluster
+from tests.kit.refusal import read_outcome
+from tests.kit.stored_keys import derive_keys, load_stored
 
 pytestmark = pytest.mark.cluster
 
@@ -101,7 +101,7 @@ def haunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Haunted]:
         be_refused(haunted)
         seal_and_unseal(haunted)
         cluster.kill("nexus")
-        cluster.dev.start_instead("nexus", command_talkative(cluster, "nexus"))
+        cluster.processes.start_instead("nexus", command_talkative(cluster, "nexus"))
         cluster.wait_ready()
         cluster.wait_filled()
         haunted.collect_keys()

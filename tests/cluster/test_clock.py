@@ -17,8 +17,8 @@ from common.keys.words import encode_share
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH, Identity
-from tests.cluster.cluster import Cluster
-from tests.cluster.fake_clock import FakeClock
+from tests.kit.cluster import Cluster
+from tests.kit.fake_clock import FakeClock
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.needs("faketime")]
 
@@ -38,7 +38,7 @@ class ClockedCluster(Cluster):
     def start_clocked(self) -> None:
         """Start the nexus by the clock, as it is now, without waiting for more than its first log line."""
         told = len(self.list_events("listening"))
-        self.dev.start_instead("nexus", self.clock.wrap(server_command(self.directory, "nexus")))
+        self.processes.start_instead("nexus", self.clock.wrap(server_command(self.directory, "nexus")))
         self.wait("the nexus listens", lambda: len(self.list_events("listening")) > told)
 
     def jump(self, seconds: int) -> None:
@@ -138,7 +138,7 @@ def test_started_with_a_wrong_clock(cluster: ClockedCluster, jump: int) -> None:
     cluster.kill("nexus")
     cluster.clock.set(jump)
     before = len(cluster.directory.log("nexus").read_text())
-    cluster.dev.start_instead("nexus", cluster.clock.wrap(server_command(cluster.directory, "nexus")))
+    cluster.processes.start_instead("nexus", cluster.clock.wrap(server_command(cluster.directory, "nexus")))
 
     def read_new() -> str:
         return cluster.directory.log("nexus").read_text()[before:]

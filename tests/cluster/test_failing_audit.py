@@ -8,7 +8,7 @@ import pytest
 
 import shardhold
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster, running
+from tests.kit.cluster import Cluster, running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("memory")]  # root may set the limits of a process
 

@@ -10,11 +10,11 @@ import pytest
 from common.forms.audit.verify import verify
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.ledger import Ledger
-from tests.cluster.refusal import read_outcome
 from tests.cluster.small_disk import SmallDisk, small_disk
+from tests.kit.cluster import Cluster
+from tests.kit.refusal import read_outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.needs("tmpfs"), pytest.mark.timeout(300)]
 
@@ -48,7 +48,7 @@ def audit(cluster: Cluster) -> Iterator[SmallDisk]:
 
 def start(cluster: Cluster, disk: SmallDisk) -> None:
     """Start the nexus where the disk is, and wait until it answers."""
-    cluster.dev.start_instead("nexus", disk.wrap(server_command(cluster.directory, "nexus")))
+    cluster.processes.start_instead("nexus", disk.wrap(server_command(cluster.directory, "nexus")))
     cluster.wait("the nexus answers", lambda: bool(cluster.fetch("nexus", "/livez")))
 
 

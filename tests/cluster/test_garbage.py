@@ -12,8 +12,8 @@ from pilot.dev.configuration import socket_path
 from shardhold import WorkloadAPI
 from shardhold.channel import PinnedChannel
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
-from tests.cluster.cluster import Cluster
-from tests.cluster.refusal import read_outcome
+from tests.kit.cluster import Cluster
+from tests.kit.refusal import read_outcome
 
 pytestmark = pytest.mark.cluster
 

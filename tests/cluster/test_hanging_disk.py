@@ -11,8 +11,9 @@ import grpc
 import pytest
 
 import shardhold
-from tests.cluster.cluster import WAIT_S, Cluster
-from tests.cluster.refusal import read_reason
+from tests.kit.cluster import Cluster
+from tests.kit.refusal import read_reason
+from tests.kit.waiting import WAIT_S
 
 pytestmark = [
     pytest.mark.cluster,

@@ -14,8 +14,8 @@ import shardhold
 from pilot.dev.directory import Plan
 from pilot.dev.identities import parse_workload
 from shardhold import WorkloadAPI
-from tests.cluster.cluster import Cluster, running
 from tests.cluster.traffic import Traffic
+from tests.kit.cluster import Cluster, running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

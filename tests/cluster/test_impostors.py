@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.directory import Plan
 from pilot.dev.identities import TRUST_DOMAIN, custodian_path
-from tests.cluster.authority import HeldCluster
-from tests.cluster.cluster import Status, started
-from tests.cluster.keepers import Credentials, certify
-from tests.cluster.person import NEXUS_ID
+from tests.cluster.held_cluster import HeldCluster
+from tests.kit.authority import Authority
+from tests.kit.cluster import started
+from tests.kit.credentials import Credentials, certify
+from tests.kit.person import NEXUS_ID
+from tests.kit.probes import Status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -68,15 +69,13 @@ NO_KEEPER_2 = "certificate is of ['{got}'], want exactly '" + KEEPER + "'"
             id="the keeper with the DNS SAN of another one",
         ),
         pytest.param(
-            lambda ca: certify(DevelopmentCA(TRUST_DOMAIN), uris=[KEEPER], dns=[KEEPER_NAME]),
+            lambda ca: certify(Authority(TRUST_DOMAIN), uris=[KEEPER], dns=[KEEPER_NAME]),
             "does not answer",
             id="the keeper by another authority of the same name",
         ),
     ],
 )
-def test_an_impostor_gets_no_shard(
-    cluster: HeldCluster, make: Callable[[DevelopmentCA], Credentials], fault: str
-) -> None:
+def test_an_impostor_gets_no_shard(cluster: HeldCluster, make: Callable[[Authority], Credentials], fault: str) -> None:
     """In the place of a keeper it is named by status and metric, is given nothing, and nobody else feels it."""
     cluster.kill("keeper-2")
     told = cluster.directory.log("keeper-2").read_text().count("shard held")

@@ -9,10 +9,10 @@ import pytest
 
 import shardhold
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.founder import Founder, founding
-from tests.cluster.refusal import Refusal, read_outcome
+from tests.kit.cluster import Cluster
+from tests.kit.refusal import Refusal, read_outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -284,7 +284,7 @@ def test_a_lost_store_gets_no_new_root_key_while_keepers_remember(unborn: Cluste
     assert is_serving(unborn)
     cluster_id = unborn.status()["cluster_id"]
     unborn.stop("nexus")
-    copy = unborn.copy_store("lost")
+    copy = unborn.store.copy("lost")
     shutil.rmtree(unborn.directory.data)
     unborn.directory.data.mkdir(mode=0o700)
     unborn.run("nexus")
@@ -294,7 +294,7 @@ def test_a_lost_store_gets_no_new_root_key_while_keepers_remember(unborn: Cluste
     assert unborn.words == words
     assert unborn.status()["state"] == "uninitialised"
     unborn.stop("nexus")
-    unborn.put_store_back(copy)
+    unborn.store.put_back(copy)
     unborn.run("nexus")
     unborn.wait_ready()
     assert is_serving(unborn)

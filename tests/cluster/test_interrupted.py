@@ -15,7 +15,7 @@ import pytest
 
 from common.keys.words import encode_share
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster, running
+from tests.kit.cluster import Cluster, running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.timeout(300)]
 
@@ -192,13 +192,13 @@ def test_accept(cluster: Cluster, acknowledged: Acknowledged) -> None:
         cluster.wait_marked()
         before = cluster.superuser.get_status()
         cluster.kill("nexus")
-        older = cluster.copy_store(f"{delay}")
+        older = cluster.store.copy(f"{delay}")
         cluster.run("nexus")
         cluster.wait_ready()
         cluster.workload(APP).put("interrupted/lost", {"value": b"lost"})
         cluster.wait_marked()
         cluster.kill("nexus")
-        cluster.put_store_back(older)
+        cluster.store.put_back(older)
         cluster.run("nexus")
         blocked = wait_blocked(cluster)
         assert (blocked["timeline"], blocked["revision"]) == (before.timeline, before.revision)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 import shardhold
-from tests.cluster.cluster import Cluster
+from tests.kit.cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.timeout(600)]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import shardhold
-from tests.cluster.cluster import Cluster, Status
+from tests.kit.cluster import Cluster
+from tests.kit.probes import Status
 
 pytestmark = pytest.mark.cluster
 

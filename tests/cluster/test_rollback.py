@@ -15,8 +15,9 @@ import pytest
 
 import shardhold
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster, Status, running
-from tests.cluster.refusal import Refusal
+from tests.kit.cluster import Cluster, running
+from tests.kit.probes import Status
+from tests.kit.refusal import Refusal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -42,7 +43,7 @@ def copy_older_store(cluster: Cluster, *marking: str) -> Path:
     """Copy the store, then put a secret that the copy does not have, and wait until keepers, or all, know of it."""
     cluster.wait_marked(*marking)
     cluster.kill("nexus")
-    copy = cluster.copy_store("older")
+    copy = cluster.store.copy("older")
     cluster.run("nexus")
     cluster.wait_ready()
     cluster.workload(APP).put(LOST, {"value": b"lost"})
@@ -53,7 +54,7 @@ def copy_older_store(cluster: Cluster, *marking: str) -> Path:
 def put_back(cluster: Cluster, copy: Path) -> None:
     """Put the copy back under a nexus that is killed and started."""
     cluster.kill("nexus")
-    cluster.put_store_back(copy)
+    cluster.store.put_back(copy)
     cluster.run("nexus")
 
 
@@ -150,7 +151,7 @@ def test_the_newest_copy_may_be_put_back_instead(cluster: Cluster) -> None:
     """Refused, the nexus has changed nothing: with the right store it is ready by itself, and nothing is lost."""
     copy = copy_older_store(cluster)
     cluster.kill("nexus")
-    newest = cluster.copy_store("newest")
+    newest = cluster.store.copy("newest")
     cluster.run("nexus")
     cluster.wait_ready()
     put_back(cluster, copy)
@@ -164,7 +165,7 @@ def test_a_copy_of_now_is_not_older(cluster: Cluster) -> None:
     """A store that is moved with all it has is ready by itself."""
     cluster.wait_marked()
     cluster.kill("nexus")
-    copy = cluster.copy_store("now")
+    copy = cluster.store.copy("now")
     cluster.run("nexus")
     cluster.wait_ready()
     put_back(cluster, copy)
@@ -177,7 +178,7 @@ def test_a_mark_that_comes_later_ends_ready(cluster: Cluster) -> None:
     app = cluster.workload(APP)
     cluster.wait_marked()
     cluster.kill("nexus")
-    copy = cluster.copy_store("older")
+    copy = cluster.store.copy("older")
     cluster.run("nexus")
     cluster.wait_ready()
     others = ("keeper-1", "keeper-2")
@@ -187,7 +188,7 @@ def test_a_mark_that_comes_later_ends_ready(cluster: Cluster) -> None:
     cluster.kill("nexus")
     cluster.freeze("keeper-3")
     cluster.thaw(*others)
-    cluster.put_store_back(copy)
+    cluster.store.put_back(copy)
     cluster.run("nexus")
     cluster.wait_ready()
     assert app.get(KEPT).fields == {"value": b"kept"}
@@ -272,7 +273,7 @@ def test_a_sealed_older_store_stays_sealed_and_blocked(cluster: Cluster) -> None
     """Both doors are shut: custodians open the one, a superuser the other; a restart between them starts anew."""
     cluster.superuser.seal()
     cluster.kill("nexus")
-    copy = cluster.copy_store("sealed")
+    copy = cluster.store.copy("sealed")
     cluster.run("nexus")
     cluster.unseal()
     cluster.wait_filled()

@@ -15,10 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
-from tests.cluster.cluster import Cluster
 from tests.cluster.founder import founding
-from tests.cluster.person import Person
-from tests.cluster.refusal import read_outcome
+from tests.kit.cluster import Cluster
+from tests.kit.person import Person
+from tests.kit.refusal import read_outcome
 
 pytestmark = pytest.mark.cluster
 

@@ -13,12 +13,14 @@ from keeper.v1 import keeper_pb2
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, custodian_path
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
-from tests.cluster.authority import HeldCluster
-from tests.cluster.cluster import started
-from tests.cluster.keepers import Credentials, call, certify, connect, wait_until
-from tests.cluster.person import NEXUS_ID
-from tests.cluster.refusal import Outcome
-from tests.cluster.strangers import STRANGERS, MakeStranger
+from tests.cluster.held_cluster import HeldCluster
+from tests.kit.cluster import started
+from tests.kit.credentials import Credentials, certify
+from tests.kit.person import NEXUS_ID
+from tests.kit.raw_calls import call, connect
+from tests.kit.refusal import Outcome
+from tests.kit.strangers import STRANGERS, MakeStranger
+from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -136,7 +138,7 @@ def test_who_is_no_admin_is_denied_and_audited(cluster: HeldCluster, spiffe_id: 
                 assert spiffe_id in outcome.details
                 denied += 1
     assert denied == SERVED
-    assert [entry["decision"] for entry in cluster.list_audit(spiffe_id)].count("deny") == denied
+    assert [entry["decision"] for entry in cluster.store.list_audit(spiffe_id)].count("deny") == denied
     after = cluster.superuser.get_status()
     assert (after.state, after.revision) == (before.state, before.revision)
     assert cluster.workload(APP).get(PATH).fields == FIELDS

@@ -17,9 +17,10 @@ from pilot.dev.directory import Plan
 from pilot.dev.identities import parse_workload
 from shardhold import SvidFiles
 from shardhold.identity import SVID_FILE
-from tests.cluster.cluster import Cluster
-from tests.cluster.svid_helper import ALL_FILES, SvidHelper
 from tests.cluster.traffic import Traffic
+from tests.kit.cluster import Cluster
+from tests.kit.credentials import ALL_FILES
+from tests.kit.svid_helper import SvidHelper
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -18,10 +18,10 @@ import pytest
 
 from pilot.dev.directory import Plan
 from pilot.errors import PilotError
-from tests.cluster.cluster import Cluster
-from tests.cluster.refusal import read_outcome
 from tests.cluster.strace import Injection
 from tests.cluster.sweep import Cell, Step, Sweep
+from tests.kit.cluster import Cluster
+from tests.kit.refusal import read_outcome
 
 pytestmark = [
     pytest.mark.cluster,

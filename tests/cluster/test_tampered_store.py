@@ -24,8 +24,8 @@ from nexus.policy.rules import Permission, Policy, encode_policy
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import TRUST_DOMAIN
-from tests.cluster.cluster import Cluster, running
-from tests.cluster.refusal import Refusal
+from tests.kit.cluster import Cluster, running
+from tests.kit.refusal import Refusal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -61,7 +61,7 @@ class Tampered:
         self.cluster.wait_marked()
         self.cluster.kill("nexus")
         self._copies += 1
-        self._copy = self.cluster.copy_store(str(self._copies))  # what came last is in the WAL alone
+        self._copy = self.cluster.store.copy(str(self._copies))  # what came last is in the WAL alone
 
     @property
     def folder(self) -> Path:
@@ -71,7 +71,7 @@ class Tampered:
         """Put the store back, as the kill left it."""
         if self.cluster.dev.is_alive("nexus"):
             self.cluster.kill("nexus")
-        self.cluster.put_store_back(self._copy)
+        self.cluster.store.put_back(self._copy)
 
     def connect(self) -> AbstractContextManager[sqlite3.Connection]:
         """Open the database, as everybody can who may write the file; closing it empties the WAL."""

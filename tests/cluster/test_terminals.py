@@ -12,9 +12,9 @@ from common.keys import words as slip39
 from common.keys.words import encode_share
 from pilot.dev.directory import Plan
 from pilot.dev.identities import Identity, custodian_path
-from tests.cluster.cluster import Cluster, running
-from tests.cluster.refusal import Refusal
-from tests.pilot.transcript import Transcript, run_at_terminal
+from tests.kit.cluster import Cluster, running
+from tests.kit.refusal import Refusal
+from tests.kit.transcript import Transcript, run_at_terminal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

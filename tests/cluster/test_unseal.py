@@ -13,9 +13,9 @@ from common.keys import words as slip39
 from common.keys.words import encode_share
 from pilot.dev.directory import Plan
 from shardhold.v1.recovery_pb2 import UnsealSession
-from tests.cluster.cluster import Cluster, running
-from tests.cluster.person import SealedShare
-from tests.cluster.refusal import Refusal
+from tests.kit.cluster import Cluster, running
+from tests.kit.person import SealedShare
+from tests.kit.refusal import Refusal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 

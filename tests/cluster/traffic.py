@@ -11,7 +11,7 @@ import grpc
 
 from shardhold import AsyncClient, Client, Error
 from shardhold.identity import IdentitySource
-from tests.cluster.cluster import Cluster
+from tests.kit.cluster import Cluster
 
 PAUSE_S = 0.002  # between two calls of one worker, so that the machine is not full of them
 TICK_S = 0.05

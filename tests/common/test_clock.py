@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from common.clock import Clock, JumpWatch, ManualClock, SystemClock
+from common.clock import Clock, JumpWatch, SystemClock
+from tests.kit.manual_clock import ManualClock
 
 
 def test_system_clock_is_aware_and_monotonic() -> None:
@@ -67,49 +68,27 @@ def test_waiter_returns_when_its_event_is_set() -> None:
     assert not clock.wait(threading.Event(), 0)
 
 
-class SetClock:
-    """A clock whose wall time can be set, as an administrator or NTP does."""
-
-    def __init__(self) -> None:
-        self.wall = datetime(2030, 1, 1, tzinfo=UTC)
-        self.elapsed = 1000.0
-
-    def now(self) -> datetime:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return self.elapsed
-
-    def wait(self, event: threading.Event, seconds: float) -> bool:
-        return event.is_set()
-
-    def run(self, seconds: float) -> None:
-        """Let time pass."""
-        self.wall += timedelta(seconds=seconds)
-        self.elapsed += seconds
-
-
 @pytest.mark.parametrize("seconds", [3600.0, -3600.0, 5.5, -5.5])
 def test_a_jump_of_the_wall_time_is_found_once(seconds: float) -> None:
     """Either way; time that passes, however long, is no jump."""
-    clock = SetClock()
+    clock = ManualClock()
     watch = JumpWatch(clock)
-    clock.run(86_400)
+    clock.advance(86_400)
     assert watch.find_jump() == 0.0
-    clock.wall += timedelta(seconds=seconds)
-    clock.run(1)
+    clock.offset += timedelta(seconds=seconds)
+    clock.advance(1)
     assert watch.find_jump() == pytest.approx(seconds)
-    clock.run(1)
+    clock.advance(1)
     assert watch.find_jump() == 0.0
 
 
 def test_a_clock_that_is_slewed_does_not_jump() -> None:
     """Corrections within the tolerance are normal; they are not added up either."""
-    clock = SetClock()
+    clock = ManualClock()
     watch = JumpWatch(clock, tolerance=1.0)
     for step in (0.9, -0.9, 0.9, 0.9, 0.9):
-        clock.wall += timedelta(seconds=step)
-        clock.run(1)
+        clock.offset += timedelta(seconds=step)
+        clock.advance(1)
         assert watch.find_jump() == 0.0
 
 

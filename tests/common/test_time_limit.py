@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
-from common.clock import ManualClock, SystemClock
+from common.clock import SystemClock
 from common.errors import ConflictError, OutcomeUnknownError
 from common.time_limit import finish_within
+from tests.kit.manual_clock import ManualClock
 
 
 def test_what_ends_in_time_returns_or_raises_what_it_did() -> None:

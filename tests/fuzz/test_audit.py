@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
 from common.errors import CorruptRowError
 from common.forms.audit.entry import Entry
 from common.forms.audit.line import (
@@ -32,6 +31,7 @@ from nexus.access.audit.directory import find_tail, load_recent_changes
 from nexus.access.audit.log import AuditLog
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_json
+from tests.kit.manual_clock import ManualClock
 
 NEXUS = "n1"
 FIRST, SECOND = f"{NEXUS}.000001.000001.jsonl", f"{NEXUS}.000001.000002.jsonl"

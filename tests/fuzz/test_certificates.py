@@ -13,18 +13,18 @@ from common.errors import StatementError, UnauthenticatedError
 from common.keys.statement import PUT_SHARD, SignedStatement, sign, verify
 from common.server.peer import PeerCheck
 from shardhold.identity import Svid
-from tests.common.authority import KEEPER, NEXUS, NOW, Authority
 from tests.fuzz.budget import budget
 from tests.fuzz.der import hostile_certificate, hostile_der, parse, resign
 from tests.fuzz.mutations import hostile, mutated
+from tests.kit.authority import KEEPER, NEXUS, NOW, Authority
 
 # A serial number that is no positive one is refused by a later release; today it is a warning, which no program of ours
 # makes an error.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")
 
-AUTHORITY = Authority()
-BELOW = Authority(AUTHORITY)
-SVID = BELOW.issue()
+AUTHORITY = Authority(at=NOW)
+BELOW = Authority(above=AUTHORITY)
+SVID = BELOW.forge()
 LEAF, BETWEEN = SVID.chain()
 DER = tuple(certificate.public_bytes(Encoding.DER) for certificate in (LEAF, BETWEEN))
 BUNDLE = AUTHORITY.certificate.public_bytes(Encoding.PEM)

@@ -17,7 +17,7 @@ from pilot.errors import UsageError
 from pilot.terminal.values import parse_sources, read_values
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_text
-from tests.pilot.custody.cards import make_cards
+from tests.kit.cards import make_cards
 
 SHARES = words.split(bytes(32), 2, 3)
 CARD = make_cards(SHARES)[0].format()

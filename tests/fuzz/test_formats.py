@@ -13,9 +13,9 @@ from common.keys.sealing import OneShotKey, seal
 from common.keys.statement import PUT_SHARD, Statement
 from nexus.policy.paths import Glob, check_path, check_prefix
 from nexus.vault.fields import check_fields, decode_body, encode_body
-from tests.cluster.marks import MarkMaker
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import assert_is_short, hostile, hostile_fields, hostile_text, mutated
+from tests.kit.marks import MarkMaker
 
 STATEMENT = Statement(
     cluster_id=b"c" * 16,

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
 from common.errors import ShardholdError
 from common.keys.protected import Level, ProtectedMemory
 from common.keys.sealing import OneShotKey
@@ -22,12 +21,14 @@ from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2
 from nexus.lifecycle.states import State
-from pilot.dev.ca import DevelopmentCA
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
-from tests.cluster.keepers import CLUSTER_ID, FixedIdentity, make_put
-from tests.cluster.marks import MarkMaker
 from tests.fuzz.budget import budget
 from tests.fuzz.messages import Known, hostile_message
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.keepers import CLUSTER_ID, make_put
+from tests.kit.manual_clock import ManualClock
+from tests.kit.marks import MarkMaker
 from tests.nexus.cluster import found, open_store
 from tests.nexus.core import AUDITOR, SUPERUSER, NexusCore, make_ready
 from tests.nexus.founder import PUBLIC_KEY
@@ -115,7 +116,7 @@ def keeper() -> Iterator[Target]:
     """A keeper that holds a shard and a mark."""
     memory = ProtectedMemory(lowest=Level.PLAIN)
     marks = MarkMaker(cluster_id=CLUSTER_ID)
-    identity = FixedIdentity(DevelopmentCA("example.test").issue("/shardhold/keeper/k1", dns="k1.keeper.shardhold"))
+    identity = FixedIdentity(Authority("example.test").issue("/shardhold/keeper/k1", dns="k1.keeper.shardhold"))
     service = KeeperService(
         ShardSlots(memory),
         desk=StatementDesk(ManualClock(), limit=10_000),

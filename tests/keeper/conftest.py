@@ -5,19 +5,19 @@ from datetime import timedelta
 
 import pytest
 
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.keepers import KeeperProcess
+from tests.kit.authority import Authority
+from tests.kit.keepers import KeeperProcess
 
 
 @pytest.fixture(scope="session")
-def ca() -> DevelopmentCA:
+def ca() -> Authority:
     """Authority of example.test."""
-    return DevelopmentCA("example.test")
+    return Authority("example.test")
 
 
 @pytest.fixture(scope="session")
-def provider(ca: DevelopmentCA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdentityProvider]:
+def provider(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdentityProvider]:
     """Workload API for every keeper of these tests."""
     with IdentityProvider(tmp_path_factory.mktemp("sockets"), ca, lifetime=timedelta(hours=1)) as provider:
         yield provider

@@ -12,21 +12,13 @@ import grpc
 import pytest
 
 from keeper.v1 import keeper_pb2 as pb
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.fake_clock import FakeClock
-from tests.cluster.keepers import (
-    CLUSTER_ID,
-    NEXUS_PATH,
-    KeeperProcess,
-    ask_statement,
-    certify,
-    connect,
-    fetch_status,
-    make_put,
-    put_shard,
-)
-from tests.cluster.refusal import Outcome
+from tests.kit.authority import Authority
+from tests.kit.credentials import certify
+from tests.kit.fake_clock import FakeClock
+from tests.kit.keepers import CLUSTER_ID, NEXUS_PATH, KeeperProcess, ask_statement, fetch_status, make_put, put_shard
+from tests.kit.raw_calls import connect
+from tests.kit.refusal import Outcome
 
 pytestmark = pytest.mark.cluster
 
@@ -34,14 +26,14 @@ OTHER_NEXUS_PATH = NEXUS_PATH + "2"
 OTHER_CLUSTER = b"d" * 16
 
 
-def connect_as(keeper: KeeperProcess, ca: DevelopmentCA, path: str = NEXUS_PATH) -> grpc.Channel:
+def connect_as(keeper: KeeperProcess, ca: Authority, path: str = NEXUS_PATH) -> grpc.Channel:
     credentials = certify(ca, uris=[f"spiffe://{ca.trust_domain}{path}"])
     return connect(keeper.port, credentials, ca, server_name=keeper.server_name)
 
 
 @pytest.fixture(scope="module")
 def holder(
-    provider: IdentityProvider, ca: DevelopmentCA, tmp_path_factory: pytest.TempPathFactory
+    provider: IdentityProvider, ca: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[KeeperProcess]:
     """A keeper of two nexuses that holds set 7."""
     directory = tmp_path_factory.mktemp("keeper")
@@ -56,14 +48,14 @@ def holder(
 
 
 @pytest.fixture(scope="module")
-def nexus(holder: KeeperProcess, ca: DevelopmentCA) -> Iterator[grpc.Channel]:
+def nexus(holder: KeeperProcess, ca: Authority) -> Iterator[grpc.Channel]:
     """The nexus that delivers."""
     with connect_as(holder, ca) as channel:
         yield channel
 
 
 @pytest.fixture(scope="module")
-def other_nexus(holder: KeeperProcess, ca: DevelopmentCA) -> Iterator[grpc.Channel]:
+def other_nexus(holder: KeeperProcess, ca: Authority) -> Iterator[grpc.Channel]:
     """Another one that the keeper accepts as well."""
     with connect_as(holder, ca, OTHER_NEXUS_PATH) as channel:
         yield channel
@@ -121,7 +113,7 @@ def test_a_statement_for_another_cluster(nexus: grpc.Channel) -> None:
 
 
 @pytest.mark.needs("faketime")
-def test_a_statement_that_is_too_old(provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path) -> None:
+def test_a_statement_that_is_too_old(provider: IdentityProvider, ca: Authority, tmp_path: Path) -> None:
     """After 60 s of the keeper's own clock its one-shot key is gone; before that it is good."""
     clock = FakeClock(tmp_path / "clock", sets_monotonic=True)
     keeper = KeeperProcess(tmp_path, provider)

@@ -10,7 +10,7 @@ from common.errors import MarkError, NotFoundError, ShardholdError, WrongStateEr
 from common.forms.mark import SignedMark
 from keeper.mark_slot import MarkSlot
 from keeper.slots import Pin
-from tests.cluster.marks import MarkMaker
+from tests.kit.marks import MarkMaker
 
 OURS = MarkMaker()
 FOREIGN = MarkMaker(cluster_id=b"d" * 16, seed=b"b" * 32)

@@ -19,27 +19,24 @@ import pytest
 from common.forms.mark import SignedMark
 from common.keys.statement import PUT_SHARD
 from keeper.v1 import keeper_pb2 as pb
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.keepers import (
+from tests.kit.authority import Authority
+from tests.kit.credentials import Credentials, certify
+from tests.kit.keepers import (
     CLUSTER_ID,
     NEXUS_PATH,
-    WAIT_S,
-    Credentials,
     KeeperProcess,
     ask_statement,
-    call,
-    certify,
-    connect,
     fetch_status,
     make_put,
     name_rpc,
     put_shard,
-    wait_until,
 )
-from tests.cluster.marks import MarkMaker
-from tests.cluster.refusal import Outcome
-from tests.cluster.strangers import STRANGERS, MakeStranger
+from tests.kit.marks import MarkMaker
+from tests.kit.raw_calls import call, connect
+from tests.kit.refusal import Outcome
+from tests.kit.strangers import STRANGERS, MakeStranger
+from tests.kit.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -48,14 +45,14 @@ RPCS = [rpc.name for rpc in pb.DESCRIPTOR.services_by_name["KeeperService"].meth
 GOOD_DNS = ["k1.keeper.shardhold"]
 
 
-def call_as(keeper: KeeperProcess, ca: DevelopmentCA, credentials: Credentials | None, body: bytes = b"") -> Outcome:
+def call_as(keeper: KeeperProcess, ca: Authority, credentials: Credentials | None, body: bytes = b"") -> Outcome:
     """Ask the keeper for its status with these credentials."""
     with connect(keeper.port, credentials, ca, server_name=keeper.server_name) as channel:
         return call(channel, name_rpc("GetStatus"), body)
 
 
 @pytest.fixture
-def nexus(keeper: KeeperProcess, ca: DevelopmentCA) -> Iterator[grpc.Channel]:
+def nexus(keeper: KeeperProcess, ca: Authority) -> Iterator[grpc.Channel]:
     """A channel to the test's own keeper, as its nexus."""
     with connect(keeper.port, certify(ca, uris=[NEXUS]), ca, server_name=keeper.server_name) as channel:
         yield channel
@@ -67,7 +64,7 @@ def nexus(keeper: KeeperProcess, ca: DevelopmentCA) -> Iterator[grpc.Channel]:
 @pytest.mark.parametrize(("make", "code"), STRANGERS)
 @pytest.mark.parametrize("body", [pytest.param(b"", id="good request"), pytest.param(b"\xff", id="garbage")])
 def test_strangers_are_refused(
-    shared_keeper: KeeperProcess, ca: DevelopmentCA, make: MakeStranger, code: str, body: bytes
+    shared_keeper: KeeperProcess, ca: Authority, make: MakeStranger, code: str, body: bytes
 ) -> None:
     """A peer that does not prove one SPIFFE ID of the trust domain gets nothing, whatever else its certificate says."""
     assert call_as(shared_keeper, ca, make(ca, NEXUS), body).code is grpc.StatusCode[code]
@@ -83,7 +80,7 @@ def test_strangers_are_refused(
     ],
 )
 def test_only_a_configured_nexus_may_call(
-    shared_keeper: KeeperProcess, ca: DevelopmentCA, spiffe_id: str, dns: list[str]
+    shared_keeper: KeeperProcess, ca: Authority, spiffe_id: str, dns: list[str]
 ) -> None:
     """Any other SPIFFE ID of the trust domain is denied."""
     credentials = certify(ca, uris=[spiffe_id], dns=dns)
@@ -91,7 +88,7 @@ def test_only_a_configured_nexus_may_call(
     assert call_as(shared_keeper, ca, credentials, b"\xff").code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_every_rpc_is_denied_to_others(shared_keeper: KeeperProcess, ca: DevelopmentCA) -> None:
+def test_every_rpc_is_denied_to_others(shared_keeper: KeeperProcess, ca: Authority) -> None:
     """A workload is denied every RPC; the denial names it and what it asked for."""
     app = "spiffe://example.test/team/app"
     with connect(shared_keeper.port, certify(ca, uris=[app]), ca, server_name=shared_keeper.server_name) as channel:
@@ -119,7 +116,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("rpc", RPCS)
 @pytest.mark.parametrize("body", GARBAGE)
-def test_garbage_is_an_invalid_argument(shared_keeper: KeeperProcess, ca: DevelopmentCA, rpc: str, body: bytes) -> None:
+def test_garbage_is_an_invalid_argument(shared_keeper: KeeperProcess, ca: Authority, rpc: str, body: bytes) -> None:
     """Bytes that are no message are INVALID_ARGUMENT on each RPC, and the keeper goes on."""
     credentials = certify(ca, uris=[NEXUS])
     with connect(shared_keeper.port, credentials, ca, server_name=shared_keeper.server_name) as channel:
@@ -127,7 +124,7 @@ def test_garbage_is_an_invalid_argument(shared_keeper: KeeperProcess, ca: Develo
         assert not fetch_status(channel).sets
 
 
-def test_bytes_that_are_no_tls_do_no_harm(shared_keeper: KeeperProcess, ca: DevelopmentCA) -> None:
+def test_bytes_that_are_no_tls_do_no_harm(shared_keeper: KeeperProcess, ca: Authority) -> None:
     """Connections that send noise, or nothing, leave the keeper serving and its log in lines of JSON."""
     idle = socket.create_connection(("127.0.0.1", shared_keeper.port))
     with idle, socket.create_connection(("127.0.0.1", shared_keeper.port)) as noisy:
@@ -158,7 +155,7 @@ def test_replays_other_clusters_and_older_sets_are_refused(keeper: KeeperProcess
 
 
 def test_marks_are_kept_through_a_seal_and_gone_with_the_process(
-    provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path
+    provider: IdentityProvider, ca: Authority, tmp_path: Path
 ) -> None:
     """The newest mark of the pinned cluster is given back, also after all sets were dropped; a new start has none."""
     keeper, marks = KeeperProcess(tmp_path, provider), MarkMaker(cluster_id=CLUSTER_ID)
@@ -190,7 +187,7 @@ def test_marks_are_kept_through_a_seal_and_gone_with_the_process(
     assert keeper.stop() == 0
 
 
-def test_everything_is_forgotten_at_the_end(provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path) -> None:
+def test_everything_is_forgotten_at_the_end(provider: IdentityProvider, ca: Authority, tmp_path: Path) -> None:
     """A keeper that was restarted is empty, unpinned, and has another boot id."""
     keeper = KeeperProcess(tmp_path, provider)
     seen = []
@@ -204,7 +201,7 @@ def test_everything_is_forgotten_at_the_end(provider: IdentityProvider, ca: Deve
     assert seen[0].boot_id != seen[1].boot_id
 
 
-def test_no_file_is_written(provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path) -> None:
+def test_no_file_is_written(provider: IdentityProvider, ca: Authority, tmp_path: Path) -> None:
     """A keeper that may not write a single byte to a file works, and leaves none behind."""
     keeper = KeeperProcess(tmp_path, provider)
     keeper.spawn({"PYTHONDONTWRITEBYTECODE": "1"})
@@ -243,7 +240,7 @@ def test_no_shard_and_no_key_in_the_log(keeper: KeeperProcess, nexus: grpc.Chann
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_it_with_0(provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path, number: int) -> None:
+def test_signals_end_it_with_0(provider: IdentityProvider, ca: Authority, tmp_path: Path, number: int) -> None:
     """A signal ends a keeper at once although a client watches its health: it does not sit out a ten-minute grace."""
     keeper = KeeperProcess(tmp_path, provider, extra="[shutdown]\ndrain_s = 600.0\n").start()
     with connect(keeper.port, certify(ca, uris=[NEXUS]), ca, server_name=keeper.server_name) as channel:
@@ -255,7 +252,7 @@ def test_signals_end_it_with_0(provider: IdentityProvider, ca: DevelopmentCA, tm
     assert keeper.find_log("keeper ended")
 
 
-def test_it_waits_for_its_identity(provider: IdentityProvider, ca: DevelopmentCA, tmp_path: Path) -> None:
+def test_it_waits_for_its_identity(provider: IdentityProvider, ca: Authority, tmp_path: Path) -> None:
     """A keeper without a Workload API tries again and opens no port; it serves once there is one."""
     with IdentityProvider(tmp_path / "s", ca, lifetime=timedelta(hours=1)) as late:
         keeper = KeeperProcess(tmp_path, provider, socket=tmp_path / "s" / "k1.sock")
@@ -347,7 +344,7 @@ def test_probes_and_metrics(keeper: KeeperProcess, nexus: grpc.Channel) -> None:
 
 
 def test_svid_rotation_is_followed(
-    keeper: KeeperProcess, nexus: grpc.Channel, provider: IdentityProvider, ca: DevelopmentCA
+    keeper: KeeperProcess, nexus: grpc.Channel, provider: IdentityProvider, ca: Authority
 ) -> None:
     """After a rotation the statement is signed by the new SVID, and the open connection goes on."""
 

@@ -7,7 +7,6 @@ from dataclasses import fields
 import pytest
 from google.protobuf.message import Message
 
-from common.clock import ManualClock
 from common.errors import (
     DeniedError,
     InvalidArgumentError,
@@ -27,10 +26,12 @@ from common.server.edge import Call
 from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2 as pb
-from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import CLUSTER_ID as CLUSTER
-from tests.cluster.keepers import FixedIdentity, make_put
-from tests.cluster.marks import MarkMaker
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.keepers import CLUSTER_ID as CLUSTER
+from tests.kit.keepers import make_put
+from tests.kit.manual_clock import ManualClock
+from tests.kit.marks import MarkMaker
 
 NEXUS = "spiffe://example.test/shardhold/nexus/n1"
 OTHER_NEXUS = "spiffe://example.test/shardhold/nexus/n2"
@@ -43,7 +44,7 @@ Change = Callable[[pb.PutShardRequest], object]
 class Bench:
     """A keeper service on its own, and what a nexus sends it."""
 
-    def __init__(self, ca: DevelopmentCA) -> None:
+    def __init__(self, ca: Authority) -> None:
         self.clock = ManualClock()
         self.memory = ProtectedMemory(lowest=Level.PLAIN)
         self.slots = ShardSlots(self.memory)
@@ -69,7 +70,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(ca: DevelopmentCA) -> Iterator[Bench]:
+def bench(ca: Authority) -> Iterator[Bench]:
     bench = Bench(ca)
     yield bench
     bench.memory.wipe()

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from pilot.dev.directory import Plan
-from tests.cluster.cluster import Cluster, running
-from tests.memory.keys import derive_keys, find_shards, load_stored
+from tests.kit.cluster import Cluster, running
+from tests.kit.process_memory import find_keys, list_regions, make_forms, read_region
+from tests.kit.stored_keys import derive_keys, find_shards, load_stored
 from tests.memory.last_moment import caught_at_exit
-from tests.memory.process_memory import find_keys, list_regions, make_forms, read_region
 
 pytestmark = pytest.mark.memory
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
+from tests.kit.process_memory import find_keys, list_regions, read_region
 from tests.memory.primitives_child import MASK
-from tests.memory.process_memory import find_keys, list_regions, read_region
 
 pytestmark = pytest.mark.memory
 

@@ -1,14 +1,13 @@
 """The core of a nexus without its wire: every part real, keepers played; the clock of gate and audit stands still."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from common.clock import ManualClock, SystemClock
+from common.clock import SystemClock
 from common.errors import AuditUnavailableError
 from common.forms.audit.entry import Entry, decode_entry
 from common.forms.audit.line import EntryLine, Line
@@ -37,8 +36,9 @@ from nexus.server.signer import SvidSigner
 from nexus.server.unseal import RecoveryHandlers
 from nexus.store.protocol import Store
 from nexus.vault.secrets import Vault
-from shardhold.identity import Svid
-from tests.common.authority import Authority
+from tests.kit.authority import NOW, Authority
+from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.access.audit.descriptor import replaced
 from tests.nexus.cluster import SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
 from tests.nexus.played_keepers import PlayedKeeper
@@ -62,33 +62,8 @@ APP = identify("team/app")
 STRANGER = identify("elsewhere/app")
 
 
-class SettableClock(ManualClock):
-    """A manual clock whose wall time can be set besides, as NTP does."""
-
-    offset = timedelta()
-
-    def now(self) -> datetime:
-        return super().now() + self.offset
-
-
-class FixedIdentity:
-    """The SVID of the nexus, which never changes. Implements the SDK's IdentitySource."""
-
-    def __init__(self) -> None:
-        self.authority = Authority()
-        self.svid = self.authority.issue("p256", f"spiffe://{TRUST_DOMAIN}/shardhold/nexus/n1")
-
-    def current(self) -> Svid:
-        return self.svid
-
-    def subscribe(self, callback: Callable[[], None]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-IDENTITY = FixedIdentity()
+AUTHORITY = Authority(at=NOW)
+IDENTITY = FixedIdentity(AUTHORITY.forge("p256", f"spiffe://{TRUST_DOMAIN}/shardhold/nexus/n1"))
 
 
 class NexusCore:
@@ -98,7 +73,7 @@ class NexusCore:
         self.folder = folder
         self.store = store
         self.memory = memory
-        self.clock = SettableClock()
+        self.clock = ManualClock()
         self.keepers = {keeper.name: keeper for keeper in keepers}
         self.states: list[State] = []
         self.failures: list[str] = []

@@ -15,9 +15,10 @@ from nexus.access.gate import Caller
 from nexus.admin.unseal import SessionView, Submitted
 from nexus.keys import records
 from nexus.store.protocol import Meta
-from tests.common.authority import NOW
+from tests.kit.authority import NOW
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.cluster import FoundedCluster
-from tests.nexus.core import IDENTITY, NexusCore, SettableClock, identify
+from tests.nexus.core import AUTHORITY, IDENTITY, NexusCore, identify
 from tests.nexus.failing_store import FailingStore
 
 
@@ -60,9 +61,9 @@ def check(signed: SignedStatement, core: NexusCore, caller: Caller, nonce: bytes
         cluster_id = reader.load_meta().cluster_id
     return verify(
         signed,
-        roots=[IDENTITY.authority.certificate],
+        roots=[AUTHORITY.certificate],
         cluster_id=cluster_id,
-        issuer=IDENTITY.svid.spiffe_id,
+        issuer=IDENTITY.current().spiffe_id,
         audience=caller.spiffe_id,
         purpose=SUBMIT_SHARE,
         nonce=nonce,
@@ -97,7 +98,7 @@ class Lost:
         self.core = NexusCore(folder, self.store, memory, [])
 
     @property
-    def clock(self) -> SettableClock:
+    def clock(self) -> ManualClock:
         return self.core.clock
 
     @property

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from pilot.dev.ca import DevelopmentCA
-from tests.pilot.played_nexus import CUSTODIAN_PATH, PlayedNexus, write_svid
+from tests.kit.authority import Authority
+from tests.kit.credentials import write_svid
+from tests.kit.played_nexus import CUSTODIAN_PATH, PlayedNexus
 
 
 @pytest.fixture(scope="session")
-def ca() -> DevelopmentCA:
+def ca() -> Authority:
     """Authority of example.test."""
-    return DevelopmentCA("example.test")
+    return Authority("example.test")
 
 
 @pytest.fixture
-def nexus(ca: DevelopmentCA) -> Iterator[PlayedNexus]:
+def nexus(ca: Authority) -> Iterator[PlayedNexus]:
     """A sealed nexus."""
     nexus = PlayedNexus(ca)
     yield nexus
@@ -24,6 +25,6 @@ def nexus(ca: DevelopmentCA) -> Iterator[PlayedNexus]:
 
 
 @pytest.fixture
-def svid_dir(ca: DevelopmentCA, tmp_path: Path) -> Path:
+def svid_dir(ca: Authority, tmp_path: Path) -> Path:
     """The SVID of a custodian, as files."""
     return write_svid(tmp_path / "svid", ca.issue(CUSTODIAN_PATH))

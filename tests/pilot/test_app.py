@@ -11,7 +11,7 @@ import pytest
 from pilot.__main__ import run
 from pilot.errors import PilotError, describe, described
 from shardhold import _errors as sdk
-from tests.pilot.transcript import run_pilot
+from tests.kit.transcript import run_pilot
 
 NO_IDENTITY = """\
 pilot: error: no identity: SPIFFE_ENDPOINT_SOCKET is not set

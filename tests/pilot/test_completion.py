@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pilot.transcript import ROOT, run_pilot
+from tests.kit.transcript import ROOT, run_pilot
 
 
 def complete(typed: str) -> list[str]:

@@ -9,21 +9,17 @@ from pathlib import Path
 import pytest
 
 from common.errors import RecoveringError, SealedError
-from pilot.dev.ca import DevelopmentCA
-from shardhold.identity import Svid
-from tests.cluster.keepers import Credentials, certify
-from tests.pilot.played_nexus import CUSTODIAN_PATH, NEXUS_PATH, PlayedNexus, write_svid
-from tests.pilot.transcript import run_pilot
+from tests.kit.authority import EXPIRED, NOT_YET, Authority
+from tests.kit.credentials import Credentials, certify, write_svid
+from tests.kit.played_nexus import CUSTODIAN_PATH, NEXUS_PATH, PlayedNexus
+from tests.kit.transcript import run_pilot
 
-EXPIRED = (timedelta(hours=-2), timedelta(hours=-1))
-NOT_YET = (timedelta(hours=1), timedelta(hours=2))
 NEXUS_ID, CUSTODIAN_ID = f"spiffe://example.test{NEXUS_PATH}", f"spiffe://example.test{CUSTODIAN_PATH}"
 
 
 @contextmanager
-def played(ca: DevelopmentCA, credentials: Credentials) -> Iterator[PlayedNexus]:
-    svid = Svid.parse(credentials.certificate, credentials.key, credentials.roots)
-    nexus = PlayedNexus(ca, svid=svid)
+def played(ca: Authority, credentials: Credentials) -> Iterator[PlayedNexus]:
+    nexus = PlayedNexus(ca, svid=credentials.parse())
     try:
         yield nexus
     finally:
@@ -38,7 +34,7 @@ def played(ca: DevelopmentCA, credentials: Credentials) -> Iterator[PlayedNexus]
     ],
 )
 def test_clock_against_the_servers_svid(
-    ca: DevelopmentCA, svid_dir: Path, valid: tuple[timedelta, timedelta], said: str
+    ca: Authority, svid_dir: Path, valid: tuple[timedelta, timedelta], said: str
 ) -> None:
     """When the server's SVID is outside of its time, one of the clocks may be off."""
     with played(ca, certify(ca, uris=[NEXUS_ID], dns=["nexus.shardhold"], valid=valid)) as nexus:
@@ -47,7 +43,7 @@ def test_clock_against_the_servers_svid(
     assert f"pilot: hint: {said}" in told.err
 
 
-def test_clock_against_the_own_svid(ca: DevelopmentCA, nexus: PlayedNexus, tmp_path: Path) -> None:
+def test_clock_against_the_own_svid(ca: Authority, nexus: PlayedNexus, tmp_path: Path) -> None:
     """The nexus refuses an SVID of the future in silence; pilot looks at it, and says both times."""
     folder = write_svid(tmp_path / "future", certify(ca, uris=[CUSTODIAN_ID], valid=NOT_YET))
     told = run_pilot("status", "--address", nexus.address, "--svid-dir", folder)
@@ -56,7 +52,7 @@ def test_clock_against_the_own_svid(ca: DevelopmentCA, nexus: PlayedNexus, tmp_p
     assert "by this machine's clock it is " in told.err
 
 
-def test_own_svid_expired(ca: DevelopmentCA, nexus: PlayedNexus, tmp_path: Path) -> None:
+def test_own_svid_expired(ca: Authority, nexus: PlayedNexus, tmp_path: Path) -> None:
     """An expired SVID is not even tried."""
     folder = write_svid(tmp_path / "old", certify(ca, uris=[CUSTODIAN_ID], valid=EXPIRED))
     told = run_pilot("status", "--address", nexus.address, "--svid-dir", folder)
@@ -68,13 +64,13 @@ def test_own_svid_expired(ca: DevelopmentCA, nexus: PlayedNexus, tmp_path: Path)
 
 def test_wrong_trust_domain(nexus: PlayedNexus, tmp_path: Path) -> None:
     """A custodian of another trust domain does not know the nexus's authority."""
-    other = write_svid(tmp_path / "other", DevelopmentCA("other.test").issue(CUSTODIAN_PATH))
+    other = write_svid(tmp_path / "other", Authority("other.test").issue(CUSTODIAN_PATH))
     told = run_pilot("unseal", "status", "--address", nexus.address, "--svid-dir", other)
     assert told.code == 5
     assert "pilot: hint: the server's SVID is of another trust domain than this one" in told.err
 
 
-def test_another_server(ca: DevelopmentCA, svid_dir: Path) -> None:
+def test_another_server(ca: Authority, svid_dir: Path) -> None:
     """A keeper's address is none of a nexus."""
     with played(ca, certify(ca, uris=[NEXUS_ID], dns=["k1.keeper.shardhold"])) as nexus:
         told = run_pilot("status", "--address", nexus.address, "--svid-dir", svid_dir)

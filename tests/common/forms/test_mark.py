@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from common.errors import MarkError
 from common.forms.codec import fields, parse_fields, u64
 from common.forms.mark import MAX_SIZE, Mark, SignedMark, verify_mark
-from tests.cluster.marks import MarkMaker
+from tests.kit.marks import MarkMaker
 
 OURS = MarkMaker()
 FOREIGN = MarkMaker(cluster_id=b"d" * 16, seed=b"b" * 32)

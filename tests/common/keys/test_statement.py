@@ -19,13 +19,13 @@ from common.errors import InvalidArgumentError, StatementError
 from common.forms.codec import fields, parse_fields
 from common.keys.statement import PUT_SHARD, SignedStatement, Statement, sign, verify
 from shardhold.identity import Svid
-from tests.common.authority import KEEPER, NEXUS, NOW, Authority, make_key, usage
+from tests.kit.authority import KEEPER, NEXUS, NOW, Authority, make_key, usage
 
 CLUSTER, NONCE, BOOT, KEY = bytes(range(16)), bytes(range(32)), bytes(range(16, 32)), bytes(range(32, 64))
 
 
-ROOT = Authority()
-INTERMEDIATE = Authority(ROOT)
+ROOT = Authority(at=NOW)
+INTERMEDIATE = Authority(above=ROOT)
 
 
 def sign_as(svid: Svid, **changes: Any) -> SignedStatement:
@@ -44,7 +44,7 @@ def verify_as_asked(signed: SignedStatement, **changes: Any) -> Statement:
 @pytest.mark.parametrize("authority", [pytest.param(ROOT, id="root"), pytest.param(INTERMEDIATE, id="intermediate")])
 def test_statement_of_each_kind_of_key_verifies(authority: Authority, kind: str, algorithm: str) -> None:
     """The algorithm follows from the key; what comes out is what was signed."""
-    signed = sign_as(authority.issue(kind))
+    signed = sign_as(authority.forge(kind))
     assert len(signed.certificates) == 1 + len(authority.chain())
     assert verify_as_asked(signed) == Statement(CLUSTER, KEEPER, NEXUS, PUT_SHARD, NONCE, BOOT, KEY, algorithm)
 
@@ -52,11 +52,11 @@ def test_statement_of_each_kind_of_key_verifies(authority: Authority, kind: str,
 @pytest.mark.parametrize("kind", ["p521", "ed25519"])
 def test_other_keys_neither_sign_nor_verify(kind: str) -> None:
     """What has no algorithm of ours is refused on both sides."""
-    svid = ROOT.issue(kind)
+    svid = ROOT.forge(kind)
     with pytest.raises(StatementError, match="want P-256, P-384 or RSA"):
         sign_as(svid)
     with pytest.raises(StatementError):
-        verify_as_asked(replace(sign_as(ROOT.issue()), certificates=(der(svid.leaf()),)))
+        verify_as_asked(replace(sign_as(ROOT.forge()), certificates=(der(svid.leaf()),)))
 
 
 def der(certificate: x509.Certificate) -> bytes:
@@ -75,7 +75,7 @@ def der(certificate: x509.Certificate) -> bytes:
 )
 def test_leaves_of_other_issuers_verify(shape: dict[str, Any]) -> None:
     """Every shape that X.509-SVID allows is good."""
-    assert verify_as_asked(sign_as(ROOT.issue(**shape))).issuer == KEEPER
+    assert verify_as_asked(sign_as(ROOT.forge(**shape))).issuer == KEEPER
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_leaves_of_other_issuers_verify(shape: dict[str, Any]) -> None:
 )
 def test_leaves_that_are_no_svid_of_the_keeper(uris: tuple[str, ...], shape: dict[str, Any], message: str) -> None:
     """The chain may be good: only exactly one URI SAN, the expected one, on a leaf that may sign will do."""
-    svid = ROOT.issue("p256", *uris, **shape)
+    svid = ROOT.forge("p256", *uris, **shape)
     with pytest.raises(StatementError, match=message):
         verify_as_asked(sign_as(replace(svid, spiffe_id=KEEPER)))
 
@@ -109,14 +109,14 @@ def test_leaf_without_names_is_refused() -> None:
     """No SAN at all."""
     leaf = ROOT.certify(make_key("p256"))
     with pytest.raises(StatementError, match="does not verify"):
-        verify_as_asked(replace(sign_as(ROOT.issue()), certificates=(der(leaf),)))
+        verify_as_asked(replace(sign_as(ROOT.forge()), certificates=(der(leaf),)))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         pytest.param({"roots": []}, id="no authority"),
-        pytest.param({"roots": [Authority().certificate]}, id="another authority of the same domain"),
+        pytest.param({"roots": [Authority(at=NOW).certificate]}, id="another authority of the same domain"),
         pytest.param({"now": NOW + timedelta(hours=1, seconds=1)}, id="expired"),
         pytest.param({"now": NOW - timedelta(minutes=1, seconds=1)}, id="not valid yet"),
         pytest.param({"cluster_id": bytes(16)}, id="another cluster"),
@@ -130,7 +130,7 @@ def test_leaf_without_names_is_refused() -> None:
 )
 def test_what_was_not_asked_is_refused(changes: dict[str, Any]) -> None:
     """A good statement for somebody else, for something else, of another time, or in answer to another question."""
-    signed = sign_as(ROOT.issue())
+    signed = sign_as(ROOT.forge())
     assert verify_as_asked(signed).public_key == KEY
     with pytest.raises(StatementError):
         verify_as_asked(signed, **changes)
@@ -138,7 +138,7 @@ def test_what_was_not_asked_is_refused(changes: dict[str, Any]) -> None:
 
 def test_good_until_the_last_second() -> None:
     """The chain is valid up to its end, in whatever zone the time is given."""
-    signed = sign_as(INTERMEDIATE.issue())
+    signed = sign_as(INTERMEDIATE.forge())
     for now in (NOW - timedelta(minutes=1), NOW + timedelta(hours=1)):
         assert verify_as_asked(signed, now=now).issuer == KEEPER
 
@@ -146,7 +146,7 @@ def test_good_until_the_last_second() -> None:
 def _resign(
     sign_it: Callable[[Any, bytes], bytes], kind: str = "p256", algorithm: str = "ecdsa-p256-sha256"
 ) -> SignedStatement:
-    svid = ROOT.issue(kind)
+    svid = ROOT.forge(kind)
     statement = Statement(CLUSTER, KEEPER, NEXUS, PUT_SHARD, NONCE, BOOT, KEY, algorithm).encode()
     return SignedStatement(statement, sign_it(make_key(kind), statement), (der(svid.leaf()),))
 
@@ -202,7 +202,7 @@ def _flip(data: bytes, bit: int) -> bytes:
 )
 def test_one_flipped_bit_anywhere_is_refused(step: int) -> None:
     """Bits of the statement, of the signature, of the leaf and of the intermediate."""
-    signed = sign_as(INTERMEDIATE.issue())
+    signed = sign_as(INTERMEDIATE.forge())
     verify_as_asked(signed)
     parts = (signed.statement, signed.signature, *signed.certificates)
     for index, part in enumerate(parts):
@@ -218,7 +218,7 @@ def test_one_flipped_bit_anywhere_is_refused(step: int) -> None:
 @given(
     statement=st.binary(max_size=200) | st.lists(st.binary(max_size=33), max_size=10).map(lambda parts: fields(*parts)),
     signature=st.binary(max_size=80),
-    certificates=st.lists(st.binary(max_size=100) | st.just(der(ROOT.issue().leaf())), max_size=3),
+    certificates=st.lists(st.binary(max_size=100) | st.just(der(ROOT.forge().leaf())), max_size=3),
 )
 def test_garbage_is_refused_with_our_error(statement: bytes, signature: bytes, certificates: list[bytes]) -> None:
     """Whatever arrives: StatementError, no other."""
@@ -242,14 +242,14 @@ def test_garbage_is_refused_with_our_error(statement: bytes, signature: bytes, c
 )
 def test_malformed_chains(certificates: Callable[[tuple[bytes, ...]], tuple[bytes, ...]], message: str) -> None:
     """Leaf first, then what is between it and the root, and not much."""
-    signed = sign_as(INTERMEDIATE.issue())
+    signed = sign_as(INTERMEDIATE.forge())
     with pytest.raises(StatementError, match=message):
         verify_as_asked(replace(signed, certificates=certificates(signed.certificates)))
 
 
 def test_encoding_keeps_every_part() -> None:
     """Decoding gives the statement back; each part is in the encoding, after the format."""
-    statement = Statement.decode(sign_as(ROOT.issue()).statement)
+    statement = Statement.decode(sign_as(ROOT.forge()).statement)
     assert Statement.decode(statement.encode()) == statement
     first, *parts = parse_fields(statement.encode())
     assert first == b"shardhold-hpke-v1"
@@ -271,8 +271,8 @@ def _others() -> list[tuple[str, Any]]:
 def test_parts_of_the_wrong_size(name: str, value: Any) -> None:
     """Neither signed nor decoded."""
     with pytest.raises(InvalidArgumentError, match=f"{name} is {len(value)} bytes"):
-        sign_as(ROOT.issue(), **{name: value})
-    statement = Statement.decode(sign_as(ROOT.issue()).statement)
+        sign_as(ROOT.forge(), **{name: value})
+    statement = Statement.decode(sign_as(ROOT.forge()).statement)
     with pytest.raises(StatementError, match=f"{name} is {len(value)} bytes"):
         Statement.decode(replace(statement, **{name: value}).encode())
 
@@ -289,6 +289,6 @@ def test_parts_of_the_wrong_size(name: str, value: Any) -> None:
 )
 def test_other_forms_do_not_decode(change: Callable[[list[bytes]], list[bytes]], message: str) -> None:
     """Exactly nine parts of this format."""
-    parts = parse_fields(sign_as(ROOT.issue()).statement)
+    parts = parse_fields(sign_as(ROOT.forge()).statement)
     with pytest.raises(StatementError, match=message):
         Statement.decode(fields(*change(parts)))

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
 from common.errors import DecryptionError, InvalidArgumentError, OverloadedError, StatementError
 from common.keys.sealing import OneShotKey, seal
 from common.keys.statement import LIFETIME_S, PUT_SHARD, SignedStatement, Statement, StatementDesk, verify
-from tests.common.authority import KEEPER, NEXUS, NOW, Authority
+from tests.kit.authority import KEEPER, NEXUS, NOW, Authority
+from tests.kit.manual_clock import ManualClock
 
-ROOT = Authority()
+ROOT = Authority(at=NOW)
 CLUSTER, NONCE, BOOT = bytes(range(16)), bytes(range(32)), bytes(range(16, 32))
 
 
@@ -30,7 +30,7 @@ def verified(signed: SignedStatement) -> Statement:
 
 def issue_at(desk: StatementDesk, **changes: Any) -> SignedStatement:
     asked = {"cluster_id": CLUSTER, "audience": NEXUS, "purpose": PUT_SHARD, "nonce": NONCE, "boot_id": BOOT}
-    return desk.issue(**{**asked, "svid": ROOT.issue(), **changes})
+    return desk.issue(**{**asked, "svid": ROOT.forge(), **changes})
 
 
 def opens(key: OneShotKey, statement: Statement) -> bool:
@@ -110,7 +110,7 @@ def test_desk_keeps_nothing_of_a_bad_question() -> None:
     with pytest.raises(InvalidArgumentError, match="nonce is 3 bytes, want 32"):
         issue_at(desk, nonce=b"123")
     with pytest.raises(StatementError):
-        issue_at(desk, svid=ROOT.issue("ed25519"))
+        issue_at(desk, svid=ROOT.forge("ed25519"))
     assert len(desk) == 0
 
 

@@ -8,8 +8,10 @@ from prometheus_client import CollectorRegistry
 
 from common.server.edge import Call, GrpcServer, Method
 from keeper.v1 import keeper_pb2 as pb
-from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import FixedIdentity, certify, connect
+from tests.kit.authority import Authority
+from tests.kit.credentials import certify
+from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.raw_calls import connect
 
 SERVICE = "keeper.v1.KeeperService"
 METHOD = f"/{SERVICE}/GetStatus"
@@ -27,7 +29,7 @@ class Bench:
     """A server that answers one method, and channels to it."""
 
     def __init__(self, answer: Answer, **options: Any) -> None:
-        self.ca = DevelopmentCA("example.test")
+        self.ca = Authority("example.test")
         self.identity = FixedIdentity(self.ca.issue("/shardhold/keeper/k1", dns=DNS))
         self.registry = CollectorRegistry()
         self.server = GrpcServer(

@@ -11,9 +11,12 @@ from grpc_health.v1 import health_pb2
 from common import errors
 from common.server.edge import CODES, Call, GrpcServer, Method, code_of
 from keeper.v1 import keeper_pb2 as pb
-from tests.cluster.keepers import WAIT_S, FixedIdentity, call, certify, wait_until
-from tests.cluster.refusal import Outcome
 from tests.common.server.edge_bench import CALLER, DNS, METHOD, SERVICE, Bench
+from tests.kit.credentials import certify
+from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.raw_calls import call
+from tests.kit.refusal import Outcome
+from tests.kit.waiting import WAIT_S, wait_until
 
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -160,10 +163,10 @@ def test_nothing_is_served_without_an_svid_of_its_own(serve: Callable[..., Bench
     channel = bench.connect()
     assert call(channel, method).code is grpc.StatusCode.OK
     reached.clear()
-    bench.identity.is_missing = True
+    svid, bench.identity.svid = bench.identity.svid, None
     assert call(channel, method) == Outcome(grpc.StatusCode.UNAVAILABLE, "no SVID", "IDENTITY_UNAVAILABLE")
     assert not reached
-    bench.identity.is_missing = False
+    bench.identity.svid = svid
     assert call(channel, method).code is grpc.StatusCode.OK
 
 

@@ -14,9 +14,11 @@ import pytest
 
 from common.server.edge import Call
 from keeper.v1 import keeper_pb2 as pb
-from tests.cluster.keepers import WAIT_S, call, certify, wait_until
-from tests.cluster.refusal import read_reason
 from tests.common.server.edge_bench import CALLER, DNS, METHOD, Bench
+from tests.kit.credentials import certify
+from tests.kit.raw_calls import call
+from tests.kit.refusal import read_reason
+from tests.kit.waiting import WAIT_S, wait_until
 
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"

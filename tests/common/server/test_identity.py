@@ -1,21 +1,17 @@
 """Waiting for the first SVID of a server."""
 
 import threading
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from common.config.config import IdentityOptions
 from common.errors import ConfigError, IdentityUnavailableError
 from common.server.identity import wait_for_identity
-from pilot.dev.ca import DevelopmentCA
-from shardhold.identity import Svid
-from tests.pilot.played_nexus import write_svid
+from tests.kit.authority import EXPIRED, Authority
+from tests.kit.credentials import certify, write_svid
 
-CA = DevelopmentCA("example.test")
+CA = Authority("example.test")
 
 
 class Patience:
@@ -32,24 +28,17 @@ class Patience:
         return self.is_set()
 
 
-def make_expired_svid() -> Svid:
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    uris = [f"spiffe://{CA.trust_domain}/team/app"]
-    leaf = CA.certify(
-        key.public_key(), uris=uris, not_before=now - timedelta(hours=2), not_after=now - timedelta(hours=1)
-    )
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return Svid.parse(leaf.public_bytes(Encoding.PEM), pem, CA.bundle_pem)
-
-
 def list_watchers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "shardhold-identity"]
 
 
 def test_tries_leave_nothing_behind(tmp_path: Path) -> None:
     """A source whose SVID has expired is closed before it is opened again: waiting for days costs no threads."""
+    folder = write_svid(tmp_path, certify(CA, uris=["spiffe://example.test/team/app"], valid=EXPIRED))
     options = IdentityOptions(
-        trust_domain=CA.trust_domain, source="files", svid_dir=str(write_svid(tmp_path, make_expired_svid()))
+        trust_domain=CA.trust_domain,
+        source="files",
+        svid_dir=str(folder),
     )
     before, patience = list_watchers(), Patience()
     with pytest.raises(IdentityUnavailableError, match="expired at"):

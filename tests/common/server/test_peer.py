@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.errors import UnauthenticatedError
 from common.server.peer import PeerCheck
-from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import certify
+from tests.kit.authority import Authority, usage
+from tests.kit.credentials import certify
 
-CA = DevelopmentCA("example.test")
+CA = Authority("example.test")
 ID = "spiffe://example.test/shardhold/nexus/n1"
 FOREVER = (timedelta(days=-1), timedelta(days=2))
 
@@ -39,14 +39,6 @@ def make_ca_certificate(*extensions: x509.ExtensionType) -> bytes:
     for extension in extensions:
         builder = builder.add_extension(extension, critical=True)
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
-
-
-def make_usage(**usages: bool) -> x509.KeyUsage:
-    names = (
-        "digital_signature content_commitment key_encipherment data_encipherment key_agreement "
-        "key_cert_sign crl_sign encipher_only decipher_only"
-    )
-    return x509.KeyUsage(**(dict.fromkeys(names.split(), False) | usages))
 
 
 def test_leaf_of_own_trust_domain_is_its_spiffe_id() -> None:
@@ -90,11 +82,9 @@ def test_leaf_of_own_trust_domain_is_its_spiffe_id() -> None:
             id="an authority",
         ),
         pytest.param(
-            make_context(ID, pem=make_ca_certificate(make_usage(key_cert_sign=True))), "want a leaf", id="signs leaves"
+            make_context(ID, pem=make_ca_certificate(usage("key_cert_sign"))), "want a leaf", id="signs leaves"
         ),
-        pytest.param(
-            make_context(ID, pem=make_ca_certificate(make_usage(crl_sign=True))), "want a leaf", id="signs CRLs"
-        ),
+        pytest.param(make_context(ID, pem=make_ca_certificate(usage("crl_sign"))), "want a leaf", id="signs CRLs"),
     ],
 )
 def test_other_peers_are_nobody(context: Mapping[str, Sequence[bytes]], words: str) -> None:

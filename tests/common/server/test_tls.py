@@ -12,8 +12,10 @@ from cryptography import x509
 from common import errors
 from common.server.edge import Call, GrpcServer, Method
 from keeper.v1 import keeper_pb2 as pb
-from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import FixedIdentity, call, certify, connect
+from tests.kit.authority import Authority
+from tests.kit.credentials import certify
+from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.raw_calls import call, connect
 
 METHOD = "/keeper.v1.KeeperService/GetStatus"
 DNS = "k1.keeper.shardhold"
@@ -21,12 +23,12 @@ PATH = "/shardhold/keeper/k1"
 
 
 @pytest.fixture
-def ca() -> DevelopmentCA:
-    return DevelopmentCA("example.test")
+def ca() -> Authority:
+    return Authority("example.test")
 
 
 @pytest.fixture
-def identity(ca: DevelopmentCA) -> FixedIdentity:
+def identity(ca: Authority) -> FixedIdentity:
     return FixedIdentity(ca.issue(PATH, dns=DNS))
 
 
@@ -47,7 +49,7 @@ def port(identity: FixedIdentity) -> Iterator[int]:
     server.stop(0)
 
 
-def fetch_serial(port: int, ca: DevelopmentCA, directory: Path) -> int:
+def fetch_serial(port: int, ca: Authority, directory: Path) -> int:
     """Return the serial number of the certificate that the server shows, by Python's own TLS."""
     credentials = certify(ca, uris=["spiffe://example.test/a"])
     pem = directory / "client.pem"
@@ -64,24 +66,22 @@ def fetch_serial(port: int, ca: DevelopmentCA, directory: Path) -> int:
     return x509.load_der_x509_certificate(certificate).serial_number
 
 
-def call_as(port: int, ca: DevelopmentCA, server_ca: DevelopmentCA) -> grpc.StatusCode:
+def call_as(port: int, ca: Authority, server_ca: Authority) -> grpc.StatusCode:
     """Call as a client of *ca* that trusts *server_ca*; return the code."""
     credentials = certify(ca, uris=["spiffe://example.test/a"], roots=server_ca)
     with connect(port, credentials, ca, server_name=DNS) as channel:
         return call(channel, METHOD).code
 
 
-def test_new_connections_see_the_new_svid(
-    port: int, identity: FixedIdentity, ca: DevelopmentCA, tmp_path: Path
-) -> None:
+def test_new_connections_see_the_new_svid(port: int, identity: FixedIdentity, ca: Authority, tmp_path: Path) -> None:
     """After a rotation the next connection is shown the new certificate; without one, the same."""
     first = fetch_serial(port, ca, tmp_path)
-    assert first == identity.svid.leaf().serial_number == fetch_serial(port, ca, tmp_path)
+    assert first == identity.current().leaf().serial_number == fetch_serial(port, ca, tmp_path)
     identity.svid = ca.issue(PATH, dns=DNS)
-    assert fetch_serial(port, ca, tmp_path) == identity.svid.leaf().serial_number != first
+    assert fetch_serial(port, ca, tmp_path) == identity.current().leaf().serial_number != first
 
 
-def test_connections_stay_over_a_rotation(port: int, identity: FixedIdentity, ca: DevelopmentCA) -> None:
+def test_connections_stay_over_a_rotation(port: int, identity: FixedIdentity, ca: Authority) -> None:
     """A connection that was open before goes on."""
     credentials = certify(ca, uris=["spiffe://example.test/a"])
     with connect(port, credentials, ca, server_name=DNS) as channel:
@@ -90,9 +90,9 @@ def test_connections_stay_over_a_rotation(port: int, identity: FixedIdentity, ca
         assert call(channel, METHOD).code is grpc.StatusCode.OK
 
 
-def test_client_roots_rotate_too(port: int, identity: FixedIdentity, ca: DevelopmentCA) -> None:
+def test_client_roots_rotate_too(port: int, identity: FixedIdentity, ca: Authority) -> None:
     """When the authority changes, clients of the new one are let in and those of the old one are not."""
-    newer = DevelopmentCA("example.test")
+    newer = Authority("example.test")
     assert call_as(port, newer, ca) is grpc.StatusCode.UNAVAILABLE
     assert call_as(port, ca, ca) is grpc.StatusCode.OK
     identity.svid = newer.issue(PATH, dns=DNS)
@@ -100,20 +100,19 @@ def test_client_roots_rotate_too(port: int, identity: FixedIdentity, ca: Develop
     assert call_as(port, ca, newer) is grpc.StatusCode.UNAVAILABLE
 
 
-def test_last_svid_stays_while_there_is_none(
-    port: int, identity: FixedIdentity, ca: DevelopmentCA, tmp_path: Path
-) -> None:
+def test_last_svid_stays_while_there_is_none(port: int, identity: FixedIdentity, ca: Authority, tmp_path: Path) -> None:
     """When the source has lost its SVID, connections are still made, with the last one; no call on them is served."""
-    identity.is_missing = True
-    assert fetch_serial(port, ca, tmp_path) == identity.svid.leaf().serial_number
+    last = identity.current()
+    identity.svid = None
+    assert fetch_serial(port, ca, tmp_path) == last.leaf().serial_number
     assert call_as(port, ca, ca) is grpc.StatusCode.UNAVAILABLE
-    identity.is_missing = False
+    identity.svid = last
     assert call_as(port, ca, ca) is grpc.StatusCode.OK
 
 
 def test_start_without_an_svid_fails(identity: FixedIdentity) -> None:
     """A server does not start without an SVID: it would serve nobody."""
-    identity.is_missing = True
+    identity.svid = None
     server = GrpcServer([], address="127.0.0.1:0", identity=identity, trust_domain="example.test")
     with pytest.raises(errors.IdentityUnavailableError):
         server.start()

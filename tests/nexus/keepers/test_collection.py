@@ -4,10 +4,11 @@ import threading
 
 import pytest
 
-from common.clock import ManualClock, SystemClock
+from common.clock import SystemClock
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keys.records import MemberRecord, SetState, ShardSetRecord
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.cluster import is_wiped
 
 MEMBERS = tuple(MemberRecord(f"keeper-{x}", "spiffe://example.org/k", "k:1", x, bytes(32)) for x in range(1, 6))

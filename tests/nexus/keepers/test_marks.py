@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from common.clock import ManualClock
 from common.errors import MarkError
 from common.forms.mark import SignedMark, verify_mark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import MarkBook, MarkMaker
 from nexus.store.protocol import Meta
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.cluster import MADE_AT, FoundCluster, FoundedCluster, open_store
 from tests.nexus.cluster import found as found_in
 from tests.nexus.played_keepers import DEADLINE_S

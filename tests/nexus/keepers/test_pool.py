@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from common.clock import Clock, ManualClock, SystemClock
+from common.clock import Clock, SystemClock
 from nexus.keepers.collection import Collection
 from nexus.keepers.pool import KeeperPool
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.cluster import FoundCluster, FoundedCluster, members
 from tests.nexus.conftest import WaitUntil
 from tests.nexus.played_keepers import PlayedKeeper
@@ -93,7 +94,7 @@ def test_a_restarted_keeper_is_full_again_within_two_polls(cluster: FoundedClust
         keep(pool, cluster)
         wait_until(lambda: pool.count_holders() == 5)
         keepers[2].restart()
-        wait_until(lambda: cluster.record.set_id in keepers[2].sets, timeout=2.5)
+        wait_until(lambda: cluster.record.set_id in keepers[2].sets, seconds=2.5)
 
 
 def test_collecting_asks_all_keepers_until_there_are_enough(cluster: FoundedCluster, wait_until: WaitUntil) -> None:

@@ -32,10 +32,12 @@ from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2 as pb
 from nexus.keepers.link import HeldSet, KeeperLink, KeeperReport
 from nexus.server.keeper_link import GrpcKeeperLink
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.keepers import NEXUS_PATH, FixedIdentity, KeeperProcess, wait_until
-from tests.cluster.marks import MarkMaker
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.keepers import NEXUS_PATH, KeeperProcess
+from tests.kit.marks import MarkMaker
+from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -47,12 +49,12 @@ LABEL = SetLabel(cluster_id=b"c" * 16, genesis=b"g" * 32, timeline=1, generation
 
 
 @pytest.fixture(scope="module")
-def ca() -> DevelopmentCA:
-    return DevelopmentCA("example.test")
+def ca() -> Authority:
+    return Authority("example.test")
 
 
 @pytest.fixture(scope="module")
-def provider(ca: DevelopmentCA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdentityProvider]:
+def provider(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdentityProvider]:
     with IdentityProvider(tmp_path_factory.mktemp("sockets"), ca, lifetime=timedelta(hours=1)) as provider:
         yield provider
 
@@ -75,7 +77,7 @@ Connect = Callable[..., GrpcKeeperLink]
 
 
 @pytest.fixture
-def connect(ca: DevelopmentCA) -> Iterator[Connect]:
+def connect(ca: Authority) -> Iterator[Connect]:
     """Make links, as the nexus n1 unless told otherwise."""
     links: list[GrpcKeeperLink] = []
 
@@ -247,7 +249,7 @@ def test_closed_link_is_unreachable(keeper: KeeperProcess, connect: Connect) -> 
 class Liar:
     """A keeper in this process, true in all but the answers that a test bends."""
 
-    def __init__(self, ca: DevelopmentCA, memory: ProtectedMemory) -> None:
+    def __init__(self, ca: Authority, memory: ProtectedMemory) -> None:
         identity = FixedIdentity(ca.issue(KEEPER_PATH, dns=DNS))
         service = KeeperService(
             ShardSlots(memory),
@@ -274,7 +276,7 @@ class Liar:
 
 
 @pytest.fixture
-def liar(ca: DevelopmentCA, memory: ProtectedMemory) -> Iterator[Liar]:
+def liar(ca: Authority, memory: ProtectedMemory) -> Iterator[Liar]:
     liar = Liar(ca, memory)
     yield liar
     liar.server.stop(0)

@@ -22,7 +22,7 @@ from shardhold._errors import (
     UnavailableError,
     WrongStateError,
 )
-from tests.pilot.custody.cards import CLUSTER_ID
+from tests.kit.cards import CLUSTER_ID
 from tests.pilot.person import DEADLINE_S
 
 PLAN = Plan(keeper_threshold=0, recovery_threshold=2, recovery_shares=3)

@@ -11,8 +11,8 @@ from common.errors import ConflictError
 from pilot.commands.accept_older_store import check, describe_loss
 from pilot.errors import PilotError
 from shardhold.v1 import cluster_pb2
-from tests.pilot.played_nexus import CLUSTER_ID, PlayedNexus
-from tests.pilot.transcript import run_at_terminal, run_pilot
+from tests.kit.played_nexus import CLUSTER_ID, PlayedNexus
+from tests.kit.transcript import run_at_terminal, run_pilot
 
 MADE_AT = Timestamp(seconds=int(datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC).timestamp()))
 STATUS = cluster_pb2.GetStatusResponse(

@@ -10,8 +10,8 @@ from common.errors import StoreUnavailableError, WrongStateError
 from pilot.commands.seal import explain
 from shardhold._errors import DeadlineError, UnavailableError
 from shardhold.v1 import cluster_pb2
-from tests.pilot.played_nexus import CLUSTER_ID, PlayedNexus
-from tests.pilot.transcript import run_at_terminal, run_pilot
+from tests.kit.played_nexus import CLUSTER_ID, PlayedNexus
+from tests.kit.transcript import run_at_terminal, run_pilot
 
 QUESTION = f"type {CLUSTER_ID.hex()[:8]}, or the word seal: "
 

@@ -12,8 +12,8 @@ from pilot.commands.unseal import parse_genesis
 from pilot.custody.card import Card
 from pilot.errors import UsageError
 from shardhold.v1 import cluster_pb2, recovery_pb2
-from tests.pilot.played_nexus import CLUSTER_ID, GENESIS, SESSION_ID, PlayedNexus
-from tests.pilot.transcript import Transcript, run_at_terminal, run_pilot
+from tests.kit.played_nexus import CLUSTER_ID, GENESIS, SESSION_ID, PlayedNexus
+from tests.kit.transcript import Transcript, run_at_terminal, run_pilot
 
 SHARES = split(bytes(32), 2, 3)
 FINGERPRINT = GENESIS.hex()

@@ -7,7 +7,7 @@ import pytest
 from common.errors import WordsError
 from common.keys.words import split
 from pilot.custody.card import is_card, read_genesis, read_words
-from tests.pilot.custody.cards import CLUSTER_ID, make_cards
+from tests.kit.cards import CLUSTER_ID, make_cards
 
 SHARES = split(bytes(32), 2, 3)
 

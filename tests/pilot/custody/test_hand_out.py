@@ -15,7 +15,7 @@ from pilot.custody.card import read_words
 from pilot.custody.hand_out import FileCustodians, ScreenCustodians, ShareCheck
 from pilot.errors import PilotError, UsageError
 from pilot.terminal.terminal import Terminal
-from tests.pilot.custody.cards import make_cards
+from tests.kit.cards import make_cards
 from tests.pilot.person import Person
 
 SHARES = split(bytes(32), 2, 3)

@@ -13,11 +13,11 @@ from common.keys.statement import PUT_SHARD, Statement, sign
 from common.keys.words import encode_share, read_share, split
 from pilot.connection import Connection
 from pilot.custody.unseal_calls import Recovery
-from pilot.dev.ca import DevelopmentCA
 from pilot.options import Settings
 from shardhold._errors import InvalidArgumentError, WrongStateError
 from shardhold.v1.recovery_pb2 import SubmitShareRequest
-from tests.pilot.played_nexus import CLUSTER_ID, CUSTODIAN_PATH, GENESIS, NEXUS_PATH, SESSION_ID, PlayedNexus
+from tests.kit.authority import Authority
+from tests.kit.played_nexus import CLUSTER_ID, CUSTODIAN_PATH, GENESIS, NEXUS_PATH, SESSION_ID, PlayedNexus
 
 SHARES = split(bytes(32), 2, 3)
 NEXUS_ID = f"spiffe://example.test{NEXUS_PATH}"
@@ -68,7 +68,7 @@ def flip(value: bytes) -> bytes:
     return value[:-1] + bytes((value[-1] ^ 1,))
 
 
-def own_statement(ca: DevelopmentCA, svid_path: str, **changes: Any) -> Any:
+def own_statement(ca: Authority, svid_path: str, **changes: Any) -> Any:
     """Return a bend that puts a statement in place that was signed by another SVID, or says something else."""
     svid = ca.issue(svid_path, dns="nexus.shardhold")
 
@@ -109,7 +109,7 @@ OTHER_AUDIENCE = {"audience": f"spiffe://example.test{CUSTODIAN_PATH}a"}
     ],
 )
 def test_nothing_is_sealed_for_another_statement(
-    nexus: PlayedNexus, connection: Connection, ca: DevelopmentCA, path: str, changes: dict[str, Any], said: str
+    nexus: PlayedNexus, connection: Connection, ca: Authority, path: str, changes: dict[str, Any], said: str
 ) -> None:
     """Who is no nexus of this trust domain, or states something else than was asked, gets no share."""
     nexus.bend = own_statement(ca, path, **changes)
@@ -120,10 +120,10 @@ def test_nothing_is_sealed_for_another_statement(
 
 def test_nothing_is_sealed_for_another_authority(nexus: PlayedNexus, connection: Connection) -> None:
     """A nexus's SPIFFE ID under an authority that is not ours is nobody's."""
-    nexus.bend = own_statement(DevelopmentCA("example.test"), NEXUS_PATH)
+    nexus.bend = own_statement(Authority("example.test"), NEXUS_PATH)
     with pytest.raises(StatementError, match="chain does not verify"):
         submit(open_recovery(connection))
-    nexus.bend = own_statement(DevelopmentCA("other.test"), NEXUS_PATH)
+    nexus.bend = own_statement(Authority("other.test"), NEXUS_PATH)
     with pytest.raises(StatementError, match="want that of a spiffe://example.test/shardhold/nexus/NAME"):
         submit(open_recovery(connection))
     assert not nexus.find(SubmitShareRequest)
@@ -136,7 +136,7 @@ def test_exactly_the_named_nexus_gets_it(nexus: PlayedNexus, connection: Connect
     assert not nexus.find(SubmitShareRequest)
 
 
-def test_a_nexus_elsewhere_in_the_trust_domain_is_named(ca: DevelopmentCA, svid_dir: Path) -> None:
+def test_a_nexus_elsewhere_in_the_trust_domain_is_named(ca: Authority, svid_dir: Path) -> None:
     """A nexus under another path than the default gets a share only when it is named."""
     nexus = PlayedNexus(ca, path="/prod/secrets/nexus-1")
     try:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from common.clock import ManualClock
 from common.errors import AuditUnavailableError
 from common.forms.audit.entry import decode_entry
 from common.forms.audit.line import ChangeLine
@@ -19,6 +18,7 @@ from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
 from nexus.store.protocol import Writer
 from nexus.store.sqlite.store import SqliteStore
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.access.audit.test_log import ROOT, WRITING, load_lines
 from tests.nexus.access.audit.writing import make_entry
 from tests.nexus.failing_store import FailingStore

@@ -38,7 +38,7 @@ from keeper.config import KeeperConfig, load_config
 from keeper.service import KeeperService
 from keeper.slots import HeldSet, ShardSlots
 from keeper.v1 import keeper_pb2 as pb
-from tests.cluster.marks import MarkMaker
+from tests.kit.marks import MarkMaker
 
 DELAY_S = 5.0  # more than a nexus waits for one call
 

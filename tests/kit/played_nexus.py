@@ -1,7 +1,6 @@
 """A nexus that is played: real mTLS, statements and sealed shares; behind them only what a test set."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -12,33 +11,20 @@ from common.forms.delivery import build_share_info
 from common.keys.statement import SUBMIT_SHARE, StatementDesk
 from common.keys.words import WIRE_SIZE, decode_share, read_share
 from common.server.edge import Call, GrpcServer, Method
-from pilot.dev.ca import DevelopmentCA
-from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
+from shardhold.identity import Svid
 from shardhold.v1 import cluster_pb2, recovery_pb2
-from tests.cluster.keepers import Credentials, FixedIdentity
+from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
 
 NEXUS_PATH = "/shardhold/nexus/n1"
 CUSTODIAN_PATH = "/shardhold/pilot/role/recover/ann"
 CLUSTER_ID, GENESIS, SESSION_ID = b"c" * 16, bytes(range(32)), b"s" * 16
 
 
-def write_svid(folder: Path, svid: Svid | Credentials) -> Path:
-    """Write the three files of --svid-dir."""
-    folder.mkdir(exist_ok=True)
-    if isinstance(svid, Svid):
-        parts = (svid.certificates_pem, svid.key_pem, svid.bundle_pem)
-    else:
-        parts = (svid.certificate, svid.key, svid.roots)
-    for name, content in zip((SVID_FILE, KEY_FILE, BUNDLE_FILE), parts, strict=True):
-        (folder / name).touch(mode=0o600)
-        (folder / name).write_bytes(content)
-    return folder
-
-
 class PlayedNexus:
     """Serves status, seal, accept and unseal; needs two shares. `errors` has what a method answers instead, by name."""
 
-    def __init__(self, ca: DevelopmentCA, *, path: str = NEXUS_PATH, svid: Svid | None = None) -> None:
+    def __init__(self, ca: Authority, *, path: str = NEXUS_PATH, svid: Svid | None = None) -> None:
         identity = FixedIdentity(svid or ca.issue(path, dns="nexus.shardhold"))
         self.status = cluster_pb2.GetStatusResponse(
             state=cluster_pb2.STATE_SEALED, cluster_id=CLUSTER_ID, recovery_threshold=2, recovery_shares=3

@@ -1,4 +1,4 @@
-"""Single keeper processes for tests: started with an identity provider of their own, called as anybody."""
+"""Single keeper processes: started with an identity provider of their own, and asked as their nexus asks."""
 
 import hashlib
 import json
@@ -7,87 +7,25 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import grpc
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from common.forms.delivery import SetLabel, build_put_info
 from common.keys import shamir
 from common.keys.sealing import seal
 from common.keys.statement import NONCE_SIZE, PUT_SHARD, Statement
 from keeper.v1 import keeper_pb2 as pb
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
-from shardhold.identity import IdentityUnavailableError, Svid
-from tests.cluster.refusal import Outcome, read_reason
+from tests.kit.raw_calls import call
+from tests.kit.refusal import Outcome
+from tests.kit.waiting import WAIT_S, wait_until
 
-WAIT_S = 20.0  # seconds; far more than anything takes, so that a busy machine fails no test
 NEXUS_PATH = "/shardhold/nexus/n1"
 CLUSTER_ID = b"c" * 16
-
-
-class FixedIdentity:
-    """An identity source with one SVID, which a test may replace or take away."""
-
-    def __init__(self, svid: Svid) -> None:
-        self.svid = svid
-        self.is_missing = False
-
-    def current(self) -> Svid:
-        if self.is_missing:
-            raise IdentityUnavailableError("no SVID")
-        return self.svid
-
-    def subscribe(self, callback: Callable[[], None]) -> None:
-        """Never called: calls ask `current`."""
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """A certificate with its key, in whatever shape, and the authorities that its owner trusts; PEM."""
-
-    certificate: bytes
-    key: bytes = field(repr=False)
-    roots: bytes
-
-
-def certify(
-    ca: DevelopmentCA,
-    *,
-    uris: Sequence[str] = (),
-    dns: Sequence[str] = (),
-    roots: DevelopmentCA | None = None,
-    valid: tuple[timedelta, timedelta] = (timedelta(minutes=-1), timedelta(hours=1)),
-) -> Credentials:
-    """Issue a leaf with exactly these names, valid from and until these distances from now."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    leaf = ca.certify(key.public_key(), uris=uris, dns=dns, not_before=now + valid[0], not_after=now + valid[1])
-    return Credentials(
-        certificate=leaf.public_bytes(Encoding.PEM),
-        key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        roots=(roots or ca).bundle_pem,
-    )
-
-
-def connect(port: int, credentials: Credentials | None, ca: DevelopmentCA, *, server_name: str) -> grpc.Channel:
-    """Open a plain gRPC channel to 127.0.0.1; without credentials it shows no certificate."""
-    secrets = (
-        grpc.ssl_channel_credentials(credentials.roots, credentials.key, credentials.certificate)
-        if credentials
-        else grpc.ssl_channel_credentials(ca.bundle_pem)
-    )
-    options = [("grpc.ssl_target_name_override", server_name), ("grpc.use_local_subchannel_pool", 1)]
-    return grpc.secure_channel(f"127.0.0.1:{port}", secrets, options=options)
 
 
 def make_put(
@@ -126,15 +64,6 @@ def make_put(
     )
 
 
-def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: float = 10.0) -> Outcome:
-    """Call *method*, with its full name, by bytes."""
-    unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-    try:
-        return Outcome(grpc.StatusCode.OK, answer=unary(body, timeout=timeout))
-    except grpc.RpcError as exc:
-        return Outcome(exc.code(), exc.details() or "", read_reason(exc))
-
-
 def name_rpc(rpc: str) -> str:
     """Return the full name of an RPC of a keeper."""
     return f"/keeper.v1.KeeperService/{rpc}"
@@ -158,15 +87,6 @@ def ask_statement(channel: grpc.Channel, *, cluster_id: bytes = CLUSTER_ID) -> S
 def put_shard(channel: grpc.Channel, request: pb.PutShardRequest) -> Outcome:
     """Give a keeper what `make_put` made."""
     return call(channel, name_rpc("PutShard"), request.SerializeToString())
-
-
-def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S, pause: float = 0.01) -> Any:
-    """Return the first true value of *condition*; fail when there is none in time."""
-    deadline, never = time.monotonic() + seconds, threading.Event()
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        never.wait(pause)
-    return value
 
 
 class KeeperProcess:

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardhold import WorkloadAPI
-from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
-
-ALL_FILES = (SVID_FILE, KEY_FILE, BUNDLE_FILE)
+from tests.kit.credentials import ALL_FILES, write_svid
 
 
 class SvidHelper:
@@ -35,12 +33,3 @@ class SvidHelper:
     def _renew(self) -> None:
         self.write()
         self.renewals += 1
-
-
-def write_svid(folder: Path, svid: Svid, *names: str) -> None:
-    """Write the files with these names, in their order, each in place."""
-    parts = {SVID_FILE: svid.certificates_pem, KEY_FILE: svid.key_pem, BUNDLE_FILE: svid.bundle_pem}
-    for name in names:
-        file = folder / name
-        file.touch(mode=0o600)
-        file.write_bytes(parts[name])

@@ -17,8 +17,8 @@ from nexus.keys.keyring import Keyring
 from nexus.keys.root_key import RootKey
 from nexus.store.protocol import ControlRow
 from pilot.custody.card import read_words
-from tests.cluster.cluster import Cluster
-from tests.memory.process_memory import list_regions, read_region
+from tests.kit.cluster import Cluster
+from tests.kit.process_memory import list_regions, read_region
 
 
 @dataclass(frozen=True, slots=True)

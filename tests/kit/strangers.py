@@ -1,26 +1,22 @@
 """Peers whom no server lets in, whatever else their certificates say: of each kind one."""
 
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 
-from pilot.dev.ca import DevelopmentCA
-from tests.cluster.keepers import Credentials, certify
+from tests.kit.authority import EXPIRED, NOT_YET, Authority
+from tests.kit.credentials import Credentials, certify
 
 # Makes the stranger from the server's authority and from the SPIFFE ID of somebody who would be let in.
-MakeStranger = Callable[[DevelopmentCA, str], Credentials | None]
-
-EXPIRED = (timedelta(hours=-2), timedelta(hours=-1))
-NOT_YET = (timedelta(hours=1), timedelta(hours=2))
+MakeStranger = Callable[[Authority, str], Credentials | None]
 
 
-def in_another_domain(ca: DevelopmentCA, spiffe_id: str) -> str:
+def in_another_domain(ca: Authority, spiffe_id: str) -> str:
     return spiffe_id.replace(ca.trust_domain, "other.test")
 
 
-def of_another_authority(trust_domain: str, spiffe_id: str, roots: DevelopmentCA) -> Credentials:
-    return certify(DevelopmentCA(trust_domain), uris=[spiffe_id], roots=roots)
+def of_another_authority(trust_domain: str, spiffe_id: str, roots: Authority) -> Credentials:
+    return certify(Authority(trust_domain), uris=[spiffe_id], roots=roots)
 
 
 STRANGERS = [

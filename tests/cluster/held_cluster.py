@@ -7,20 +7,19 @@ from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
-from pilot.dev.ca import DevelopmentCA
 from pilot.dev.cluster import IDENTITY, DevCluster, server_command
 from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import TRUST_DOMAIN, Identity, list_people, server_identity
 from pilot.dev.provider import IdentityProvider
-from tests.cluster.cluster import Cluster
-from tests.cluster.keepers import Credentials
-from tests.pilot.played_nexus import write_svid
+from tests.kit.authority import Authority
+from tests.kit.cluster import Cluster
+from tests.kit.credentials import Credentials, write_svid
 
 
 class HeldDevCluster(DevCluster):
     """A development cluster whose identities come from *ca*, by a provider in this process."""
 
-    def __init__(self, directory: DevDirectory, ca: DevelopmentCA) -> None:
+    def __init__(self, directory: DevDirectory, ca: Authority) -> None:
         super().__init__(directory)
         self._ca = ca
         self._provider: IdentityProvider | None = None
@@ -61,8 +60,8 @@ class HeldCluster(Cluster):
 
     def __init__(self, root: Path, plan: Plan | None = None) -> None:
         super().__init__(root, plan)
-        self.ca = DevelopmentCA(TRUST_DOMAIN)
-        self.dev = HeldDevCluster(self.directory, self.ca)
+        self.ca = Authority(TRUST_DOMAIN)
+        self.use(HeldDevCluster(self.directory, self.ca))
 
     def port(self, name: str) -> int:
         """Return the gRPC port of a server."""
@@ -73,6 +72,5 @@ class HeldCluster(Cluster):
         folder = write_svid(self.directory.root / f"impostor-{name}", credentials)
         prefix = f"SHARDHOLD_{'NEXUS' if name == 'nexus' else 'KEEPER'}__IDENTITY__"
         environ = [f"{prefix}SOURCE=files", f"{prefix}SVID_DIR={folder}"]
-        self.dev.start_instead(name, ["env", *environ, *server_command(self.directory, name)])
+        self.processes.replace(name, ["env", *environ, *server_command(self.directory, name)])
         self.wait(f"{name} runs", lambda: self.dev.is_ready(name) or bool(self.fetch(name, "/livez")))
-        self._replaced.add(name)
