@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
-from common.clock import Clock
+from common.clock import Clock, to_micros
 from common.forms.audit.entry import Entry
 from common.forms.audit.line import FORMAT, NO_HASH, Line, SegmentLine, TornTailLine, encode_line
 from common.forms.audit.segment import Segment, hash_rest, list_segments
@@ -136,9 +135,3 @@ class Chain:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def to_micros(moment: datetime) -> int:
-    """Return microseconds since 1970, without the rounding of a float."""
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
