@@ -10,6 +10,7 @@
   row.
 """
 
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,7 +85,7 @@ def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.S
     sets = [row for row in rows if row.kind == records.SHARD_SET]
     good = [row for row in sets if _is_listed(row, listed, cluster_id)]
     try:
-        return records.find_current_set(good)
+        return _choose_current(good)
     except CorruptRowError as exc:
         left_out = ", ".join(f"{row.kind}/{row.name}" for row in sets if row not in good)
         raise CorruptRowError(f"{exc}; does not verify: {left_out}" if left_out else str(exc)) from exc
@@ -175,6 +176,18 @@ def _parse_manifest(body: bytes) -> tuple[list[bytes], dict[Key, bytes]]:
     except UnicodeDecodeError as exc:
         raise CorruptRowError("control manifest does not decode") from exc
     return head, dict(zip(keys, rows[2::3], strict=True))
+
+
+def _choose_current(rows: Iterable[ControlRow]) -> records.ShardSetRecord:
+    current = []
+    for row in rows:
+        with contextlib.suppress(CorruptRowError):  # no record of a set: left out
+            record = records.decode(records.ShardSetRecord, row.body)
+            if record.state is records.SetState.CURRENT:
+                current.append(record)
+    if len(current) != 1:
+        raise CorruptRowError(f"{len(current)} shard sets are current, want 1")
+    return current[0]
 
 
 def _is_listed(row: ControlRow, listed: Mapping[Key, bytes], cluster_id: bytes) -> bool:

@@ -30,7 +30,7 @@ _LOOK_S = 0.1  # how often what is missing is said anew, if it changed
 log = structlog.get_logger("recovery")
 
 
-class Recovery:
+class KeeperRecovery:
     """One recovery, run by one thread; `missing` and `lacking` may be read by any."""
 
     def __init__(self, store: Store, pool: KeeperPool, book: MarkBook, memory: ProtectedMemory, clock: Clock) -> None:

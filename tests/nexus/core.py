@@ -196,5 +196,5 @@ class NexusCore:
 
 def make_ready(core: NexusCore, cluster: FoundedCluster) -> None:
     """Let *core* serve *cluster*, as after a recovery."""
-    core.warden.found(cluster.prove())
+    core.warden.begin_serving(cluster.prove())
     core.states.clear()
