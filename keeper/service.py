@@ -1,7 +1,7 @@
 """The keeper's RPCs as plain functions: messages to rules and back.
 
-Shards come and go sealed, so that only ciphertext is ever in gRPC's buffers; opened they stand in protected memory.
-Every RPC is for the nexuses of the configuration alone.
+Shards come and go sealed, so that gRPC's buffers only ever hold ciphertext; opened shards are in protected memory.
+Only the nexuses that the configuration names may call.
 """
 
 from collections.abc import Callable, Collection

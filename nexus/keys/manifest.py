@@ -5,9 +5,8 @@
   revision; its digest is the HMAC of that body under the control key. It is made again in each change that touches a
   row.
 - The manifest names the revision of the change that made it: a store that is at an earlier one was put back.
-- So whoever writes the database without the control key can neither add nor edit nor remove a row unseen: `verify`
-  names each row that is bad, missing or extra. It is refused alone; the rest goes on, unless recovery itself needs the
-  row.
+- Without the control key, nobody can add, edit or remove a row unnoticed: `verify` names each row that is bad, missing
+  or extra. Only that row is refused; the rest keeps working, unless recovery itself needs the row.
 """
 
 import contextlib
@@ -73,7 +72,7 @@ def verify(meta: Meta, rows: Iterable[ControlRow], root_key: RootKey) -> Control
 def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.ShardSetRecord:
     """Find the current set among the rows that the manifest lists as they are. The manifest itself is not verified yet.
 
-    So a row that was added or edited stands in nobody's way; and where `verify` holds, what was found here is verified.
+    A row that was added or edited is therefore left out, and once `verify` succeeds, the set found here is verified.
 
     Raises:
         CorruptRowError: There is no manifest, or not exactly one such set; the message names the rows left out.

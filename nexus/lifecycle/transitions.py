@@ -9,7 +9,7 @@
 5. A seal is committed first. Then the keys are withdrawn, with a last mark of where the store stood; then the keepers
    are emptied.
 6. A seal that was refused withdraws the keys and empties the keepers all the same; afterwards the process ends.
-7. When the store hangs, nothing waits for it, nor for whoever waits for it, and no mark is made. The keys are then
+7. When the store hangs, nothing waits for it or for a call that waits for it, and no mark is made. The keys are then
    withdrawn for good before the held key is wiped: a call that still waits for the store cannot install a key.
 """
 

@@ -1,7 +1,7 @@
 """One keeper over mTLS gRPC: messages of keeper.v1 to the core's `KeeperLink` and back.
 
-The keeper is known by its server name in the handshake, and by its exact SPIFFE ID wherever key material is sealed to
-it. It is believed nothing: whatever it answers is checked for size and form here, and what it means by the core.
+The handshake checks the keeper's server name, and key material is sealed to its exact SPIFFE ID. None of its answers is
+trusted: this module checks size and form, and the core checks the content.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ M = TypeVar("M", bound=Message)
 
 
 class GrpcKeeperLink:
-    """One keeper. Thread-safe. Connects at the first call and again by itself, as whoever *identity* says.
+    """One keeper. Thread-safe. Connects at the first call and reconnects by itself, with the SVID of *identity*.
 
     Args:
         name: Of the keeper; its certificate has the DNS name NAME.keeper.shardhold.

@@ -22,7 +22,7 @@ class Chain:
     def __init__(self, directory: Path, *, nexus: str, timeline: int, clock: Clock) -> None:
         """Go on with the chain in *directory*, or begin it.
 
-        What a crash left behind its last whole line is named in a new segment. The chain of a new timeline follows from
+        What a crash left after its last whole line is named in a new segment. The chain of a new timeline follows from
         the last line of the one before.
         """
         self._directory = directory
@@ -122,7 +122,7 @@ class Chain:
     def _name_torn(self, seq: int, segment: Segment, tail: Tail) -> TornTailLine:
         size = len(tail.rest)
         _log.warning("audit has a torn tail", file=segment.name, offset=tail.end, size=size)
-        detail = f"{size} bytes behind byte {tail.end} of {segment.name}"
+        detail = f"{size} bytes after byte {tail.end} of {segment.name}"
         entry = Entry(at=self.now(), actor="", action="audit.torn-tail", detail=detail)
         return TornTailLine(seq, entry, segment.name, tail.end, size, hash_rest(tail.rest))
 

@@ -1,4 +1,4 @@
-"""The states that a nexus goes through, and what it serves with in them: keys are wiped under nobody's hands."""
+"""The states that a nexus goes through, and what it serves with in them: keys are not wiped in use."""
 
 import threading
 from collections.abc import Iterator
@@ -135,7 +135,7 @@ def test_keys_are_given_back_when_the_call_fails(watched: Watched) -> None:
 
 
 def test_a_withdrawal_waits_only_so_long(watched: Watched) -> None:
-    """Then the keys are wiped under whoever still has them: he gets no key of zeros, but an error."""
+    """Then the keys are wiped under whoever still has them: they get an error, not a key of zeros."""
     serving: Serving = watched.lifecycle.lend()
     watched.lifecycle.withdraw(State.SEALED, seconds=0.05)
     with pytest.raises(ValueError, match="released"):
