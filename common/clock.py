@@ -22,6 +22,12 @@ class Clock(Protocol):
         ...
 
 
+def to_micros(moment: datetime) -> int:
+    """Return microseconds since 1970, exactly: a float would round them."""
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
 class SystemClock:
     """The clock of the machine."""
 

@@ -1,4 +1,4 @@
-"""A keeper from start to end: memory, server, probes, and in which order they come and go."""
+"""A keeper from start to end: memory, server, probes, and the order in which they start and end."""
 
 import os
 
@@ -17,7 +17,7 @@ from keeper.config import KeeperConfig
 from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 
-_TICK_S = 30.0  # how often one-shot keys that nobody used are looked for
+_TICK_S = 30.0  # how often unused one-shot keys are expired
 
 log = structlog.get_logger("keeper")
 

@@ -1,7 +1,7 @@
 """The keeper's RPCs as plain functions: messages to rules and back.
 
-Shards come and go sealed, so that only ciphertext is ever in gRPC's buffers; opened they stand in protected memory.
-Every RPC is for the nexuses of the configuration alone.
+Shards come and go sealed, so that gRPC's buffers only ever hold ciphertext; opened shards are in protected memory.
+Only the nexuses that the configuration names may call.
 """
 
 from collections.abc import Callable, Collection
@@ -11,7 +11,7 @@ import structlog
 from google.protobuf.message import Message
 
 from common.errors import DecryptionError, DeniedError, InvalidArgumentError, StatementError
-from common.forms.delivery import SetLabel, build_fetch_info, build_put_info
+from common.forms.delivery import SetLabel, build_fetch_info, build_put_info, read_label, write_label
 from common.forms.mark import SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedMemory
@@ -90,7 +90,7 @@ class KeeperService:
 
     def put_shard(self, call: Call, request: pb.PutShardRequest) -> pb.PutShardResponse:
         """Open a shard and give it to the rules. Its statement is used up, whatever they say."""
-        label = _read_label(request)
+        label = _check_label(request)
         if not 1 <= request.x <= shamir.MAX_SHARDS:
             raise InvalidArgumentError(f"x is {request.x}, want 1 to {shamir.MAX_SHARDS}")
         _check_sizes(
@@ -153,7 +153,7 @@ class KeeperService:
             sealed = seal(shard.view, recipient=request.public_key, info=info)
         log.info("shard given", set_number=held.label.set_number, nexus=call.caller)
         return pb.FetchShardResponse(
-            label=_write_label(held.label), x=held.x, sealed_shard=sealed, boot_id=self._boot_id
+            label=write_label(held.label, pb.SetLabel()), x=held.x, sealed_shard=sealed, boot_id=self._boot_id
         )
 
     def put_mark(self, call: Call, request: pb.PutMarkRequest) -> pb.PutMarkResponse:
@@ -200,7 +200,7 @@ def _check_sizes(**parts: tuple[bytes, int]) -> None:
             raise InvalidArgumentError(f"{name} is {len(part)} bytes, want {size}")
 
 
-def _read_label(request: pb.PutShardRequest) -> SetLabel:
+def _check_label(request: pb.PutShardRequest) -> SetLabel:
     if not request.HasField("label"):
         raise InvalidArgumentError("label is missing")
     label = request.label
@@ -214,26 +214,8 @@ def _read_label(request: pb.PutShardRequest) -> SetLabel:
     for name in ("generation", "set_number"):
         if not getattr(label, name):
             raise InvalidArgumentError(f"label.{name} is 0, want 1 or more")
-    return SetLabel(
-        cluster_id=label.cluster_id,
-        genesis=label.genesis,
-        timeline=label.timeline,
-        generation=label.generation,
-        set_id=label.set_id,
-        set_number=label.set_number,
-    )
-
-
-def _write_label(label: SetLabel) -> pb.SetLabel:
-    return pb.SetLabel(
-        cluster_id=label.cluster_id,
-        genesis=label.genesis,
-        timeline=label.timeline,
-        generation=label.generation,
-        set_id=label.set_id,
-        set_number=label.set_number,
-    )
+    return read_label(label)
 
 
 def _write_held(held: HeldSet) -> pb.HeldSet:
-    return pb.HeldSet(label=_write_label(held.label), x=held.x)
+    return pb.HeldSet(label=write_label(held.label, pb.SetLabel()), x=held.x)

@@ -1,4 +1,4 @@
-"""Which shards a keeper takes, holds and gives up. No I/O, no clock; shards stand in protected memory only.
+"""Which shards a keeper takes, holds and drops. No I/O, no clock; shards are in protected memory only.
 
 Order: sets are ordered by (timeline, set_number), across generations and reshares.
 
@@ -7,7 +7,7 @@ Order: sets are ordered by (timeline, set_number), across generations and reshar
 3. Putting a shard names the store's current set. One for another set is refused while the current set is not held: that
    comes first.
 4. A set that is not held is taken if it is newer than every set that was ever held here, or is the newest of them once
-   more. So nothing that was dropped comes back behind a newer set.
+   more. A set that was dropped therefore never comes back after a newer one.
 5. With two sets held, a third one takes the place of the older one that is not the store's current set.
 6. A set that is held: the same shard is accepted and changes nothing; another shard, point or label is refused.
 7. A shard is taken only if it has the right size, its x is the one named, and its commitment is the one named.

@@ -4,6 +4,7 @@ A shard that was sealed for one set, point, statement or keeper opens for no oth
 """
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from common.forms.codec import fields, u32, u64
 
@@ -29,6 +30,43 @@ class SetLabel:
         timeline.
         """
         return self.timeline, self.set_number
+
+
+class LabelMessage(Protocol):
+    """A message with the fields of a label: `SetLabel` of keeper.v1, which common may not import."""
+
+    cluster_id: bytes
+    genesis: bytes
+    timeline: int
+    generation: int
+    set_id: bytes
+    set_number: int
+
+
+M = TypeVar("M", bound=LabelMessage)
+
+
+def read_label(message: LabelMessage) -> SetLabel:
+    """Return the label that *message* carries, unchecked."""
+    return SetLabel(
+        cluster_id=message.cluster_id,
+        genesis=message.genesis,
+        timeline=message.timeline,
+        generation=message.generation,
+        set_id=message.set_id,
+        set_number=message.set_number,
+    )
+
+
+def write_label(label: SetLabel, message: M) -> M:
+    """Write *label* into *message*, and return it."""
+    message.cluster_id = label.cluster_id
+    message.genesis = label.genesis
+    message.timeline = label.timeline
+    message.generation = label.generation
+    message.set_id = label.set_id
+    message.set_number = label.set_number
+    return message
 
 
 def build_put_info(

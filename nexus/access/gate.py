@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, NoReturn, TypeVar
 
-from common.clock import Clock
+from common.clock import Clock, to_micros
 from common.errors import AuditUnavailableError, DeniedError, OutcomeUnknownError, RecoveringError, ShardholdError
 from common.forms.audit.entry import Entry
 from nexus.access.audit.exporter import Exporter
@@ -173,7 +173,7 @@ class Gate:
 
     def _entry(self, grant: Grant, outcome: str, *, decision: str = "allow") -> Entry:
         return Entry(
-            at=int(self._clock.now().timestamp() * 1_000_000),
+            at=to_micros(self._clock.now()),
             actor=grant.caller.spiffe_id,
             address=grant.caller.address,
             action=grant.action,

@@ -11,7 +11,6 @@
 """
 
 import contextlib
-import hashlib
 import hmac
 import os
 import threading
@@ -30,21 +29,19 @@ from nexus.access.gate import Caller, Gate, Grant
 from nexus.access.roles import Role
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest, records
-from nexus.keys.keyring import Keyring
-from nexus.keys.opened import Serving, make_canary, prove
+from nexus.keys.first_rows import FIRST_KEK, FIRST_TIMELINE, make_first_rows, make_genesis
+from nexus.keys.opened import Serving, prove
 from nexus.keys.root_key import ROOT_KEY_SIZE, RootKey
 from nexus.keys.shard_set import draw_set
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
-from nexus.policy.rules import Policy, encode_policy
+from nexus.policy.rules import Policy
 from nexus.store.protocol import Meta, Phase, Store, Writer
 
 CHALLENGE_SIZE = 32
 
 _SUPERUSER = frozenset({Role.SUPERUSER})
-_FIRST_KEK = 1
-_FIRST_TIMELINE = 1
 _HEARD_S = 3.0  # a nexus that has just started asked its keepers once by then
 
 log = structlog.get_logger("init")
@@ -207,14 +204,7 @@ class Initialisation:
         except BaseException:
             root_key.release()
             raise
-        genesis = Genesis(
-            cluster_id=meta.cluster_id,
-            generation=root_key.generation,
-            kcv=root_key.kcv,
-            audit_public_key=root_key.public_key,
-            recovery_public_key=public_key,
-            escrow_digest=hashlib.sha256(escrow).digest(),
-        )
+        genesis = make_genesis(root_key, public_key, escrow)
         return _Attempt(
             number=meta.last_init_attempt,
             threshold=threshold,
@@ -242,7 +232,7 @@ class Initialisation:
         self._confirmed = (attempt.number, answer)
         self._attempt = None
         attempt.root_key.release()
-        self._warden.found(proven[0])
+        self._warden.begin_serving(proven[0])
         log.info("cluster initialised", attempt=attempt.number, genesis=attempt.genesis.fingerprint.hex())
 
     def _write(self, writer: Writer, attempt: _Attempt, grant: Grant) -> Serving:
@@ -251,21 +241,29 @@ class Initialisation:
         if meta.phase is not Phase.INITIALISING or meta.last_init_attempt != attempt.number or not writer.is_empty():
             raise WrongStateError("the store is not as this attempt left it: it never gets a new root key")
         self._check_keepers()
-        meta = replace(meta, phase=Phase.INITIALISED, timeline=_FIRST_TIMELINE, last_kek_id=_FIRST_KEK, sealed=False)
+        meta = replace(meta, phase=Phase.INITIALISED, timeline=FIRST_TIMELINE, last_kek_id=FIRST_KEK, sealed=False)
         shard_set, points = draw_set(
             attempt.root_key.view,
             [seat.member for seat in self._pool.seats],
             threshold=attempt.threshold,
             generation=attempt.root_key.generation,
             set_number=attempt.set_number,
-            timeline=_FIRST_TIMELINE,
+            timeline=FIRST_TIMELINE,
             cluster_id=meta.cluster_id,
             memory=self._memory,
         )
         with contextlib.ExitStack() as on_failure:
             for point in points:
                 on_failure.callback(point.release)
-            bodies = self._first_rows(attempt, shard_set)
+            bodies = make_first_rows(
+                attempt.root_key,
+                attempt.genesis,
+                attempt.escrow,
+                attempt.recovery,
+                shard_set,
+                [self._first_policy],
+                self._memory,
+            )
             writer.save_meta(manifest.first_manifest(meta, bodies, attempt.root_key, writer))
             writer.append_audit(self._gate.change_entry(grant))
             meta, rows = replace(writer.load_meta(), revision=writer.revision), writer.load_controls()
@@ -273,26 +271,6 @@ class Initialisation:
             candidate.view[:] = attempt.root_key.view
             on_failure.pop_all()
         return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
-
-    def _first_rows(self, attempt: _Attempt, shard_set: records.ShardSetRecord) -> dict[manifest.Key, bytes]:
-        root_key = attempt.root_key
-        keyring = Keyring(self._memory)
-        wrap = keyring.make_kek(_FIRST_KEK, root_key)
-        canary = make_canary(root_key.cluster_id, keyring)
-        keyring.release()
-        generation = str(root_key.generation)
-        rows = {
-            records.GENESIS: records.GenesisRecord(attempt.genesis.encode()),
-            records.KEYRING: records.KeyringRecord(_FIRST_KEK, {str(_FIRST_KEK): wrap}),
-            records.CANARY: canary,
-            records.RECOVERY_KEY: attempt.recovery,
-            (records.KCV, generation): records.KcvRecord(root_key.kcv),
-            (records.ESCROW, generation): records.EscrowRecord(attempt.escrow),
-            (records.SHARD_SET, str(shard_set.set_number)): shard_set,
-        }
-        bodies = {key: records.encode(record) for key, record in rows.items()}
-        bodies[records.POLICY, self._first_policy.name] = encode_policy(self._first_policy)
-        return bodies
 
     def _open_attempt(self, number: int) -> _Attempt:
         if self._attempt is None or self._attempt.number != number:

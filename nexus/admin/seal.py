@@ -3,7 +3,8 @@
 from common.errors import InvalidArgumentError
 from nexus.access.gate import Caller, Gate
 from nexus.access.roles import Role
-from nexus.lifecycle.warden import Emptied, Warden
+from nexus.lifecycle.sealing import Emptied
+from nexus.lifecycle.warden import Warden
 
 MAX_REASON = 256  # characters
 

@@ -9,7 +9,7 @@ from common.keys.protected import ProtectedBuffer
 
 
 @dataclass(frozen=True, slots=True)
-class HeldSet:
+class ReportedSet:
     """A set that a keeper says it holds."""
 
     label: SetLabel
@@ -23,7 +23,7 @@ class KeeperReport:
     boot_id: bytes  # 16 bytes, new at each start
     cluster_id: bytes  # empty: not pinned yet
     genesis: bytes  # empty: not pinned yet
-    sets: tuple[HeldSet, ...]
+    sets: tuple[ReportedSet, ...]
     version: str
     memory_protection: int
 

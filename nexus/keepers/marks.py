@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from common.clock import Clock
+from common.clock import Clock, to_micros
 from common.forms.genesis import Genesis
 from common.forms.mark import Mark, SignedMark, verify_mark
 from nexus.keys.signer import Signer
@@ -137,7 +137,7 @@ class MarkMaker:
         position = meta.timeline, meta.revision
         with self._lock:
             if self._last is None or self._last[0] != position:
-                made_at = int(self._clock.now().timestamp() * 1_000_000)
+                made_at = to_micros(self._clock.now())
                 mark = Mark(
                     self._cluster_id, *position, meta.control_revision, generation, set_number, made_at
                 ).encode()

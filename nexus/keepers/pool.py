@@ -1,4 +1,4 @@
-"""All keepers of the cluster, each with a thread of its own, so that a slow one slows nobody."""
+"""All keepers of the cluster, each with a thread of its own, so that a slow keeper does not delay the others."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class KeeperPool:
     def collect(self, collection: Collection, book: MarkBook, stopping: threading.Event) -> None:
         """Ask all keepers for their shards and marks, until told otherwise.
 
-        Not once *stopping* is set: whoever sets it, and then gives the keepers another duty, is not overruled.
+        Does nothing once *stopping* is set, so that it never overrules a duty given after that.
         """
         self._set_duty(lambda seat: seat.collect(collection, book), unless=stopping)
 

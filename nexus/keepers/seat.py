@@ -1,14 +1,14 @@
-"""One keeper as the nexus sees it, and the four duties that it may have towards it.
+"""One keeper as the nexus sees it, and the four duties that the nexus may have towards it.
 
-- Watch: ask how it is, before there is a set.
-- Collect: ask for its shard until there are enough, at recovery.
-- Keep: hold it to its shard: fill it when it is empty, check a shard that this nexus did not give it, once for each
-  boot; drop what is older; give it the newest rollback mark.
-- Empty: while sealed, drop every set that it holds; nothing else that is wrong with it keeps it from that.
+- Watch: ask for its status, before there is a set.
+- Collect: during a recovery, ask for its shard until enough shards are there.
+- Keep: make sure that it holds its shard. Fill it when it is empty; once for each of its boots, check a shard that this
+  nexus did not give it; drop older sets; give it the newest rollback mark.
+- Empty: while sealed, drop every set that it holds, whatever else is wrong with it.
 
 In each duty but the first it is asked for its rollback mark, once for each boot. A mark that does not verify is a lie.
 
-A keeper is believed only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
+A keeper is trusted only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
 fault never stops the others.
 """
 
@@ -47,7 +47,7 @@ log = structlog.get_logger("keepers")
 
 
 def note_nothing(action: str, keeper: str, detail: str) -> None:
-    """For whoever keeps no audit."""
+    """Note nothing, where there is no audit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@
   revision; its digest is the HMAC of that body under the control key. It is made again in each change that touches a
   row.
 - The manifest names the revision of the change that made it: a store that is at an earlier one was put back.
-- So whoever writes the database without the control key can neither add nor edit nor remove a row unseen: `verify`
-  names each row that is bad, missing or extra. It is refused alone; the rest goes on, unless recovery itself needs the
-  row.
+- Without the control key, nobody can add, edit or remove a row unnoticed: `verify` names each row that is bad, missing
+  or extra. Only that row is refused; the rest keeps working, unless recovery itself needs the row.
 """
 
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,7 +72,7 @@ def verify(meta: Meta, rows: Iterable[ControlRow], root_key: RootKey) -> Control
 def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.ShardSetRecord:
     """Find the current set among the rows that the manifest lists as they are. The manifest itself is not verified yet.
 
-    So a row that was added or edited stands in nobody's way; and where `verify` holds, what was found here is verified.
+    A row that was added or edited is therefore left out, and once `verify` succeeds, the set found here is verified.
 
     Raises:
         CorruptRowError: There is no manifest, or not exactly one such set; the message names the rows left out.
@@ -84,7 +84,7 @@ def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.S
     sets = [row for row in rows if row.kind == records.SHARD_SET]
     good = [row for row in sets if _is_listed(row, listed, cluster_id)]
     try:
-        return records.find_current_set(good)
+        return _choose_current(good)
     except CorruptRowError as exc:
         left_out = ", ".join(f"{row.kind}/{row.name}" for row in sets if row not in good)
         raise CorruptRowError(f"{exc}; does not verify: {left_out}" if left_out else str(exc)) from exc
@@ -175,6 +175,18 @@ def _parse_manifest(body: bytes) -> tuple[list[bytes], dict[Key, bytes]]:
     except UnicodeDecodeError as exc:
         raise CorruptRowError("control manifest does not decode") from exc
     return head, dict(zip(keys, rows[2::3], strict=True))
+
+
+def _choose_current(rows: Iterable[ControlRow]) -> records.ShardSetRecord:
+    current = []
+    for row in rows:
+        with contextlib.suppress(CorruptRowError):  # no record of a set: left out
+            record = records.decode(records.ShardSetRecord, row.body)
+            if record.state is records.SetState.CURRENT:
+                current.append(record)
+    if len(current) != 1:
+        raise CorruptRowError(f"{len(current)} shard sets are current, want 1")
+    return current[0]
 
 
 def _is_listed(row: ControlRow, listed: Mapping[Key, bytes], cluster_id: bytes) -> bool:

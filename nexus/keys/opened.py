@@ -30,7 +30,7 @@ log = structlog.get_logger("nexus")
 
 @dataclass(frozen=True, slots=True)
 class PolicyView:
-    """The policies in force, and the names of those that were changed behind Shardhold's back."""
+    """The policies in force, and the names of those that were changed outside Shardhold."""
 
     policies: PolicySet
     damaged: tuple[str, ...]
@@ -151,5 +151,5 @@ def _open_canary(controls: Controls, keyring: Keyring, cluster_id: bytes) -> Non
 
 
 def _canary_place(cluster_id: bytes) -> Place:
-    # No secret can live here: `shardhold/` is nobody's.
+    # No secret can live here: `shardhold/` is reserved.
     return Place(cluster_id, "shardhold/canary", bytes(16), 1)

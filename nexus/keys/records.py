@@ -1,8 +1,6 @@
 """The bodies of control rows, as JSON that an operator can read with `sqlite3`; bytes are base64."""
 
-import contextlib
 import enum
-from collections.abc import Iterable
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -11,7 +9,7 @@ from common.errors import CorruptRowError
 from common.forms.delivery import SetLabel
 from common.forms.documents import decode_document
 from common.forms.genesis import Genesis, decode_genesis
-from nexus.store.protocol import ControlRow, Reader
+from nexus.store.protocol import Reader
 
 T = TypeVar("T")
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what every store can count
@@ -138,21 +136,3 @@ def load_body(reader: Reader, kind: str, name: str) -> bytes:
     if row is None:
         raise CorruptRowError(f"control row {kind}/{name} is missing")
     return row.body
-
-
-def find_current_set(rows: Iterable[ControlRow]) -> ShardSetRecord:
-    """Find the current set among stored rows, which nothing has verified yet. What is no record of a set is left out.
-
-    Raises:
-        CorruptRowError: There is not exactly one.
-    """
-    current = []
-    for row in rows:
-        if row.kind == SHARD_SET:
-            with contextlib.suppress(CorruptRowError):
-                record = decode(ShardSetRecord, row.body)
-                if record.state is SetState.CURRENT:
-                    current.append(record)
-    if len(current) != 1:
-        raise CorruptRowError(f"{len(current)} shard sets are current, want 1")
-    return current[0]

@@ -1,6 +1,7 @@
-"""In which state the nexus is, and what it serves with. Who changes that is `nexus.lifecycle.warden`.
+"""The state of the nexus, and the keys that it serves with. `nexus.lifecycle.warden` changes both.
 
-Keys are borrowed for as long as a call needs them, so that they are wiped under nobody's hands.
+A call borrows the keys while it needs them, so they are never wiped in use, unless it takes longer than a withdrawal
+waits.
 """
 
 import threading
@@ -55,7 +56,7 @@ class Lifecycle:
 
     @contextmanager
     def borrow(self) -> Iterator[Serving]:
-        """Use what the nexus serves with; it is wiped only after the block. Raises as `require_serving`."""
+        """Use what the nexus serves with; a withdrawal waits for the block to end. Raises as `require_serving`."""
         serving = self.lend()
         try:
             yield serving
@@ -70,14 +71,14 @@ class Lifecycle:
             return serving
 
     def give_back(self) -> None:
-        """Say that what `lend` handed out is not used any more."""
+        """Return what `lend` handed out: it is no longer used."""
         with self._returned:
             self._borrowed -= 1
             if not self._borrowed:
                 self._returned.notify_all()
 
     def install(self, serving: Serving) -> None:
-        """Be ready, and serve with *serving* from here on.
+        """Become ready, and serve with *serving* from now on.
 
         Raises:
             SealedError: The nexus was shut for good; *serving* stays the caller's.
@@ -96,9 +97,10 @@ class Lifecycle:
         last_use: Callable[[Serving], None] = lambda serving: None,
         for_good: bool = False,
     ) -> None:
-        """Serve no more: go to *state*, wait at most *seconds* for what is borrowed, and wipe every key.
+        """Stop serving: go to *state*, wait at most *seconds* for borrowed keys, and wipe every key.
 
-        *last_use* gets the keys when nobody else has them, just before they are wiped. *for_good*: none follow them.
+        *last_use* gets the keys just before they are wiped, when no call borrows them any more or *seconds* are over.
+        After a withdrawal *for_good*, no key can be installed again.
         """
         with self._returned:
             self._is_over |= for_good
@@ -110,17 +112,17 @@ class Lifecycle:
             self._wipe(serving, seconds, last_use)
 
     def enter(self, state: State) -> None:
-        """Go to *state*, with the keys that are there."""
+        """Go to *state*, and keep the keys as they are."""
         with self._returned:
             before, self._state = self._state, state
         self._tell(before, state)
 
     def give_up(self, reason: str) -> None:
-        """End the process: what is in the store is not known any more, and only a new start can tell."""
+        """End the process: what the store holds is no longer known, and only a restart can tell."""
         self._on_failure(reason)
 
     def wipe(self) -> None:
-        """Forget every key, at the end of the process."""
+        """Wipe every key, at the end of the process."""
         with self._returned:
             serving, self._serving = self._serving, None
         self._wipe(serving, 0, lambda serving: None)

@@ -1,10 +1,10 @@
 """Bring the root key back from the keepers.
 
 - The store alone names the current set; keepers never vote.
-- All keepers are asked at once, again and again, for ever; a shard that does not match its commitment counts for
-  nothing, and its keeper is named.
-- t shards give a candidate; `nexus.keys.opened.prove` says whether it is the root key. What failed is wiped and
-  asked for anew.
+- All keepers are asked at the same time, repeatedly and without limit. A shard that does not match its commitment is
+  ignored, and its keeper is named.
+- t shards give a candidate; `nexus.keys.opened.prove` says whether it is the root key. A candidate that fails is
+  wiped, and the keepers are asked again.
 """
 
 import threading
@@ -24,13 +24,13 @@ from nexus.keys.opened import Serving, prove
 from nexus.keys.root_key import ROOT_KEY_SIZE
 from nexus.store.protocol import Store
 
-_RETRY_S = 1.0  # before keepers are asked anew after a key that did not prove, or a store that could not be read
-_LOOK_S = 0.1  # how often what is missing is said anew, if it changed
+_RETRY_S = 1.0  # before the next attempt, after a key that failed its proof or a store that could not be read
+_LOOK_S = 0.1  # how often a change in what is missing is looked for
 
 log = structlog.get_logger("recovery")
 
 
-class Recovery:
+class KeeperRecovery:
     """One recovery, run by one thread; `missing` and `lacking` may be read by any."""
 
     def __init__(self, store: Store, pool: KeeperPool, book: MarkBook, memory: ProtectedMemory, clock: Clock) -> None:
@@ -39,8 +39,8 @@ class Recovery:
         self._book = book
         self._memory = memory
         self._clock = clock
-        self.missing = "no keeper was asked yet"  # what stands between here and ready, in words
-        self.lacking = 0  # shards that are still to come, once the set is known
+        self.missing = "no keeper was asked yet"  # what recovery still needs, in words
+        self.lacking = 0  # shards still missing, once the set is known
 
     def run(self, stopping: threading.Event) -> Serving | None:
         """Return what the root key opens, once it is back; None when *stopping* was set first."""

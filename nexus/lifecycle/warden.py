@@ -1,64 +1,37 @@
 """The warden: brings the nexus to ready, and takes it back. Nothing else changes between recovering, sealed and ready.
 
-- Keepers, or custodians, give a key; `nexus.keys.opened.prove` has proved it before it comes here.
-- A rollback mark that is newer than the store blocks the way: the proved key is held, and goes nowhere, until a
-  superuser accepts the older store. One that comes while ready ends ready.
-- What custodians bring back, and an accepted older store, get a new set (`nexus.keys.replacement`). Its shards are
-  delivered afterwards, by refill; ready does not wait for them.
-- A seal is committed first, then calls in flight end, the keys are wiped, and the keepers emptied, each once it took a
-  last mark of where the store stood. If the seal cannot be committed, that happens all the same, and the process ends;
-  so it does when the disk hangs: then nothing waits for the store, nor for whoever waits for it, and no mark is made.
-  A seal without a root key takes no revision: it could bring a store that was put back beyond the mark that says so.
-- What the store or a keeper does wrong meanwhile is said, and tried again: the warden ends with the process only.
+- `nexus.lifecycle.transitions` says what follows from what has happened, and in which order it is done.
+- A proved key is admitted with the current set, the genesis record that marks were held against, and no newer mark:
+  each is looked at under the lock, in which the key is then installed.
+- When the store or a keeper fails, the warden says so and tries again: its thread ends with the process only.
 """
 
-import contextlib
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
 from common.clock import Clock
-from common.errors import (
-    ConflictError,
-    CorruptRowError,
-    OutcomeUnknownError,
-    SealedError,
-    ShardholdError,
-    StoreUnavailableError,
-    WrongStateError,
-)
-from common.forms.genesis import Genesis
-from common.forms.mark import SignedMark
+from common.errors import ConflictError, CorruptRowError, ShardholdError, WrongStateError
 from common.keys.protected import ProtectedMemory
-from common.time_limit import finish_within
-from nexus.keepers.marks import MarkBook, MarkMaker, NewerMark
+from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
-from nexus.keys import manifest, records
+from nexus.keys import manifest
 from nexus.keys.opened import Serving
 from nexus.keys.replacement import WriteEntry, replace_set
+from nexus.lifecycle.executor import Executor
 from nexus.lifecycle.lifecycle import Lifecycle
-from nexus.lifecycle.recovery import Recovery
+from nexus.lifecycle.recovery import KeeperRecovery
+from nexus.lifecycle.sealing import Emptied, Sealing
 from nexus.lifecycle.states import State
-from nexus.store.protocol import Meta, Store, Writer
+from nexus.lifecycle.store_marks import StoreMarks
+from nexus.lifecycle.transitions import Duty, Event, Transition, find_duty
+from nexus.store.protocol import Meta, Store
 
-_DRAIN_S = 5.0  # for calls in flight when the keys are withdrawn
-# For the commit of a seal: more than the store itself waits for a foreign lock, and little enough that a caller who
-# waits for 10 s still hears how it ended.
-SEAL_COMMIT_S = 6.0
-_HUNG_DRAIN_S = 1.0  # for calls in flight when the store hangs: those that wait for it do not end
 _MARK_WAIT_S = 0.5  # for the marks of keepers that have not answered, once the key is there
 _RETRY_S = 1.0  # between two looks at marks, and before what failed is tried again
 
 log = structlog.get_logger("warden")
-
-
-@dataclass(frozen=True, slots=True)
-class Emptied:
-    """How far a seal has come with the keepers."""
-
-    keepers_emptied: int
-    keepers: int
 
 
 class Warden:
@@ -73,12 +46,13 @@ class Warden:
         self._memory = memory
         self._clock = clock
         self._lock = threading.RLock()
-        self._wake = threading.Event()
+        self._marks = StoreMarks(store, lifecycle, clock, self._lock)
+        self._executor = Executor(lifecycle, pool, self._marks)
+        self._sealing = Sealing(
+            store=store, lifecycle=lifecycle, pool=pool, executor=self._executor, lock=self._lock, clock=clock
+        )
         self._ending = False
-        self._recovery: Recovery | None = None
-        self._held: Serving | None = None  # proved, and blocked by a newer mark
-        self._book: MarkBook | None = None
-        self._last_mark: SignedMark | None = None  # of a sealed store, made when it was sealed
+        self._recovery: KeeperRecovery | None = None
         self._trouble = ""  # what keeps the warden itself from going on
         self._thread = threading.Thread(target=self._run, name="warden", daemon=True)
 
@@ -87,12 +61,12 @@ class Warden:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wipe what is held."""
+        """End, and wipe the key that is held."""
         self._ending = True
-        self._wake.set()
+        self._executor.wake.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self._drop_held()
+        self._executor.wipe_held()
 
     def list_obstacles(self) -> list[str]:
         """Say what keeps the nexus from being ready; empty when it is."""
@@ -103,14 +77,14 @@ class Warden:
         recovery = self._recovery
         if state is State.SEALED:
             obstacles.append("the nexus is sealed: custodians have to unseal it")
-        elif recovery is not None and self._held is None:
+        elif recovery is not None and self._executor.held is None:
             obstacles.append(recovery.missing)
         if self._trouble:
             obstacles.append(self._trouble)
         try:
             newer = self.find_newer_mark()
             if newer is not None:
-                obstacles.append(newer.describe(self._load_meta()))
+                obstacles.append(newer.describe(self._marks.load_meta()))
         except ShardholdError as exc:
             obstacles.append(str(exc))
         return obstacles or [f"the nexus is {state}"]
@@ -118,17 +92,17 @@ class Warden:
     def count_lacking_shards(self) -> int:
         """Count the shards that are still to come before there can be a key; 0 when none is waited for."""
         recovery = self._recovery
-        is_waiting = self._lifecycle.state is State.RECOVERING and self._held is None
+        is_waiting = self._lifecycle.state is State.RECOVERING and self._executor.held is None
         return recovery.lacking if recovery is not None and is_waiting else 0
 
     def find_newer_mark(self) -> NewerMark | None:
         """Return the newest rollback mark if it is newer than the store."""
-        return None if self._book is None else self._book.find_newer(self._load_meta())
+        return self._marks.find_newer()
 
-    def found(self, serving: Serving) -> None:
+    def begin_serving(self, serving: Serving) -> None:
         """Serve the cluster that init has just committed."""
         with self._lock:
-            self._install(serving)
+            self._become_ready(self._executor.find_transition(Event.CLUSTER_FOUNDED), serving)
 
     def admit(
         self, serving: Serving, write_entry: WriteEntry | None = None, *, asked_in: State = State.RECOVERING
@@ -144,23 +118,25 @@ class Warden:
             StoreUnavailableError: Nothing was committed.
         """
         try:
-            self._require_book().wait_answers(len(self._pool.seats), seconds=_MARK_WAIT_S)
+            self._marks.require_book().wait_answers(len(self._pool.seats), seconds=_MARK_WAIT_S)
         except BaseException:
             serving.release()
             raise
         with self._lock:
             try:
                 self._check_admission(serving, asked_in)
-                if self._require_book().find_newer(self._load_meta()) is not None:
-                    self._hold(serving)
-                    return False
-                if write_entry is not None:
+                transition = self._judge(by_custodians=write_entry is not None)
+                if transition.replaces_set and write_entry is not None:
                     replace_set(self._store, serving, write_entry, _unsealed, self._memory)
             except BaseException:
                 serving.release()
                 raise
-            self._install(serving)
-            return True
+            if transition.state is State.READY:
+                self._become_ready(transition, serving)
+                return True
+            self._executor.carry_out_with(transition, serving)
+            log.critical("blocked", obstacles=self.list_obstacles())
+            return False
 
     def accept(self, timeline: int, revision: int, write_entry: WriteEntry) -> int:
         """Accept the store as it is, older than a mark says; return the timeline that begins.
@@ -171,20 +147,20 @@ class Warden:
             StoreUnavailableError: Nothing was committed; it stays blocked.
         """
         with self._lock:
-            meta = self._load_meta()
-            newer = self._book.find_newer(meta) if self._book is not None else None
+            meta = self._marks.load_meta()
+            newer = self._marks.book.find_newer(meta) if self._marks.book is not None else None
             if newer is None:
                 raise WrongStateError("no newer rollback mark blocks this nexus: there is nothing to accept")
-            held = self._held
+            held = self._executor.held
             if held is None:
                 raise WrongStateError("there is no root key yet: keepers or custodians have to bring it back first")
             if (timeline, revision) != (meta.timeline, meta.revision):
                 raise ConflictError(
                     f"store is at timeline {meta.timeline}, revision {meta.revision}; got {timeline}, {revision}"
                 )
+            transition = self._executor.find_transition(Event.OLDER_STORE_ACCEPTED)
             replace_set(self._store, held, write_entry, lambda meta: _above(meta, newer), self._memory)
-            self._held = None
-            self._install(held)
+            self._become_ready(transition, held)
             return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
 
     def seal(self, write_entry: WriteEntry, *, seconds: float) -> Emptied:
@@ -194,93 +170,41 @@ class Warden:
             StoreUnavailableError, CorruptRowError: Not committed, or nobody knows. Keys are wiped and keepers emptied
                 all the same, and the process ends.
         """
-        deadline = self._clock.monotonic() + seconds
-        has_lock = self._lock.acquire(timeout=SEAL_COMMIT_S)
-        try:
-            hangs = StoreUnavailableError("another call waits for the store, and goes on waiting")
-            failure = self._commit_seal(write_entry) if has_lock else hangs
-            if failure is hangs or isinstance(failure, OutcomeUnknownError):
-                self._shut_for_good()
-            else:
-                failure = self._shut() or failure
-        finally:
-            if has_lock:
-                self._lock.release()
-        emptied = Emptied(self._pool.wait_emptied(seconds=deadline - self._clock.monotonic()), len(self._pool.seats))
-        if failure is not None:
-            self._lifecycle.give_up(f"the seal could not be committed: {failure}")
-            raise _explain_seal(failure, emptied) from failure
-        return emptied
-
-    def _commit_seal(self, write_entry: WriteEntry) -> ShardholdError | None:
-        """Return why the seal is not committed, None when it is."""
-
-        def commit() -> None:
-            if self._lifecycle.state is State.READY:
-                self._store.write(lambda writer: _write_seal(writer, write_entry))
-            else:
-                # The caller's entry is then written like that of a read.
-                self._store.write(_set_sealed, counts=False)
-
-        try:
-            finish_within(self._clock, SEAL_COMMIT_S, commit, name="commit of the seal")
-        except ShardholdError as exc:
-            return exc
-        return None
-
-    def _shut(self) -> ShardholdError | None:
-        """Wipe the keys and let the keepers be emptied; return why the latter cannot be."""
-        self._drop_held()
-        # Calls in flight may still commit. The mark is made behind the last of them.
-        self._lifecycle.withdraw(State.SEALED, seconds=_DRAIN_S, last_use=self._make_last_mark)
-        self._wake.set()  # before the new duty: a recovery that is under way gives none any more
-        try:
-            self._pool.empty(self._require_book(), self._last_mark)
-        except ShardholdError as exc:
-            return exc  # the store does not tell whose sets to drop
-        return None
-
-    def _shut_for_good(self) -> None:
-        """Do the same without the store, and perhaps without the lock: whoever has it installs no key any more."""
-        self._lifecycle.withdraw(State.SEALED, seconds=_HUNG_DRAIN_S, for_good=True)
-        self._drop_held()
-        self._wake.set()
-        if self._book is not None:
-            self._pool.empty(self._book, self._last_mark)
+        return self._sealing.seal(write_entry, seconds=seconds)
 
     def _run(self) -> None:
         while True:
-            self._wake.clear()  # before all that it may announce is looked at
+            self._executor.wake.clear()  # before anything that it may announce is looked at
             if self._ending:
                 return
             try:
-                self._look_after()
+                self._do_duty()
             except ShardholdError as exc:
                 if str(exc) != self._trouble:
                     log.warning("cannot go on yet", why=str(exc))
                 self._trouble = str(exc)
-                self._clock.wait(self._wake, _RETRY_S)
+                self._clock.wait(self._executor.wake, _RETRY_S)
 
-    def _look_after(self) -> None:
-        match self._lifecycle.state:
-            case State.RECOVERING if self._held is None:
-                self._bring_back()
-            case State.SEALED:
-                self._pool.empty(self._require_book(), self._last_mark)
+    def _do_duty(self) -> None:
+        match find_duty(self._executor.situation):
+            case Duty.RECOVER:
+                self._recover()
+            case Duty.EMPTY:
+                self._pool.empty(self._marks.require_book(), self._marks.last)
                 self._trouble = ""
-                self._wake.wait()
-            case State.READY:
-                self._clock.wait(self._wake, _RETRY_S)
+                self._executor.wake.wait()
+            case Duty.CHECK_MARKS:
+                self._clock.wait(self._executor.wake, _RETRY_S)
                 self._check_marks()
                 self._trouble = ""
-            case _:
-                self._wake.wait()
+            case Duty.REST:
+                self._executor.wake.wait()
 
-    def _bring_back(self) -> None:
-        book = self._require_book()
+    def _recover(self) -> None:
+        book = self._marks.require_book()
         self._trouble = ""
-        recovery = self._recovery = Recovery(self._store, self._pool, book, self._memory, self._clock)
-        serving = recovery.run(self._wake)
+        recovery = self._recovery = KeeperRecovery(self._store, self._pool, book, self._memory, self._clock)
+        serving = recovery.run(self._executor.wake)
         if serving is None:
             return
         try:
@@ -292,17 +216,17 @@ class Warden:
         """End ready when a mark that is newer than the store has come."""
         with self._lock:
             if self._lifecycle.state is State.READY and (newer := self.find_newer_mark()) is not None:
-                log.critical("store was put back", what=newer.describe(self._load_meta()))
+                log.critical("store was put back", what=newer.describe(self._marks.load_meta()))
                 self._recovery = None
-                self._lifecycle.withdraw(State.RECOVERING, seconds=_DRAIN_S)
+                self._executor.carry_out(self._executor.find_transition(Event.NEWER_MARK))
 
     def _check_admission(self, serving: Serving, asked_in: State) -> None:
         state = self._lifecycle.state
         if state is not asked_in:
             raise WrongStateError(f"the nexus is {state} meanwhile")
-        # The book was begun with a record that nothing had verified: with another one than the true one, no true mark
-        # would count.
-        if self._require_book().fingerprint != serving.genesis.fingerprint:
+        # Marks were held against a genesis record that nothing had verified. With another record than the true one, no
+        # true mark counted.
+        if self._marks.require_book().fingerprint != serving.genesis.fingerprint:
             reason = "genesis record is another one than at the start"
             self._lifecycle.give_up(reason)
             raise CorruptRowError(reason)
@@ -311,77 +235,15 @@ class Warden:
         if current.set_id != serving.shard_set.record.set_id:
             raise WrongStateError("the current set is another one meanwhile")
 
-    def _install(self, serving: Serving) -> None:
-        maker = MarkMaker(serving.genesis, serving.root_key, self._clock)
-        book = self._book = self._book or MarkBook(serving.genesis)
-        self._recovery = self._last_mark = None
-        try:
-            self._lifecycle.install(serving)
-        except SealedError:
-            serving.release()
-            raise
-        self._wake.set()  # before the new duty, as in `seal`
-        self._pool.keep(serving.shard_set, book, lambda: self._find_mark(serving, maker))
+    def _judge(self, *, by_custodians: bool) -> Transition:
+        if self.find_newer_mark() is not None:
+            return self._executor.find_transition(Event.KEY_BEHIND_MARK)
+        event = Event.KEY_FROM_CUSTODIANS if by_custodians else Event.KEY_FROM_KEEPERS
+        return self._executor.find_transition(event)
 
-    def _hold(self, serving: Serving) -> None:
-        self._drop_held()
-        self._held = serving
-        self._lifecycle.enter(State.RECOVERING)
-        log.critical("blocked", obstacles=self.list_obstacles())
-        self._wake.set()
-
-    def _drop_held(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            held.release()
-
-    def _find_mark(self, serving: Serving, maker: MarkMaker) -> SignedMark | None:
-        try:
-            with self._lifecycle.borrow() as current:
-                if current is not serving:
-                    return None  # asked for by a duty of before; the key of this maker is wiped
-                return self._make_mark(serving, maker)
-        except ShardholdError:
-            return None  # sealed or ending meanwhile; or the store cannot be read, which other calls say
-
-    def _make_last_mark(self, serving: Serving) -> None:
-        with contextlib.suppress(ShardholdError):  # the store cannot be read: keepers keep the marks that they have
-            self._last_mark = self._make_mark(serving, MarkMaker(serving.genesis, serving.root_key, self._clock))
-
-    def _make_mark(self, serving: Serving, maker: MarkMaker) -> SignedMark:
-        record = serving.shard_set.record
-        return maker.make(self._load_meta(), generation=record.generation, set_number=record.set_number)
-
-    def _require_book(self) -> MarkBook:
-        with self._lock:
-            if self._book is None:
-                self._book = MarkBook(self._load_genesis())
-            return self._book
-
-    def _load_genesis(self) -> Genesis:
-        with self._store.read() as reader:
-            return records.load_genesis(reader)
-
-    def _load_meta(self) -> Meta:
-        with self._store.read() as reader:
-            return reader.load_meta()
-
-
-def _explain_seal(failure: ShardholdError, emptied: Emptied) -> ShardholdError:
-    known = "may be committed or not" if isinstance(failure, OutcomeUnknownError) else "is not committed"
-    return type(failure)(
-        f"the seal {known}: {failure}; keys are wiped, {emptied.keepers_emptied} of {emptied.keepers} keepers hold no "
-        "shard any more, and the nexus ends"
-    )
-
-
-def _write_seal(writer: Writer, write_entry: WriteEntry) -> None:
-    _set_sealed(writer)
-    write_entry(writer)
-
-
-def _set_sealed(writer: Writer) -> None:
-    writer.save_meta(replace(writer.load_meta(), sealed=True))
+    def _become_ready(self, transition: Transition, serving: Serving) -> None:
+        self._recovery = None
+        self._executor.carry_out_with(transition, serving)
 
 
 def _unsealed(meta: Meta) -> Meta:
@@ -389,7 +251,7 @@ def _unsealed(meta: Meta) -> Meta:
 
 
 def _above(meta: Meta, newer: NewerMark) -> Meta:
-    """A new timeline, and numbers that no store of the timelines before has given out."""
+    """Begin a new timeline, with numbers that no store of the earlier timelines has given out."""
     mark = newer.mark
     return replace(
         meta,

@@ -1,7 +1,7 @@
 """One keeper over mTLS gRPC: messages of keeper.v1 to the core's `KeeperLink` and back.
 
-The keeper is known by its server name in the handshake, and by its exact SPIFFE ID wherever key material is sealed to
-it. It is believed nothing: whatever it answers is checked for size and form here, and what it means by the core.
+The handshake checks the keeper's server name, and key material is sealed to its exact SPIFFE ID. None of its answers is
+trusted: this module checks size and form, and the core checks the content.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from common.errors import (
     ShardholdError,
     WrongStateError,
 )
-from common.forms.delivery import SetLabel, build_fetch_info, build_put_info
+from common.forms.delivery import SetLabel, build_fetch_info, build_put_info, read_label, write_label
 from common.forms.mark import MAX_CHAIN, MAX_RECORD_SIZE, MAX_SIZE, SIGNATURE_SIZE, SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer, random_into
@@ -29,7 +29,7 @@ from common.keys.sealing import OneShotKey, seal
 from common.keys.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, SignedStatement, verify
 from keeper.v1 import keeper_pb2 as pb
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
-from nexus.keepers.link import HeldSet, KeeperReport
+from nexus.keepers.link import KeeperReport, ReportedSet
 from shardhold.channel import PinnedChannel
 from shardhold.identity import IdentitySource, IdentityUnavailableError, Svid
 
@@ -55,7 +55,7 @@ M = TypeVar("M", bound=Message)
 
 
 class GrpcKeeperLink:
-    """One keeper. Thread-safe. Connects at the first call and again by itself, as whoever *identity* says.
+    """One keeper. Thread-safe. Connects at the first call and reconnects by itself, with the SVID of *identity*.
 
     Args:
         name: Of the keeper; its certificate has the DNS name NAME.keeper.shardhold.
@@ -100,7 +100,7 @@ class GrpcKeeperLink:
             boot_id=self._read_boot_id(answer),
             cluster_id=answer.cluster_id,
             genesis=answer.genesis,
-            sets=tuple(HeldSet(_read_label(held.label), held.x) for held in answer.sets),
+            sets=tuple(ReportedSet(read_label(held.label), held.x) for held in answer.sets),
             version=answer.version[:_MAX_WORDS],
             memory_protection=answer.memory_protection,
         )
@@ -112,7 +112,7 @@ class GrpcKeeperLink:
         request = pb.FetchShardRequest(cluster_id=cluster_id, set_id=set_id, public_key=key.public_bytes)
         answer = self._call(self._stub.FetchShard, request, timeout)
         boot_id = self._read_boot_id(answer)
-        label = _read_label(answer.label)
+        label = read_label(answer.label)
         if (label.cluster_id, label.set_id) != (cluster_id, set_id):
             raise BadShardError(f"keeper {self._name} answered with a shard of another set")
         info = build_fetch_info(
@@ -166,7 +166,7 @@ class GrpcKeeperLink:
         digest = statement.digest()
         info = build_put_info(label, statement_digest=digest, x=x, commitment=commitment, current_set_id=current_set_id)
         put = pb.PutShardRequest(
-            label=_write_label(label),
+            label=write_label(label, pb.SetLabel()),
             x=x,
             statement_digest=digest,
             sealed_shard=seal(shard.view, recipient=statement.public_key, info=info),
@@ -243,25 +243,3 @@ class GrpcKeeperLink:
         if len(answer.boot_id) != ID_SIZE:
             raise WrongStateError(f"keeper {self._name} has a boot id of {len(answer.boot_id)} bytes, want {ID_SIZE}")
         return answer.boot_id
-
-
-def _read_label(label: pb.SetLabel) -> SetLabel:
-    return SetLabel(
-        cluster_id=label.cluster_id,
-        genesis=label.genesis,
-        timeline=label.timeline,
-        generation=label.generation,
-        set_id=label.set_id,
-        set_number=label.set_number,
-    )
-
-
-def _write_label(label: SetLabel) -> pb.SetLabel:
-    return pb.SetLabel(
-        cluster_id=label.cluster_id,
-        genesis=label.genesis,
-        timeline=label.timeline,
-        generation=label.generation,
-        set_id=label.set_id,
-        set_number=label.set_number,
-    )

@@ -1,4 +1,4 @@
-"""What Prometheus may know of a nexus, read at each scrape."""
+"""The metrics of a nexus, read at each scrape."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,10 +1,10 @@
 """A nexus process: builds every part once, runs it, and takes it down again.
 
-Order of a start: store, audit, keepers, then the gRPC port; so a wrong set-up is told before anybody can call. Order of
-an end: refuse calls, drain, stop the threads, flush the audit, wipe. Whatever hangs with a disk is given up in time.
+Order of a start: store, audit, keepers, then the gRPC port, so that a wrong set-up is known before anybody can call.
+Order of an end: refuse calls, drain, stop the threads, flush the audit, wipe. Whatever hangs with a disk is given up in
+time.
 """
 
-import contextlib
 import os
 import signal
 import threading
@@ -14,8 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from common.clock import Clock, JumpWatch
-from common.errors import AuditUnavailableError, CorruptRowError, OutcomeUnknownError, ShardholdError
-from common.forms.audit.entry import Entry
+from common.errors import CorruptRowError, OutcomeUnknownError
 from common.keys.protected import ProtectedMemory
 from common.server.edge import GrpcServer
 from common.server.http import HttpServer
@@ -23,24 +22,18 @@ from common.server.identity import list_obstacles
 from common.server.termination import Termination
 from common.time_limit import finish_within
 from nexus.access.audit.exporter import Exporter
+from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
-from nexus.access.gate import Gate
 from nexus.access.roles import Roles
-from nexus.admin.initialise import Initialisation
-from nexus.admin.policies import Policies
-from nexus.admin.seal import SealDesk
-from nexus.admin.status import StatusDesk
-from nexus.admin.unseal import Unseal
 from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.manifest import find_current_set
 from nexus.keys.shard_set import Member
-from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State, initial_state
-from nexus.lifecycle.warden import Warden
 from nexus.policy.rules import superuser_policy
 from nexus.server.auth import Authenticator
 from nexus.server.cluster import ClusterHandlers
+from nexus.server.core import build_core
 from nexus.server.keeper_link import GrpcKeeperLink
 from nexus.server.methods import list_methods
 from nexus.server.metrics import NexusCollector
@@ -50,7 +43,6 @@ from nexus.server.signer import SvidSigner
 from nexus.server.unseal import RecoveryHandlers
 from nexus.store.protocol import Meta, Phase, Store
 from nexus.store.sqlite.store import SqliteStore
-from nexus.vault.secrets import Vault
 from shardhold.identity import IdentitySource
 
 _CLOSE_S = 10.0  # for the threads to end, and the last entries to reach the disks
@@ -81,6 +73,7 @@ class Nexus:
             Path(config.audit.directory), nexus=config.name, timeline=meta.timeline, clock=clock
         )
         self._exporter = Exporter(self._store, self._audit, clock=clock, give_up=self._fail)
+        self._journal = Journal(self._store, self._audit, clock)
         self._pool = KeeperPool(
             _find_members(self._store, meta, config),
             lambda member: GrpcKeeperLink(
@@ -88,10 +81,22 @@ class Nexus:
             ),
             clock=clock,
             memory=memory,
-            note=self._note,
+            note=self._journal.note,
         )
-        self._lifecycle = Lifecycle(initial_state(meta), on_change=self._tell_state, on_failure=self._fail)
-        self._warden = Warden(store=self._store, lifecycle=self._lifecycle, pool=self._pool, memory=memory, clock=clock)
+        self._core = build_core(
+            self._store,
+            self._audit,
+            self._exporter,
+            self._journal,
+            self._pool,
+            state=initial_state(meta),
+            memory=memory,
+            signer=SvidSigner(identity),
+            first_policy=superuser_policy(config.identity.trust_domain, config.roles.pattern),
+            clock=clock,
+            on_state=lambda state: self._server.set_serving(state is State.READY),
+            give_up=self._fail,
+        )
         registry = CollectorRegistry()
         self._server = self._build_server(identity, registry)
         self._http = HttpServer(
@@ -107,13 +112,16 @@ class Nexus:
             self._pool.start()
             self._exporter.start()
             log.info(
-                "listening", port=port, state=self._lifecycle.state.value, memory_protection=self._memory.level.value
+                "listening",
+                port=port,
+                state=self._core.lifecycle.state.value,
+                memory_protection=self._memory.level.value,
             )
-            if self._lifecycle.state is State.INITIALISING:
+            if self._core.lifecycle.state is State.INITIALISING:
                 log.warning("an earlier init was not completed: destroy its recovery shares and begin again")
-            self._warden.start()
+            self._core.warden.start()
             while not termination.wait(_TICK_S):
-                self._unseal.expire()
+                self._core.unseal.expire()
                 self._tell_jump()
         finally:
             self._take_down()
@@ -125,49 +133,22 @@ class Nexus:
 
     def _build_server(self, identity: IdentitySource, registry: CollectorRegistry) -> GrpcServer:
         config = self._config
-        gate = Gate(self._lifecycle, self._audit, self._exporter, self._clock)
-        initialisation = Initialisation(
-            store=self._store,
-            gate=gate,
-            lifecycle=self._lifecycle,
-            warden=self._warden,
-            pool=self._pool,
-            memory=self._memory,
-            first_policy=superuser_policy(config.identity.trust_domain, config.roles.pattern),
-        )
-        self._unseal = Unseal(
-            store=self._store,
-            gate=gate,
-            warden=self._warden,
-            memory=self._memory,
-            clock=self._clock,
-            signer=SvidSigner(identity),
-        )
-        desk = StatusDesk(
-            store=self._store,
-            gate=gate,
-            lifecycle=self._lifecycle,
-            pool=self._pool,
-            initialisation=initialisation,
-            warden=self._warden,
-            unseal=self._unseal,
-            memory_protection=self._memory.level,
-        )
+        core = self._core
         registry.register(
             NexusCollector(
-                self._lifecycle,
+                core.lifecycle,
                 self._pool,
                 memory_protection=self._memory.level,
                 is_audit_failing=lambda: bool(self._audit.failing),
-                count_lacking_shards=self._warden.count_lacking_shards,
+                count_lacking_shards=core.warden.count_lacking_shards,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
         methods = list_methods(
-            SecretHandlers(Vault(self._store, gate, self._clock), authenticator),
-            PolicyHandlers(Policies(self._store, gate), authenticator),
-            ClusterHandlers(desk, initialisation, SealDesk(gate, self._warden), authenticator),
-            RecoveryHandlers(self._unseal, authenticator),
+            SecretHandlers(core.vault, authenticator),
+            PolicyHandlers(core.policies, authenticator),
+            ClusterHandlers(core.status_desk, core.initialisation, core.seal_desk, authenticator),
+            RecoveryHandlers(core.unseal, authenticator),
         )
         return GrpcServer(
             methods,
@@ -185,30 +166,12 @@ class Nexus:
 
     def _list_obstacles(self) -> list[str]:
         failing = ["audit entries cannot be written"] if self._audit.failing else []
-        return self._warden.list_obstacles() + failing + list_obstacles(self._identity)
-
-    def _tell_state(self, state: State) -> None:
-        if state is State.READY:
-            serving = self._lifecycle.require_serving()
-            # When it fails, the chain before goes on until the next start.
-            with contextlib.suppress(ShardholdError):
-                self._audit.start_timeline(self._load_meta().timeline)
-            self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
-            self._note("nexus.ready", "", f"generation {serving.root_key.generation}")
-        else:
-            self._audit.set_signer(None)  # its key is about to be wiped
-        self._server.set_serving(state is State.READY)
+        return self._core.warden.list_obstacles() + failing + list_obstacles(self._identity)
 
     def _tell_jump(self) -> None:
         if jump := self._jumps.find_jump():
             log.warning("clock was set: certificates may look expired, or not valid yet", jumped_s=round(jump, 1))
-            self._note("clock.jump", "", f"{jump:+.1f} s")
-
-    def _note(self, action: str, keeper: str, detail: str) -> None:
-        """Audit what the nexus does by itself. It goes on when that fails: the audit says so on every other way."""
-        at = int(self._clock.now().timestamp() * 1_000_000)
-        with contextlib.suppress(AuditUnavailableError):
-            self._audit.append(Entry(at=at, actor="", action=action, path=keeper, detail=detail), reserve=True)
+            self._journal.note("clock.jump", "", f"{jump:+.1f} s")
 
     def _fail(self, reason: str) -> None:
         log.critical("cannot go on", reason=reason)
@@ -230,17 +193,17 @@ class Nexus:
         except OutcomeUnknownError:
             self._fail("store or audit does not answer: ending without closing them")
         finally:
-            self._lifecycle.wipe()
+            self._core.lifecycle.wipe()
             self._memory.wipe()
         log.info("stopped", exit_code=self._exit_code)
 
     def _close(self) -> None:
         """Stop whatever may wait for a disk, and close the files."""
-        self._warden.stop()
-        self._unseal.close()
+        self._core.warden.stop()
+        self._core.unseal.close()
         self._pool.stop()
         if self._failure:
-            self._note("nexus.give-up", "", self._failure)
+            self._journal.note("nexus.give-up", "", self._failure)
         self._exporter.stop()
         self._audit.close()
         self._store.close()

@@ -1,7 +1,8 @@
 """Group commit: callers that wait for the writer at the same time share one sync.
 
 Rules:
-- A caller that finds nobody at work leads: it takes all turns that wait, at most `GROUP`, and runs them as one batch.
+- A caller that finds no leader becomes the leader: it takes the waiting turns, at most `GROUP`, and runs them as one
+  batch.
 - A caller that finds a leader waits until its turn is over, or until it is made the next leader.
 - A leader runs one batch, wakes its callers, and hands on to the first that still waits.
 """

@@ -3,9 +3,9 @@
 Rules:
 - All that depends on the root key is here as ciphertext or under the manifest; the store never sees a key.
 - A change is a function that gets a `Writer`. It either happens whole, with its audit entries and the next revision,
-  or not at all. One that does not count takes no revision: by it no store comes further than a rollback mark. Changes
-  run one after the other; changes that wait together are committed together, each undone alone if it raises. A change
-  may run on the thread of another caller that it is committed with; it runs at most once.
+  or not at all. With `counts=False` a change takes no revision, so it never moves the store past a rollback mark.
+  Changes run one after the other; changes that wait together are committed together, and one that raises is undone
+  alone. A change may run on the thread of another caller that it is committed with; it runs at most once.
 - A read sees one committed state. Reads are short, and nobody waits for a change inside one: a store that has to be
   opened again waits for them.
 - Every method of `Store`, `Reader` and `Writer` raises `StoreUnavailableError` when the store cannot be read or written
@@ -118,7 +118,7 @@ class Reader(Protocol):
     def list_secrets(self, prefix: str, *, after: str, limit: int) -> list[SecretRow]:
         """List secrets with a version left, in byte order of their paths.
 
-        At *prefix* or below it by whole segments (empty: all), beginning behind *after* (empty: at the start).
+        At *prefix* or below it by whole segments (empty: all), beginning after *after* (empty: at the start).
         """
         ...
 
@@ -200,7 +200,7 @@ class Store(Protocol):
         ...
 
     def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
-        """Load the oldest entries of the audit outbox behind revision *after*, with their revisions, in order.
+        """Load the oldest entries of the audit outbox after revision *after*, with their revisions, in order.
 
         At least *limit* if there are so many: the entries of one change are never parted.
         """

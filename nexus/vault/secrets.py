@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.clock import Clock
+from common.clock import Clock, to_micros
 from common.errors import ConflictError, InvalidArgumentError, NotFoundError, OverloadedError
 from nexus.access.gate import Caller, Gate, Grant
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
@@ -226,7 +226,7 @@ class Vault:
             dek_id=sealed.dek_id,
             wrapped_dek=sealed.wrapped_dek,
             value=sealed.value,
-            created_at=int(self._clock.now().timestamp() * 1_000_000),
+            created_at=to_micros(self._clock.now()),
             deleted=False,
         )
         writer.insert_version(row, caller=grant.caller.spiffe_id, request_id=grant.request_id)

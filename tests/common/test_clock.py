@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from common.clock import Clock, JumpWatch, SystemClock
+from common.clock import Clock, JumpWatch, SystemClock, to_micros
 from tests.kit.manual_clock import ManualClock
 
 
@@ -98,3 +98,22 @@ def test_a_manual_clock_does_not_jump() -> None:
     watch = JumpWatch(clock)
     clock.advance(10_000)
     assert watch.find_jump() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("moment", "micros"),
+    [
+        pytest.param(datetime(1970, 1, 1, tzinfo=UTC), 0, id="the epoch"),
+        pytest.param(datetime(1970, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))), 0, id="in another zone"),
+        pytest.param(datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), -1, id="before the epoch"),
+        pytest.param(
+            datetime(2024, 3, 1, 7, 8, 9, 999_999, tzinfo=UTC), 1_709_276_889_999_999, id="a full second less one"
+        ),
+        pytest.param(
+            datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), 253_402_300_799_999_999, id="the last moment"
+        ),
+    ],
+)
+def test_microseconds_are_exact(moment: datetime, micros: int) -> None:
+    """A float has too few bits for the last moments, and truncates others one microsecond low."""
+    assert to_micros(moment) == micros

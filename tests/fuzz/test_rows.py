@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import CorruptRowError, DecryptionError, InvalidArgumentError
 from common.forms.audit.entry import Entry, decode_entry
+from common.forms.codec import fields, u64
 from common.keys.protected import Level, ProtectedMemory
 from nexus.keys import manifest, records
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
@@ -85,9 +86,21 @@ def test_record(kind: type[msgspec.Struct], data: st.DataObject) -> None:
 @given(st.lists(hostile_json(records.encode(RECORDS[records.ShardSetRecord])), max_size=3))
 def test_current_set(bodies: list[bytes]) -> None:
     """Among whatever rows, exactly one is the current set, or none serves."""
-    rows = [ControlRow(records.SHARD_SET, str(number), body, bytes(32)) for number, body in enumerate(bodies)]
+    rows = [
+        ControlRow(
+            records.SHARD_SET,
+            str(number),
+            body,
+            manifest.row_digest(CLUSTER_ID, records.SHARD_SET, str(number), body),
+        )
+        for number, body in enumerate(bodies)
+    ]
+    listed = (part for row in rows for part in (row.kind.encode(), row.name.encode(), row.digest))
+    head = (b"shardhold-manifest-v1", CLUSTER_ID, u64(1), u64(1), u64(1))
     try:
-        current = records.find_current_set(rows)
+        current = manifest.find_current_set(
+            CLUSTER_ID, [*rows, ControlRow(*manifest.MANIFEST, fields(*head, *listed), bytes(32))]
+        )
     except CorruptRowError:
         return
     assert current.state is records.SetState.CURRENT

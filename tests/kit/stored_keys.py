@@ -12,7 +12,7 @@ from common.keys import shamir
 from common.keys.protected import Level, ProtectedMemory
 from common.keys.recovery_key import escrow_info, open_sealed
 from common.keys.words import combine, encode_share
-from nexus.keys import records
+from nexus.keys import manifest, records
 from nexus.keys.keyring import Keyring
 from nexus.keys.root_key import RootKey
 from nexus.store.protocol import ControlRow
@@ -41,7 +41,7 @@ def load_stored(cluster: Cluster) -> StoredCluster:
         rows = tuple(
             ControlRow(*row) for row in database.execute("SELECT kind, name, body, digest FROM control").fetchall()
         )
-    return StoredCluster(cluster_id, rows, records.find_current_set(rows))
+    return StoredCluster(cluster_id, rows, manifest.find_current_set(cluster_id, rows))
 
 
 def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes]:

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -19,11 +18,11 @@ from common.keys import shamir
 from common.keys.protected import SLOT, ProtectedBuffer, ProtectedMemory
 from nexus.keepers.marks import MarkBook
 from nexus.keys import manifest, records
-from nexus.keys.keyring import Keyring
-from nexus.keys.opened import Serving, make_canary, prove
+from nexus.keys.first_rows import FIRST_KEK, FIRST_TIMELINE, make_first_rows, make_genesis
+from nexus.keys.opened import Serving, prove
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet, draw_set
-from nexus.policy.rules import Policy, encode_policy, superuser_policy
+from nexus.policy.rules import Policy, superuser_policy
 from nexus.store.protocol import ControlRow, Meta, Phase, Store, Writer
 from nexus.store.sqlite.store import SqliteStore
 from tests.nexus.played_keepers import PlayedKeeper
@@ -142,14 +141,14 @@ def found(
     buffer = memory.allocate(32)
     buffer.view[:] = secret
     root_key = RootKey(buffer, cluster_id=cluster_id, generation=1, memory=memory)
-    genesis = Genesis(cluster_id, 1, root_key.kcv, root_key.public_key, recovery.public_key, sha256(escrow).digest())
+    genesis = make_genesis(root_key, recovery.public_key, escrow)
     record, points = draw_set(
         root_key.view,
         members(keepers),
         threshold=threshold,
         generation=1,
         set_number=1,
-        timeline=1,
+        timeline=FIRST_TIMELINE,
         cluster_id=cluster_id,
         memory=memory,
     )
@@ -160,34 +159,21 @@ def found(
             shard_set.derive_shard(member.x, shard)
             shards[member.name] = bytes(shard.view)
     shard_set.release()
-    keyring = Keyring(memory)
-    wrap = keyring.make_kek(1, root_key)
-    rows = {
-        records.GENESIS: records.GenesisRecord(genesis.encode()),
-        records.KEYRING: records.KeyringRecord(1, {"1": wrap}),
-        records.CANARY: make_canary(cluster_id, keyring),
-        records.RECOVERY_KEY: recovery,
-        (records.KCV, "1"): records.KcvRecord(root_key.kcv),
-        (records.ESCROW, "1"): records.EscrowRecord(escrow),
-        (records.SHARD_SET, "1"): record,
-    }
-    bodies = {key: records.encode(row) for key, row in rows.items()}
-    bodies |= {(records.POLICY, policy.name): encode_policy(policy) for policy in policies}
+    bodies = make_first_rows(root_key, genesis, escrow, recovery, record, policies, memory)
 
     def write(writer: Writer) -> None:
         meta = replace(
             writer.load_meta(),
             phase=Phase.INITIALISED,
             cluster_id=cluster_id,
-            timeline=1,
+            timeline=FIRST_TIMELINE,
             last_generation=1,
             last_set_number=1,
-            last_kek_id=1,
+            last_kek_id=FIRST_KEK,
         )
         writer.save_meta(manifest.first_manifest(meta, bodies, root_key, writer))
 
     store.write(write)
-    keyring.release()
     root_key.release()
     return FoundedCluster(store, memory, cluster_id, secret, record, genesis, shards)
 

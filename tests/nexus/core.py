@@ -1,13 +1,15 @@
-"""The core of a nexus without its wire: every part real, keepers played; the clock of gate and audit stands still."""
+"""The core of a nexus without its wire: every part real, keepers played; time stands still, and waits are real."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.errors import AuditUnavailableError
 from common.forms.audit.entry import Entry, decode_entry
 from common.forms.audit.line import EntryLine, Line
@@ -15,27 +17,21 @@ from common.forms.audit.segment import list_segments
 from common.keys.protected import ProtectedMemory
 from common.server.edge import Method
 from nexus.access.audit.exporter import Exporter
+from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
-from nexus.access.gate import Caller, Gate
+from nexus.access.gate import Caller
 from nexus.access.roles import Roles
-from nexus.admin.initialise import Initialisation
-from nexus.admin.policies import Policies
-from nexus.admin.seal import SealDesk
-from nexus.admin.status import StatusDesk
-from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
-from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State, initial_state
-from nexus.lifecycle.warden import Warden
 from nexus.server.auth import Authenticator
 from nexus.server.cluster import ClusterHandlers
+from nexus.server.core import build_core
 from nexus.server.methods import list_methods
 from nexus.server.policies import PolicyHandlers
 from nexus.server.secrets import SecretHandlers
 from nexus.server.signer import SvidSigner
 from nexus.server.unseal import RecoveryHandlers
 from nexus.store.protocol import Store
-from nexus.vault.secrets import Vault
 from tests.kit.authority import NOW, Authority
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.manual_clock import ManualClock
@@ -62,12 +58,28 @@ APP = identify("team/app")
 STRANGER = identify("elsewhere/app")
 
 
+class RealWaits:
+    """A clock with the times of another one, whose waits pass by themselves."""
+
+    def __init__(self, times: Clock) -> None:
+        self._times = times
+
+    def now(self) -> datetime:
+        return self._times.now()
+
+    def monotonic(self) -> float:
+        return self._times.monotonic()
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        return SystemClock().wait(event, seconds)
+
+
 AUTHORITY = Authority(at=NOW)
 IDENTITY = FixedIdentity(AUTHORITY.forge("p256", f"spiffe://{TRUST_DOMAIN}/shardhold/nexus/n1"))
 
 
 class NexusCore:
-    """One nexus on one store, built as `nexus.server.process` builds it."""
+    """One nexus on one store, around the core that `nexus.server.process` builds too."""
 
     def __init__(self, folder: Path, store: Store, memory: ProtectedMemory, keepers: Sequence[PlayedKeeper]) -> None:
         self.folder = folder
@@ -88,41 +100,29 @@ class NexusCore:
 
     def bind(self, state: State) -> None:
         """Build what hangs on the lifecycle, which begins in *state*."""
-        self.lifecycle = Lifecycle(state, on_change=self.states.append, on_failure=self.failures.append)
-        self.warden = Warden(
-            store=self.store, lifecycle=self.lifecycle, pool=self.pool, memory=self.memory, clock=SystemClock()
-        )
-        self.gate = Gate(self.lifecycle, self.audit, self.exporter, self.clock)
-        self.vault = Vault(self.store, self.gate, self.clock)
-        self.policies = Policies(self.store, self.gate)
-        self.initialisation = Initialisation(
-            store=self.store,
-            gate=self.gate,
-            lifecycle=self.lifecycle,
-            warden=self.warden,
-            pool=self.pool,
+        core = build_core(
+            self.store,
+            self.audit,
+            self.exporter,
+            Journal(self.store, self.audit, self.clock),
+            self.pool,
+            state=state,
             memory=self.memory,
-            first_policy=SUPERUSERS,
-        )
-        self.unseal = Unseal(
-            store=self.store,
-            gate=self.gate,
-            warden=self.warden,
-            memory=self.memory,
-            clock=self.clock,
             signer=SvidSigner(IDENTITY),
+            first_policy=SUPERUSERS,
+            clock=RealWaits(self.clock),
+            on_state=self.states.append,
+            give_up=self.failures.append,
         )
-        self.seal_desk = SealDesk(self.gate, self.warden)
-        self.desk = StatusDesk(
-            store=self.store,
-            gate=self.gate,
-            lifecycle=self.lifecycle,
-            pool=self.pool,
-            initialisation=self.initialisation,
-            warden=self.warden,
-            unseal=self.unseal,
-            memory_protection=self.memory.level,
-        )
+        self.lifecycle = core.lifecycle
+        self.warden = core.warden
+        self.gate = core.gate
+        self.vault = core.vault
+        self.policies = core.policies
+        self.initialisation = core.initialisation
+        self.unseal = core.unseal
+        self.seal_desk = core.seal_desk
+        self.desk = core.status_desk
 
     def list_methods(self) -> list[Method]:
         """Return the table of RPCs over real handlers."""
@@ -135,7 +135,11 @@ class NexusCore:
         )
 
     def list_entries(self) -> list[Entry]:
-        """List what the audit files hold: reads, denials, changes that failed."""
+        """List what calls left in the audit files: reads, denials, changes that failed."""
+        return [entry for entry in self.list_all_entries() if entry.actor]
+
+    def list_all_entries(self) -> list[Entry]:
+        """List what the audit files hold, also of what the nexus did by itself."""
         decoder = msgspec.json.Decoder(Line)
         lines = [
             decoder.decode(encoded)
@@ -171,5 +175,5 @@ class NexusCore:
 
 def make_ready(core: NexusCore, cluster: FoundedCluster) -> None:
     """Let *core* serve *cluster*, as after a recovery."""
-    core.warden.found(cluster.prove())
+    core.warden.begin_serving(cluster.prove())
     core.states.clear()

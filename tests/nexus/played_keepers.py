@@ -16,7 +16,7 @@ from common.forms.delivery import SetLabel
 from common.forms.mark import SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer
-from nexus.keepers.link import HeldSet, KeeperReport
+from nexus.keepers.link import KeeperReport, ReportedSet
 
 DEADLINE_S: Final = 20.0  # no test waits longer for another thread
 
@@ -68,7 +68,7 @@ class PlayedKeeper:
     def fetch_report(self, *, timeout: float) -> KeeperReport:
         self._answer("fetch_report")
         with self._lock:
-            held = tuple(HeldSet(label, shard[-1]) for label, shard in self.sets.values() if label is not None)
+            held = tuple(ReportedSet(label, shard[-1]) for label, shard in self.sets.values() if label is not None)
             cluster_id = held[0].label.cluster_id if held else b""
             genesis = held[0].label.genesis if held else b""
             return KeeperReport(self.boot_id, cluster_id, genesis, held, "1.2.3", 3)

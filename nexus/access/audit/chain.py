@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
-from common.clock import Clock
+from common.clock import Clock, to_micros
 from common.forms.audit.entry import Entry
 from common.forms.audit.line import FORMAT, NO_HASH, Line, SegmentLine, TornTailLine, encode_line
 from common.forms.audit.segment import Segment, hash_rest, list_segments
@@ -23,7 +22,7 @@ class Chain:
     def __init__(self, directory: Path, *, nexus: str, timeline: int, clock: Clock) -> None:
         """Go on with the chain in *directory*, or begin it.
 
-        What a crash left behind its last whole line is named in a new segment. The chain of a new timeline follows from
+        What a crash left after its last whole line is named in a new segment. The chain of a new timeline follows from
         the last line of the one before.
         """
         self._directory = directory
@@ -123,7 +122,7 @@ class Chain:
     def _name_torn(self, seq: int, segment: Segment, tail: Tail) -> TornTailLine:
         size = len(tail.rest)
         _log.warning("audit has a torn tail", file=segment.name, offset=tail.end, size=size)
-        detail = f"{size} bytes behind byte {tail.end} of {segment.name}"
+        detail = f"{size} bytes after byte {tail.end} of {segment.name}"
         entry = Entry(at=self.now(), actor="", action="audit.torn-tail", detail=detail)
         return TornTailLine(seq, entry, segment.name, tail.end, size, hash_rest(tail.rest))
 
@@ -136,9 +135,3 @@ class Chain:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def to_micros(moment: datetime) -> int:
-    """Return microseconds since 1970, without the rounding of a float."""
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

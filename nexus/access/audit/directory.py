@@ -23,13 +23,13 @@ class Tail:
     seq: int  # of the last whole line; 0: there is none
     digest: bytes  # its hash
     end: int  # bytes up to the end of that line
-    rest: bytes  # what is behind it: nothing, or what a crash left
+    rest: bytes  # what follows it: nothing, or what a crash left
 
 
 def find_tail(path: Path) -> Tail:
     """Find the last line of a segment that follows from those before it.
 
-    It looks from the second-last checkpoint on, which was synced before the last one was written; what is before is for
+    It looks from the second-last checkpoint on, which was synced before the last one was written; earlier lines are for
     `verify` to check.
     """
     size = path.stat().st_size

@@ -3,8 +3,8 @@
 - An entry is in the store, durably, with its change; here it is appended, synced, and only then discarded there.
 - After a crash in between it is found in the segments and not appended again: the same revision with the same bytes.
   (By its revision alone it could be taken for one of another store that wrote here before.)
-- Discards are bundled: each costs a sync of the store. One of which nobody knows whether it was committed ends the
-  process at once, as it does where a caller meets that.
+- Discards are bundled: each costs a sync of the store. A discard whose outcome is unknown ends the process at
+  once, as any change with an unknown outcome does.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class Exporter:
         self._exported = 0  # all entries up to this revision are in the files, synced
         self._discarded = 0
         self._discarded_at = self._clock.monotonic()
-        self._written: dict[int, set[bytes]] | None = None  # entries behind `_exported` that may be in the files
+        self._written: dict[int, set[bytes]] | None = None  # entries after `_exported` that may be in the files
         self._failing = ""
         self._nudged = threading.Event()
         self._stopping = threading.Event()

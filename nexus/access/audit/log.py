@@ -5,7 +5,7 @@ Rules:
   syncs within 50 ms what was written: a power cut may lose that much.
 - When a write or a sync fails, every `append` is refused until a probe, once a second, has written and synced again.
   Only appends with `reserve` are still tried, into blocks set aside before.
-- What a crash left behind the last whole line stays where it is; a new segment begins with a line that names it.
+- What a crash left after the last whole line stays where it is; a new segment begins with a line that names it.
 - A checkpoint, signed when there is a key, follows every thousand lines and ends a segment.
 """
 
@@ -29,7 +29,7 @@ from nexus.access.audit.chain import Chain
 from nexus.access.audit.directory import load_recent_changes
 from nexus.keys.signer import Signer
 
-SEGMENT_SIZE: Final = 64 << 20  # bytes; a segment ends at the first sync behind it
+SEGMENT_SIZE: Final = 64 << 20  # bytes; a segment ends at the first sync after it
 CHECKPOINT_EVERY: Final = 1000  # lines
 GROUP_S: Final = 0.03  # lines that are written within this time are synced together
 PROBE_S: Final = 1.0
@@ -105,7 +105,7 @@ class AuditLog:
     def set_signer(self, signer: Signer | None, links: Sequence[bytes] = ()) -> None:
         """Sign checkpoints from now on, None: no more; *links* lead from the genesis record to the signer's key.
 
-        Waits for nothing: keys are wiped behind it, also while a disk hangs. A checkpoint that is being written then is
+        Waits for nothing: keys are wiped after it, even while a disk hangs. A checkpoint that is being written then is
         signed by the signer before, or not at all.
         """
         self._signing = None if signer is None else (signer, list(links))

@@ -1,7 +1,7 @@
 """One segment file: written at a known offset, synced, with room set aside for what must not fail.
 
 - Lines go to the end that this process knows, so that what a failed write left is written over.
-- Blocks are set aside behind the end (`fallocate` with KEEP_SIZE), the last `RESERVE` bytes of them for reserve writes
+- Blocks are set aside after the end (`fallocate` with KEEP_SIZE), the last `RESERVE` bytes of them for reserve writes
   only: when the disk is full, those still go through. Where the file system cannot do that, there is no reserve.
 - After a failed sync the kernel may have dropped what was not synced, so that is kept here, and written again.
 """
@@ -24,7 +24,7 @@ class SegmentFile:
     """Not thread-safe. Every method raises OSError as it comes; after one, the next call is a new try."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open *path*, or make it, to write behind its first *size* bytes."""
+        """Open *path*, or make it, to write after its first *size* bytes."""
         self.path = path
         self.size = size
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

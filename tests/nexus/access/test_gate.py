@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.clock import to_micros
 from common.errors import (
     AuditUnavailableError,
     ConflictError,
@@ -59,7 +60,7 @@ def test_a_read_leaves_one_entry_that_says_who_did_what_by_which_policy(nexus: N
     assert (entry.actor, entry.action, entry.path) == (APP.spiffe_id, "secret.read", PATH)
     assert (entry.version, entry.policy, entry.decision, entry.outcome) == (1, "app", "allow", "ok")
     assert entry.address == APP.address
-    assert entry.at == int(nexus.clock.now().timestamp() * 1_000_000)
+    assert entry.at == to_micros(nexus.clock.now())
     written = b"".join(path.read_bytes() for path in nexus.folder.glob("*.jsonl"))
     assert b"canary" not in written
     assert b"canary" not in b"".join(entry for _, entry in nexus.store.load_audit(limit=100))

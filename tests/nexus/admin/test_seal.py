@@ -11,8 +11,8 @@ from common.errors import CorruptRowError, DeniedError, InvalidArgumentError, Se
 from common.forms.mark import verify_mark
 from common.keys.protected import ProtectedMemory
 from nexus.access.gate import Caller
+from nexus.lifecycle.sealing import Emptied
 from nexus.lifecycle.states import State
-from nexus.lifecycle.warden import Emptied
 from nexus.store.protocol import Writer
 from nexus.vault.secrets import Expected
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from common.clock import to_micros
 from common.errors import MarkError
 from common.forms.mark import SignedMark, verify_mark
 from common.keys.protected import ProtectedMemory
@@ -200,7 +201,7 @@ def test_a_mark_is_made_once_for_each_position(cluster: FoundedCluster) -> None:
         mark = verify_mark(signed, cluster_id=cluster.cluster_id, genesis=cluster.genesis)
         assert mark.order == (moved.timeline, moved.revision)
         assert (mark.generation, mark.set_number) == (1, 2)
-        assert mark.made_at == int(clock.now().timestamp() * 1_000_000)
+        assert mark.made_at == to_micros(clock.now())
     key.release()
 
 

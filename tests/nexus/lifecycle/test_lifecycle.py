@@ -1,4 +1,4 @@
-"""The states that a nexus goes through, and what it serves with in them: keys are wiped under nobody's hands."""
+"""The states that a nexus goes through, and what it serves with in them: keys are not wiped in use."""
 
 import threading
 from collections.abc import Iterator

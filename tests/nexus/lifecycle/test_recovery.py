@@ -11,7 +11,7 @@ from common.clock import SystemClock
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import records
 from nexus.keys.opened import Serving
-from nexus.lifecycle.recovery import Recovery
+from nexus.lifecycle.recovery import KeeperRecovery
 from nexus.store.protocol import Store
 from tests.nexus.cluster import FoundCluster, FoundedCluster, add_set, is_wiped, members, tamper
 from tests.nexus.conftest import WaitUntil
@@ -28,7 +28,7 @@ class Run:
         self.pool = KeeperPool(
             members(len(keepers)), lambda member: self.keepers[member.name], clock=clock, memory=cluster.memory
         )
-        self.recovery = Recovery(store, self.pool, cluster.book(), cluster.memory, clock)
+        self.recovery = KeeperRecovery(store, self.pool, cluster.book(), cluster.memory, clock)
         self.serving: Serving | None = None
         self.stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)

@@ -30,7 +30,7 @@ from common.server.edge import Call, GrpcServer, Method
 from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2 as pb
-from nexus.keepers.link import HeldSet, KeeperLink, KeeperReport
+from nexus.keepers.link import KeeperLink, KeeperReport, ReportedSet
 from nexus.server.keeper_link import GrpcKeeperLink
 from pilot.dev.provider import IdentityProvider
 from tests.kit.authority import Authority
@@ -122,7 +122,7 @@ def test_shard_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memo
     boot_id = link.put_shard(LABEL, shard, commitment=commitment, timeout=TIMEOUT)
     report = link.fetch_report(timeout=TIMEOUT)
     assert (report.boot_id, report.cluster_id, report.genesis) == (boot_id, LABEL.cluster_id, LABEL.genesis)
-    assert report.sets == (HeldSet(LABEL, 3),)
+    assert report.sets == (ReportedSet(LABEL, 3),)
     with memory.allocate(shamir.SHARD_SIZE) as fetched:
         assert link.fetch_shard(LABEL.cluster_id, LABEL.set_id, into=fetched, timeout=TIMEOUT) == boot_id
         assert fetched.view == shard.view

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.clock import to_micros
 from common.errors import ConflictError, IntegrityError, InvalidArgumentError, NotFoundError, ShardholdError
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import MadeByRequest
@@ -55,7 +56,7 @@ def test_a_secret_comes_back_as_it_was_put(nexus: NexusCore) -> None:
     secret = nexus.vault.get(APP, PATH, 0)
     assert secret.fields == fields
     assert (secret.path, secret.version, secret.incarnation) == (PATH, 1, made.incarnation)
-    assert secret.created_at == nexus.clock.now().timestamp() * 1_000_000
+    assert secret.created_at == to_micros(nexus.clock.now())
     assert "password" not in repr(secret)
 
 

@@ -1,0 +1,45 @@
+"""What the nexus says of itself in the audit: what it does without a caller, and that it is ready."""
+
+import contextlib
+
+from common.clock import Clock, to_micros
+from common.errors import AuditUnavailableError, ShardholdError
+from common.forms.audit.entry import Entry
+from nexus.access.audit.log import AuditLog
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.states import State
+from nexus.store.protocol import Store
+
+
+class Journal:
+    """Thread-safe."""
+
+    def __init__(self, store: Store, audit: AuditLog, clock: Clock) -> None:
+        self._store = store
+        self._audit = audit
+        self._clock = clock
+
+    def note(self, action: str, keeper: str, detail: str) -> None:
+        """Write what the nexus does by itself. It goes on when that fails: the audit says so in every other way."""
+        entry = Entry(at=to_micros(self._clock.now()), actor="", action=action, path=keeper, detail=detail)
+        with contextlib.suppress(AuditUnavailableError):
+            self._audit.append(entry, reserve=True)
+
+    def follow(self, state: State, lifecycle: Lifecycle) -> None:
+        """Go with *lifecycle* into *state*: when ready, sign in the store's timeline; otherwise sign no more.
+
+        Raises:
+            SealedError, RecoveringError, WrongStateError: *lifecycle* is not ready any more.
+        """
+        if state is not State.READY:
+            self._audit.set_signer(None)  # its key is about to be wiped
+            return
+        serving = lifecycle.require_serving()
+        with contextlib.suppress(ShardholdError):  # the earlier chain then goes on until the next start
+            self._audit.start_timeline(self._load_timeline())
+        self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
+        self.note("nexus.ready", "", f"generation {serving.root_key.generation}")
+
+    def _load_timeline(self) -> int:
+        with self._store.read() as reader:
+            return reader.load_meta().timeline

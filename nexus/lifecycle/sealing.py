@@ -1,0 +1,123 @@
+"""Seal the nexus: commit the seal, wipe the keys, and empty the keepers.
+
+1. A seal with a root key is a change, which carries the caller's audit entry. A seal without one takes no revision: it
+   could otherwise move a store that was put back past the mark that says so.
+2. Whatever becomes of the commit, the keys are wiped and the keepers emptied. Unless the seal is known to be committed,
+   the process then ends.
+3. When the disk hangs, nothing waits for the store, nor for another call that waits for it and holds the lock.
+"""
+
+import threading
+from dataclasses import dataclass, replace
+
+from common.clock import Clock
+from common.errors import OutcomeUnknownError, ShardholdError, StoreUnavailableError
+from common.time_limit import finish_within
+from nexus.keepers.pool import KeeperPool
+from nexus.keys.replacement import WriteEntry
+from nexus.lifecycle.executor import Executor
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.states import State
+from nexus.lifecycle.transitions import Event
+from nexus.store.protocol import Store, Writer
+
+# For the commit of a seal: more than the store itself waits for a foreign lock, and little enough that a caller who
+# waits for 10 s still hears how it ended.
+SEAL_COMMIT_S = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """How far a seal has come with the keepers."""
+
+    keepers_emptied: int
+    keepers: int
+
+
+class Sealing:
+    """Thread-safe: *lock* is the warden's, held during a transition."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        lifecycle: Lifecycle,
+        pool: KeeperPool,
+        executor: Executor,
+        lock: threading.RLock,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._lifecycle = lifecycle
+        self._pool = pool
+        self._executor = executor
+        self._lock = lock
+        self._clock = clock
+
+    def seal(self, write_entry: WriteEntry, *, seconds: float) -> Emptied:
+        """Seal as `Warden.seal` does."""
+        deadline = self._clock.monotonic() + seconds
+        failure = self._commit_and_shut(write_entry)
+        emptied = Emptied(self._pool.wait_emptied(seconds=deadline - self._clock.monotonic()), len(self._pool.seats))
+        if failure is not None:
+            self._lifecycle.give_up(f"the seal could not be committed: {failure}")
+            raise _explain(failure, emptied) from failure
+        return emptied
+
+    def _commit_and_shut(self, write_entry: WriteEntry) -> ShardholdError | None:
+        """Return what went wrong, None when the nexus is sealed."""
+        if not self._lock.acquire(timeout=SEAL_COMMIT_S):
+            self._shut(Event.STORE_HANGS)  # rule 3
+            return StoreUnavailableError("another call waits for the store, and goes on waiting")
+        try:
+            failure = self._commit(write_entry)
+            return self._shut(_name_event(failure)) or failure
+        finally:
+            self._lock.release()
+
+    def _commit(self, write_entry: WriteEntry) -> ShardholdError | None:
+        """Return why the seal is not committed, None when it is."""
+
+        def commit() -> None:
+            if self._lifecycle.state is State.READY:
+                self._store.write(lambda writer: _write_seal(writer, write_entry))
+            else:
+                # Rule 1. The caller's entry is then written like that of a read.
+                self._store.write(_set_sealed, counts=False)
+
+        try:
+            finish_within(self._clock, SEAL_COMMIT_S, commit, name="commit of the seal")
+        except ShardholdError as exc:
+            return exc
+        return None
+
+    def _shut(self, event: Event) -> ShardholdError | None:
+        """Return why the keepers cannot be emptied, None when they are about to be."""
+        try:
+            self._executor.carry_out(self._executor.find_transition(event))
+        except ShardholdError as exc:
+            return exc
+        return None
+
+
+def _name_event(failure: ShardholdError | None) -> Event:
+    if failure is None:
+        return Event.SEAL_COMMITTED
+    return Event.STORE_HANGS if isinstance(failure, OutcomeUnknownError) else Event.SEAL_REFUSED
+
+
+def _explain(failure: ShardholdError, emptied: Emptied) -> ShardholdError:
+    known = "may be committed or not" if isinstance(failure, OutcomeUnknownError) else "is not committed"
+    return type(failure)(
+        f"the seal {known}: {failure}; keys are wiped, {emptied.keepers_emptied} of {emptied.keepers} keepers hold no "
+        "shard any more, and the nexus ends"
+    )
+
+
+def _write_seal(writer: Writer, write_entry: WriteEntry) -> None:
+    _set_sealed(writer)
+    write_entry(writer)
+
+
+def _set_sealed(writer: Writer) -> None:
+    writer.save_meta(replace(writer.load_meta(), sealed=True))
