@@ -28,8 +28,8 @@ from nexus.access.gate import Gate
 from nexus.access.roles import Roles
 from nexus.admin.initialise import Initialisation
 from nexus.admin.policies import Policies
-from nexus.admin.seal import SealDesk
-from nexus.admin.status import StatusDesk
+from nexus.admin.seal import Seal
+from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.pool import KeeperPool
@@ -143,7 +143,7 @@ class Nexus:
             clock=self._clock,
             signer=SvidSigner(identity),
         )
-        desk = StatusDesk(
+        status = Status(
             store=self._store,
             gate=gate,
             lifecycle=self._lifecycle,
@@ -166,7 +166,7 @@ class Nexus:
         methods = list_methods(
             SecretHandlers(Vault(self._store, gate, self._clock), authenticator),
             PolicyHandlers(Policies(self._store, gate), authenticator),
-            ClusterHandlers(desk, initialisation, SealDesk(gate, self._warden), authenticator),
+            ClusterHandlers(status, initialisation, Seal(gate, self._warden), authenticator),
             RecoveryHandlers(self._unseal, authenticator),
         )
         return GrpcServer(

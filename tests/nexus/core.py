@@ -21,8 +21,8 @@ from nexus.access.gate import Caller, Gate
 from nexus.access.roles import Roles
 from nexus.admin.initialise import Initialisation
 from nexus.admin.policies import Policies
-from nexus.admin.seal import SealDesk
-from nexus.admin.status import StatusDesk
+from nexus.admin.seal import Seal
+from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -137,8 +137,8 @@ class NexusCore:
             clock=self.clock,
             signer=SvidSigner(IDENTITY),
         )
-        self.seal_desk = SealDesk(self.gate, self.warden)
-        self.desk = StatusDesk(
+        self.seal = Seal(self.gate, self.warden)
+        self.status = Status(
             store=self.store,
             gate=self.gate,
             lifecycle=self.lifecycle,
@@ -155,7 +155,7 @@ class NexusCore:
         return list_methods(
             SecretHandlers(self.vault, authenticator),
             PolicyHandlers(self.policies, authenticator),
-            ClusterHandlers(self.desk, self.initialisation, self.seal_desk, authenticator),
+            ClusterHandlers(self.status, self.initialisation, self.seal, authenticator),
             RecoveryHandlers(self.unseal, authenticator),
         )
 
