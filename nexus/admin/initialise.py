@@ -2,12 +2,12 @@
 
 - BeginInit commits the phase *initialising* first, with the cluster id that all later attempts reuse and numbers that
   are never used again; only then is a root key made, in memory.
-- ConfirmInit brings the opened challenge: whoever sent it read a threshold of recovery shares back. One change then
-  commits everything. Shards are sent afterwards, by the same refill that serves for ever.
+- ConfirmInit brings the opened challenge, which proves that a threshold of recovery shares was read back. One change
+  then commits everything. Shards are sent afterwards, by the refill that keepers get at any other time.
 - Whatever happens before that change (a crash, an abort, a new attempt) voids the attempt: its recovery shares open
   nothing.
-- A store that holds anything, or was initialised once, never gets a new root key. Nor does one whose keepers serve a
-  cluster: it is a new store in the place of one that was lost, and that may be put back.
+- A store that holds anything, or was initialised once, never gets a new root key. The same holds while its keepers
+  serve a cluster: the store of that cluster is missing, and may be put back.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ CHALLENGE_SIZE = 32
 
 _FIRST_KEK = 1
 _FIRST_TIMELINE = 1
-_HEARD_S = 3.0  # a nexus that has just started asked its keepers once by then
+_HEARD_S = 3.0  # by then a nexus that has just started has asked each keeper once
 
 log = structlog.get_logger("init")
 
@@ -75,7 +75,7 @@ class Confirmed:
 
 @dataclass(slots=True)
 class _Attempt:
-    """An attempt in memory. It dies with the process."""
+    """An attempt in memory, void when the process ends."""
 
     number: int
     threshold: int
@@ -119,7 +119,7 @@ class Initialisation:
         return None if attempt is None else f"attempt {attempt.number} waits for its proof"
 
     def begin(self, caller: Caller, plan: InitPlan) -> StartedAttempt:
-        """Start an attempt; the one before it becomes void.
+        """Start an attempt; the previous one becomes void.
 
         Raises:
             InvalidArgumentError: A threshold, the public key or a share hash.
@@ -137,7 +137,7 @@ class Initialisation:
             return StartedAttempt(attempt.number, meta.cluster_id, attempt.genesis.fingerprint, challenge)
 
     def confirm(self, caller: Caller, number: int, answer: bytes, *, seconds: float) -> Confirmed:
-        """Commit the attempt, and wait at most *seconds* for its quorum of keepers. The same call again does no harm.
+        """Commit the attempt, and wait at most *seconds* for its quorum of keepers. A repeated call is harmless.
 
         Raises:
             InvalidArgumentError: The answer is wrong; the attempt stays.

@@ -26,7 +26,7 @@ class Policies:
 
         Raises:
             InvalidArgumentError: A policy is wrong, or two have one name.
-            DeniedError: The caller is no superuser.
+            DeniedError: The caller's role does not allow it.
         """
         if not 1 <= len(policies) <= MAX_APPLIED:
             raise InvalidArgumentError(f"policies: got {len(policies)}, want 1 to {MAX_APPLIED}")
@@ -43,7 +43,7 @@ class Policies:
         """Return all policies, and the names of damaged ones.
 
         Raises:
-            DeniedError: The caller is neither superuser nor auditor.
+            DeniedError: The caller's role does not allow it.
         """
         with self._gate.keyed_call(calls.LIST_POLICIES, caller) as (_, serving):
             return serving.view
@@ -53,7 +53,7 @@ class Policies:
 
         Raises:
             NotFoundError: There is none.
-            DeniedError: The caller is no superuser.
+            DeniedError: The caller's role does not allow it.
         """
         with self._gate.keyed_call(calls.DELETE_POLICY, caller) as (record, serving):
             if name not in serving.view.damaged:

@@ -104,7 +104,7 @@ class Status:
         """Return the keepers of the current set.
 
         Raises:
-            DeniedError: The caller is neither superuser, operator nor auditor.
+            DeniedError: The caller's role does not allow it.
         """
         with self._gate.keyed_call(calls.LIST_KEEPERS, caller) as (_, serving):
             return self._view_keepers(serving.shard_set.record)

@@ -4,12 +4,11 @@
   the nexus back, or when it is sealed. Its shares are in protected memory only, and wiped when it ends.
 - A share comes sealed to a one-shot key that the nexus stated for this caller, and is bound to the session. It is
   checked alone, against the salted hash that was stored at init: a wrong one is refused, and the others are kept.
-- Before the first share: recovery key and escrow have to be those of the genesis record, whose fingerprint custodians
-  compare with their cards, since the store that supplies it may be an attacker's. All three are read once, when the
-  session begins, and each share is bound to the fingerprint that its custodian compared: one for other rows does not
-  open.
-- With the last share that is needed the opener opens the escrow, the key is proved, and the warden admits it. If that
-  fails, that share is forgotten and may be submitted again.
+- Before the first share, recovery key and escrow have to match the genesis record. Custodians compare its fingerprint
+  with their cards, since the store that supplies it may be an attacker's. All three are read once, when the session
+  begins, and each share is bound to the fingerprint that its custodian compared: one for other rows does not open.
+- With the last share that is needed, the opener opens the escrow, the key is proved, and the warden admits it. If any
+  of this fails, that share is forgotten and may be submitted again.
 """
 
 import hashlib
@@ -53,7 +52,7 @@ log = structlog.get_logger("unseal")
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What the store holds for custodians; verified only against itself, until there is a key."""
+    """What the store holds for custodians. Its parts match each other; until there is a key, nothing proves them."""
 
     genesis: Genesis
     recovery: records.RecoveryKeyRecord
@@ -168,7 +167,7 @@ class Unseal:
             StatementError: The statement is unknown, used, too old, or was for another caller.
             WordsError: It is no share of this cluster's recovery key; the others are kept.
             DecryptionError, CorruptRowError, WrongRootKeyError: What the escrow held does not prove.
-            StoreUnavailableError: The key is proved, and was not admitted; submit the last share again.
+            StoreUnavailableError: The key is proved but not admitted; submit the last share again.
         """
         with self._gate.role_call(calls.SUBMIT_SHARE, caller) as record, self._lock:
             session = self._require_session(session_id)
@@ -199,7 +198,7 @@ class Unseal:
         """End the session; return how many shares were forgotten.
 
         Raises:
-            DeniedError: Neither its starter, nor operator, nor superuser.
+            DeniedError: Another caller started it, and the role is not enough to reset it all the same.
             WrongStateError: No such session.
         """
         with self._gate.role_call(calls.RESET_UNSEAL, caller) as record, self._lock:
@@ -216,7 +215,7 @@ class Unseal:
         return None if session is None else (len(session.shares), session.material.recovery.threshold)
 
     def expire(self) -> None:
-        """Forget what is too old: called now and then by the thread that ends the process: never waits."""
+        """Forget what is too old. Never waits: the thread that calls this also ends the process."""
         if self._lock.acquire(blocking=False):
             try:
                 self._expire()

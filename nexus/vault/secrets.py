@@ -18,7 +18,7 @@ INCARNATION_SIZE = 16
 REQUEST_ID_SIZE = 16
 MAX_DELETED_VERSIONS = 100
 MAX_PAGE = 1000
-_MOST_ROWS = 100_000  # looked at for one page
+_MOST_ROWS = 100_000  # read for one page
 _ROWS_AT_ONCE = MAX_PAGE + 1  # one more than a page tells whether there is another
 MAX_VERSION = 2**63 - 1  # what every store can count
 
@@ -93,7 +93,7 @@ class Vault:
 
         Raises:
             InvalidArgumentError, DeniedError: Before anything is read.
-            NotFoundError: There is no such secret or version, or it is deleted.
+            NotFoundError: The secret or version does not exist, or is deleted.
             DecryptionError, CorruptRowError: The row does not open.
         """
         check_path(path)
@@ -136,7 +136,7 @@ class Vault:
         Raises:
             InvalidArgumentError: Prefix, page size or token.
             DeniedError: No policy lets the caller list anything.
-            OverloadedError: Too many secrets would have to be looked at.
+            OverloadedError: Too many secrets would have to be read.
         """
         check_prefix(prefix)
         if after:
@@ -167,7 +167,7 @@ class Vault:
 
         Raises:
             InvalidArgumentError, DeniedError: Before anything is read.
-            NotFoundError: No such secret, or one of the versions is not there or deleted already.
+            NotFoundError: The secret or one of the versions does not exist, or is already deleted.
             ConflictError: The check-and-set failed.
         """
         check_path(path)
@@ -211,7 +211,7 @@ class Vault:
         current = _load_live(writer, path)
         expected.compare(current)
         if current is None:
-            writer.delete_secret(path)  # what is left of an incarnation that was deleted whole
+            writer.delete_secret(path)  # the marks of deletion of the previous incarnation
         incarnation = current.incarnation if current else os.urandom(INCARNATION_SIZE)
         version = current.current_version + 1 if current else 1
         sealed = seal_value(body, Place(serving.cluster_id, path, incarnation, version), serving.keyring)
