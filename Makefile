@@ -79,8 +79,9 @@ bench: $(READY)  ## Measure speed and size, each beside its baseline
 	.venv/bin/python -m tests.bench $(ARGS)
 
 .PHONY: generate
-generate: $(READY)  ## Write the code that the contracts in proto/ give
+generate: $(READY)  ## Write the code that the contracts in proto/ give, and the table of docs/calls.md
 	.venv/bin/python proto/generate.py
+	.venv/bin/python docs/generate.py
 
 .PHONY: lock
 lock: .venv-uv/.ready  ## Resolve requirements/*.in anew; UPGRADE=--upgrade takes the newest versions

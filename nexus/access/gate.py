@@ -1,31 +1,28 @@
 """Authorise and audit every call, inside the domain: no handler can forget it.
 
-- A call is authorised before it reads anything; a denial is audited and says nothing about what exists.
+- What a call needs stands in its row of `nexus.access.calls`. It is authorised before it reads anything; a denial is
+  audited and says nothing about what exists.
 - A read's entry, with its outcome, is written before the reply; if it cannot be written, the call fails.
 - A change's entry is a row of the change itself; a change that fails gets an entry like a read.
 - A call that the state of the nexus refuses touched nothing and leaves no entry.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Generic, NoReturn, TypeVar
 
-from common.clock import Clock, to_micros
+from common.clock import Clock
 from common.errors import AuditUnavailableError, DeniedError, OutcomeUnknownError, RecoveringError, ShardholdError
 from common.forms.audit.entry import Entry
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
-from nexus.access.roles import Role
-from nexus.keys.opened import Serving
+from nexus.access.calls import Rpc
+from nexus.access.roles import PEOPLE, Role
+from nexus.keys.opened import PolicyView, Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission
-
-T = TypeVar("T")
-
-# Whom policies can allow anything; every other role reads no secret, whatever a policy says.
-_POLICY_ROLES = frozenset({Role.WORKLOAD, Role.SUPERUSER})
+from nexus.store.protocol import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +35,49 @@ class Caller:
 
 
 @dataclass(slots=True)
-class Grant:
-    """One authorised call on its way; the domain fills in what it did."""
+class CallRecord:
+    """The audit entry of one call, being filled in; the domain adds what it did."""
 
+    rpc: Rpc[Permission | None]
     caller: Caller
-    action: str
+    clock: Clock
     path: str = ""
-    policy: str = ""
     request_id: bytes = b""
+    policy: str = ""
     version: int = 0
     detail: str = ""
-    in_store: bool = False  # the entry is a row of the change
+    is_in_store: bool = False  # the entry is a row of the change
+
+    def write(self, writer: Writer) -> None:
+        """Write the entry of a change as part of the change; no other is written."""
+        self.is_in_store = True
+        writer.append_audit(self.make_entry("ok").encode())
+
+    def make_entry(self, outcome: str, *, decision: str = "allow") -> Entry:
+        """Return the entry as it stands."""
+        return Entry(
+            at=to_micros(self.clock.now()),
+            actor=self.caller.spiffe_id,
+            address=self.caller.address,
+            action=self.rpc.action,
+            path=self.path,
+            version=self.version,
+            decision=decision,
+            policy=self.policy,
+            outcome=outcome,
+            request_id=self.request_id.hex(),
+            detail=self.detail,
+        )
 
 
 class Gate:
-    """Thread-safe."""
+    """Thread-safe. Each call is a context manager: the block inside it is authorised, and audited by how it ends.
+
+    Every call raises:
+        SealedError, RecoveringError, WrongStateError: It is not served in this state.
+        DeniedError: The caller may not.
+        AuditUnavailableError: The entry cannot be written.
+    """
 
     def __init__(self, lifecycle: Lifecycle, audit: AuditLog, exporter: Exporter, clock: Clock) -> None:
         self._lifecycle = lifecycle
@@ -60,49 +85,69 @@ class Gate:
         self._exporter = exporter
         self._clock = clock
 
+    @contextmanager
     def secret_call(
-        self, rpc: str, caller: Caller, permission: Permission, path: str, *, request_id: bytes = b""
-    ) -> "Audited[tuple[Grant, Serving]]":
-        """Authorise a call on the secret at *path* by policy; the block that follows is audited.
+        self, rpc: Rpc[Permission], caller: Caller, path: str, *, request_id: bytes = b""
+    ) -> Iterator[tuple[CallRecord, Serving]]:
+        """Make a call on the secret at *path*, if a policy allows it; its keys are lent for the block."""
+        self.check_served(rpc)
+        record = CallRecord(rpc, caller, self._clock, path, request_id)
+        serving = self._lifecycle.lend()
+        with self._settling(record, lent=True):
+            policy = _find_policy(rpc, caller, path, serving.view)
+            if policy is None:
+                raise _deny(caller, f"{rpc.permission} on this path")
+            record.policy = policy
+            self._require_audit()
+            yield record, serving
+
+    @contextmanager
+    def listing_call(self, rpc: Rpc[Permission], caller: Caller, prefix: str) -> Iterator[tuple[CallRecord, Serving]]:
+        """List below *prefix*, if a policy lets the caller list anything; each path is asked of `may_list`."""
+        self.check_served(rpc)
+        record = CallRecord(rpc, caller, self._clock, prefix)
+        serving = self._lifecycle.lend()
+        with self._settling(record, lent=True):
+            if not _may_somewhere(rpc, caller, serving.view):
+                raise _deny(caller, str(rpc.permission))
+            self._require_audit()
+            yield record, serving
+
+    @contextmanager
+    def role_call(self, rpc: Rpc[None], caller: Caller) -> Iterator[CallRecord]:
+        """Make a call that the caller's role allows."""
+        self.check_served(rpc)
+        record = CallRecord(rpc, caller, self._clock)
+        with self._settling(record):
+            self._require_role(record)
+            yield record
+
+    @contextmanager
+    def keyed_call(self, rpc: Rpc[None], caller: Caller) -> Iterator[tuple[CallRecord, Serving]]:
+        """Make a call that the caller's role allows, on a ready nexus; its keys are lent for the block."""
+        self.check_served(rpc)
+        record = CallRecord(rpc, caller, self._clock)
+        serving = self._lifecycle.lend()
+        with self._settling(record, lent=True):
+            self._require_role(record)
+            yield record, serving
+
+    def may_list(self, rpc: Rpc[Permission], caller: Caller, path: str, serving: Serving) -> bool:
+        """Say whether *caller* may see that there is a secret at *path*."""
+        return _find_policy(rpc, caller, path, serving.view) is not None
+
+    def check_owner(self, record: CallRecord, owner: str) -> None:
+        """Check that the caller may undo what *owner*, a SPIFFE ID, started.
 
         Raises:
-            DeniedError: No policy allows it.
-            AuditUnavailableError: The entry cannot be written.
+            DeniedError: Another caller started it, and the role is not enough.
         """
-        self._lifecycle.check_served(rpc)
-        grant = Grant(caller, f"secret.{permission}", path, request_id=request_id)
-        policy = self._decide(caller, permission, path, self._lifecycle.require_serving())
-        if policy is None:
-            self._deny(grant, f"{permission} on this path")
-        grant.policy = policy
-        return self._with_keys(grant)
+        if not may_act_on(record.rpc, record.caller, owner):
+            raise _deny(record.caller, _name_roles(record.rpc.roles_over_others))
 
-    def listing_call(self, rpc: str, caller: Caller, prefix: str) -> "Audited[tuple[Grant, Serving]]":
-        """Audit a listing; what it may show is asked path by path, with `may_list`."""
-        self._lifecycle.check_served(rpc)
-        grant = Grant(caller, f"secret.{Permission.LIST}", prefix)
-        if not self._may_list_something(caller, self._lifecycle.require_serving()):
-            self._deny(grant, str(Permission.LIST))
-        return self._with_keys(grant)
-
-    def may_list(self, caller: Caller, path: str, serving: Serving) -> bool:
-        """Say whether *caller* may see that there is a secret at *path*."""
-        return self._decide(caller, Permission.LIST, path, serving) is not None
-
-    def role_call(
-        self, rpc: str, caller: Caller, action: str, roles: frozenset[Role], *, reserve: bool = False
-    ) -> "Audited[Grant]":
-        """Authorise a call by the caller's role, and audit the block that follows.
-
-        With *reserve* the entry may use the audit's reserve; that of a denial never does, or anybody could use it up.
-        """
-        self._lifecycle.check_served(rpc)
-        grant = Grant(caller, action)
-        if caller.role not in roles:
-            self._deny(grant, "role " + " or ".join(sorted(roles)))
-        if not reserve:
-            self._require_audit()
-        return Audited(self, grant, grant, reserve=reserve)
+    def check_served(self, rpc: Rpc[Permission | None]) -> State:
+        """Return the state that the nexus is in; raises as `nexus.lifecycle.states.check_served`."""
+        return self._lifecycle.check_served(rpc.name, rpc.states)
 
     @property
     def state(self) -> State:
@@ -110,7 +155,7 @@ class Gate:
         return self._lifecycle.state
 
     def require_serving(self) -> Serving:
-        """Return what a ready nexus serves with; raises as `Lifecycle.require_serving`."""
+        """Return what a ready nexus serves with now; raises as `Lifecycle.require_serving`."""
         return self._lifecycle.require_serving()
 
     def check_still(self, serving: Serving) -> None:
@@ -122,90 +167,69 @@ class Gate:
         if self._lifecycle.require_serving() is not serving:
             raise RecoveringError("the keys of this change were withdrawn meanwhile")
 
-    def borrow(self) -> AbstractContextManager[Serving]:
-        """Use the keys of a ready nexus, so that they are not wiped meanwhile; raises as `Lifecycle.borrow`."""
-        return self._lifecycle.borrow()
-
-    def change_entry(self, grant: Grant) -> bytes:
-        """Return the entry of a change, to be written in the change; no other will be."""
-        grant.in_store = True
-        return self._entry(grant, "ok").encode()
-
-    def settle(self, grant: Grant, error: BaseException | None, *, reserve: bool, with_keys: bool) -> None:
-        """Audit how an authorised call ended, and give its keys back; for `Audited` only.
-
-        Raises:
-            AuditUnavailableError: The entry cannot be written.
-        """
-        if with_keys:
-            self._lifecycle.give_back()
-        if isinstance(error, OutcomeUnknownError):
-            self._lifecycle.give_up(f"{grant.action} by {grant.caller.spiffe_id}: {error}")
-        elif error is None and grant.in_store:
-            self._exporter.nudge()
-        else:
-            self._audit.append(self._entry(grant, _name_outcome(error)), reserve=reserve)
+    def _require_role(self, record: CallRecord) -> None:
+        if record.caller.role not in record.rpc.roles:
+            raise _deny(record.caller, _name_roles(record.rpc.roles))
+        if not _may_use_reserve(record):
+            self._require_audit()
 
     def _require_audit(self) -> None:
         """Refuse before anything is done: a change would be made, and its entry wait in the store."""
         if self._audit.failing:
             raise AuditUnavailableError(f"audit is failing: {self._audit.failing}")
 
-    def _with_keys(self, grant: Grant) -> "Audited[tuple[Grant, Serving]]":
-        self._require_audit()
-        return Audited(self, grant, (grant, self._lifecycle.lend()), with_keys=True)
+    @contextmanager
+    def _settling(self, record: CallRecord, *, lent: bool = False) -> Iterator[None]:
+        """Audit how the block ends. Lent keys are given back first: a seal does not wait for the audit's disk."""
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if lent:
+                self._lifecycle.give_back()
+            self._settle(record, error)
 
-    def _may_list_something(self, caller: Caller, serving: Serving) -> bool:
-        view = serving.view
-        if view.damaged or caller.role not in _POLICY_ROLES:
-            return False
-        return view.policies.allows_somewhere(caller.spiffe_id, Permission.LIST)
-
-    def _decide(self, caller: Caller, permission: Permission, path: str, serving: Serving) -> str | None:
-        view = serving.view
-        if view.damaged or caller.role not in _POLICY_ROLES:
-            return None
-        return view.policies.decide(caller.spiffe_id, permission, path)
-
-    def _deny(self, grant: Grant, wanted: str) -> NoReturn:
-        self._audit.append(self._entry(grant, DeniedError.reason, decision="deny"))
-        raise DeniedError(f"{grant.caller.spiffe_id} is not allowed: it needs {wanted}")
-
-    def _entry(self, grant: Grant, outcome: str, *, decision: str = "allow") -> Entry:
-        return Entry(
-            at=to_micros(self._clock.now()),
-            actor=grant.caller.spiffe_id,
-            address=grant.caller.address,
-            action=grant.action,
-            path=grant.path,
-            version=grant.version,
-            decision=decision,
-            policy=grant.policy,
-            outcome=outcome,
-            request_id=grant.request_id.hex(),
-            detail=grant.detail,
-        )
+    def _settle(self, record: CallRecord, error: BaseException | None) -> None:
+        if isinstance(error, OutcomeUnknownError):
+            self._lifecycle.give_up(f"{record.rpc.action} by {record.caller.spiffe_id}: {error}")
+        elif isinstance(error, DeniedError):  # never from the reserve, or anybody could use it up
+            self._audit.append(record.make_entry(error.reason, decision="deny"))
+        elif error is None and record.is_in_store:
+            self._exporter.nudge()
+        elif not isinstance(error, AuditUnavailableError):
+            self._audit.append(record.make_entry(_name_outcome(error)), reserve=_may_use_reserve(record))
 
 
-class Audited(Generic[T]):
-    """An authorised call: gives *given* to its block, and audits how the block ended. It has to be entered at once."""
+def may_act_on(rpc: Rpc[Permission | None], caller: Caller, owner: str) -> bool:
+    """Say whether *caller* may undo what *owner*, a SPIFFE ID, started."""
+    return caller.spiffe_id == owner or caller.role in rpc.roles_over_others
 
-    __slots__ = ("_gate", "_given", "_grant", "_reserve", "_with_keys")
 
-    def __init__(self, gate: Gate, grant: Grant, given: T, *, reserve: bool = False, with_keys: bool = False) -> None:
-        self._gate = gate
-        self._grant = grant
-        self._given = given
-        self._reserve = reserve
-        self._with_keys = with_keys
+def _find_policy(rpc: Rpc[Permission], caller: Caller, path: str, view: PolicyView) -> str | None:
+    if view.damaged or caller.role not in rpc.roles:
+        return None
+    return view.policies.decide(caller.spiffe_id, rpc.permission, path)
 
-    def __enter__(self) -> T:
-        return self._given
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._gate.settle(self._grant, error, reserve=self._reserve, with_keys=self._with_keys)
+def _may_somewhere(rpc: Rpc[Permission], caller: Caller, view: PolicyView) -> bool:
+    if view.damaged or caller.role not in rpc.roles:
+        return False
+    return view.policies.allows_somewhere(caller.spiffe_id, rpc.permission)
+
+
+def _may_use_reserve(record: CallRecord) -> bool:
+    return record.rpc.uses_reserve and record.caller.role in PEOPLE
+
+
+def _deny(caller: Caller, wanted: str) -> DeniedError:
+    return DeniedError(f"{caller.spiffe_id} is not allowed: it needs {wanted}")
+
+
+def _name_roles(roles: frozenset[Role]) -> str:
+    return "role " + " or ".join(sorted(roles))
 
 
 def _name_outcome(error: BaseException | None) -> str:

@@ -2,12 +2,12 @@
 
 - BeginInit commits the phase *initialising* first, with the cluster id that all later attempts reuse and numbers that
   are never used again; only then is a root key made, in memory.
-- ConfirmInit brings the opened challenge: whoever sent it read a threshold of recovery shares back. One change then
-  commits everything. Shards are sent afterwards, by the same refill that serves for ever.
+- ConfirmInit brings the opened challenge, which proves that a threshold of recovery shares was read back. One change
+  then commits everything. Shards are sent afterwards, by the refill that keepers get at any other time.
 - Whatever happens before that change (a crash, an abort, a new attempt) voids the attempt: its recovery shares open
   nothing.
-- A store that holds anything, or was initialised once, never gets a new root key. Nor does one whose keepers serve a
-  cluster: it is a new store in the place of one that was lost, and that may be put back.
+- A store that holds anything, or was initialised once, never gets a new root key. The same holds while its keepers
+  serve a cluster: the store of that cluster is missing, and may be put back.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from common.keys.opener import seal_escrow
 from common.keys.protected import ProtectedMemory
 from common.keys.recovery_key import ShareHash, challenge_info, check_public_key, escrow_info, seal
 from common.keys.words import check_counts
-from nexus.access.gate import Caller, Gate, Grant
-from nexus.access.roles import Role
+from nexus.access import calls
+from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest, records
 from nexus.keys.first_rows import FIRST_KEK, FIRST_TIMELINE, make_first_rows, make_genesis
@@ -41,14 +41,13 @@ from nexus.store.protocol import Meta, Phase, Store, Writer
 
 CHALLENGE_SIZE = 32
 
-_SUPERUSER = frozenset({Role.SUPERUSER})
-_HEARD_S = 3.0  # a nexus that has just started asked its keepers once by then
+_HEARD_S = 3.0  # by then a nexus that has just started has asked each keeper once
 
 log = structlog.get_logger("init")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class InitPlan:
     """What an administrator asks for."""
 
     shard_threshold: int  # 0: more than half of the keepers
@@ -56,7 +55,9 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class StartedAttempt:
+    """What `pilot init` goes on with."""
+
     attempt: int
     cluster_id: bytes
     genesis: bytes  # 32 bytes
@@ -71,7 +72,7 @@ class Confirmed:
 
 @dataclass(slots=True)
 class _Attempt:
-    """An attempt in memory. It dies with the process."""
+    """An attempt in memory, void when the process ends."""
 
     number: int
     threshold: int
@@ -114,34 +115,34 @@ class Initialisation:
         attempt = self._attempt
         return None if attempt is None else f"attempt {attempt.number} waits for its proof"
 
-    def begin(self, caller: Caller, plan: Plan) -> Begun:
-        """Start an attempt; the one before it becomes void.
+    def begin(self, caller: Caller, plan: InitPlan) -> StartedAttempt:
+        """Start an attempt; the previous one becomes void.
 
         Raises:
             InvalidArgumentError: A threshold, the public key or a share hash.
             WrongStateError: The store is initialised or holds something, or keepers serve a cluster.
         """
-        with self._gate.role_call("BeginInit", caller, "init.begin", _SUPERUSER) as grant, self._lock:
+        with self._gate.role_call(calls.BEGIN_INIT, caller) as record, self._lock:
             threshold = self._check_plan(plan)
             self._pool.wait_heard(seconds=_HEARD_S)
-            meta = self._store.write(lambda writer: self._allocate(writer, grant))
+            meta = self._store.write(lambda writer: self._allocate(writer, record))
             self._void()
             self._lifecycle.enter(State.INITIALISING)
             attempt = self._attempt = self._make(meta, plan, threshold)
             info = challenge_info(meta.cluster_id, attempt.number, attempt.genesis.fingerprint)
             challenge = seal(attempt.answer, plan.recovery.public_key, info)
-            return Begun(attempt.number, meta.cluster_id, attempt.genesis.fingerprint, challenge)
+            return StartedAttempt(attempt.number, meta.cluster_id, attempt.genesis.fingerprint, challenge)
 
     def confirm(self, caller: Caller, number: int, answer: bytes, *, seconds: float) -> Confirmed:
-        """Commit the attempt, and wait at most *seconds* for its quorum of keepers. The same call again does no harm.
+        """Commit the attempt, and wait at most *seconds* for its quorum of keepers. A repeated call is harmless.
 
         Raises:
             InvalidArgumentError: The answer is wrong; the attempt stays.
             WrongStateError: The attempt is void; or keepers serve a cluster, and the attempt stays.
         """
-        with self._gate.role_call("ConfirmInit", caller, "init.confirm", _SUPERUSER) as grant, self._lock:
+        with self._gate.role_call(calls.CONFIRM_INIT, caller) as record, self._lock:
             if not self._was_confirmed(number, answer):
-                self._commit(self._open_attempt(number), answer, grant)
+                self._commit(self._open_attempt(number), answer, record)
         wanted = self._lifecycle.require_serving().shard_set.record.quorum
         return Confirmed(self._pool.wait_holders(wanted, seconds=seconds), wanted)
 
@@ -151,12 +152,12 @@ class Initialisation:
         Raises:
             WrongStateError: It is void already.
         """
-        with self._gate.role_call("AbortInit", caller, "init.abort", _SUPERUSER, reserve=True) as grant, self._lock:
+        with self._gate.role_call(calls.ABORT_INIT, caller) as record, self._lock:
             self._open_attempt(number)
-            grant.detail = f"attempt {number}"
+            record.detail = f"attempt {number}"
             self._void()
 
-    def _check_plan(self, plan: Plan) -> int:
+    def _check_plan(self, plan: InitPlan) -> int:
         keepers = len(self._pool.seats)
         threshold = plan.shard_threshold or keepers // 2 + 1
         if not 2 <= threshold <= keepers:
@@ -165,7 +166,7 @@ class Initialisation:
         check_public_key(plan.recovery.public_key)
         return threshold
 
-    def _allocate(self, writer: Writer, grant: Grant) -> Meta:
+    def _allocate(self, writer: Writer, record: CallRecord) -> Meta:
         meta = writer.load_meta()
         if meta.phase is Phase.INITIALISED:
             raise WrongStateError("the store is initialised already")
@@ -181,8 +182,8 @@ class Initialisation:
             last_set_number=meta.last_set_number + 1,
         )
         writer.save_meta(meta)
-        grant.detail = f"attempt {meta.last_init_attempt}"
-        writer.append_audit(self._gate.change_entry(grant))
+        record.detail = f"attempt {meta.last_init_attempt}"
+        record.write(writer)
         return meta
 
     def _check_keepers(self) -> None:
@@ -194,7 +195,7 @@ class Initialisation:
                 "the store of that cluster back; or start these keepers anew, if it is to be forgotten"
             )
 
-    def _make(self, meta: Meta, plan: Plan, threshold: int) -> _Attempt:
+    def _make(self, meta: Meta, plan: InitPlan, threshold: int) -> _Attempt:
         key = self._memory.allocate(ROOT_KEY_SIZE)
         key.fill_random()
         root_key = RootKey(key, cluster_id=meta.cluster_id, generation=meta.last_generation, memory=self._memory)
@@ -216,15 +217,15 @@ class Initialisation:
             answer=os.urandom(CHALLENGE_SIZE),
         )
 
-    def _commit(self, attempt: _Attempt, answer: bytes, grant: Grant) -> None:
+    def _commit(self, attempt: _Attempt, answer: bytes, record: CallRecord) -> None:
         if not hmac.compare_digest(attempt.answer, answer):
             raise InvalidArgumentError(
                 "answer: does not match the challenge: the shares read back are not of this attempt"
             )
-        grant.detail = f"attempt {attempt.number}"
+        record.detail = f"attempt {attempt.number}"
         proven: list[Serving] = []
         try:
-            self._store.write(lambda writer: proven.append(self._write(writer, attempt, grant)))
+            self._store.write(lambda writer: proven.append(self._write(writer, attempt, record)))
         except BaseException:
             for serving in proven:
                 serving.release()
@@ -235,7 +236,7 @@ class Initialisation:
         self._warden.begin_serving(proven[0])
         log.info("cluster initialised", attempt=attempt.number, genesis=attempt.genesis.fingerprint.hex())
 
-    def _write(self, writer: Writer, attempt: _Attempt, grant: Grant) -> Serving:
+    def _write(self, writer: Writer, attempt: _Attempt, record: CallRecord) -> Serving:
         """Write all that makes a cluster, and open it the way every recovery will, before it is committed."""
         meta = writer.load_meta()
         if meta.phase is not Phase.INITIALISING or meta.last_init_attempt != attempt.number or not writer.is_empty():
@@ -265,7 +266,7 @@ class Initialisation:
                 self._memory,
             )
             writer.save_meta(manifest.first_manifest(meta, bodies, attempt.root_key, writer))
-            writer.append_audit(self._gate.change_entry(grant))
+            record.write(writer)
             meta, rows = replace(writer.load_meta(), revision=writer.revision), writer.load_controls()
             candidate = self._memory.allocate(ROOT_KEY_SIZE)
             candidate.view[:] = attempt.root_key.view

@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from common.errors import InvalidArgumentError, NotFoundError
-from nexus.access.gate import Caller, Gate, Grant
-from nexus.access.roles import Role
+from nexus.access import calls
+from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys import manifest, records
-from nexus.keys.opened import PolicyView, build_view
+from nexus.keys.opened import PolicyView, Serving, build_view
 from nexus.policy.rules import Policy, check_policy, check_policy_name, encode_policy
 from nexus.store.protocol import Store, Writer
 
 MAX_APPLIED = 100
-
-_WRITERS = frozenset({Role.SUPERUSER})
-_READERS = frozenset({Role.SUPERUSER, Role.AUDITOR})
 
 
 class Policies:
@@ -29,7 +26,7 @@ class Policies:
 
         Raises:
             InvalidArgumentError: A policy is wrong, or two have one name.
-            DeniedError: The caller is no superuser.
+            DeniedError: The caller's role does not allow it.
         """
         if not 1 <= len(policies) <= MAX_APPLIED:
             raise InvalidArgumentError(f"policies: got {len(policies)}, want 1 to {MAX_APPLIED}")
@@ -38,50 +35,49 @@ class Policies:
         bodies = {(records.POLICY, policy.name): encode_policy(policy) for policy in policies}
         if len(bodies) < len(policies):
             raise InvalidArgumentError("policies: two have one name, want each name once")
-        with self._gate.role_call("ApplyPolicies", caller, "policy.apply", _WRITERS) as grant:
-            grant.detail = " ".join(name for _, name in bodies)
-            return self._change(grant, put=bodies)
+        with self._gate.keyed_call(calls.APPLY_POLICIES, caller) as (record, _):
+            record.detail = " ".join(name for _, name in bodies)
+            return self._change(record, put=bodies)
 
     def list(self, caller: Caller) -> PolicyView:
         """Return all policies, and the names of damaged ones.
 
         Raises:
-            DeniedError: The caller is neither superuser nor auditor.
+            DeniedError: The caller's role does not allow it.
         """
-        with self._gate.role_call("ListPolicies", caller, "policy.list", _READERS):
-            return self._gate.require_serving().view
+        with self._gate.keyed_call(calls.LIST_POLICIES, caller) as (_, serving):
+            return serving.view
 
     def delete(self, caller: Caller, name: str) -> int:
         """Delete one policy, or a damaged row of that name; return the revision.
 
         Raises:
             NotFoundError: There is none.
-            DeniedError: The caller is no superuser.
+            DeniedError: The caller's role does not allow it.
         """
-        with self._gate.role_call("DeletePolicy", caller, "policy.delete", _WRITERS) as grant:
-            if name not in self._gate.require_serving().view.damaged:
+        with self._gate.keyed_call(calls.DELETE_POLICY, caller) as (record, serving):
+            if name not in serving.view.damaged:
                 check_policy_name(name)
-            grant.detail = name
-            return self._change(grant, delete=[(records.POLICY, name)])
+            record.detail = name
+            return self._change(record, delete=[(records.POLICY, name)])
 
     def _change(
-        self, grant: Grant, *, put: dict[manifest.Key, bytes] | None = None, delete: Sequence[manifest.Key] = ()
+        self, record: CallRecord, *, put: dict[manifest.Key, bytes] | None = None, delete: Sequence[manifest.Key] = ()
     ) -> int:
-        def change(writer: Writer) -> tuple[int, PolicyView]:
-            serving = self._gate.require_serving()
+        def change(writer: Writer) -> tuple[int, Serving, PolicyView]:
+            serving = self._gate.require_serving()  # here, not at the gate: as in `nexus.vault.secrets`
             for kind, name in delete:
-                listed = name in serving.view.damaged
-                if not listed and writer.load_control(kind, name) is None:
+                is_damaged = name in serving.view.damaged
+                if not is_damaged and writer.load_control(kind, name) is None:
                     raise NotFoundError(f"no policy {name}")
             manifest.change(writer, serving.root_key, put=put, delete=delete)
-            writer.append_audit(self._gate.change_entry(grant))
-            # Read here, where it can still be undone: behind the commit nothing may keep it from being in force.
+            record.write(writer)
+            # Compiled here, where it can still be undone: after the commit nothing may keep it from being in force.
             meta = replace(writer.load_meta(), revision=writer.revision)
             view = build_view(manifest.verify(meta, writer.load_controls(), serving.root_key), meta)
             self._gate.check_still(serving)
-            return writer.revision, view
+            return writer.revision, serving, view
 
-        with self._gate.borrow() as serving:
-            revision, view = self._store.write(change)
-            serving.enforce(view)
-            return revision
+        revision, serving, view = self._store.write(change)
+        serving.enforce(view)
+        return revision

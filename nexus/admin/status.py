@@ -1,11 +1,12 @@
-"""How the nexus is, for `pilot status`."""
+"""Status: what the nexus says of itself and of its keepers, to whom."""
 
 import contextlib
 from dataclasses import dataclass
 
 from common.errors import CorruptRowError, ShardholdError
+from nexus.access import calls
 from nexus.access.gate import Caller, Gate
-from nexus.access.roles import PEOPLE, Role
+from nexus.access.roles import PEOPLE
 from nexus.admin.initialise import Initialisation
 from nexus.admin.unseal import Unseal
 from nexus.keepers.marks import NewerMark
@@ -17,8 +18,6 @@ from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Meta, Reader, Store
-
-_LISTERS = frozenset({Role.SUPERUSER, Role.OPERATOR, Role.AUDITOR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class ClusterView:
     unseal: tuple[int, int] | None  # recovery shares submitted and needed
 
 
-class StatusDesk:
+class Status:
     """Thread-safe."""
 
     def __init__(
@@ -77,10 +76,9 @@ class StatusDesk:
 
     def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
         """Return the state, and the rest when *caller* is a person with a role."""
-        is_person = caller.role in PEOPLE  # the audit's reserve is for them: workloads could use it up
-        with self._gate.role_call("GetStatus", caller, "status.get", frozenset(Role), reserve=is_person):
+        with self._gate.role_call(calls.GET_STATUS, caller):
             state = self._lifecycle.state
-            if not is_person:
+            if caller.role not in PEOPLE:
                 return state, None
             with self._store.read() as reader:
                 meta, facts = reader.load_meta(), self._find_facts(reader)
@@ -89,7 +87,7 @@ class StatusDesk:
                 meta=meta,
                 facts=facts,
                 memory_protection=self._memory_protection,
-                keepers=self._view_keepers(facts),
+                keepers=self._view_keepers(facts.shard_set if facts else None),
                 init_step=self._describe_init(state, meta),
                 newer=self._warden.find_newer_mark(),
                 unseal=self._unseal.count(),
@@ -106,10 +104,10 @@ class StatusDesk:
         """Return the keepers of the current set.
 
         Raises:
-            DeniedError: The caller is neither superuser, operator nor auditor.
+            DeniedError: The caller's role does not allow it.
         """
-        with self._gate.role_call("ListKeepers", caller, "keeper.list", _LISTERS), self._store.read() as reader:
-            return self._view_keepers(self._find_facts(reader))
+        with self._gate.keyed_call(calls.LIST_KEEPERS, caller) as (_, serving):
+            return self._view_keepers(serving.shard_set.record)
 
     def _find_facts(self, reader: Reader) -> ClusterFacts | None:
         with contextlib.suppress(ShardholdError), self._lifecycle.borrow() as serving:
@@ -120,7 +118,7 @@ class StatusDesk:
             return ClusterFacts(records.load_genesis(reader).fingerprint, current, recovery)
         return None
 
-    def _view_keepers(self, facts: ClusterFacts | None) -> list[KeeperView]:
-        members = facts.shard_set.members if facts else ()
+    def _view_keepers(self, shard_set: records.ShardSetRecord | None) -> list[KeeperView]:
+        members = shard_set.members if shard_set else ()
         xs = {member.name: member.x for member in members}
         return [KeeperView(seat.member, xs.get(seat.member.name, 0), seat.status) for seat in self._pool.seats]

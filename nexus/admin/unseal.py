@@ -4,12 +4,11 @@
   the nexus back, or when it is sealed. Its shares are in protected memory only, and wiped when it ends.
 - A share comes sealed to a one-shot key that the nexus stated for this caller, and is bound to the session. It is
   checked alone, against the salted hash that was stored at init: a wrong one is refused, and the others are kept.
-- Before the first share: recovery key and escrow have to be those of the genesis record, whose fingerprint custodians
-  compare with their cards, since the store that supplies it may be an attacker's. All three are read once, when the
-  session begins, and each share is bound to the fingerprint that its custodian compared: one for other rows does not
-  open.
-- With the last share that is needed the opener opens the escrow, the key is proved, and the warden admits it. If that
-  fails, that share is forgotten and may be submitted again.
+- Before the first share, recovery key and escrow have to match the genesis record. Custodians compare its fingerprint
+  with their cards, since the store that supplies it may be an attacker's. All three are read once, when the session
+  begins, and each share is bound to the fingerprint that its custodian compared: one for other rows does not open.
+- With the last share that is needed, the opener opens the escrow, the key is proved, and the warden admits it. If any
+  of this fails, that share is forgotten and may be submitted again.
 """
 
 import hashlib
@@ -23,7 +22,6 @@ from common.clock import Clock
 from common.errors import (
     CorruptRowError,
     DecryptionError,
-    DeniedError,
     InvalidArgumentError,
     StatementError,
     WordsError,
@@ -36,29 +34,25 @@ from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from common.keys.recovery_key import ShareHash, escrow_info
 from common.keys.statement import SUBMIT_SHARE, SignedStatement, StatementDesk
 from common.keys.words import WIRE_SIZE
-from nexus.access.gate import Caller, Gate, Grant
-from nexus.access.roles import Role
+from nexus.access import calls
+from nexus.access.gate import Caller, CallRecord, Gate, may_act_on
 from nexus.admin.statement_signer import StatementSigner
 from nexus.keys import manifest, records
 from nexus.keys.opened import prove
 from nexus.keys.root_key import ROOT_KEY_SIZE
-from nexus.lifecycle.states import State, check_served
+from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Store
 
 SESSION_S = 15 * 60.0
 SESSION_ID_SIZE = 16
 
-_SUBMITTERS = frozenset({Role.RECOVER, Role.OPERATOR, Role.SUPERUSER})
-_WATCHERS = _SUBMITTERS | {Role.AUDITOR}
-_MASTERS = frozenset({Role.OPERATOR, Role.SUPERUSER})
-
 log = structlog.get_logger("unseal")
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What the store holds for custodians; verified only against itself, until there is a key."""
+    """What the store holds for custodians. Its parts match each other; until there is a key, nothing proves them."""
 
     genesis: Genesis
     recovery: records.RecoveryKeyRecord
@@ -134,12 +128,11 @@ class Unseal:
             WrongStateError: One is open.
             CorruptRowError: Recovery key or escrow is not that of the genesis record.
         """
-        with self._gate.role_call("StartUnseal", caller, "unseal.start", _SUBMITTERS), self._lock:
+        with self._gate.role_call(calls.START_UNSEAL, caller), self._lock:
             self._expire()
             if self._session is not None:
                 raise WrongStateError("a session is open: join it, or have it reset")
-            state = self._gate.state
-            check_served("StartUnseal", state)  # again: who held the lock may have brought the nexus back
+            state = self._gate.check_served(calls.START_UNSEAL)  # again: who held the lock may have brought it back
             self._session = _Session(
                 session_id=os.urandom(SESSION_ID_SIZE),
                 started_by=caller.spiffe_id,
@@ -156,7 +149,7 @@ class Unseal:
             WrongStateError: No such session.
             InvalidArgumentError: The nonce has the wrong size.
         """
-        with self._gate.role_call("GetSealingKey", caller, "unseal.key", _SUBMITTERS), self._lock:
+        with self._gate.role_call(calls.GET_SEALING_KEY, caller), self._lock:
             session = self._require_session(session_id)
             return self._signer.state(
                 self._desk,
@@ -174,19 +167,19 @@ class Unseal:
             StatementError: The statement is unknown, used, too old, or was for another caller.
             WordsError: It is no share of this cluster's recovery key; the others are kept.
             DecryptionError, CorruptRowError, WrongRootKeyError: What the escrow held does not prove.
-            StoreUnavailableError: The key is proved, and was not admitted; submit the last share again.
+            StoreUnavailableError: The key is proved but not admitted; submit the last share again.
         """
-        with self._gate.role_call("SubmitShare", caller, "unseal.submit", _SUBMITTERS) as grant, self._lock:
+        with self._gate.role_call(calls.SUBMIT_SHARE, caller) as record, self._lock:
             session = self._require_session(session_id)
             share = self._open_share(caller, session, statement_digest, sealed)
             number = self._keep_share(session, share)
-            grant.detail = f"share {number}"
+            record.detail = f"share {number}"
             needed = session.material.recovery.threshold
             submitted = len(session.shares)
             if submitted < needed:
                 return Submitted(number, submitted, needed, ready=False)
             try:
-                ready = self._finish(session, grant)
+                ready = self._finish(session, record)
             except BaseException:
                 session.shares.pop(number).release()
                 raise
@@ -195,7 +188,7 @@ class Unseal:
 
     def describe(self, caller: Caller) -> tuple[Material, SessionView | None]:
         """Return what custodians compare and how the session stands, None when none is open."""
-        with self._gate.role_call("GetProgress", caller, "unseal.progress", _WATCHERS, reserve=True), self._lock:
+        with self._gate.role_call(calls.GET_PROGRESS, caller), self._lock:
             self._expire()
             if self._session is None:
                 return self._load_material(), None
@@ -205,14 +198,13 @@ class Unseal:
         """End the session; return how many shares were forgotten.
 
         Raises:
-            DeniedError: Neither its starter, nor operator, nor superuser.
+            DeniedError: Another caller started it, and the role is not enough to reset it all the same.
             WrongStateError: No such session.
         """
-        roles = _SUBMITTERS if self._may_reset(self._session, caller) else _MASTERS
-        with self._gate.role_call("ResetUnseal", caller, "unseal.reset", roles), self._lock:
+        with self._gate.role_call(calls.RESET_UNSEAL, caller) as record, self._lock:
+            if self._session is not None:
+                self._gate.check_owner(record, self._session.started_by)
             session = self._require_session(session_id)
-            if not self._may_reset(session, caller):  # one that was opened meanwhile
-                raise DeniedError(f"{caller.spiffe_id} is not allowed: it did not start this session")
             forgotten = len(session.shares)
             self._end()
             return forgotten
@@ -223,7 +215,7 @@ class Unseal:
         return None if session is None else (len(session.shares), session.material.recovery.threshold)
 
     def expire(self) -> None:
-        """Forget what is too old: called now and then by the thread that ends the process: never waits."""
+        """Forget what is too old. Never waits: the thread that calls this also ends the process."""
         if self._lock.acquire(blocking=False):
             try:
                 self._expire()
@@ -235,10 +227,6 @@ class Unseal:
         """Forget everything, at the end of the process."""
         with self._lock:
             self._end()
-
-    @staticmethod
-    def _may_reset(session: _Session | None, caller: Caller) -> bool:
-        return session is None or session.started_by == caller.spiffe_id or caller.role in _MASTERS
 
     def _expire(self) -> None:
         session = self._session
@@ -292,7 +280,7 @@ class Unseal:
         session.shares[number] = share
         return number
 
-    def _finish(self, session: _Session, grant: Grant) -> bool:
+    def _finish(self, session: _Session, record: CallRecord) -> bool:
         material = session.material
         candidate = self._memory.allocate(ROOT_KEY_SIZE)
         try:
@@ -305,9 +293,7 @@ class Unseal:
             candidate.release()
             raise
         serving = prove(candidate, [], meta=meta, rows=rows, memory=self._memory)
-        return self._warden.admit(
-            serving, lambda writer: writer.append_audit(self._gate.change_entry(grant)), asked_in=session.state
-        )
+        return self._warden.admit(serving, record.write, asked_in=session.state)
 
     def _load_material(self) -> Material:
         with self._store.read() as reader:
@@ -322,7 +308,7 @@ class Unseal:
         return Material(genesis, recovery, escrow.sealed, generation)
 
     def _view(self, session: _Session, caller: Caller) -> SessionView:
-        may_know = caller.role in _MASTERS or caller.spiffe_id == session.started_by
+        may_know = may_act_on(calls.RESET_UNSEAL, caller, session.started_by)
         return SessionView(
             session_id=session.session_id,
             genesis=session.material.genesis.fingerprint,

@@ -36,9 +36,11 @@ class Lifecycle:
     def state(self) -> State:
         return self._state
 
-    def check_served(self, rpc: str) -> None:
-        """Refuse *rpc* unless it is served now; raises as `nexus.lifecycle.states.check_served`."""
-        check_served(rpc, self._state)
+    def check_served(self, rpc: str, served: frozenset[State]) -> State:
+        """Return the state now, if *rpc* is *served* in it; raises as `nexus.lifecycle.states.check_served`."""
+        state = self._state
+        check_served(rpc, served, state)
+        return state
 
     def require_serving(self) -> Serving:
         """Return what a ready nexus serves with. Its keys are safe to use only while they are borrowed.

@@ -1,4 +1,4 @@
-"""The states of a nexus and what it serves in each: pure rules, no I/O.
+"""The states of a nexus, and how it refuses a call that its state does not serve: pure rules, no I/O.
 
     uninitialised ──BeginInit──▶ initialising ──ConfirmInit──▶ ready
     recovering ──a threshold of shards, or of recovery shares──▶ ready
@@ -6,13 +6,14 @@
     ready ──a rollback mark newer than the store──▶ recovering
     recovering, sealed ──a threshold, and such a mark──▶ recovering, blocked ──AcceptOlderStore──▶ ready
 
-- A nexus starts in the state that its store tells: an empty store is uninitialised, a begun init is initialising, a
-  sealed store is sealed, any other is recovering.
-- What serves in ready alone needs the root key. Elsewhere it is refused as sealed or recovering, which the caller may
-  wait for, or, before the cluster exists, as a call in the wrong state.
-- What serves in other states is refused outside them as a call in the wrong state.
-- Blocked is recovering with a proved key that goes nowhere. The store stays as it was: where it says sealed, a restart
-  is sealed again.
+- The store tells which state a nexus starts in: an empty store is uninitialised, one whose init has begun is
+  initialising, a sealed one is sealed, and any other is recovering.
+- Which RPC is served in which states stands in `nexus.access.calls`.
+- An RPC that is served only in ready needs the root key. In sealed and recovering it is refused with an error of that
+  name, since the caller may wait; before the cluster exists it is a call in the wrong state.
+- Any other RPC, outside the states that serve it, is a call in the wrong state.
+- Blocked is recovering with a proved key that is not used. The store stays as it was: if it is marked sealed, the nexus
+  is sealed again after a restart.
 - A running operation is a property of ready, not a state.
 """
 
@@ -30,23 +31,7 @@ class State(enum.StrEnum):
     READY = "ready"
 
 
-ALWAYS = frozenset(State)
 READY_ONLY = frozenset({State.READY})
-KEYLESS = frozenset({State.RECOVERING, State.SEALED})
-
-SERVED = {
-    "GetStatus": ALWAYS,
-    "BeginInit": frozenset({State.UNINITIALISED, State.INITIALISING}),
-    "ConfirmInit": frozenset({State.INITIALISING, State.READY}),  # ready: the same answer again
-    "AbortInit": frozenset({State.INITIALISING}),
-    "Seal": frozenset({State.RECOVERING, State.SEALED, State.READY}),
-    "AcceptOlderStore": frozenset({State.RECOVERING}),
-    "StartUnseal": KEYLESS,
-    "GetSealingKey": KEYLESS,
-    "SubmitShare": KEYLESS,
-    "GetProgress": KEYLESS,
-    "ResetUnseal": KEYLESS,
-}
 
 
 def initial_state(meta: Meta) -> State:
@@ -58,14 +43,13 @@ def initial_state(meta: Meta) -> State:
     return State.SEALED if meta.sealed else State.RECOVERING
 
 
-def check_served(rpc: str, state: State) -> None:
-    """Refuse *rpc* unless it is served in *state*.
+def check_served(rpc: str, served: frozenset[State], state: State) -> None:
+    """Refuse *rpc*, which is *served* in these states, unless *state* is one of them.
 
     Raises:
         SealedError, RecoveringError: It is served in ready alone, and the cluster exists.
         WrongStateError: Waiting does not help.
     """
-    served = SERVED.get(rpc, READY_ONLY)
     if state in served:
         return
     if served == READY_ONLY and state is State.SEALED:

@@ -1,9 +1,9 @@
-"""Many globs at once: a tree over their segments that says which of them match.
+"""Many globs at once: a tree of their segments that tells which of them match.
 
 Rules:
-- A node is what a glob has seen so far; globs with the same beginning share nodes.
-- A rule is a number, a set of rules an int with one bit for each: a node of rules that nobody wants is not entered.
-- Matching follows every node that is still possible, segment by segment; `**` stays where it is and goes on at once.
+- A node stands for what a glob has matched so far; globs with the same beginning share nodes.
+- A rule is a number, and a set of rules an int with one bit for each. A node is entered only for rules that are wanted.
+- Matching keeps every node that is still possible, segment by segment. A node after `**` stays possible.
 """
 
 import re
@@ -16,25 +16,25 @@ class _Node:
     __slots__ = ("below", "deep", "ending", "is_deep", "literal", "partial", "partial_sizes", "star")
 
     def __init__(self, *, is_deep: bool = False) -> None:
-        self.is_deep = is_deep  # behind a '**': stays possible whatever comes
+        self.is_deep = is_deep  # after a '**': stays possible whatever comes
         self.below = 0  # rules that go through this node
         self.ending = 0  # rules whose glob ends here
         self.literal: dict[str, _Node] = {}
-        self.star: _Node | None = None  # behind a segment '*'
-        self.deep: _Node | None = None  # behind a '**'
-        # By what stands before the first star, and the lengths of those beginnings: "db-*", "*-db".
+        self.star: _Node | None = None  # after a segment '*'
+        self.deep: _Node | None = None  # after a '**'
+        # By the text before the first star ("db-" of "db-*"), and the lengths of those texts.
         self.partial: dict[str, list[tuple[str, Callable[[str], object], _Node]]] = {}
         self.partial_sizes: tuple[int, ...] = ()
 
 
 class GlobIndex:
-    """Globs, given as their segments, each with the number of its rule. Nothing may be added while threads match."""
+    """Globs, given as segments, each with the number of its rule. Nothing may be added while threads match."""
 
     def __init__(self) -> None:
         self._root = _Node()
 
     def add(self, segments: Sequence[str], rule: int) -> None:
-        """Add the glob of *rule*; a rule may have several."""
+        """Add a glob of *rule*; a rule may have several."""
         bit = 1 << rule
         node = self._root
         node.below |= bit
@@ -77,7 +77,7 @@ def _reach(nodes: dict[_Node, None], node: _Node, wanted: int) -> None:
 
 
 def _child(node: _Node, segment: str) -> _Node:
-    """Return the node behind *segment*, made if need be."""
+    """Return the node after *segment*; make it if it is new."""
     if segment == "**":
         if node.is_deep:  # '**' after '**' adds nothing
             return node

@@ -1,12 +1,12 @@
-"""Paths of secrets, and the globs over both paths and SPIFFE IDs.
+"""Paths of secrets, and globs over paths and SPIFFE IDs: their rules, and how they split into segments.
 
 Rules:
 - A path is 1 to 16 segments of ``[A-Za-z0-9._-]{1,128}`` joined by ``/``, none ``.`` or ``..``, at most 512 bytes,
   case-sensitive.
-- What begins with ``shardhold/`` is nobody's, and neither is ``shardhold``.
-- A glob is anchored at both ends. ``*`` matches any characters, also none, inside one segment and may be a part of one
-  (``db-*``); ``**`` stands only as a whole segment and matches any number of segments, also none: ``team/**`` matches
-  ``team``, ``team/a`` and ``team/a/b``, exactly what listing the prefix ``team`` shows.
+- ``shardhold`` and everything below it is reserved.
+- A glob is anchored at both ends. ``*`` matches zero or more characters inside one segment, and may be part of one
+  (``db-*``). ``**`` is always a whole segment and matches zero or more segments: ``team/**`` matches ``team``,
+  ``team/a`` and ``team/a/b``, exactly what listing the prefix ``team`` shows.
 """
 
 import re
@@ -16,12 +16,12 @@ from common.errors import InvalidArgumentError
 MAX_PATH_BYTES = 512
 MAX_SEGMENTS = 16
 
-# First segment of everything that is Shardhold's own.
+# First segment of what is Shardhold's own.
 RESERVED_SEGMENT = "shardhold"
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _GLOB_SEGMENT = re.compile(r"[A-Za-z0-9._*-]{1,128}")
-# One pass over an ordinary path; everything else is looked at again to say what is wrong with it.
+# Accepts an ordinary path in one pass; any other is split into segments, to say what is wrong with it.
 _PATH = re.compile(r"[A-Za-z0-9._-]{1,128}(?:/[A-Za-z0-9._-]{1,128}){0,15}")
 _DOTS = (".", "..")
 
@@ -52,42 +52,13 @@ def check_prefix(prefix: str, *, name: str = "prefix") -> None:
         check_path(prefix, name=name)
 
 
-class Glob:
-    """One compiled glob over paths. Matching takes time linear in the path for each star, whatever the glob."""
-
-    __slots__ = ("_match", "pattern", "segments")
-
-    def __init__(self, pattern: str, *, name: str = "glob") -> None:
-        """Compile *pattern*; *name* is the argument's name in errors.
-
-        Raises:
-            InvalidArgumentError: The glob breaks a rule of paths, or ``**`` is only a part of a segment.
-        """
-        self.segments = split_glob(pattern, name=name)
-        self.pattern = pattern
-        self._match = re.compile(_regex(self.segments)).fullmatch
-
-    def matches(self, path: str) -> bool:
-        """Say whether the whole *path* matches."""
-        return self._match(path + "/") is not None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Glob) and other.pattern == self.pattern
-
-    def __hash__(self) -> int:
-        return hash(self.pattern)
-
-    def __repr__(self) -> str:
-        return f"Glob({self.pattern!r})"
-
-
 def split_glob(pattern: str, *, name: str = "glob", is_path: bool = True) -> tuple[str, ...]:
     """Check a glob and split it into its segments; *name* is the argument's name in errors.
 
-    *is_path* says that it is about paths of secrets, where ``shardhold/`` is nobody's; else about SPIFFE IDs.
+    With *is_path* it is a glob over paths of secrets, where ``shardhold/`` is reserved; without, over SPIFFE IDs.
 
     Raises:
-        InvalidArgumentError: The glob breaks a rule of paths, or ``**`` is only a part of a segment.
+        InvalidArgumentError: The glob breaks a rule of paths, or ``**`` is only part of a segment.
     """
     segments = _check_segments(pattern, name=name, segment_pattern=_GLOB_SEGMENT, has_reserved=is_path)
     for position, segment in enumerate(segments, start=1):
@@ -101,29 +72,14 @@ def split_glob(pattern: str, *, name: str = "glob", is_path: bool = True) -> tup
 def segment_regex(segment: str) -> str:
     """Return the regular expression of one glob segment, ``**`` excepted, without anchors.
 
-    Between two stars the leftmost place of a literal is always as good as a later one, so each step is atomic and
-    nothing is tried twice: no glob makes matching slow.
+    Between two stars the leftmost match of a literal is as good as any later one, so each step is atomic and nothing is
+    tried twice: no glob makes matching slow.
     """
     first, *rest = [re.escape(literal) for literal in segment.split("*")]
     if not rest:
         return first
     middle = "".join(f"(?>[^/]*?{literal})" for literal in rest[:-1])
     return f"{first}{middle}[^/]*{rest[-1]}"
-
-
-def _regex(segments: tuple[str, ...]) -> str:
-    """Return the expression over a path with a '/' behind it. Runs between two ``**`` are atomic, as in a segment."""
-    runs: list[list[str]] = [[]]
-    for segment in segments:
-        if segment == "**":
-            runs.append([])
-        else:
-            runs[-1].append(segment_regex(segment) + "/")
-    first, *rest = ["".join(run) for run in runs]
-    if not rest:
-        return first
-    middle = "".join(f"(?>(?:[^/]*/)*?{run})" for run in rest[:-1] if run)
-    return f"{first}{middle}(?:[^/]*/)*{rest[-1]}"
 
 
 def _check_segments(
@@ -144,7 +100,7 @@ def _check_segments(
                 f"{name}: segment {position} is {abbreviate(segment)}, want 1 to 128 of [A-Za-z0-9._-], not '.' or '..'"
             )
     if has_reserved and segments[0] == RESERVED_SEGMENT:
-        raise InvalidArgumentError(f"{name}: begins with '{RESERVED_SEGMENT}', which is nobody's")
+        raise InvalidArgumentError(f"{name}: begins with '{RESERVED_SEGMENT}', which is reserved")
     return segments
 
 

@@ -1,7 +1,7 @@
 """Policies: rules that allow callers, by SPIFFE-ID globs, to do something with secrets, by path globs.
 
 Rules:
-- What no policy allows is denied. There are no rules that deny.
+- What no policy allows is denied. No policy denies anything.
 - The trust domain of a SPIFFE-ID glob is literal; its path segments are a glob as in `nexus.policy.paths`.
 - A `PolicySet` never changes; applying a policy makes a new one.
 """
@@ -19,7 +19,7 @@ from nexus.policy.globs import GlobIndex
 from nexus.policy.paths import split_glob
 
 MAX_GLOBS = 64
-# Callers whose matching policies are remembered; each costs its SPIFFE ID and one bit for each policy.
+# Callers whose policies are remembered. Each takes the memory of its SPIFFE ID and one bit for each policy.
 REMEMBERED_CALLERS = 4096
 
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
@@ -42,14 +42,14 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str  # [a-z0-9-]{1,64}
     spiffe_ids: tuple[str, ...]  # 1 to 64 globs over whole SPIFFE IDs
     paths: tuple[str, ...]  # 1 to 64 globs over paths
-    permissions: tuple[Permission, ...]  # at least one, each once
+    permissions: tuple[Permission, ...]  # at least one, none twice
 
 
 _DECODER = msgspec.json.Decoder(Policy)
 
 
 def check_policy(policy: Policy) -> None:
-    """Check all that a policy says.
+    """Check every field of a policy.
 
     Raises:
         InvalidArgumentError: The message names policy, field and limit.
@@ -66,7 +66,7 @@ def check_policy(policy: Policy) -> None:
     if not policy.permissions:
         raise InvalidArgumentError(f"{name}: permissions: got none, want at least one of {', '.join(Permission)}")
     if len(set(policy.permissions)) != len(policy.permissions):
-        raise InvalidArgumentError(f"{name}: permissions: one stands twice, want each once")
+        raise InvalidArgumentError(f"{name}: permissions: got one twice, want each once")
 
 
 def check_policy_name(name: str) -> None:
@@ -113,7 +113,7 @@ def decode_policy(body: bytes) -> Policy:
 
 
 def superuser_policy(trust_domain: str, pattern: str) -> Policy:
-    """Make the policy that init writes first: superusers may do everything. It can be seen, and removed like any other.
+    """Make the policy that init writes first: superusers may do everything. It is listed and deleted like any other.
 
     *pattern* is the path of people's SPIFFE IDs with the segments ROLE and PERSON, as in `nexus.access.roles`.
     """
@@ -131,8 +131,8 @@ def superuser_policy(trust_domain: str, pattern: str) -> Policy:
 class PolicySet:
     """All policies, compiled for decisions. Immutable and thread-safe.
 
-    One index over SPIFFE-ID globs says which policies are about a caller, one for each permission says which allow a
-    path; policies are bits, so a decision is one walk and one AND, however many policies there are.
+    One index over SPIFFE-ID globs tells which policies are about a caller, and one for each permission which of them
+    allow a path. Policies are bits, so a decision is one walk and one AND, however many there are.
     """
 
     def __init__(self, policies: Iterable[Policy] = ()) -> None:
@@ -148,7 +148,7 @@ class PolicySet:
         for number, policy in enumerate(self.policies):
             check_policy(policy)
             if number and self.policies[number - 1].name == policy.name:
-                raise InvalidArgumentError(f"policy {policy.name}: stands twice, want each name once")
+                raise InvalidArgumentError(f"policy {policy.name}: got this name twice, want each once")
             for glob in policy.spiffe_ids:
                 self._callers.add(split_spiffe_glob(glob), number)
             for permission in policy.permissions:
@@ -171,7 +171,7 @@ class PolicySet:
         return self.policies[(allowing & -allowing).bit_length() - 1].name
 
     def allows_somewhere(self, caller: str, permission: Permission) -> bool:
-        """Say whether any policy gives *caller* the permission, at whatever path."""
+        """Say whether a policy gives *caller* the permission on any path."""
         return bool(self._find_about(caller) & self._granting[permission])
 
     def _match_caller(self, caller: str) -> int:

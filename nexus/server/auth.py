@@ -1,4 +1,4 @@
-"""From the peer of a call to a caller with a role."""
+"""Turn the peer of a call into a caller with a role."""
 
 from functools import lru_cache
 

@@ -3,9 +3,9 @@
 from common.keys.recovery_key import ShareHash
 from common.server.edge import Call
 from nexus import __version__
-from nexus.admin.initialise import Initialisation, Plan, make_recovery
-from nexus.admin.seal import SealDesk
-from nexus.admin.status import ClusterView, KeeperView, StatusDesk
+from nexus.admin.initialise import Initialisation, InitPlan, make_recovery
+from nexus.admin.seal import Seal
+from nexus.admin.status import ClusterView, KeeperView, Status
 from nexus.lifecycle.states import State
 from nexus.server.auth import Authenticator
 from shardhold.v1 import cluster_pb2 as pb
@@ -24,15 +24,15 @@ _ANSWER_TIME = 1.0  # seconds of the caller's deadline that are kept for the ans
 
 class ClusterHandlers:
     def __init__(
-        self, desk: StatusDesk, initialisation: Initialisation, seal_desk: SealDesk, authenticator: Authenticator
+        self, status: Status, initialisation: Initialisation, seal: Seal, authenticator: Authenticator
     ) -> None:
-        self._desk = desk
-        self._seal_desk = seal_desk
+        self._status = status
+        self._seal = seal
         self._initialisation = initialisation
         self._identify = authenticator.identify
 
     def get_status(self, call: Call, _: pb.GetStatusRequest) -> pb.GetStatusResponse:
-        state, view = self._desk.describe(self._identify(call))
+        state, view = self._status.describe(self._identify(call))
         response = pb.GetStatusResponse(state=_STATES[state], version=__version__)
         if view is not None:
             _fill(response, view)
@@ -41,13 +41,13 @@ class ClusterHandlers:
     def begin_init(self, call: Call, request: pb.BeginInitRequest) -> pb.BeginInitResponse:
         hashes = [ShareHash(share.salt, share.digest) for share in request.share_hashes]
         recovery = make_recovery(request.recovery_public_key, request.recovery_threshold, hashes)
-        begun = self._initialisation.begin(self._identify(call), Plan(request.shard_threshold, recovery))
+        started = self._initialisation.begin(self._identify(call), InitPlan(request.shard_threshold, recovery))
         return pb.BeginInitResponse(
-            attempt=begun.attempt,
-            cluster_id=begun.cluster_id,
-            genesis=begun.genesis,
-            challenge=begun.challenge,
-            voided_attempt=begun.attempt - 1,
+            attempt=started.attempt,
+            cluster_id=started.cluster_id,
+            genesis=started.genesis,
+            challenge=started.challenge,
+            voided_attempt=started.attempt - 1,
         )
 
     def confirm_init(self, call: Call, request: pb.ConfirmInitRequest) -> pb.ConfirmInitResponse:
@@ -60,15 +60,15 @@ class ClusterHandlers:
         return pb.AbortInitResponse()
 
     def seal(self, call: Call, request: pb.SealRequest) -> pb.SealResponse:
-        emptied = self._seal_desk.seal(self._identify(call), request.reason, seconds=_waiting_time(call))
+        emptied = self._seal.seal(self._identify(call), request.reason, seconds=_waiting_time(call))
         return pb.SealResponse(keepers_emptied=emptied.keepers_emptied, keepers=emptied.keepers)
 
     def accept_older_store(self, call: Call, request: pb.AcceptOlderStoreRequest) -> pb.AcceptOlderStoreResponse:
-        timeline = self._seal_desk.accept_older_store(self._identify(call), request.timeline, request.revision)
+        timeline = self._seal.accept_older_store(self._identify(call), request.timeline, request.revision)
         return pb.AcceptOlderStoreResponse(timeline=timeline)
 
     def list_keepers(self, call: Call, _: pb.ListKeepersRequest) -> pb.ListKeepersResponse:
-        views = self._desk.list_keepers(self._identify(call))
+        views = self._status.list_keepers(self._identify(call))
         return pb.ListKeepersResponse(keepers=[_to_info(view) for view in views])
 
 

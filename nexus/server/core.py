@@ -11,9 +11,9 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Gate
 from nexus.admin.initialise import Initialisation
 from nexus.admin.policies import Policies
-from nexus.admin.seal import SealDesk
+from nexus.admin.seal import Seal
 from nexus.admin.statement_signer import StatementSigner
-from nexus.admin.status import StatusDesk
+from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -35,8 +35,8 @@ class Core:
     policies: Policies
     initialisation: Initialisation
     unseal: Unseal
-    seal_desk: SealDesk
-    status_desk: StatusDesk
+    seal: Seal
+    status: Status
 
 
 def build_core(
@@ -77,7 +77,7 @@ def build_core(
         first_policy=first_policy,
     )
     unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer)
-    status_desk = StatusDesk(
+    status = Status(
         store=store,
         gate=gate,
         lifecycle=lifecycle,
@@ -95,6 +95,6 @@ def build_core(
         Policies(store, gate),
         initialisation,
         unseal,
-        SealDesk(gate, warden),
-        status_desk,
+        Seal(gate, warden),
+        status,
     )

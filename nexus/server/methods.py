@@ -1,4 +1,4 @@
-"""The table of all RPCs of a nexus, from the contracts: an RPC without a handler of its name stops the start."""
+"""All RPCs of a nexus, from the contracts: one without a row in `nexus.access.calls`, or a handler, stops the start."""
 
 import re
 
@@ -6,6 +6,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from common.server.edge import Method
+from nexus.access import calls
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.policies import PolicyHandlers
 from nexus.server.secrets import SecretHandlers
@@ -16,24 +17,33 @@ from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 def list_methods(
     secrets: SecretHandlers, policies: PolicyHandlers, cluster: ClusterHandlers, recovery: RecoveryHandlers
 ) -> list[Method]:
-    """Return name, messages and handler of every RPC."""
+    """Return name, messages and handler of every RPC; raises as `bind`."""
     return [
-        *_bind(secrets_pb2.DESCRIPTOR.services_by_name["SecretService"], secrets),
-        *_bind(policies_pb2.DESCRIPTOR.services_by_name["PolicyService"], policies),
-        *_bind(cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"], cluster),
-        *_bind(recovery_pb2.DESCRIPTOR.services_by_name["RecoveryService"], recovery),
+        *bind(secrets_pb2.DESCRIPTOR.services_by_name["SecretService"], secrets),
+        *bind(policies_pb2.DESCRIPTOR.services_by_name["PolicyService"], policies),
+        *bind(cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"], cluster),
+        *bind(recovery_pb2.DESCRIPTOR.services_by_name["RecoveryService"], recovery),
     ]
 
 
-def _bind(service: ServiceDescriptor, handlers: object) -> list[Method]:
+def bind(service: ServiceDescriptor, handlers: object) -> list[Method]:
+    """Bind every RPC of *service* to its handler among *handlers*.
+
+    Raises:
+        LookupError: An RPC has no row in `nexus.access.calls`.
+        AttributeError: An RPC has no handler of its name.
+    """
+    names = {f"/{service.full_name}/{rpc.name}": rpc for rpc in service.methods}
+    if missing := sorted(names.keys() - calls.BY_FULL_NAME.keys()):
+        raise LookupError(f"no row in nexus.access.calls: {', '.join(missing)}")
     return [
         Method(
-            name=f"/{service.full_name}/{rpc.name}",
+            name=name,
             request=GetMessageClass(rpc.input_type),
             response=GetMessageClass(rpc.output_type),
             handle=getattr(handlers, _handler_name(rpc.name)),
         )
-        for rpc in service.methods
+        for name, rpc in names.items()
     ]
 
 

@@ -147,7 +147,7 @@ class Nexus:
         methods = list_methods(
             SecretHandlers(core.vault, authenticator),
             PolicyHandlers(core.policies, authenticator),
-            ClusterHandlers(core.status_desk, core.initialisation, core.seal_desk, authenticator),
+            ClusterHandlers(core.status, core.initialisation, core.seal, authenticator),
             RecoveryHandlers(core.unseal, authenticator),
         )
         return GrpcServer(

@@ -59,6 +59,6 @@ def _expected(request: pb.PutSecretRequest | pb.DeleteSecretRequest) -> Expected
 
 
 def _timestamp(microseconds: int) -> Timestamp:
-    # Nothing vouches for the stored time: what no clock shows must not break the caller's own.
+    # Nothing proves the stored time: one out of range must not fail in the caller's conversion.
     microseconds = min(max(microseconds, 0), _LAST_TIME)
     return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)

@@ -77,11 +77,6 @@ class GroupCommitter(Generic[W]):
         self._waiting: deque[Turn[W, object]] = deque()
         self._is_led = False
 
-    @property
-    def waiting(self) -> int:
-        """Turns that wait for the next batch."""
-        return len(self._waiting)
-
     def submit(self, turn: Turn[W, T]) -> T:
         """Wait for the turn to be over and return or raise its outcome."""
         with self._mutex:

@@ -39,7 +39,7 @@ def encode_body(fields: Mapping[str, bytes]) -> bytes:
 
 
 def decode_body(body: bytes | memoryview) -> dict[str, bytes]:
-    """Decode what `encode_body` encoded, and nothing else: one body has one form.
+    """Decode what `encode_body` encoded, in that one form.
 
     Raises:
         CorruptRowError: Not pairs, names out of order or twice, or a wrong name.
@@ -52,7 +52,7 @@ def decode_body(body: bytes | memoryview) -> dict[str, bytes]:
     for raw_name, value in zip(parts[::2], parts[1::2], strict=True):
         name = raw_name.decode("ascii", "replace")
         if _FIELD_NAME.fullmatch(name) is None or name <= last:
-            raise CorruptRowError(f"field {len(fields) + 1} of a secret body has a wrong name, or stands out of order")
+            raise CorruptRowError(f"field {len(fields) + 1} of a secret body has a wrong name, or is out of order")
         fields[name] = value
         last = name
     return fields

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from common.clock import Clock, to_micros
 from common.errors import ConflictError, InvalidArgumentError, NotFoundError, OverloadedError
-from nexus.access.gate import Caller, Gate, Grant
+from nexus.access import calls
+from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
 from nexus.keys.opened import Serving
 from nexus.policy.paths import check_path, check_prefix
-from nexus.policy.rules import Permission
 from nexus.store.protocol import MadeByRequest, SecretRow, Store, VersionRow, Writer
 from nexus.vault.fields import check_fields, decode_body, encode_body
 
@@ -18,7 +18,7 @@ INCARNATION_SIZE = 16
 REQUEST_ID_SIZE = 16
 MAX_DELETED_VERSIONS = 100
 MAX_PAGE = 1000
-_MOST_ROWS = 100_000  # looked at for one page
+_MOST_ROWS = 100_000  # read for one page
 _ROWS_AT_ONCE = MAX_PAGE + 1  # one more than a page tells whether there is another
 MAX_VERSION = 2**63 - 1  # what every store can count
 
@@ -31,7 +31,7 @@ class Expected:
     incarnation: bytes = b""  # empty: any
 
     def check(self) -> None:
-        """Refuse what makes no sense.
+        """Check that the expectation itself makes sense.
 
         Raises:
             InvalidArgumentError: An incarnation of the wrong size, or without a version.
@@ -44,7 +44,7 @@ class Expected:
             raise InvalidArgumentError("expected_incarnation: got one without expected_version, want both")
 
     def compare(self, current: SecretRow | None) -> None:
-        """Hold against the secret as it is.
+        """Compare with the secret as it is.
 
         Raises:
             ConflictError: It is another version or incarnation.
@@ -70,13 +70,11 @@ class Secret:
         return f"Secret({self.path!r}, version={self.version})"
 
 
-_DELETE = f"secret.{Permission.DELETE}"
-
 Step = Callable[[Writer, Serving], MadeByRequest]
 
 
 class _AlreadyMadeError(Exception):
-    """Undoes a change whose request has made its change before."""
+    """Undoes a change whose request made its change before."""
 
     def __init__(self, made: MadeByRequest) -> None:
         self.made = made
@@ -95,17 +93,17 @@ class Vault:
 
         Raises:
             InvalidArgumentError, DeniedError: Before anything is read.
-            NotFoundError: There is no such secret or version, or it is deleted.
+            NotFoundError: The secret or version does not exist, or is deleted.
             DecryptionError, CorruptRowError: The row does not open.
         """
         check_path(path)
         _check_version("version", version)
-        with self._gate.secret_call("GetSecret", caller, Permission.READ, path) as (grant, serving):
+        with self._gate.secret_call(calls.GET_SECRET, caller, path) as (record, serving):
             with self._store.read() as reader:
                 row = reader.load_version(path, version)
             if row is None or row.deleted:
                 raise NotFoundError("no such secret or version")
-            grant.version = row.version
+            record.version = row.version
             sealed = SealedValue(row.kek_id, row.dek_id, row.wrapped_dek, row.value)
             place = Place(serving.cluster_id, path, row.incarnation, row.version)
             fields = decode_body(open_value(sealed, place, serving.keyring))
@@ -125,20 +123,20 @@ class Vault:
         check_fields(fields)
         expected.check()
         _check_request_id(request_id)
-        with self._gate.secret_call("PutSecret", caller, Permission.WRITE, path, request_id=request_id) as (grant, _):
+        with self._gate.secret_call(calls.PUT_SECRET, caller, path, request_id=request_id) as (record, _):
             body = encode_body(fields)
-            return self._change(lambda writer, serving: self._insert(writer, serving, grant, body, expected), grant)
+            return self._change(record, lambda writer, serving: self._insert(writer, serving, record, body, expected))
 
     def list(self, caller: Caller, prefix: str, *, after: str, limit: int) -> tuple[list[SecretRow], str]:
-        """List what the caller may list, at most *limit*, 0: 1000; return it and the path to go on behind, empty at the
-        end.
+        """List what the caller may list: one page, and the path after which the next one begins, empty at the end.
 
-        That path is one of those listed: whoever lists learns nothing of what was left out.
+        A page has at most *limit* secrets, 0: 1000. That path is one of those listed, so it tells nothing of what was
+        left out.
 
         Raises:
             InvalidArgumentError: Prefix, page size or token.
             DeniedError: No policy lets the caller list anything.
-            OverloadedError: Too many secrets would have to be looked at.
+            OverloadedError: Too many secrets would have to be read.
         """
         check_prefix(prefix)
         if after:
@@ -146,7 +144,7 @@ class Vault:
         if limit > MAX_PAGE:
             raise InvalidArgumentError(f"page_size: got {limit}, want at most {MAX_PAGE}")
         limit = limit or MAX_PAGE
-        with self._gate.listing_call("ListSecrets", caller, prefix) as (_, serving):
+        with self._gate.listing_call(calls.LIST_SECRETS, caller, prefix) as (_, serving):
             shown: list[SecretRow] = []
             seen, rows_left = 0, True
             while rows_left and len(shown) <= limit:
@@ -156,7 +154,7 @@ class Vault:
                     )
                 with self._store.read() as reader:
                     rows = reader.list_secrets(prefix, after=after, limit=_ROWS_AT_ONCE)
-                shown += (row for row in rows if self._gate.may_list(caller, row.path, serving))
+                shown += (row for row in rows if self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving))
                 seen += len(rows)
                 rows_left = len(rows) == _ROWS_AT_ONCE
                 after = rows[-1].path if rows else ""
@@ -169,7 +167,7 @@ class Vault:
 
         Raises:
             InvalidArgumentError, DeniedError: Before anything is read.
-            NotFoundError: No such secret, or one of the versions is not there or deleted already.
+            NotFoundError: The secret or one of the versions does not exist, or is already deleted.
             ConflictError: The check-and-set failed.
         """
         check_path(path)
@@ -181,40 +179,39 @@ class Vault:
             _check_version("versions", version)
         if expected.version == 0:
             raise InvalidArgumentError("expected_version: got 0, want 1 or more: what does not exist cannot be deleted")
-        with self._gate.secret_call("DeleteSecret", caller, Permission.DELETE, path, request_id=request_id) as (
-            grant,
-            _,
-        ):
+        with self._gate.secret_call(calls.DELETE_SECRET, caller, path, request_id=request_id) as (record, _):
             wanted = sorted(set(versions))
-            return self._change(lambda writer, _: self._mark(writer, grant, wanted, expected), grant)
+            return self._change(record, lambda writer, _: self._delete_versions(writer, record, wanted, expected))
 
-    def _change(self, step: Step, grant: Grant) -> MadeByRequest:
+    def _change(self, record: CallRecord, step: Step) -> MadeByRequest:
         def change(writer: Writer) -> MadeByRequest:
-            made = writer.find_request(grant.caller.spiffe_id, grant.request_id)
+            made = writer.find_request(record.caller.spiffe_id, record.request_id)
             if made is not None:
                 raise _AlreadyMadeError(made)
-            # Asked inside the change: changes run one after the other, so its keys stay current until the commit.
+            # Asked here, not at the gate: a change waits for its turn, and uses the keys that are current by then.
             serving = self._gate.require_serving()
             made = step(writer, serving)
             self._gate.check_still(serving)
-            grant.version = made.versions[-1]
-            writer.append_audit(self._gate.change_entry(grant))
+            record.version = made.versions[-1]
+            record.write(writer)
             return made
 
         try:
             return self._store.write(change)
         except _AlreadyMadeError as again:
-            if (again.made.path, again.made.deleted) != (grant.path, grant.action == _DELETE):
+            if (again.made.path, again.made.deleted) != (record.path, record.rpc is calls.DELETE_SECRET):
                 raise InvalidArgumentError("request_id: was used for another request, want a new one") from again
-            grant.detail = "repeated request"
+            record.detail = "repeated request"
             return again.made
 
-    def _insert(self, writer: Writer, serving: Serving, grant: Grant, body: bytes, expected: Expected) -> MadeByRequest:
-        path = grant.path
+    def _insert(
+        self, writer: Writer, serving: Serving, record: CallRecord, body: bytes, expected: Expected
+    ) -> MadeByRequest:
+        path = record.path
         current = _load_live(writer, path)
         expected.compare(current)
         if current is None:
-            writer.delete_secret(path)  # what is left of an incarnation that was deleted whole
+            writer.delete_secret(path)  # the marks of deletion of the previous incarnation
         incarnation = current.incarnation if current else os.urandom(INCARNATION_SIZE)
         version = current.current_version + 1 if current else 1
         sealed = seal_value(body, Place(serving.cluster_id, path, incarnation, version), serving.keyring)
@@ -229,21 +226,23 @@ class Vault:
             created_at=to_micros(self._clock.now()),
             deleted=False,
         )
-        writer.insert_version(row, caller=grant.caller.spiffe_id, request_id=grant.request_id)
+        writer.insert_version(row, caller=record.caller.spiffe_id, request_id=record.request_id)
         return MadeByRequest(path, incarnation, (version,), writer.revision, deleted=False)
 
-    def _mark(self, writer: Writer, grant: Grant, wanted: Sequence[int], expected: Expected) -> MadeByRequest:
-        current = _load_live(writer, grant.path)
+    def _delete_versions(
+        self, writer: Writer, record: CallRecord, wanted: Sequence[int], expected: Expected
+    ) -> MadeByRequest:
+        current = _load_live(writer, record.path)
         if current is None:
             raise NotFoundError("no such secret or version")
         expected.compare(current)
-        live = writer.load_live_versions(grant.path)
+        live = writer.load_live_versions(record.path)
         if not set(wanted) <= set(live):
             raise NotFoundError("no such secret or version")
         versions = tuple(wanted or live)
-        writer.mark_deleted(grant.path, versions, caller=grant.caller.spiffe_id, request_id=grant.request_id)
-        grant.detail = "versions " + " ".join(map(str, versions))
-        return MadeByRequest(grant.path, current.incarnation, versions, writer.revision, deleted=True)
+        writer.mark_deleted(record.path, versions, caller=record.caller.spiffe_id, request_id=record.request_id)
+        record.detail = "versions " + " ".join(map(str, versions))
+        return MadeByRequest(record.path, current.incarnation, versions, writer.revision, deleted=True)
 
 
 def _load_live(writer: Writer, path: str) -> SecretRow | None:

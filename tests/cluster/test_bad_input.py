@@ -100,7 +100,7 @@ BAD_PATHS = [
     pytest.param("päth", SEGMENT, id="a letter that is not ASCII"),
     pytest.param("a\\..\\b", SEGMENT, id="backslashes"),
     pytest.param("%2e%2e/b", SEGMENT, id="a step up as in a URL"),
-    pytest.param("shardhold/canary", "begins with 'shardhold', which is nobody's", id="what is nobody's"),
+    pytest.param("shardhold/canary", "begins with 'shardhold', which is reserved", id="what is reserved"),
 ]
 
 

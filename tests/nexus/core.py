@@ -121,8 +121,8 @@ class NexusCore:
         self.policies = core.policies
         self.initialisation = core.initialisation
         self.unseal = core.unseal
-        self.seal_desk = core.seal_desk
-        self.desk = core.status_desk
+        self.seal = core.seal
+        self.status = core.status
 
     def list_methods(self) -> list[Method]:
         """Return the table of RPCs over real handlers."""
@@ -130,7 +130,7 @@ class NexusCore:
         return list_methods(
             SecretHandlers(self.vault, authenticator),
             PolicyHandlers(self.policies, authenticator),
-            ClusterHandlers(self.desk, self.initialisation, self.seal_desk, authenticator),
+            ClusterHandlers(self.status, self.initialisation, self.seal, authenticator),
             RecoveryHandlers(self.unseal, authenticator),
         )
 

@@ -566,7 +566,7 @@ class AcceptOlderStoreRequest(_message.Message):
     TIMELINE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     timeline: _builtins.int
-    """Timeline and revision of the store as it is, so that nobody accepts another one than he looked at."""
+    """Timeline and revision of the store as it is, so that nobody accepts a store other than the one they looked at."""
     revision: _builtins.int
     def __init__(
         self,

@@ -78,7 +78,7 @@ class ClusterServiceServicer(object):
 
     def GetStatus(self, request, context):
         """Says how the nexus is. Any authenticated caller gets state and version; superuser, operator, recover and auditor
-        get the rest. States: all. Codes: none of its own.
+        get the rest. Roles: all. States: all. Codes: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +86,7 @@ class ClusterServiceServicer(object):
 
     def BeginInit(self, request, context):
         """Starts to initialise: makes the first root key in memory and seals a challenge to the recovery public key.
-        Role: superuser. States: uninitialised; initialising (voids the attempt before).
+        Role: superuser. States: uninitialised, initialising (voids the attempt before).
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (already initialised, or the store is not empty), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -96,7 +96,8 @@ class ClusterServiceServicer(object):
     def ConfirmInit(self, request, context):
         """Proves that a threshold of recovery shares was read back, and commits the cluster. Returns once a quorum of keepers
         holds its shards, or the deadline is near: the cluster is initialised all the same and keepers are filled as they come.
-        The same answer sent again after the commit returns the same result. Role: superuser. States: initialising.
+        The same answer sent again after the commit returns the same result.
+        Role: superuser. States: initialising, ready (the same answer again).
         Codes: INVALID_ARGUMENT (wrong answer: the attempt stays), PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -124,7 +125,7 @@ class ClusterServiceServicer(object):
 
     def AcceptOlderStore(self, request, context):
         """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
-        timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
+        timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark).
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
         UNAVAILABLE.
         """

@@ -35,17 +35,18 @@ class ClusterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ClusterServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetStatusRequest, _cluster_pb2.GetStatusResponse]
     """Says how the nexus is. Any authenticated caller gets state and version; superuser, operator, recover and auditor
-    get the rest. States: all. Codes: none of its own.
+    get the rest. Roles: all. States: all. Codes: none of its own.
     """
     BeginInit: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.BeginInitRequest, _cluster_pb2.BeginInitResponse]
     """Starts to initialise: makes the first root key in memory and seals a challenge to the recovery public key.
-    Role: superuser. States: uninitialised; initialising (voids the attempt before).
+    Role: superuser. States: uninitialised, initialising (voids the attempt before).
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (already initialised, or the store is not empty), UNAVAILABLE.
     """
     ConfirmInit: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ConfirmInitRequest, _cluster_pb2.ConfirmInitResponse]
     """Proves that a threshold of recovery shares was read back, and commits the cluster. Returns once a quorum of keepers
     holds its shards, or the deadline is near: the cluster is initialised all the same and keepers are filled as they come.
-    The same answer sent again after the commit returns the same result. Role: superuser. States: initialising.
+    The same answer sent again after the commit returns the same result.
+    Role: superuser. States: initialising, ready (the same answer again).
     Codes: INVALID_ARGUMENT (wrong answer: the attempt stays), PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
     """
     AbortInit: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AbortInitRequest, _cluster_pb2.AbortInitResponse]
@@ -61,7 +62,7 @@ class ClusterServiceStub:
     """
     AcceptOlderStore: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AcceptOlderStoreRequest, _cluster_pb2.AcceptOlderStoreResponse]
     """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
-    timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
+    timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark).
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
     UNAVAILABLE.
     """
@@ -77,17 +78,18 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetStatusRequest, _cluster_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Says how the nexus is. Any authenticated caller gets state and version; superuser, operator, recover and auditor
-    get the rest. States: all. Codes: none of its own.
+    get the rest. Roles: all. States: all. Codes: none of its own.
     """
     BeginInit: _aio.UnaryUnaryMultiCallable[_cluster_pb2.BeginInitRequest, _cluster_pb2.BeginInitResponse]  # type: ignore[assignment]
     """Starts to initialise: makes the first root key in memory and seals a challenge to the recovery public key.
-    Role: superuser. States: uninitialised; initialising (voids the attempt before).
+    Role: superuser. States: uninitialised, initialising (voids the attempt before).
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (already initialised, or the store is not empty), UNAVAILABLE.
     """
     ConfirmInit: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ConfirmInitRequest, _cluster_pb2.ConfirmInitResponse]  # type: ignore[assignment]
     """Proves that a threshold of recovery shares was read back, and commits the cluster. Returns once a quorum of keepers
     holds its shards, or the deadline is near: the cluster is initialised all the same and keepers are filled as they come.
-    The same answer sent again after the commit returns the same result. Role: superuser. States: initialising.
+    The same answer sent again after the commit returns the same result.
+    Role: superuser. States: initialising, ready (the same answer again).
     Codes: INVALID_ARGUMENT (wrong answer: the attempt stays), PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
     """
     AbortInit: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AbortInitRequest, _cluster_pb2.AbortInitResponse]  # type: ignore[assignment]
@@ -103,7 +105,7 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """
     AcceptOlderStore: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AcceptOlderStoreRequest, _cluster_pb2.AcceptOlderStoreResponse]  # type: ignore[assignment]
     """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
-    timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
+    timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark).
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
     UNAVAILABLE.
     """
@@ -122,7 +124,7 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.GetStatusResponse, _abc.Awaitable[_cluster_pb2.GetStatusResponse]]:
         """Says how the nexus is. Any authenticated caller gets state and version; superuser, operator, recover and auditor
-        get the rest. States: all. Codes: none of its own.
+        get the rest. Roles: all. States: all. Codes: none of its own.
         """
 
     @_abc_1.abstractmethod
@@ -132,7 +134,7 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.BeginInitResponse, _abc.Awaitable[_cluster_pb2.BeginInitResponse]]:
         """Starts to initialise: makes the first root key in memory and seals a challenge to the recovery public key.
-        Role: superuser. States: uninitialised; initialising (voids the attempt before).
+        Role: superuser. States: uninitialised, initialising (voids the attempt before).
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (already initialised, or the store is not empty), UNAVAILABLE.
         """
 
@@ -144,7 +146,8 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cluster_pb2.ConfirmInitResponse, _abc.Awaitable[_cluster_pb2.ConfirmInitResponse]]:
         """Proves that a threshold of recovery shares was read back, and commits the cluster. Returns once a quorum of keepers
         holds its shards, or the deadline is near: the cluster is initialised all the same and keepers are filled as they come.
-        The same answer sent again after the commit returns the same result. Role: superuser. States: initialising.
+        The same answer sent again after the commit returns the same result.
+        Role: superuser. States: initialising, ready (the same answer again).
         Codes: INVALID_ARGUMENT (wrong answer: the attempt stays), PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
         """
 
@@ -178,7 +181,7 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.AcceptOlderStoreResponse, _abc.Awaitable[_cluster_pb2.AcceptOlderStoreResponse]]:
         """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
-        timeline with a new shard set. Role: superuser. States: recovering, when blocked by a newer mark.
+        timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark).
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
         UNAVAILABLE.
         """

@@ -107,7 +107,8 @@ class RecoveryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResetUnseal(self, request, context):
-        """Ends the session and forgets its shares. Its starter, or roles operator and superuser. States: recovering, sealed.
+        """Ends the session and forgets its shares.
+        Roles: recover (only who started it), operator, superuser. States: recovering, sealed.
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no such session).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -57,7 +57,8 @@ class RecoveryServiceStub:
     Codes: PERMISSION_DENIED, DATA_LOSS (as in StartUnseal), UNAVAILABLE.
     """
     ResetUnseal: _grpc.UnaryUnaryMultiCallable[_recovery_pb2.ResetUnsealRequest, _recovery_pb2.ResetUnsealResponse]
-    """Ends the session and forgets its shares. Its starter, or roles operator and superuser. States: recovering, sealed.
+    """Ends the session and forgets its shares.
+    Roles: recover (only who started it), operator, superuser. States: recovering, sealed.
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no such session).
     """
 
@@ -90,7 +91,8 @@ class RecoveryServiceAsyncStub(RecoveryServiceStub):
     Codes: PERMISSION_DENIED, DATA_LOSS (as in StartUnseal), UNAVAILABLE.
     """
     ResetUnseal: _aio.UnaryUnaryMultiCallable[_recovery_pb2.ResetUnsealRequest, _recovery_pb2.ResetUnsealResponse]  # type: ignore[assignment]
-    """Ends the session and forgets its shares. Its starter, or roles operator and superuser. States: recovering, sealed.
+    """Ends the session and forgets its shares.
+    Roles: recover (only who started it), operator, superuser. States: recovering, sealed.
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no such session).
     """
 
@@ -150,7 +152,8 @@ class RecoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _recovery_pb2.ResetUnsealRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_recovery_pb2.ResetUnsealResponse, _abc.Awaitable[_recovery_pb2.ResetUnsealResponse]]:
-        """Ends the session and forgets its shares. Its starter, or roles operator and superuser. States: recovering, sealed.
+        """Ends the session and forgets its shares.
+        Roles: recover (only who started it), operator, superuser. States: recovering, sealed.
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no such session).
         """
 

@@ -28,7 +28,8 @@ if _version_not_supported:
 class SecretServiceStub(object):
     """Secrets of workloads: fields under a path, in versions.
     Every RPC here is served in the state ready only; elsewhere UNAVAILABLE with reason NEXUS_SEALED or NEXUS_RECOVERING.
-    Who may call is decided by policies alone; a denial is PERMISSION_DENIED and looks the same whether the path exists or not.
+    The role has to be one of those named, and a policy has to give the permission. A denial is PERMISSION_DENIED and looks
+    the same whether the path exists or not.
     """
 
     def __init__(self, channel):
@@ -62,11 +63,13 @@ class SecretServiceStub(object):
 class SecretServiceServicer(object):
     """Secrets of workloads: fields under a path, in versions.
     Every RPC here is served in the state ready only; elsewhere UNAVAILABLE with reason NEXUS_SEALED or NEXUS_RECOVERING.
-    Who may call is decided by policies alone; a denial is PERMISSION_DENIED and looks the same whether the path exists or not.
+    The role has to be one of those named, and a policy has to give the permission. A denial is PERMISSION_DENIED and looks
+    the same whether the path exists or not.
     """
 
     def PutSecret(self, request, context):
-        """Writes the next version of a secret. Needs the permission write on the path. States: ready.
+        """Writes the next version of a secret. Needs the permission write on the path.
+        Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
         UNAVAILABLE (sealed, recovering, store or audit not writable).
         """
@@ -75,7 +78,8 @@ class SecretServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetSecret(self, request, context):
-        """Reads the fields of one version. Needs the permission read on the path. States: ready.
+        """Reads the fields of one version. Needs the permission read on the path.
+        Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (the row does not open), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -83,7 +87,8 @@ class SecretServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSecrets(self, request, context):
-        """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
+        """Lists the paths below a prefix that the caller may list; others are left out without a trace. Needs the permission
+        list on each path that it shows. Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
         secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
         """
@@ -92,7 +97,8 @@ class SecretServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSecret(self, request, context):
-        """Deletes versions of a secret, or all of them. Needs the permission delete on the path. States: ready.
+        """Deletes versions of a secret, or all of them. Needs the permission delete on the path.
+        Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -133,7 +139,8 @@ def add_SecretServiceServicer_to_server(servicer, server):
 class SecretService(object):
     """Secrets of workloads: fields under a path, in versions.
     Every RPC here is served in the state ready only; elsewhere UNAVAILABLE with reason NEXUS_SEALED or NEXUS_RECOVERING.
-    Who may call is decided by policies alone; a denial is PERMISSION_DENIED and looks the same whether the path exists or not.
+    The role has to be one of those named, and a policy has to give the permission. A denial is PERMISSION_DENIED and looks
+    the same whether the path exists or not.
     """
 
     @staticmethod

@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class SecretServiceStub:
     """Secrets of workloads: fields under a path, in versions.
     Every RPC here is served in the state ready only; elsewhere UNAVAILABLE with reason NEXUS_SEALED or NEXUS_RECOVERING.
-    Who may call is decided by policies alone; a denial is PERMISSION_DENIED and looks the same whether the path exists or not.
+    The role has to be one of those named, and a policy has to give the permission. A denial is PERMISSION_DENIED and looks
+    the same whether the path exists or not.
     """
 
     @_typing.overload
@@ -37,21 +38,25 @@ class SecretServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SecretServiceAsyncStub: ...
     PutSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.PutSecretRequest, _secrets_pb2.PutSecretResponse]
-    """Writes the next version of a secret. Needs the permission write on the path. States: ready.
+    """Writes the next version of a secret. Needs the permission write on the path.
+    Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
     UNAVAILABLE (sealed, recovering, store or audit not writable).
     """
     GetSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.GetSecretRequest, _secrets_pb2.GetSecretResponse]
-    """Reads the fields of one version. Needs the permission read on the path. States: ready.
+    """Reads the fields of one version. Needs the permission read on the path.
+    Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (the row does not open), UNAVAILABLE.
     """
     ListSecrets: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.ListSecretsRequest, _secrets_pb2.ListSecretsResponse]
-    """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
+    """Lists the paths below a prefix that the caller may list; others are left out without a trace. Needs the permission
+    list on each path that it shows. Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
     secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
     """
     DeleteSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]
-    """Deletes versions of a secret, or all of them. Needs the permission delete on the path. States: ready.
+    """Deletes versions of a secret, or all of them. Needs the permission delete on the path.
+    Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE.
     """
 
@@ -59,33 +64,39 @@ class SecretServiceStub:
 class SecretServiceAsyncStub(SecretServiceStub):
     """Secrets of workloads: fields under a path, in versions.
     Every RPC here is served in the state ready only; elsewhere UNAVAILABLE with reason NEXUS_SEALED or NEXUS_RECOVERING.
-    Who may call is decided by policies alone; a denial is PERMISSION_DENIED and looks the same whether the path exists or not.
+    The role has to be one of those named, and a policy has to give the permission. A denial is PERMISSION_DENIED and looks
+    the same whether the path exists or not.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.PutSecretRequest, _secrets_pb2.PutSecretResponse]  # type: ignore[assignment]
-    """Writes the next version of a secret. Needs the permission write on the path. States: ready.
+    """Writes the next version of a secret. Needs the permission write on the path.
+    Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
     UNAVAILABLE (sealed, recovering, store or audit not writable).
     """
     GetSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.GetSecretRequest, _secrets_pb2.GetSecretResponse]  # type: ignore[assignment]
-    """Reads the fields of one version. Needs the permission read on the path. States: ready.
+    """Reads the fields of one version. Needs the permission read on the path.
+    Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (the row does not open), UNAVAILABLE.
     """
     ListSecrets: _aio.UnaryUnaryMultiCallable[_secrets_pb2.ListSecretsRequest, _secrets_pb2.ListSecretsResponse]  # type: ignore[assignment]
-    """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
+    """Lists the paths below a prefix that the caller may list; others are left out without a trace. Needs the permission
+    list on each path that it shows. Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
     secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
     """
     DeleteSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]  # type: ignore[assignment]
-    """Deletes versions of a secret, or all of them. Needs the permission delete on the path. States: ready.
+    """Deletes versions of a secret, or all of them. Needs the permission delete on the path.
+    Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE.
     """
 
 class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
     """Secrets of workloads: fields under a path, in versions.
     Every RPC here is served in the state ready only; elsewhere UNAVAILABLE with reason NEXUS_SEALED or NEXUS_RECOVERING.
-    Who may call is decided by policies alone; a denial is PERMISSION_DENIED and looks the same whether the path exists or not.
+    The role has to be one of those named, and a policy has to give the permission. A denial is PERMISSION_DENIED and looks
+    the same whether the path exists or not.
     """
 
     @_abc_1.abstractmethod
@@ -94,7 +105,8 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secrets_pb2.PutSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.PutSecretResponse, _abc.Awaitable[_secrets_pb2.PutSecretResponse]]:
-        """Writes the next version of a secret. Needs the permission write on the path. States: ready.
+        """Writes the next version of a secret. Needs the permission write on the path.
+        Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
         UNAVAILABLE (sealed, recovering, store or audit not writable).
         """
@@ -105,7 +117,8 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secrets_pb2.GetSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.GetSecretResponse, _abc.Awaitable[_secrets_pb2.GetSecretResponse]]:
-        """Reads the fields of one version. Needs the permission read on the path. States: ready.
+        """Reads the fields of one version. Needs the permission read on the path.
+        Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (the row does not open), UNAVAILABLE.
         """
 
@@ -115,7 +128,8 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secrets_pb2.ListSecretsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.ListSecretsResponse, _abc.Awaitable[_secrets_pb2.ListSecretsResponse]]:
-        """Lists the paths below a prefix that the caller may list; others are left out without a trace. States: ready.
+        """Lists the paths below a prefix that the caller may list; others are left out without a trace. Needs the permission
+        list on each path that it shows. Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
         secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
         """
@@ -126,7 +140,8 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secrets_pb2.DeleteSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.DeleteSecretResponse, _abc.Awaitable[_secrets_pb2.DeleteSecretResponse]]:
-        """Deletes versions of a secret, or all of them. Needs the permission delete on the path. States: ready.
+        """Deletes versions of a secret, or all of them. Needs the permission delete on the path.
+        Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE.
         """
 

@@ -20,8 +20,8 @@ from common.errors import (
     StoreUnavailableError,
     WrongStateError,
 )
+from nexus.access import calls
 from nexus.access.gate import Caller, Gate
-from nexus.access.roles import Role
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
@@ -183,7 +183,7 @@ def test_no_value_goes_out_when_the_audit_cannot_be_written(nexus: NexusCore) ->
             lambda: nexus.vault.put(APP, PATH, {"value": b"v"}, ANY, request_id),
             lambda: nexus.policies.list(SUPERUSER),
             lambda: nexus.policies.list(APP),
-            lambda: nexus.desk.list_keepers(OPERATOR),
+            lambda: nexus.status.list_keepers(OPERATOR),
         ):
             with pytest.raises(AuditUnavailableError):
                 refused()
@@ -195,15 +195,17 @@ def test_a_denied_call_takes_nothing_from_the_reserve(nexus: NexusCore) -> None:
     before = len(nexus.list_entries())
     with nexus.audit_failing():
         with pytest.raises(AuditUnavailableError):
-            nexus.seal_desk.seal(APP, "", seconds=0)
+            nexus.seal.seal(APP, "", seconds=0)
         assert len(nexus.list_entries()) == before
     assert nexus.lifecycle.state is State.READY
 
 
 def test_status_is_told_from_the_reserve_when_the_audit_cannot_be_written(nexus: NexusCore) -> None:
-    """To see what is wrong has to work then; its entry takes the room kept for that."""
+    """To see what is wrong has to work then, for people: workloads could use up the room kept for these entries."""
     with nexus.audit_failing():
-        assert nexus.desk.describe(OPERATOR)[0] is State.READY
+        with pytest.raises(AuditUnavailableError):
+            nexus.status.describe(APP)
+        assert nexus.status.describe(OPERATOR)[0] is State.READY
     assert [entry.action for entry in nexus.list_entries()] == ["status.get"]
 
 
@@ -232,25 +234,25 @@ def test_a_change_and_its_entry_are_made_both_or_none(make_nexus: MakeNexus, sto
 )
 def test_whatever_ends_a_call_is_in_its_entry(nexus: NexusCore, error: BaseException, outcome: str) -> None:
     """The error reaches the caller, and its reason is the outcome in the entry."""
-    with pytest.raises(type(error)), nexus.gate.role_call("GetStatus", APP, "test.act", frozenset(Role)):
+    with pytest.raises(type(error)), nexus.gate.role_call(calls.GET_STATUS, APP):
         raise error
     (entry,) = nexus.list_entries()
-    assert (entry.action, entry.outcome) == ("test.act", outcome)
+    assert (entry.action, entry.outcome) == ("status.get", outcome)
 
 
 def test_an_unknown_outcome_ends_the_process_and_is_not_audited_as_anything(nexus: NexusCore) -> None:
     """Only a new start can tell what happened."""
-    with pytest.raises(OutcomeUnknownError), nexus.gate.role_call("GetStatus", APP, "test.act", frozenset(Role)):
+    with pytest.raises(OutcomeUnknownError), nexus.gate.role_call(calls.GET_STATUS, APP):
         raise OutcomeUnknownError("commit failed")
-    assert nexus.failures == [f"test.act by {APP.spiffe_id}: commit failed"]
+    assert nexus.failures == [f"status.get by {APP.spiffe_id}: commit failed"]
     assert nexus.list_entries() == []
 
 
 def test_a_wrong_role_is_denied_and_audited(nexus: NexusCore) -> None:
     """The roles that would do are named."""
     with (
-        pytest.raises(DeniedError, match="it needs role auditor or operator"),
-        nexus.gate.role_call("GetStatus", APP, "test.act", frozenset({Role.OPERATOR, Role.AUDITOR})),
+        pytest.raises(DeniedError, match="it needs role operator or superuser$"),
+        nexus.gate.role_call(calls.SEAL, APP),
     ):
         pytest.fail("the call went on")
     (entry,) = nexus.list_entries()
@@ -271,13 +273,14 @@ def test_a_call_that_the_state_refuses_touches_nothing_and_leaves_no_entry(
 ) -> None:
     """A call that the state refuses leaves no denial either: no policy was asked, since there are none."""
     gate = _in_state(core, state)
-    calls: list[Callable[[], AbstractContextManager[object]]] = [
-        lambda: gate.secret_call("GetSecret", APP, Permission.READ, PATH),
-        lambda: gate.listing_call("ListSecrets", APP, ""),
-        lambda: gate.role_call("ListPolicies", APP, "policy.list", frozenset()),
+    attempts: list[Callable[[], AbstractContextManager[object]]] = [
+        lambda: gate.secret_call(calls.GET_SECRET, APP, PATH),
+        lambda: gate.listing_call(calls.LIST_SECRETS, APP, ""),
+        lambda: gate.keyed_call(calls.LIST_POLICIES, APP),
+        lambda: gate.role_call(calls.LIST_POLICIES, APP),
     ]
-    for call in calls:
-        with pytest.raises(error), call():
+    for attempt in attempts:
+        with pytest.raises(error), attempt():
             pytest.fail("the call went on")
     with pytest.raises(error):
         gate.require_serving()

@@ -9,28 +9,27 @@ ROLES = Roles("example.org")
 
 
 @pytest.mark.parametrize(
-    ("path", "role", "person"),
+    ("path", "role"),
     [
-        ("/shardhold/pilot/role/superuser/alice", Role.SUPERUSER, "alice"),
-        ("/shardhold/pilot/role/operator/bob", Role.OPERATOR, "bob"),
-        ("/shardhold/pilot/role/recover/carol", Role.RECOVER, "carol"),
-        ("/shardhold/pilot/role/auditor/dan", Role.AUDITOR, "dan"),
-        ("/shardhold/nexus/n1", Role.NEXUS, None),
-        ("/shardhold/keeper/keeper-1", Role.KEEPER, None),
-        ("/shardhold/pilot/role/king/alice", Role.WORKLOAD, None),
-        ("/shardhold/pilot/role/workload/alice", Role.WORKLOAD, None),
-        ("/shardhold/pilot/role/nexus/alice", Role.WORKLOAD, None),
-        ("/shardhold/pilot/role/superuser", Role.WORKLOAD, None),
-        ("/shardhold/pilot/role/superuser/alice/laptop", Role.WORKLOAD, None),
-        ("/x/shardhold/pilot/role/superuser/alice", Role.WORKLOAD, None),
-        ("/shardhold/nexus/n1/x", Role.WORKLOAD, None),
-        ("/team/web", Role.WORKLOAD, None),
+        ("/shardhold/pilot/role/superuser/alice", Role.SUPERUSER),
+        ("/shardhold/pilot/role/operator/bob", Role.OPERATOR),
+        ("/shardhold/pilot/role/recover/carol", Role.RECOVER),
+        ("/shardhold/pilot/role/auditor/dan", Role.AUDITOR),
+        ("/shardhold/nexus/n1", Role.NEXUS),
+        ("/shardhold/keeper/keeper-1", Role.KEEPER),
+        ("/shardhold/pilot/role/king/alice", Role.WORKLOAD),
+        ("/shardhold/pilot/role/workload/alice", Role.WORKLOAD),
+        ("/shardhold/pilot/role/nexus/alice", Role.WORKLOAD),
+        ("/shardhold/pilot/role/superuser", Role.WORKLOAD),
+        ("/shardhold/pilot/role/superuser/alice/laptop", Role.WORKLOAD),
+        ("/x/shardhold/pilot/role/superuser/alice", Role.WORKLOAD),
+        ("/shardhold/nexus/n1/x", Role.WORKLOAD),
+        ("/team/web", Role.WORKLOAD),
     ],
 )
-def test_role_and_person(path: str, role: Role, person: str | None) -> None:
-    """Each ID has this role, and people have a name."""
+def test_role(path: str, role: Role) -> None:
+    """Each ID has this role."""
     assert ROLES.role_of("spiffe://example.org" + path) is role
-    assert ROLES.person_of("spiffe://example.org" + path) == person
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,6 @@ def test_configured_pattern() -> None:
     """The pattern of people is configuration; dots in it are dots."""
     roles = Roles("example.org", pattern="/people.v1/PERSON/as/ROLE")
     assert roles.role_of("spiffe://example.org/people.v1/alice/as/auditor") is Role.AUDITOR
-    assert roles.person_of("spiffe://example.org/people.v1/alice/as/auditor") == "alice"
     assert roles.role_of("spiffe://example.org/peopleXv1/alice/as/auditor") is Role.WORKLOAD
     assert roles.role_of("spiffe://example.org/shardhold/pilot/role/superuser/alice") is Role.WORKLOAD
 

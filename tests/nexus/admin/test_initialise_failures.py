@@ -16,7 +16,7 @@ from common.errors import (
 from common.keys.protected import ProtectedMemory
 from common.keys.recovery_key import ShareHash, hash_share
 from nexus.access.gate import Caller
-from nexus.admin.initialise import Plan, make_recovery
+from nexus.admin.initialise import InitPlan, make_recovery
 from nexus.lifecycle.states import State
 from nexus.store.protocol import ControlRow, Phase, Writer
 from tests.nexus.cluster import is_wiped
@@ -94,29 +94,33 @@ def test_a_begin_that_is_not_committed_leaves_the_attempt_before(core: NexusCore
 @pytest.mark.parametrize(
     ("plan", "error", "message"),
     [
-        pytest.param(Plan(1, RECOVERY), InvalidArgumentError, "shard_threshold: got 1, want 2 to 3", id="t too low"),
-        pytest.param(Plan(4, RECOVERY), InvalidArgumentError, "shard_threshold: got 4", id="t above n"),
         pytest.param(
-            Plan(0, make_recovery(PUBLIC_KEY[:-1], 2, [hash_share(b"1"), hash_share(b"2")])),
+            InitPlan(1, RECOVERY), InvalidArgumentError, "shard_threshold: got 1, want 2 to 3", id="t too low"
+        ),
+        pytest.param(InitPlan(4, RECOVERY), InvalidArgumentError, "shard_threshold: got 4", id="t above n"),
+        pytest.param(
+            InitPlan(0, make_recovery(PUBLIC_KEY[:-1], 2, [hash_share(b"1"), hash_share(b"2")])),
             InvalidArgumentError,
             "recovery public key: got 1215",
             id="short public key",
         ),
         pytest.param(
-            Plan(0, make_recovery(b"\xff" * 1216, 2, [hash_share(b"1"), hash_share(b"2")])),
+            InitPlan(0, make_recovery(b"\xff" * 1216, 2, [hash_share(b"1"), hash_share(b"2")])),
             InvalidArgumentError,
             "recovery public key",
             id="no public key",
         ),
         pytest.param(
-            Plan(0, make_recovery(PUBLIC_KEY, 3, [hash_share(b"1"), hash_share(b"2")])),
+            InitPlan(0, make_recovery(PUBLIC_KEY, 3, [hash_share(b"1"), hash_share(b"2")])),
             (InvalidArgumentError, WordsError),
             "",
             id="more shares needed than made",
         ),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(core: NexusCore, plan: Plan, error: type[Exception], message: str) -> None:
+def test_a_plan_that_cannot_be_is_refused(
+    core: NexusCore, plan: InitPlan, error: type[Exception], message: str
+) -> None:
     """Field and limit are named; nothing has begun."""
     with pytest.raises(error, match=message or "want"):
         begin(core, plan)
@@ -134,7 +138,7 @@ def test_share_hashes_of_the_wrong_size_are_refused() -> None:
 def test_only_a_superuser_initialises(core: NexusCore, caller: Caller) -> None:
     """A denial says nothing of how many keepers there are; it is audited."""
     with pytest.raises(DeniedError, match="role superuser"):
-        begin(core, Plan(99, RECOVERY), caller)
+        begin(core, InitPlan(99, RECOVERY), caller)
     begun = begin(core)
     with pytest.raises(DeniedError):
         core.initialisation.confirm(caller, begun.attempt, answer(begun), seconds=0)

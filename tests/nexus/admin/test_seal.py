@@ -33,7 +33,7 @@ class Ready:
     core: NexusCore
 
     def seal(self, caller: Caller = OPERATOR, reason: str = "", *, seconds: float = 10) -> Emptied:
-        return self.core.seal_desk.seal(caller, reason, seconds=seconds)
+        return self.core.seal.seal(caller, reason, seconds=seconds)
 
     def is_sealed_in_store(self) -> bool:
         return self.cluster.load()[0].sealed
@@ -201,7 +201,7 @@ def test_a_seal_while_recovering_needs_no_key(
         keeper.is_reachable = False
     core = start_nexus(keepers)
     wait_until(lambda: "2 of 3 shards" in core.warden.list_obstacles()[0])
-    assert core.seal_desk.seal(OPERATOR, "", seconds=0.5).keepers_emptied == 2
+    assert core.seal.seal(OPERATOR, "", seconds=0.5).keepers_emptied == 2
     for keeper in keepers[2:]:
         keeper.is_reachable = True
     wait_until(lambda: not any(keeper.sets for keeper in keepers))
@@ -260,7 +260,7 @@ def test_a_seal_does_not_wait_for_a_call_that_hangs_with_the_store(
     unsealing.start()
     assert reached.wait(DEADLINE_S)
     with pytest.raises(StoreUnavailableError, match="seal is not committed: another call waits for the store"):
-        core.seal_desk.seal(OPERATOR, "", seconds=10)
+        core.seal.seal(OPERATOR, "", seconds=10)
     assert core.failures
     go.set()
     unsealing.join(DEADLINE_S)

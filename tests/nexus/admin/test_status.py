@@ -19,7 +19,7 @@ PEOPLE = [SUPERUSER, OPERATOR, RECOVER, AUDITOR]
 
 
 def describe(core: NexusCore, caller: Caller = OPERATOR) -> ClusterView:
-    view = core.desk.describe(caller)[1]
+    view = core.status.describe(caller)[1]
     assert view is not None
     return view
 
@@ -28,7 +28,7 @@ def describe(core: NexusCore, caller: Caller = OPERATOR) -> ClusterView:
 def test_any_caller_learns_the_state_and_nothing_else(make_nexus: MakeNexus, caller: Caller) -> None:
     """A workload sees neither cluster nor keepers in the status, and its call is audited."""
     nexus = make_nexus()
-    assert nexus.desk.describe(caller) == (State.READY, None)
+    assert nexus.status.describe(caller) == (State.READY, None)
     (entry,) = nexus.list_entries()
     assert (entry.actor, entry.action, entry.outcome) == (caller.spiffe_id, "status.get", "ok")
 
@@ -44,7 +44,7 @@ def test_every_role_of_people_sees_a_ready_cluster_whole(
     nexus.pool.start()
     wait_until(lambda: [bool(seat.status.fault) for seat in nexus.pool.seats] == [False, True, True])
     wait_until(lambda: nexus.pool.count_holders() == 1)
-    state, _ = nexus.desk.describe(caller)
+    state, _ = nexus.status.describe(caller)
     view = describe(nexus, caller)
     assert state is State.READY
     assert view.blocked_by == []
@@ -64,7 +64,7 @@ def test_every_role_of_people_sees_a_ready_cluster_whole(
 
 def test_before_the_first_init_there_is_nothing_to_see_but_keepers(core: NexusCore) -> None:
     """No cluster, no set, no x."""
-    state, view = core.desk.describe(SUPERUSER)
+    state, view = core.status.describe(SUPERUSER)
     assert state is State.UNINITIALISED
     assert view is not None
     assert view.blocked_by == ["the nexus is uninitialised"]
@@ -89,14 +89,14 @@ def test_a_recovering_nexus_says_what_blocks_it(
     """Status tells what the store says, without a root key; the list of keepers does not."""
     cluster = found()
     core = NexusCore(tmp_path, store, memory, cluster.keepers())
-    state, view = core.desk.describe(AUDITOR)
+    state, view = core.status.describe(AUDITOR)
     assert state is State.RECOVERING
     assert view is not None
     assert view.facts is not None
     assert (view.facts.genesis, view.facts.shard_set) == (cluster.genesis, cluster.record)
     assert view.blocked_by == ["the nexus is recovering"]
     with pytest.raises(RecoveringError):
-        core.desk.list_keepers(AUDITOR)
+        core.status.list_keepers(AUDITOR)
     core.close()
 
 
@@ -104,7 +104,7 @@ def test_a_recovering_nexus_says_what_blocks_it(
 def test_keepers_are_listed_for_who_runs_or_audits_the_cluster(make_nexus: MakeNexus, caller: Caller) -> None:
     """Each keeper is listed with its exact SPIFFE ID and x."""
     nexus = make_nexus()
-    views = nexus.desk.list_keepers(caller)
+    views = nexus.status.list_keepers(caller)
     assert [(view.member.name, view.x) for view in views] == [("keeper-1", 1), ("keeper-2", 2), ("keeper-3", 3)]
     assert views[0].member.spiffe_id == "spiffe://example.org/shardhold/keeper/keeper-1"
     (entry,) = nexus.list_entries()
@@ -116,6 +116,6 @@ def test_nobody_else_lists_keepers(make_nexus: MakeNexus, caller: Caller) -> Non
     """Denied and audited."""
     nexus = make_nexus()
     with pytest.raises(DeniedError, match="auditor or operator or superuser"):
-        nexus.desk.list_keepers(caller)
+        nexus.status.list_keepers(caller)
     (entry,) = nexus.list_entries()
     assert (entry.actor, entry.decision) == (caller.spiffe_id, "deny")

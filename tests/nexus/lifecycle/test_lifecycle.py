@@ -9,7 +9,7 @@ import pytest
 from common.errors import RecoveringError, SealedError, ShardholdError, WrongStateError
 from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
-from nexus.lifecycle.states import State
+from nexus.lifecycle.states import READY_ONLY, State
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
 from tests.nexus.conftest import MakeNexus, WaitUntil
 from tests.nexus.core import NexusCore
@@ -117,7 +117,7 @@ def test_borrowed_keys_are_wiped_only_after_they_were_given_back(watched: Watche
         with pytest.raises(SealedError):
             lifecycle.lend()
         with pytest.raises(SealedError):
-            lifecycle.check_served("GetSecret")
+            lifecycle.check_served("GetSecret", READY_ONLY)
         lifecycle.give_back()
         thread.join(0.05)
         assert thread.is_alive()

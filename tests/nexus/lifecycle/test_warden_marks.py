@@ -41,7 +41,7 @@ class Blocked:
         return self.cluster.load()[0]
 
     def accept(self, caller: Caller = SUPERUSER) -> int:
-        return self.core.seal_desk.accept_older_store(caller, self.meta.timeline, self.meta.revision)
+        return self.core.seal.accept_older_store(caller, self.meta.timeline, self.meta.revision)
 
     def accept_when_held(self, wait_until: WaitUntil) -> int:
         """Accept as soon as there is a key."""
@@ -77,7 +77,7 @@ def test_a_newer_mark_blocks_what_keepers_bring_back(blocked: Blocked, wait_unti
     assert sum(keeper.count("put_shard") + keeper.count("put_mark") for keeper in blocked.keepers) == 0
     with pytest.raises(RecoveringError):
         core.vault.get(SUPERUSER, "a", 0)
-    view = core.desk.describe(AUDITOR)[1]
+    view = core.status.describe(AUDITOR)[1]
     assert view is not None
     assert view.newer is not None
     assert (view.newer.mark.order, view.newer.keepers) == ((1, 60), ("keeper-2",))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
 
 from common.errors import (
     DeniedError,
@@ -15,11 +16,14 @@ from common.errors import (
     UnauthenticatedError,
     WrongStateError,
 )
+from common.forms.audit.entry import Entry
 from common.server.edge import Call, Method
+from nexus.access.calls import ALL, BY_FULL_NAME, Rpc
 from nexus.access.gate import Caller
 from nexus.access.roles import Role
-from nexus.lifecycle.states import SERVED, State
+from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
+from nexus.server.methods import bind
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, STRANGER, SUPERUSER, NexusCore
@@ -58,30 +62,17 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "GetProgress": lambda: recovery_pb2.GetProgressRequest(),
     "ResetUnseal": lambda: recovery_pb2.ResetUnsealRequest(session_id=bytes(16)),
 }
-# Who gets through by role, as the contracts say; policies decide for the rest.
-EVERYBODY = frozenset(Role)
-SUBMITTERS = frozenset({Role.RECOVER, Role.OPERATOR, Role.SUPERUSER})
-ALLOWED = {
-    "GetStatus": EVERYBODY,
-    **dict.fromkeys(("PutSecret", "GetSecret", "ListSecrets", "DeleteSecret"), frozenset({Role.SUPERUSER})),
-    **dict.fromkeys(("ApplyPolicies", "DeletePolicy"), frozenset({Role.SUPERUSER})),
-    "ListPolicies": frozenset({Role.SUPERUSER, Role.AUDITOR}),
-    **dict.fromkeys(("BeginInit", "ConfirmInit", "AbortInit"), frozenset({Role.SUPERUSER})),
-    "Seal": frozenset({Role.SUPERUSER, Role.OPERATOR}),
-    "AcceptOlderStore": frozenset({Role.SUPERUSER}),
-    "ListKeepers": frozenset({Role.SUPERUSER, Role.OPERATOR, Role.AUDITOR}),
-    **dict.fromkeys(("StartUnseal", "GetSealingKey", "SubmitShare", "ResetUnseal"), SUBMITTERS),
-    "GetProgress": SUBMITTERS | {Role.AUDITOR},
-}
-KEYLESS = ["AcceptOlderStore", "StartUnseal", "GetSealingKey", "SubmitShare", "GetProgress", "ResetUnseal"]
-OF_INIT = ["BeginInit", "ConfirmInit", "AbortInit"]
 CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]
-RPCS = [
-    rpc.name
-    for contract in (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2)
-    for service in contract.DESCRIPTOR.services_by_name.values()
-    for rpc in service.methods
-]
+
+
+def where(state: State) -> list[Rpc[Permission | None]]:
+    return [rpc for rpc in ALL if state in rpc.states]
+
+
+def name_case(value: Rpc[Permission | None] | Caller | State) -> str:
+    if isinstance(value, Caller):
+        return value.role
+    return value.name if isinstance(value, Rpc) else value.value
 
 
 def find(core: NexusCore, rpc: str) -> Method:
@@ -102,87 +93,108 @@ def call(core: NexusCore, rpc: str, caller: Caller, request: Message | None = No
     return None
 
 
-def count_entries(core: NexusCore, caller: Caller) -> int:
+def list_entries(core: NexusCore, caller: Caller) -> list[Entry]:
+    """List what *caller* left, in the audit files and in the store."""
     changes = [entry for _, entry in core.list_change_entries()]
-    return sum(entry.actor == caller.spiffe_id for entry in [*core.list_entries(), *changes])
+    return [entry for entry in [*core.list_entries(), *changes] if entry.actor == caller.spiffe_id]
 
 
-def test_requests_and_roles_are_known_for_every_rpc() -> None:
-    """A new RPC has to be entered here, or the walk below would leave it out."""
-    assert list(REQUESTS) == RPCS == [rpc for rpc in RPCS if rpc in ALLOWED]
+def test_a_request_is_known_for_every_rpc() -> None:
+    """A new RPC has to be entered here, or the walk below would not call it."""
+    assert list(REQUESTS) == [rpc.name for rpc in ALL]
 
 
-@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
-@pytest.mark.parametrize("rpc", [rpc for rpc in RPCS if rpc not in (*OF_INIT, *KEYLESS)])
+def test_an_rpc_without_a_row_in_the_table_stops_the_start() -> None:
+    """Who may call it, and where, would be decided by nothing."""
+    with pytest.raises(LookupError, match="no row in nexus.access.calls: /grpc.health.v1.Health/Check"):
+        bind(health_pb2.DESCRIPTOR.services_by_name["Health"], object())
+
+
+def test_an_rpc_without_a_handler_stops_the_start() -> None:
+    """Its handler has its name, in lower case."""
+    with pytest.raises(AttributeError, match="put_secret"):
+        bind(secrets_pb2.DESCRIPTOR.services_by_name["SecretService"], object())
+
+
+def test_every_rpc_of_the_contracts_is_in_the_table_of_methods(core: NexusCore) -> None:
+    """By the name on the wire, in the order of the table."""
+    assert [method.name for method in core.list_methods()] == list(BY_FULL_NAME)
+
+
+def assert_authorised_and_audited_once(nexus: NexusCore, rpc: Rpc[Permission | None], caller: Caller) -> None:
+    """Whoever calls, with whatever outcome: exactly one entry names the caller and the action of the row."""
+    refused = call(nexus, rpc.name, caller)
+    is_allowed = caller.role in rpc.roles and (rpc.permission is None or caller is SUPERUSER)
+    assert isinstance(refused, DeniedError) != is_allowed
+    (entry,) = list_entries(nexus, caller)
+    assert (entry.action, entry.decision) == (rpc.action, "allow" if is_allowed else "deny")
+
+
+@pytest.mark.parametrize("caller", CALLERS, ids=name_case)
+@pytest.mark.parametrize("rpc", where(State.READY), ids=name_case)
 def test_every_rpc_of_a_ready_nexus_is_authorised_by_role_and_audited_once(
-    make_nexus: MakeNexus, rpc: str, caller: Caller
+    make_nexus: MakeNexus, rpc: Rpc[Permission | None], caller: Caller
 ) -> None:
-    """Whoever calls, with whatever outcome: exactly one entry names the caller."""
-    nexus = make_nexus(APP_POLICY)
-    refused = call(nexus, rpc, caller)
-    assert isinstance(refused, DeniedError) == (caller.role not in ALLOWED[rpc])
-    assert count_entries(nexus, caller) == 1
-    denials = [entry for entry in nexus.list_entries() if entry.decision == "deny"]
-    assert len(denials) == isinstance(refused, DeniedError)
+    """No policy is about any of these callers but the superuser."""
+    assert_authorised_and_audited_once(make_nexus(APP_POLICY), rpc, caller)
 
 
-@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
-@pytest.mark.parametrize("rpc", OF_INIT)
-def test_every_rpc_of_init_is_authorised_by_role_and_audited_once(core: NexusCore, rpc: str, caller: Caller) -> None:
+@pytest.mark.parametrize("caller", CALLERS, ids=name_case)
+@pytest.mark.parametrize("rpc", where(State.INITIALISING), ids=name_case)
+def test_every_rpc_of_init_is_authorised_by_role_and_audited_once(
+    core: NexusCore, rpc: Rpc[Permission | None], caller: Caller
+) -> None:
     """Also when the attempt is void."""
     core.lifecycle.enter(State.INITIALISING)
-    refused = call(core, rpc, caller)
-    assert isinstance(refused, DeniedError) == (caller.role not in ALLOWED[rpc])
-    assert count_entries(core, caller) == 1
+    assert_authorised_and_audited_once(core, rpc, caller)
 
 
-@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.role)
-@pytest.mark.parametrize("rpc", ["GetStatus", "Seal", *KEYLESS])
-@pytest.mark.parametrize("state", [State.RECOVERING, State.SEALED])
+@pytest.mark.parametrize("caller", CALLERS, ids=name_case)
+@pytest.mark.parametrize(
+    ("state", "rpc"),
+    [(state, rpc) for state in (State.RECOVERING, State.SEALED) for rpc in where(state)],
+    ids=name_case,
+)
 def test_every_rpc_of_a_nexus_without_a_key_is_authorised_by_role_and_audited_once(
-    make_nexus: MakeNexus, rpc: str, caller: Caller, state: State
+    make_nexus: MakeNexus, rpc: Rpc[Permission | None], caller: Caller, state: State
 ) -> None:
     """Also when there is no session, or nothing that blocks."""
-    if state not in SERVED[rpc]:
-        return
     nexus = make_nexus()
     nexus.lifecycle.withdraw(state, seconds=0)
-    refused = call(nexus, rpc, caller)
-    assert isinstance(refused, DeniedError) == (caller.role not in ALLOWED[rpc])
-    assert count_entries(nexus, caller) == 1
-    denials = [entry for entry in nexus.list_entries() if entry.decision == "deny"]
-    assert len(denials) == isinstance(refused, DeniedError)
+    assert_authorised_and_audited_once(nexus, rpc, caller)
 
 
-@pytest.mark.parametrize("rpc", RPCS)
-def test_a_policy_lets_a_workload_through_to_secrets_only(make_nexus: MakeNexus, rpc: str) -> None:
-    """And every call of it is audited, once, or refused by the state."""
+@pytest.mark.parametrize("rpc", ALL, ids=name_case)
+def test_a_policy_lets_a_workload_through_to_secrets_only(make_nexus: MakeNexus, rpc: Rpc[Permission | None]) -> None:
+    """Every call of a workload is audited once, or refused by the state."""
     nexus = make_nexus(APP_POLICY)
     call(nexus, "PutSecret", APP)
-    refused = call(nexus, rpc, APP)
-    if rpc in ("PutSecret", "GetSecret", "ListSecrets", "DeleteSecret", "GetStatus"):
+    refused = call(nexus, rpc.name, APP)
+    if State.READY not in rpc.states:
+        assert isinstance(refused, WrongStateError)
+    elif Role.WORKLOAD in rpc.roles:
         assert refused is None
     else:
-        assert isinstance(refused, (DeniedError, WrongStateError))
-    is_refused_by_state = isinstance(refused, WrongStateError)
-    assert count_entries(nexus, APP) == 2 - is_refused_by_state
+        assert isinstance(refused, DeniedError)
+    assert len(list_entries(nexus, APP)) == 1 + (State.READY in rpc.states)
 
 
-@pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("rpc", RPCS)
-def test_where_an_rpc_is_not_served_it_is_refused_by_the_state(core: NexusCore, rpc: str, state: State) -> None:
+@pytest.mark.parametrize(
+    ("rpc", "state"), [(rpc, state) for rpc in ALL for state in State if state not in rpc.states], ids=name_case
+)
+def test_where_an_rpc_is_not_served_it_is_refused_by_the_state(
+    core: NexusCore, rpc: Rpc[Permission | None], state: State
+) -> None:
     """Before anything is authorised, read or audited; this walks the handlers, not the table alone."""
-    if state in SERVED.get(rpc, {State.READY}):
-        return
     core.bind(state)
-    refused = call(core, rpc, SUPERUSER)
-    wanted = {State.RECOVERING: RecoveringError, State.SEALED: SealedError} if rpc not in SERVED else {}
+    refused = call(core, rpc.name, SUPERUSER)
+    wanted = {State.RECOVERING: RecoveringError, State.SEALED: SealedError} if rpc.states == {State.READY} else {}
     assert type(refused) is wanted.get(state, WrongStateError)
     assert core.list_entries() == []
     assert core.list_change_entries() == []
 
 
-@pytest.mark.parametrize("rpc", RPCS)
+@pytest.mark.parametrize("rpc", REQUESTS)
 def test_a_caller_of_another_trust_domain_gets_nowhere(make_nexus: MakeNexus, rpc: str) -> None:
     """The edge refuses it before; the core does so again."""
     foreign = Caller("spiffe://other.example/shardhold/pilot/role/superuser/eve", Role.SUPERUSER, "")

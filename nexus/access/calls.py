@@ -1,0 +1,111 @@
+"""The one table of RPCs: how each stands in the audit, who may call it, and in which states it is served.
+
+Rules:
+- The gate takes a row and looks up everything in it; whoever calls the gate repeats none of it.
+- A role is always needed. `Rpc[None]` needs nothing else; `Rpc[Permission]` needs a policy besides.
+- An RPC of the contracts without a row stops the start (`nexus.server.methods`).
+- `docs/calls.md` is written from this table by `python docs/generate.py`; a test compares it, and the comments in
+  `proto/shardhold/v1`, with the table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from nexus.access.roles import Role
+from nexus.lifecycle.states import READY_ONLY, State
+from nexus.policy.rules import Permission
+
+PACKAGE: Final = "shardhold.v1"
+
+P_co = TypeVar("P_co", bound=Permission | None, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc(Generic[P_co]):
+    """The row of one RPC."""
+
+    service: str
+    name: str
+    action: str  # in the audit
+    permission: P_co  # that a policy has to give besides; None: the role is enough
+    roles: frozenset[Role]
+    states: frozenset[State]  # elsewhere it is refused before anything is looked at
+    uses_reserve: bool = False  # its entry may use the audit's reserve when a person calls: workloads could use it up
+    roles_over_others: frozenset[Role] = frozenset()  # of *roles*, those that may undo what another caller started
+
+    @property
+    def full_name(self) -> str:
+        """The name on the wire."""
+        return f"/{PACKAGE}.{self.service}/{self.name}"
+
+
+_EVERYBODY = frozenset(Role)
+_BY_POLICY = frozenset({Role.WORKLOAD, Role.SUPERUSER})  # every other role reads no secret, whatever a policy says
+_SUPERUSER = frozenset({Role.SUPERUSER})
+_ADMINS = frozenset({Role.SUPERUSER, Role.OPERATOR})
+_CUSTODIANS = _ADMINS | {Role.RECOVER}
+
+_ALWAYS = frozenset(State)
+_BEFORE_CLUSTER = frozenset({State.UNINITIALISED, State.INITIALISING})
+_OPEN_ATTEMPT = frozenset({State.INITIALISING})
+_KEYLESS = frozenset({State.RECOVERING, State.SEALED})
+
+PUT_SECRET = Rpc("SecretService", "PutSecret", "secret.write", Permission.WRITE, _BY_POLICY, READY_ONLY)
+GET_SECRET = Rpc("SecretService", "GetSecret", "secret.read", Permission.READ, _BY_POLICY, READY_ONLY)
+LIST_SECRETS = Rpc("SecretService", "ListSecrets", "secret.list", Permission.LIST, _BY_POLICY, READY_ONLY)
+DELETE_SECRET = Rpc("SecretService", "DeleteSecret", "secret.delete", Permission.DELETE, _BY_POLICY, READY_ONLY)
+
+APPLY_POLICIES = Rpc("PolicyService", "ApplyPolicies", "policy.apply", None, _SUPERUSER, READY_ONLY)
+LIST_POLICIES = Rpc("PolicyService", "ListPolicies", "policy.list", None, _SUPERUSER | {Role.AUDITOR}, READY_ONLY)
+DELETE_POLICY = Rpc("PolicyService", "DeletePolicy", "policy.delete", None, _SUPERUSER, READY_ONLY)
+
+GET_STATUS = Rpc("ClusterService", "GetStatus", "status.get", None, _EVERYBODY, _ALWAYS, uses_reserve=True)
+BEGIN_INIT = Rpc("ClusterService", "BeginInit", "init.begin", None, _SUPERUSER, _BEFORE_CLUSTER)
+CONFIRM_INIT = Rpc("ClusterService", "ConfirmInit", "init.confirm", None, _SUPERUSER, _OPEN_ATTEMPT | READY_ONLY)
+ABORT_INIT = Rpc("ClusterService", "AbortInit", "init.abort", None, _SUPERUSER, _OPEN_ATTEMPT, uses_reserve=True)
+SEAL = Rpc("ClusterService", "Seal", "seal", None, _ADMINS, _KEYLESS | READY_ONLY, uses_reserve=True)
+ACCEPT_OLDER_STORE = Rpc(
+    "ClusterService", "AcceptOlderStore", "store.accept-older", None, _SUPERUSER, frozenset({State.RECOVERING})
+)
+LIST_KEEPERS = Rpc("ClusterService", "ListKeepers", "keeper.list", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
+
+START_UNSEAL = Rpc("RecoveryService", "StartUnseal", "unseal.start", None, _CUSTODIANS, _KEYLESS)
+GET_SEALING_KEY = Rpc("RecoveryService", "GetSealingKey", "unseal.key", None, _CUSTODIANS, _KEYLESS)
+SUBMIT_SHARE = Rpc("RecoveryService", "SubmitShare", "unseal.submit", None, _CUSTODIANS, _KEYLESS)
+GET_PROGRESS = Rpc(
+    "RecoveryService",
+    "GetProgress",
+    "unseal.progress",
+    None,
+    _CUSTODIANS | {Role.AUDITOR},
+    _KEYLESS,
+    uses_reserve=True,
+)
+RESET_UNSEAL = Rpc(
+    "RecoveryService", "ResetUnseal", "unseal.reset", None, _CUSTODIANS, _KEYLESS, roles_over_others=_ADMINS
+)
+
+ALL: Final[tuple[Rpc[Permission | None], ...]] = (
+    PUT_SECRET,
+    GET_SECRET,
+    LIST_SECRETS,
+    DELETE_SECRET,
+    APPLY_POLICIES,
+    LIST_POLICIES,
+    DELETE_POLICY,
+    GET_STATUS,
+    BEGIN_INIT,
+    CONFIRM_INIT,
+    ABORT_INIT,
+    SEAL,
+    ACCEPT_OLDER_STORE,
+    LIST_KEEPERS,
+    START_UNSEAL,
+    GET_SEALING_KEY,
+    SUBMIT_SHARE,
+    GET_PROGRESS,
+    RESET_UNSEAL,
+)
+
+BY_FULL_NAME: Final[Mapping[str, Rpc[Permission | None]]] = {rpc.full_name: rpc for rpc in ALL}
