@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common.clock import Clock
+from common.clock import Clock, to_micros
 from common.errors import AuditUnavailableError, DeniedError, OutcomeUnknownError, RecoveringError, ShardholdError
 from common.forms.audit.entry import Entry
 from nexus.access.audit.exporter import Exporter
