@@ -35,7 +35,7 @@ def test_of_what_hangs_the_outcome_is_unknown() -> None:
 
     turning = threading.Thread(target=turn)
     turning.start()
-    with pytest.raises(OutcomeUnknownError, match="work is not over after 5 s"):
+    with pytest.raises(OutcomeUnknownError, match="work has not finished after 5 s"):
         finish_within(clock, 5, hang, name="work")
     assert not over.is_set()
     go.set()

@@ -103,7 +103,7 @@ def test_names_without_two_underscores_are_not_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "environ", "message"),
     [
-        pytest.param("", {}, "name: got nothing, want a text", id="required option missing"),
+        pytest.param("", {}, "name: got nothing, want a string", id="required option missing"),
         pytest.param('nme = "a"', {}, "nme: no such option, did you mean name?", id="unknown option with a near one"),
         pytest.param(
             'name = "a"\nzzz = 1',
@@ -164,9 +164,9 @@ def test_names_without_two_underscores_are_not_ours(tmp_path: Path) -> None:
             id="value for a table that the environment goes into",
         ),
         pytest.param('name = "a"\npeers = "b"', {}, 'peers: got "b", want a list, each a text', id="text for a list"),
-        pytest.param('name = "a"\npeers = ["b", 1]', {}, "peers[1]: got 1, want a text", id="wrong item"),
+        pytest.param('name = "a"\npeers = ["b", 1]', {}, "peers[1]: got 1, want a string", id="wrong item"),
         pytest.param(
-            'name = "a"\nitems = [{}]', {}, "items[0].name: got nothing, want a text", id="in a list of tables"
+            'name = "a"\nitems = [{}]', {}, "items[0].name: got nothing, want a string", id="in a list of tables"
         ),
         pytest.param(
             'name = "a"\nitems = [{name = "b", wait = 1}]',

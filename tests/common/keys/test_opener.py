@@ -105,7 +105,7 @@ def test_wrong_arguments_are_refused(root_key: ProtectedBuffer, into: ProtectedB
 
 def test_a_child_that_takes_too_long_is_killed(root_key: ProtectedBuffer) -> None:
     """Beyond the time limit the child is killed and the call fails as unavailable."""
-    with pytest.raises(UnavailableError, match=r"not done within 0\.001 s"):
+    with pytest.raises(UnavailableError, match=r"did not finish within 0\.001 s"):
         seal_escrow(root_key.view, PUBLIC_KEY, INFO, time_limit=0.001)
 
 

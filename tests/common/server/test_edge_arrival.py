@@ -93,7 +93,7 @@ def test_stalled_call_ends_by_itself(serve: Callable[..., Bench], stall: Callabl
     error = stalled.exception(timeout=WAIT_S)
     assert isinstance(error, grpc.RpcError)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert error.details() == "no message within 0.5 s of the call's begin"
+    assert error.details() == "no message within 0.5 s of the call's start"
     assert call(bench.connect(), METHOD).code is grpc.StatusCode.OK
     assert bench.count_calls("DEADLINE_EXCEEDED") == 1
 

@@ -169,7 +169,7 @@ def test_a_checkpoint_carries_the_links_to_its_key(directory: Path) -> None:
     assert getattr(line, "chain", None) == [b"link 1"]
     edit(directory / FIRST, lambda lines: forge(lines, CHECKPOINT, b'"bGluayAx"', b'"bGluayAy"'))
     (fault,) = verify(directory).faults
-    assert (fault.line, fault.why) == (CHECKPOINT + 1, "signature of the checkpoint does not hold")
+    assert (fault.line, fault.why) == (CHECKPOINT + 1, "signature of the checkpoint does not verify")
 
 
 def test_two_nexuses_are_checked_apart(tmp_path: Path) -> None:
