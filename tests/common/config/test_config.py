@@ -163,7 +163,7 @@ def test_names_without_two_underscores_are_not_ours(tmp_path: Path) -> None:
             "section: got 5, want a table",
             id="value for a table that the environment goes into",
         ),
-        pytest.param('name = "a"\npeers = "b"', {}, 'peers: got "b", want a list, each a text', id="text for a list"),
+        pytest.param('name = "a"\npeers = "b"', {}, 'peers: got "b", want a list, each a string', id="text for a list"),
         pytest.param('name = "a"\npeers = ["b", 1]', {}, "peers[1]: got 1, want a string", id="wrong item"),
         pytest.param(
             'name = "a"\nitems = [{}]', {}, "items[0].name: got nothing, want a string", id="in a list of tables"
