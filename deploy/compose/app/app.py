@@ -1,6 +1,6 @@
-"""An example of a workload: asks for its secret again and again, and says how that went; never what it got.
+"""An example workload: it keeps asking for its secret and reports how that went, but never the values.
 
-Address and identity come from SHARDHOLD_ADDRESS and SPIFFE_ENDPOINT_SOCKET, and there is nothing else to hand out.
+Address and identity come from SHARDHOLD_ADDRESS and SPIFFE_ENDPOINT_SOCKET; it needs nothing else.
 """
 
 import signal
@@ -21,7 +21,7 @@ def main() -> None:
     with Client(timeout=30) as client:
         while not stop.is_set():
             line = ask(client)
-            if line != said:  # the log is for what changes
+            if line != said:  # log only changes
                 sys.stdout.write(f"{line}\n")
                 sys.stdout.flush()
             said = line
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def ask(client: Client) -> str:
-    """Return a line that says what came of it."""
+    """Ask once and return a line that describes the outcome."""
     try:
         secret = client.get(PATH)
     except Error as exc:
