@@ -21,7 +21,7 @@ NEXUS = "spiffe://example.org/shardhold/nexus/main"
 
 @cache
 def make_key(kind: str) -> Any:
-    """One key of each kind: RSA keys take long to make."""
+    """Return one key of each kind, made only once: RSA keys take long to make."""
     match kind:
         case "p256":
             return ec.generate_private_key(ec.SECP256R1())
@@ -36,7 +36,7 @@ def make_key(kind: str) -> Any:
 
 
 class Authority:
-    """A SPIRE-shaped certificate authority; under another one if given."""
+    """A SPIRE-shaped certificate authority; an intermediate if another authority is given."""
 
     def __init__(self, above: "Authority | None" = None, *, domain: str = "example.org") -> None:
         self.key = ec.generate_private_key(ec.SECP384R1())
@@ -82,7 +82,7 @@ class Authority:
         purposes: Sequence[x509.ObjectIdentifier] = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
         dns: Sequence[str] = (),
     ) -> x509.Certificate:
-        """Issue a leaf; by default as SPIRE does: no CN, a name that all leaves share, one URI SAN."""
+        """Issue a leaf; by default as SPIRE does: no CN, a subject that all leaves share, one URI SAN."""
         if subject is None:
             spire = [(NameOID.COUNTRY_NAME, "US"), (NameOID.ORGANIZATION_NAME, "SPIRE")]
             subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in spire])
@@ -105,7 +105,7 @@ class Authority:
         return [self.certificate, *self.above.chain()] if self.above else []
 
     def issue(self, kind: str = "p256", *uris: str, **shape: Any) -> Svid:
-        """Issue an SVID, by default the keeper's, without checking that it is a good one."""
+        """Issue an SVID, by default the keeper's, without checking that it is valid."""
         key = make_key(kind)
         uris = uris or (KEEPER,)
         leaf = self.certify(key, *uris, **shape)
