@@ -51,7 +51,7 @@ class LoopThread:
 
 
 async def find_leftovers() -> set["asyncio.Task[Any]"]:
-    """Return the tasks, beside this one, that do not end by themselves in a moment."""
+    """Return the tasks, besides this one, that do not end by themselves in a moment."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if not others:
         return set()
@@ -81,7 +81,7 @@ class _Bridge:
         self._loop.run(self._client.close())
 
     def list(self, *args: Any, **kwargs: Any) -> Iterator[Entry]:
-        """Step through `AsyncClient.list`."""
+        """Iterate over `AsyncClient.list`."""
         entries = self._client.list(*args, **kwargs)
 
         async def fetch() -> Entry | None:

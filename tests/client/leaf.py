@@ -1,4 +1,4 @@
-"""Leaves of shapes and dates that no provider hands out."""
+"""Leaves with shapes and dates that no provider hands out."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +14,7 @@ def certify(
     uris: tuple[str, ...] = ("spiffe://example.org/team/app",),
     lifetime: timedelta = timedelta(hours=1),
 ) -> tuple[bytes, bytes]:
-    """Return a leaf of *ca* and its key, PEM; it is over *lifetime* from now, which may be negative."""
+    """Return a leaf of *ca* and its key, PEM; it expires *lifetime* from now, which may be negative."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     leaf = ca.certify(
         key.public_key(),
