@@ -17,7 +17,7 @@ _PATIENCE_S = 30.0
 class LoopThread:
     """An event loop that runs in a thread, and the clients that are used in it.
 
-    It fails at its end when a task was left behind or a callback failed.
+    It fails at its end if a task was left behind or a callback failed.
     """
 
     def __init__(self) -> None:

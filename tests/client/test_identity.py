@@ -298,7 +298,7 @@ class TestWorkloadAPI:
     ) -> None:
         """A stream that stays open without a newer SVID is replaced by another before the last SVID expires.
 
-        So is one whose thread died or waits for minutes, as spiffe's does after a long time without an agent.
+        A stream whose thread died or waits for minutes is replaced too; spiffe's does after long without an agent.
         """
         api, path = scripted
         before, after = ca.issue("/team/app"), ca.issue("/team/app")

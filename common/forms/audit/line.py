@@ -95,7 +95,7 @@ def decode_line(encoded: bytes, previous: bytes) -> tuple[Line, bytes]:
     digest = _hash(previous, body + b"}")
     if tail[len(_OPEN) : -3] != digest.hex().encode():
         raise CorruptRowError("hash does not match this line and the one before")
-    return decode_document(_DECODER.decode, body + b"}", refusal="line is no record"), digest
+    return decode_document(_DECODER.decode, body + b"}", refusal="line is not a record"), digest
 
 
 def decode_first_line(encoded: bytes, *, is_header: bool) -> tuple[Line, bytes]:
@@ -106,7 +106,7 @@ def decode_first_line(encoded: bytes, *, is_header: bool) -> tuple[Line, bytes]:
     Raises:
         CorruptRowError: The line is not whole, is not a record, or is not a header where one is required.
     """
-    line = decode_document(_DECODER.decode, encoded, refusal="line is no record")  # ignores the hash
+    line = decode_document(_DECODER.decode, encoded, refusal="line is not a record")  # ignores the hash
     try:
         if isinstance(line, SegmentLine):
             return decode_line(encoded, bytes.fromhex(line.previous))

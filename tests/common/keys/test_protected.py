@@ -87,7 +87,7 @@ def test_locked_pages_are_never_swapped_dumped_or_inherited() -> None:
 @ON_LINUX
 @pytest.mark.needs("memfd_secret")
 def test_secret_pages_are_unreadable_for_everybody_else() -> None:
-    """Even this process cannot read secret pages in /proc/self/mem, and no descriptor of them is left open."""
+    """The process itself cannot read secret pages in /proc/self/mem, and no descriptor of them is left open."""
     descriptors = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
     memory = make(Level.SECRET)
     assert sorted(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
@@ -148,7 +148,7 @@ def test_full_arena_says_so() -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_nothing_is_no_size(size: int) -> None:
-    """Neither a buffer nor an arena can have zero bytes."""
+    """A buffer of zero bytes is refused, and so is an arena."""
     with pytest.raises(ProtectionError, match="want at least 1"):
         make().allocate(size)
     with pytest.raises(ProtectionError, match="want at least 1"):

@@ -99,7 +99,7 @@ def _refused(
 def test_one_flipped_bit_anywhere_does_not_open() -> None:
     """One flipped bit of enc, ciphertext or tag does not open; nor does another info, aad, key or length.
 
-    X25519 ignores the highest bit of enc (RFC 7748 §5); it is the KEM's context that refuses that one.
+    X25519 ignores the highest bit of enc (RFC 7748 §5); the KEM's context is what refuses a flip of that bit.
     """
     private = X25519PrivateKey.generate()
     recipient = private.public_key().public_bytes_raw()

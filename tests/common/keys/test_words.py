@@ -20,7 +20,7 @@ SEED = bytes(range(32))
 def test_official_vectors(shares: list[str], secret: str) -> None:
     """Valid vectors give their secret; invalid ones, and those with groups, are refused.
 
-    The vectors have a passphrase and we have none, so what we rebuild is carried over by the library's own cipher.
+    The vectors have a passphrase and we have none, so the library's own cipher converts what we rebuild.
     """
     first = shamir_mnemonic.Share.from_mnemonic(shares[0]) if secret else None
     if first is None or first.group_count > 1:

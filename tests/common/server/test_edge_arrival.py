@@ -103,7 +103,7 @@ def test_stalled_calls_are_let_be_with_workers_to_spare(
 ) -> None:
     """More slow calls than allowed end only when they are too old, and complete calls of their caller are answered.
 
-    On a machine without time to spare, the messages of honest calls are as late as these.
+    On a busy machine, the messages of honest calls are as late as these.
     """
     bench = serve(message_wait_s=1.0)
     channel = bench.connect(STALLER)
