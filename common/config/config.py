@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} is not UTF-8, want TOML") from exc
     except RecursionError as exc:
         raise ConfigError(f"configuration file {path} is nested too deeply") from exc
-    except ValueError as exc:  # a TOMLDecodeError; a number with thousands of digits raises ValueError itself
+    except ValueError as exc:  # a TOMLDecodeError, or a bare one for a number with thousands of digits
         raise ConfigError(f"configuration file {path} is not TOML: {exc}") from exc
 
 

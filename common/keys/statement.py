@@ -136,8 +136,8 @@ def sign(
 ) -> SignedStatement:
     """State as *svid* that *public_key* is its one-shot key.
 
-    The SVID's key signs TLS handshakes too; those signatures begin with 64 spaces and a context, so neither kind can
-    pass for the other.
+    The SVID's key signs TLS handshakes too; what is signed there begins with 64 spaces and a context, so neither kind
+    of signature can pass for the other.
 
     Raises:
         InvalidArgumentError: An id, nonce or key of the wrong size.

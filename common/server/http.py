@@ -1,6 +1,6 @@
 """A small HTTP server beside gRPC: /livez and /readyz for an orchestrator, /metrics for Prometheus.
 
-It answers GET for these three paths to anyone who can connect, so it reveals nothing confidential, and it listens on
+It answers GET for these three paths to anyone who can connect, so it says nothing that is not public, and it listens on
 loopback unless configured otherwise. Each connection carries one request; size, time and number are limited.
 """
 

@@ -13,9 +13,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from common.errors import ConfigError
 from shardhold.identity import Svid
 
-BACKDATE = timedelta(seconds=10)  # as SPIRE's: clocks of one cluster may differ a little
+BACKDATE = timedelta(seconds=10)  # as SPIRE does: the clocks of a cluster may differ a little
 CA_LIFETIME = timedelta(days=365)
-SHORTEST_LIFETIME = timedelta(seconds=5)  # certificates count whole seconds: less leaves no time to rotate
+SHORTEST_LIFETIME = timedelta(seconds=5)  # certificates count in whole seconds: less leaves no time to rotate
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
@@ -58,11 +58,11 @@ class DevelopmentCA:
 
     @property
     def bundle_der(self) -> bytes:
-        """The authorities of this trust domain, DER, one after the other."""
+        """The authorities of this trust domain, DER, concatenated."""
         return self.certificate.public_bytes(Encoding.DER)
 
     def issue(self, spiffe_path: str, *, dns: str | None = None, lifetime: timedelta = timedelta(hours=1)) -> Svid:
-        """Make a key and an SVID for it.
+        """Create a key and an SVID for it.
 
         *spiffe_path* begins with '/'; *lifetime* counts from now and is at least 5 s.
 
@@ -96,7 +96,7 @@ class DevelopmentCA:
         not_before: datetime,
         not_after: datetime,
     ) -> x509.Certificate:
-        """Sign a leaf with exactly these names, which tests also need in shapes that no SVID may have."""
+        """Sign a leaf with exactly these names; tests use it for shapes that no SVID may have."""
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         names += [x509.DNSName(name) for name in dns]
         subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Shardhold development")])

@@ -1,4 +1,4 @@
-"""What pilot's tests share: an authority, a played nexus, and somebody to be."""
+"""What pilot's tests share: an authority, a played nexus, and an identity."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +11,13 @@ from tests.pilot.played_nexus import CUSTODIAN_PATH, PlayedNexus, write_svid
 
 @pytest.fixture(scope="session")
 def ca() -> DevelopmentCA:
-    """Authority of example.test."""
+    """Return the authority of example.test."""
     return DevelopmentCA("example.test")
 
 
 @pytest.fixture
 def nexus(ca: DevelopmentCA) -> Iterator[PlayedNexus]:
-    """A sealed nexus."""
+    """Play a sealed nexus."""
     nexus = PlayedNexus(ca)
     yield nexus
     nexus.stop()
@@ -25,5 +25,5 @@ def nexus(ca: DevelopmentCA) -> Iterator[PlayedNexus]:
 
 @pytest.fixture
 def svid_dir(ca: DevelopmentCA, tmp_path: Path) -> Path:
-    """The SVID of a custodian, as files."""
+    """Return the SVID of a custodian, as files."""
     return write_svid(tmp_path / "svid", ca.issue(CUSTODIAN_PATH))
