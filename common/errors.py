@@ -30,7 +30,7 @@
         ├── WordsError
         └── ProtectionError         memory cannot be protected as configured
 
-Messages say what was got and what was wanted, and never hold a secret, a key or a share. The families say what a
+Messages say what was got and what was wanted, and never contain a secret, a key or a share. The families say what a
 handler can do; the one table from errors to gRPC codes is in `common.server.edge`.
 """
 
@@ -38,7 +38,7 @@ from typing import ClassVar
 
 
 class ShardholdError(Exception):
-    """Base of all errors inside. `reason` is stable: it goes out in google.rpc.ErrorInfo and callers match on it."""
+    """Base of all internal errors. `reason` is stable: google.rpc.ErrorInfo carries it and callers match on it."""
 
     reason: ClassVar[str] = "INTERNAL"
 
@@ -50,13 +50,13 @@ class UnavailableError(ShardholdError):
 
 
 class SealedError(UnavailableError):
-    """The nexus is sealed; only custodians bring it back."""
+    """The nexus is sealed; only custodians can bring it back."""
 
     reason = "NEXUS_SEALED"
 
 
 class RecoveringError(UnavailableError):
-    """The nexus has no root key yet and is on its way to one."""
+    """The nexus does not have its root key yet, and is recovering it."""
 
     reason = "NEXUS_RECOVERING"
 
@@ -68,7 +68,7 @@ class StoreUnavailableError(UnavailableError):
 
 
 class OutcomeUnknownError(StoreUnavailableError):
-    """A commit failed and nobody can say whether it happened; only a new start can."""
+    """A commit failed and it is not known whether it took effect; only a restart can tell."""
 
     reason = "OUTCOME_UNKNOWN"
 
@@ -92,7 +92,7 @@ class IdentityUnavailableError(UnavailableError):
 
 
 class OverloadedError(UnavailableError):
-    """A limit of calls or statements in flight is reached."""
+    """A limit on calls or statements in flight is reached."""
 
     reason = "OVERLOADED"
 
@@ -122,13 +122,13 @@ class DeniedError(RefusedError):
 
 
 class NotFoundError(RefusedError):
-    """What was asked for does not exist, or no longer."""
+    """What was asked for does not exist, or no longer does."""
 
     reason = "NOT_FOUND"
 
 
 class ConflictError(RefusedError):
-    """A check-and-set found another version than expected; the message names both."""
+    """A check-and-set found a version other than the expected one; the message names both."""
 
     reason = "VERSION_CONFLICT"
 
@@ -140,19 +140,19 @@ class WrongStateError(RefusedError):
 
 
 class ConfigError(RefusedError):
-    """An option is wrong; the message names it, what it was and what is wanted."""
+    """An option is wrong; the message names it, its value and what is wanted."""
 
     reason = "CONFIG"
 
 
 class IntegrityError(ShardholdError):
-    """Something stored or received is not what it has to be."""
+    """Something stored or received is not what it should be."""
 
     reason = "INTEGRITY"
 
 
 class DecryptionError(IntegrityError):
-    """A ciphertext does not open. Never an empty value, never skipped."""
+    """A ciphertext does not open. It is never read as an empty value and never skipped."""
 
     reason = "DECRYPTION"
 
@@ -188,7 +188,7 @@ class MixedShardsError(IntegrityError):
 
 
 class StatementError(IntegrityError):
-    """A signed statement does not verify, or states something else than was asked."""
+    """A signed statement does not verify, or does not state what was asked for."""
 
     reason = "STATEMENT"
 

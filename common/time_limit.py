@@ -1,4 +1,4 @@
-"""A time limit for work that may hang together with a disk."""
+"""A time limit for work that may hang when a disk does."""
 
 import threading
 from collections.abc import Callable
@@ -14,12 +14,12 @@ def finish_within(clock: Clock, seconds: float, work: Callable[[], T], *, name: 
     """Do *work* on a thread of its own, called *name*, and return or raise its outcome.
 
     Raises:
-        OutcomeUnknownError: It is not over after *seconds*. It goes on, and may end well after all.
+        OutcomeUnknownError: *work* has not finished after *seconds*. It goes on, and may still succeed.
     """
     attempt = _Attempt(work)
     threading.Thread(target=attempt.run, name=name, daemon=True).start()
     if not clock.wait(attempt.is_over, seconds):
-        raise OutcomeUnknownError(f"{name} is not over after {seconds:g} s")
+        raise OutcomeUnknownError(f"{name} has not finished after {seconds:g} s")
     return attempt.finish()
 
 

@@ -1,6 +1,6 @@
 """Splits the virtual environment of a build into what each image holds: `layers.py VENV OUT`.
 
-OUT/shared is for all images, OUT/ROLE on top of it for one. What a role has alone are its own package and command, the
+OUT/shared goes into all images, OUT/ROLE on top of it into one. A role's own part is its package and command, the
 distributions of `_ALONE`, and what only those need. It runs in the build stage, with the Python of VENV.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROLES = ("nexus", "keeper", "pilot")
 
-# Distribution → roles that have it; all have what does not stand here.
+# Distribution → roles that have it; all roles have what is not listed here.
 _ALONE = {
     "rich": ("pilot",),
     "shamir-mnemonic": ("nexus", "pilot"),  # recovery words: the nexus opens the escrow with them
@@ -23,11 +23,11 @@ _CONTRACT = (
     "keeper/__init__.py",
     "keeper/__pycache__/__init__.*.pyc",
     "keeper/v1",
-)  # of the keeper's package: how a nexus calls it
+)  # part of the keeper's package: how a nexus calls it
 
 
 def main() -> None:
-    """Split, and leave in VENV nothing that was moved."""
+    """Split VENV; nothing that was moved stays in it."""
     venv, out = Path(sys.argv[1]), Path(sys.argv[2])
     site = next(venv.glob("lib/python3*/site-packages"))
     installed = {_normalise(one.name): one for one in distributions(path=[str(site)])}
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _find_alone(installed: dict[str, Distribution]) -> dict[str, tuple[str, ...]]:
-    """Return which roles have a distribution that not all have."""
+    """Return the roles of each distribution that not all roles have."""
     ours = {"shardhold", "shardhold-server"}
     direct = {need for name in ours for need in _list_needs(installed[name])} - ours
     everywhere = _close(direct - set(_ALONE), installed)
@@ -59,7 +59,7 @@ def _find_alone(installed: dict[str, Distribution]) -> dict[str, tuple[str, ...]
 
 
 def _close(roots: Iterable[str], installed: dict[str, Distribution]) -> set[str]:
-    """Return *roots* and all that they need."""
+    """Return *roots* and everything they need."""
     found: set[str] = set()
     left = [name for name in roots if name in installed]
     while left:

@@ -1,11 +1,11 @@
-"""Start pilot; the only place that exits."""
+"""Start pilot. Nothing else in pilot exits the process."""
 
 import logging
 import os
 import sys
 from typing import NoReturn, cast
 
-# grpc's own lines on stderr say in C++ what our errors say in words; read when grpc is imported.
+# Errors say in words what grpc's own lines on stderr say in C++ terms. grpc reads this when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
@@ -14,7 +14,7 @@ from common.server.termination import end_process
 from pilot.app import app
 from pilot.errors import FAILED, INTERRUPTED, USAGE, PilotError, UsageError, report
 
-# The base of typer's usage errors, by its public subclass: the module that it lives in differs between versions.
+# The base of typer's usage errors, taken from a public subclass: its own module differs between versions.
 _BaseUsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         code = app(arguments, prog_name="pilot", standalone_mode=False)
-        print(end="", flush=True)  # finds out here that the reader is gone
+        print(end="", flush=True)  # if the reader is gone, it shows here
     except PilotError as exc:
         report(exc)
         return exc.exit_code
@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
     except typer.Abort:
         code = INTERRUPTED
     except BrokenPipeError:
-        # The reader is gone; nothing more may be written, not even at exit.
+        # The reader is gone: nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     if code == INTERRUPTED:  # typer catches Ctrl-C itself and returns this code
@@ -53,7 +53,7 @@ def _report_usage(error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "pilot"
     message = str(getattr(error, "format_message", error.__str__)()).replace("Value error, ", "")
-    report(UsageError(message, f"'{command} --help' shows how it is used"))
+    report(UsageError(message, f"'{command} --help' shows its usage"))
     return USAGE
 
 

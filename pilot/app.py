@@ -1,4 +1,4 @@
-"""The command line: global options, and commands that are imported when they are run."""
+"""The command line: global options, and commands that are imported only when they run."""
 
 import importlib
 from typing import Any
@@ -35,7 +35,7 @@ _COMMANDS = {
 
 
 class _LazyGroup(TyperGroup):
-    """Imports a command's module when it is run or when help lists it."""
+    """Imports a command's module only when it runs or when help lists it."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)
@@ -54,7 +54,7 @@ class _LazyGroup(TyperGroup):
 app = typer.Typer(
     cls=_LazyGroup,
     name="pilot",
-    help="Run a Shardhold cluster, and its secrets.",
+    help="Run a Shardhold cluster and manage its secrets.",
     no_args_is_help=True,
     # A traceback with locals would show secrets.
     pretty_exceptions_enable=False,

@@ -25,15 +25,15 @@ WORKLOAD = ""
 
 
 def role_of(spiffe_id: str) -> str:
-    """Return the role that a SPIFFE ID names in one of its segments, or "": a workload. Only the nexus decides."""
+    """Return the role that a SPIFFE ID names in one of its segments, or "" for a workload. Only the nexus decides."""
     return next((segment for segment in spiffe_id.split("/")[3:] if segment in ROLES), WORKLOAD)
 
 
 def choose_identity(offered: Sequence[str], *, role: str | None, preferred: Sequence[str]) -> str:
-    """Choose one of the SPIFFE IDs *offered*: with *role*, else with the best of the *preferred* roles, else the first.
+    """Choose one of the *offered* SPIFFE IDs: one with *role*, or with the best *preferred* role, or the first.
 
     Raises:
-        PilotError: None has the role asked for, or there is no such role.
+        PilotError: None has the requested role, or there is no such role.
     """
     if role is not None and role not in ROLES:
         raise UsageError(f"--role: got {role!r}, want {', '.join(ROLES[:-1])} or {ROLES[-1]}")
@@ -77,7 +77,7 @@ def open_identity(settings: Settings, *, preferred: Sequence[str] = ()) -> Ident
 
 
 class Connection:
-    """The nexus, as one caller. *preferred* are the roles that the command works with, best first."""
+    """A connection to the nexus as one caller. *preferred* are the roles that the command works with, best first."""
 
     def __init__(self, settings: Settings, *, preferred: Sequence[str] = ()) -> None:
         self._settings = settings
@@ -115,7 +115,7 @@ class Connection:
         """Call a stub's method, within *timeout* seconds or the option's.
 
         Raises:
-            Error: Of the SDK, whatever went wrong.
+            Error: The SDK's, whatever went wrong.
         """
         try:
             return method(request, timeout=timeout or self._settings.timeout)
@@ -126,7 +126,7 @@ class Connection:
             raise error from exc
 
     def _look_at_clock(self) -> str:
-        """Say so when the SVID begins in the future: the server's clock is right then, or ours."""
+        """Return a hint if the SVID begins in the future: then either the server's clock is right, or ours."""
         now = datetime.now(UTC)
         if self.svid.not_before <= now:
             return ""

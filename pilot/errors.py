@@ -31,7 +31,7 @@ INTERRUPTED = 130
 
 
 class PilotError(Exception):
-    """An error with what to do about it, one line for each hint."""
+    """An error, with hints on what to do about it, one line each."""
 
     def __init__(self, message: str, *hints: str, exit_code: int = FAILED) -> None:
         super().__init__(message)
@@ -55,18 +55,18 @@ def report(error: PilotError) -> None:
 
 @contextmanager
 def described() -> Iterator[None]:
-    """Turn errors of the SDK and of `common` into a `PilotError`; others are faults of pilot and pass."""
+    """Turn errors of the SDK and of `common` into a `PilotError`; any other is a bug in pilot and passes through."""
     try:
         yield
     except PilotError:
         raise
     except (UnicodeEncodeError, UnicodeDecodeError) as exc:
-        raise _describe_encoding(exc.encoding) from None  # without it: it holds the text, which may be a value
+        raise _describe_encoding(exc.encoding) from None  # not chained: *exc* holds the text, which may be a value
     except ShardholdError as exc:
         is_usage = isinstance(exc, InvalidArgumentError | ConfigError)
         raise PilotError(str(exc), exit_code=USAGE if is_usage else FAILED) from exc
     except Exception as exc:
-        # Imported only now: it brings grpc with it.
+        # Imported only now, since it imports grpc.
         from shardhold._errors import Error
 
         if isinstance(exc, Error):
@@ -75,17 +75,17 @@ def described() -> Iterator[None]:
 
 
 def describe(error: "Error") -> PilotError:
-    """Say what an error of the SDK means for the exit code, and add what usually helps."""
+    """Turn an error of the SDK into one with an exit code, and add what usually helps."""
     from shardhold import _errors as sdk
 
     table: tuple[tuple[type[sdk.Error], int, str], ...] = (
-        (sdk.SealedError, UNAVAILABLE, "only custodians bring a sealed nexus back: 'pilot unseal'"),
+        (sdk.SealedError, UNAVAILABLE, "only custodians can bring a sealed nexus back: 'pilot unseal'"),
         (sdk.RecoveringError, UNAVAILABLE, "'pilot status' says what it waits for, and what to do"),
         (sdk.OverloadedError, UNAVAILABLE, "try again in a moment"),
         (sdk.UnavailableError, UNAVAILABLE, ""),
         (sdk.DeadlineError, UNAVAILABLE, "give it longer with --timeout SECONDS"),
         (sdk.IdentityUnavailableError, UNAVAILABLE, ""),
-        (sdk.UnauthenticatedError, DENIED, "'pilot whoami' shows your SVID; it has to be of the nexus's trust domain"),
+        (sdk.UnauthenticatedError, DENIED, "'pilot whoami' shows your SVID; it must be of the nexus's trust domain"),
         (sdk.DeniedError, DENIED, "'pilot whoami' shows who you are; --role chooses among several SVIDs"),
         (sdk.NotFoundError, NOT_FOUND, ""),
         (sdk.ConflictError, FAILED, "read the current version and decide again"),
@@ -105,8 +105,8 @@ def describe(error: "Error") -> PilotError:
 
 def _describe_encoding(encoding: str) -> PilotError:
     if encoding.lower() in ("utf-8", "utf8"):
-        return UsageError("what was typed or given as an argument is not UTF-8")
-    return PilotError(f"the output is in {encoding}, which cannot show what there is", "set PYTHONIOENCODING=utf-8")
+        return UsageError("what was typed, or given as an argument, is not UTF-8")
+    return PilotError(f"the output encoding {encoding} cannot show this result", "set PYTHONIOENCODING=utf-8")
 
 
 def _tidy(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The global options: before the command or behind it; behind wins."""
+"""The global options, before or after the command; those after it win."""
 
 import inspect
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from pilot.terminal.output import Output
 DEFAULT_ADDRESS = "127.0.0.1:8553"
 DEFAULT_TIMEOUT_S = 10.0
 ADDRESS_VARIABLE = "SHARDHOLD_ADDRESS"
-LARGEST_NUMBER = 2**64 - 1  # what versions and their like can be on the wire
-_LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC takes a deadline for one that has passed
+LARGEST_NUMBER = 2**64 - 1  # the most that versions and their like can be on the wire
+_LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC treats a deadline as one that has passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ AddressOption = Annotated[
         "--address", metavar="HOST:PORT", help=f"The nexus. Default: {ADDRESS_VARIABLE}, or {DEFAULT_ADDRESS}."
     ),
 ]
-# Before the command the environment counts as well.
+# Before the command, the environment counts too.
 FirstAddressOption = Annotated[
     str | None, typer.Option("--address", metavar="HOST:PORT", envvar=ADDRESS_VARIABLE, help="The nexus.")
 ]
 SvidDirOption = Annotated[
     Path | None,
     typer.Option(
-        "--svid-dir", metavar="DIR", help="Take the SVID from svid.pem, svid_key.pem and bundle.pem, not from SPIRE."
+        "--svid-dir", metavar="DIR", help="Use the SVID in svid.pem, svid_key.pem and bundle.pem, not SPIRE's."
     ),
 ]
 TimeoutOption = Annotated[
@@ -53,7 +53,7 @@ TimeoutOption = Annotated[
     ),
 ]
 RoleOption = Annotated[
-    str | None, typer.Option("--role", metavar="ROLE", help="Among several SVIDs take the one with this role.")
+    str | None, typer.Option("--role", metavar="ROLE", help="Among several SVIDs, use the one with this role.")
 ]
 
 _GLOBALS: dict[str, Any] = {

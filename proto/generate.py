@@ -1,6 +1,6 @@
 """Generate Python code from the contracts in this folder: `python proto/generate.py [--check]`.
 
-The proto folder equals the Python package, so plain protoc writes right imports. Public stubs go to
+The proto folder equals the Python package, so plain protoc writes correct imports. Public stubs go to
 `client/shardhold/v1`, private ones to `keeper/v1`. `--check` writes nothing and exits with 1 when the committed code
 differs.
 """

@@ -1,4 +1,4 @@
-"""The SDK of Shardhold: secrets for services, by their SPIFFE identity.
+"""The Shardhold SDK: secrets for services, by their SPIFFE identity.
 
     from shardhold import Client
 
@@ -8,7 +8,7 @@
 
 `AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`.
 
-Names are loaded when they are first used, so that a program pays only for what it needs.
+Names are loaded on first use, so a program pays only for what it needs.
 """
 
 from importlib import import_module
@@ -71,7 +71,7 @@ __all__ = [
     "InternalError",
 ]
 
-# Where a name lives that is not an error.
+# The modules of all names that are not errors.
 _MODULES = {
     "Client": "_client",
     "AsyncClient": "_aio_client",

@@ -1,7 +1,7 @@
 """The asyncio twin of `shardhold.channel`: a pinned channel that follows SVID rotation without dropping a call.
 
 The rules are those of `shardhold._connections`. Sources of SVIDs live in threads and know no event loop, so nothing is
-pushed into this one: each call asks for the SVID as it begins, which never waits.
+pushed into this channel: each call asks for the SVID as it begins, which never waits.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ else:
 
 
 class AioPinnedChannel(grpc.aio.Channel):
-    """Calls to the server whose certificate has the DNS name *server_name*, as whoever *identity* says.
+    """Calls to the server whose certificate has the DNS name *server_name*, under the identity from *identity*.
 
-    It can be made anywhere; the event loop of its first use is the one that it belongs to, and every use in another
-    raises `RuntimeError`. Generated stubs work on it: unary and server-streaming calls. *identity* stays the caller's
-    to close; *options* are gRPC channel options that go before the defaults. A call raises `IdentityUnavailableError`
-    when there is no usable SVID, and `ValueError` once the channel is closed.
+    It can be created anywhere, and belongs to the event loop of its first use: every use in another loop raises
+    `RuntimeError`. Generated stubs work on it, for unary and server-streaming calls. The caller closes *identity*;
+    *options* are gRPC channel options that override the defaults. A call raises `IdentityUnavailableError` when there
+    is no usable SVID, and `ValueError` once the channel is closed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AioPinnedChannel(grpc.aio.Channel):
             self._loop = loop
         if self._loop is not loop:
             raise RuntimeError(
-                "this belongs to another event loop: make one for each loop, or bring the call to its loop with "
+                "this belongs to another event loop: make one for each loop, or move the call to its loop with "
                 "asyncio.run_coroutine_threadsafe"
             )
         return loop
@@ -88,7 +88,7 @@ class AioPinnedChannel(grpc.aio.Channel):
         response_deserializer: Callable[[bytes], _Response] | None = None,
         _registered_method: bool | None = False,
     ) -> "grpc.aio.UnaryStreamMultiCallable[_Request, _Response]":
-        """Return a callable for one server-streaming method. A stream keeps the connection that it began on."""
+        """Return a callable for one server-streaming method. A stream keeps the connection it began on."""
         return _UnaryStream(
             self,
             lambda channel: channel.unary_stream(
@@ -105,7 +105,7 @@ class AioPinnedChannel(grpc.aio.Channel):
         raise NotImplementedError("AioPinnedChannel has unary and server-streaming calls only")
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """Refuse: connections come and go with SVIDs, so that there is no one connectivity."""
+        """Refuse: connections come and go with SVIDs, so there is no single connectivity."""
         raise NotImplementedError("AioPinnedChannel has no connectivity of its own; make a call instead")
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
@@ -120,7 +120,7 @@ class AioPinnedChannel(grpc.aio.Channel):
         """Cancel the calls in flight and close all connections. Idempotent; there is no *grace*."""
         self.bind_loop()
         channels = self._connections.close()
-        for call in list(self._calls):  # the channels of older versions of grpcio would miss some
+        for call in list(self._calls):  # channels of older grpcio versions would miss some
             call.cancel()
         for channel in channels:
             await channel.close()
@@ -142,7 +142,7 @@ class AioPinnedChannel(grpc.aio.Channel):
 
     def _give_back_after(self, call: "_AnyCall", connection: Connection[grpc.aio.Channel]) -> None:
         def give_back(_: object) -> None:
-            if call in self._calls:  # gRPC may tell twice: of the cancellation, and of the end
+            if call in self._calls:  # gRPC may report twice: the cancellation, and the end
                 self._calls.remove(call)
                 self._give_back(connection)
 
@@ -155,7 +155,7 @@ class AioPinnedChannel(grpc.aio.Channel):
 
     def _close_soon(self, channel: grpc.aio.Channel) -> None:
         if self._loop is None or self._loop.is_closed():
-            return  # what was never closed ends with the garbage, and so does its channel
+            return  # not closed before its loop ended: garbage collection ends both
         closing = self._loop.create_task(channel.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

@@ -18,19 +18,19 @@ from shardhold.identity import IdentitySource, Svid, WorkloadAPI
 
 
 class AsyncClient:
-    """Secrets of a Shardhold cluster, for the tasks of one event loop. What is not said here is as in `Client`.
+    """Secrets of a Shardhold cluster, for the tasks of one event loop. Anything not described here is as in `Client`.
 
-    It can be made anywhere, also before there is a loop, and does nothing until it is used: `async with`, or the first
-    call, opens the Workload API, in a thread since that may wait. The event loop of the first use is the one that it
-    belongs to; in another, and so in another thread, every use raises `RuntimeError`. Each loop may have a client of
-    its own, and all of them, and `Client`, may share one *identity*.
+    It can be created anywhere, even before there is a loop, and does nothing until it is used: `async with`, or the
+    first call, opens the Workload API, in a thread since that may wait. It belongs to the event loop of its first use;
+    every use in another loop, and so in another thread, raises `RuntimeError`. Each loop may have a client of its own,
+    and all of them, `Client` included, may share one *identity*.
 
-    A task that is cancelled, also by `asyncio.timeout`, cancels its call at the server; a change may then have been
+    Cancelling a task, for example by `asyncio.timeout`, cancels its call at the server; a change may then have been
     made or not, as after a `DeadlineError`.
 
     Args:
         address: host:port of the nexus; None: SHARDHOLD_ADDRESS.
-        identity: Where the SVID comes from, left open by `close`; None: the Workload API at SPIFFE_ENDPOINT_SOCKET.
+        identity: Where the SVID comes from; `close` leaves it open. None: the Workload API at SPIFFE_ENDPOINT_SOCKET.
         timeout: Seconds that a call may take with all its retries, unless the call says otherwise.
 
     Raises:
@@ -54,7 +54,7 @@ class AsyncClient:
         """Open the Workload API, unless an identity was given.
 
         Raises:
-            IdentityUnavailableError: It gave no SVID; the client is closed then.
+            IdentityUnavailableError: It gave no SVID; the client is then closed.
         """
         self._channel.bind_loop()
         try:
@@ -70,7 +70,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Cancel what is in flight and leave; the calls cut off raise `shardhold.CancelledError`. Idempotent."""
+        """Cancel the calls in flight and disconnect; those calls raise `shardhold.CancelledError`. Idempotent."""
         await self._channel.close()
         if self._own_identity is not None:
             await asyncio.to_thread(self._own_identity.close)
@@ -100,7 +100,7 @@ class AsyncClient:
         return await self._make(_calls.get_secret(path, version=version), timeout)
 
     async def list(self, prefix: str = "", *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[Entry]:
-        """Yield what lies at and below *prefix* and may be listed by this caller; `async for`, see `Client.list`."""
+        """Yield the entries at and below *prefix* that this caller may list; `async for`, see `Client.list`."""
         call: Call[_calls.Page] | None = _calls.list_secrets(prefix, page_size=page_size)
         while call is not None:
             page = await self._make(call, timeout)
@@ -129,11 +129,11 @@ class AsyncClient:
         return await self._make(call, timeout)
 
     async def status(self, *, timeout: float | None = None) -> Status:
-        """Say how the nexus is; served in every state and to every caller with an SVID."""
+        """Return the status of the nexus; served in every state and to every caller with an SVID."""
         return await self._make(_calls.get_status(), timeout)
 
     async def _make(self, call: Call[Result], timeout: float | None) -> Result:
-        """Make one call, again while that is safe and may help, and all within the time-out."""
+        """Make one call, retrying while that is safe and may help, all within the time-out."""
         deadline = Deadline(self._timeout if timeout is None else _calls.check_timeout(timeout))
         method = self._methods[call.rpc]
         self._channel.bind_loop()
@@ -153,7 +153,7 @@ class AsyncClient:
         try:
             return await method(request, timeout=timeout)
         except asyncio.CancelledError as exc:
-            # gRPC says the same when `close` cut the call off; then it is the call that was cancelled, not this task.
+            # gRPC says the same when `close` cut the call off; then the call was cancelled, not this task.
             task = asyncio.current_task()
             if not self._channel.is_closed or (task is not None and task.cancelling()):
                 raise
@@ -170,10 +170,10 @@ class _LateWorkloadAPI:
         self._opening: asyncio.Task[None] | None = None
 
     async def open(self, timeout: float | None = None) -> None:
-        """Return when there is an SVID. Who comes while another waits, waits for the same.
+        """Return once there is an SVID. Concurrent callers wait for the same opening.
 
         Raises:
-            IdentityUnavailableError: There is none, or not within *timeout* seconds; the next one tries again.
+            IdentityUnavailableError: There is none, or not within *timeout* seconds; the next call tries again.
         """
         if self._source is not None:
             return
@@ -182,7 +182,7 @@ class _LateWorkloadAPI:
             self._opening.add_done_callback(self._forget_opening)
         try:
             async with asyncio.timeout(timeout):
-                # Whoever gives up ends only his own wait.
+                # A caller that gives up ends only its own wait.
                 await asyncio.shield(self._opening)
         except TimeoutError as exc:
             raise IdentityUnavailableError(f"no SVID from the Workload API yet, waited {timeout:g} s") from exc
@@ -194,11 +194,11 @@ class _LateWorkloadAPI:
         return self._source.current()
 
     def subscribe(self, callback: Callable[[], None]) -> None:
-        """Refuse: nobody is told, the channel asks."""
+        """Refuse: subscribers are not notified, the channel asks."""
         raise NotImplementedError("a client's own identity has no subscribers")
 
     def close(self) -> None:
-        """Leave the Workload API; an opening that still goes on leaves it at once. Blocks for a moment; idempotent."""
+        """Close the Workload API; an opening still in progress closes it at once. Blocks for a moment; idempotent."""
         with self._lock:
             self._is_closed = True
             source, self._source = self._source, None
@@ -216,4 +216,4 @@ class _LateWorkloadAPI:
     def _forget_opening(self, opening: "asyncio.Task[None]") -> None:
         self._opening = None
         if not opening.cancelled():
-            opening.exception()  # it was told to whoever waited, if anybody still did
+            opening.exception()  # retrieved here: callers that still waited have got it

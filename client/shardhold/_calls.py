@@ -1,6 +1,6 @@
-"""What both clients share: defaults, requests, what responses become, and when a call is made again.
+"""What both clients share: defaults, requests, the reading of responses, and when a call is retried.
 
-Nothing in here waits. `Client` and `AsyncClient` differ in how they wait, and in nothing else.
+Nothing here waits. `Client` and `AsyncClient` differ only in how they wait.
 """
 
 import os
@@ -22,14 +22,14 @@ from shardhold.v1 import cluster_pb2, cluster_pb2_grpc, secrets_pb2, secrets_pb2
 
 ADDRESS_VARIABLE = "SHARDHOLD_ADDRESS"
 SERVER_NAME = "nexus.shardhold"  # the one DNS name in a nexus's SVID, and in nobody else's
-TIMEOUT_S = 5.0  # of a call, all its tries counted
+TIMEOUT_S = 5.0  # of a call, all its tries included
 
-# What passes by itself: the transport (no reason), a nexus that recovers its key or waits for an SVID of its own, a
-# store that is away. A commit whose outcome is unknown too, since the request id makes a repeated change the same
-# change. Never a sealed nexus.
+# Failures that pass by themselves: of the transport (no reason), of a nexus that recovers its key or waits for its own
+# SVID, of a store that is unavailable. A commit with an unknown outcome too, since the request id makes a repeated
+# change the same change. Never a sealed nexus.
 RETRIED_REASONS = frozenset({"", "NEXUS_RECOVERING", "IDENTITY_UNAVAILABLE", "STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"})
 
-_LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC takes a deadline for one that has passed
+_LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC treats a deadline as one that has passed
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0  # with full jitter
 _SHORTEST_TRY_S = 0.001
 _REQUEST_ID_SIZE = 16  # bytes
@@ -147,7 +147,7 @@ def delete_secret(
 
 
 def get_status() -> Call[Status]:
-    """Build the call that asks how the nexus is."""
+    """Build the call that asks for the status of the nexus."""
 
     def read(response: cluster_pb2.GetStatusResponse) -> Status:
         return Status(
@@ -160,18 +160,18 @@ def get_status() -> Call[Status]:
 
 
 def find_methods(channel: grpc.Channel | grpc.aio.Channel) -> Mapping[str, Callable[..., Any]]:
-    """Return what calls each RPC over *channel*, by the RPC's name."""
+    """Return a callable for each RPC over *channel*, by the RPC's name."""
     return {**vars(secrets_pb2_grpc.SecretServiceStub(channel)), **vars(cluster_pb2_grpc.ClusterServiceStub(channel))}
 
 
 class Deadline:
-    """The time until which a call may be tried, and the rules of trying again."""
+    """The time until which a call may be tried, and the rules for retrying it."""
 
     def __init__(self, timeout_s: float) -> None:
         self._at = monotonic() + timeout_s
 
     def left(self) -> float:
-        """Return the seconds that a try may take, always above 0."""
+        """Return the seconds that the next try may take, always above 0."""
         return max(self._at - monotonic(), _SHORTEST_TRY_S)
 
     def retry_rules(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def translated() -> Iterator[None]:
 
 
 def check_timeout(timeout: float) -> float:
-    """Return *timeout*, in seconds; `InvalidArgumentError` when no call could have it."""
+    """Return *timeout*, in seconds; `InvalidArgumentError` when it is not a usable time-out."""
     if not 0 < timeout <= _LONGEST_TIMEOUT_S:
         raise InvalidArgumentError(f"timeout: got {timeout!r}, want seconds above 0 and at most a day")
     return timeout

@@ -14,11 +14,11 @@ from shardhold.identity import IdentitySource, WorkloadAPI
 
 
 class Client:
-    """Secrets of a Shardhold cluster, as the workload that this process is. Thread-safe; one for a process is enough.
+    """Secrets of a Shardhold cluster, for the workload that this process is. Thread-safe; one per process is enough.
 
     Args:
         address: host:port of the nexus; None: SHARDHOLD_ADDRESS.
-        identity: Where the SVID comes from, left open by `close`; None: the Workload API at SPIFFE_ENDPOINT_SOCKET.
+        identity: Where the SVID comes from; `close` leaves it open. None: the Workload API at SPIFFE_ENDPOINT_SOCKET.
         timeout: Seconds that a call may take with all its retries, unless the call says otherwise.
 
     Raises:
@@ -48,7 +48,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is in flight and leave. Idempotent."""
+        """Cancel the calls in flight and disconnect. Idempotent."""
         self._channel.close()
         if self._own_identity is not None:
             self._own_identity.close()
@@ -65,12 +65,13 @@ class Client:
     ) -> Written:
         """Write the next version of the secret at *path*.
 
-        Values are bytes; text goes as UTF-8. *expected_version* is a check-and-set: the version that must be current, 0
-        for a secret that must not exist. The same *request_id* (16 random bytes) given again makes nothing new and
-        returns what the first call made: use one to find out what became of a call that ended in a `DeadlineError`.
+        Values are bytes; text is sent as UTF-8. *expected_version* is a check-and-set: the version that must be
+        current, or 0 for a secret that must not exist. Repeating a *request_id* (16 random bytes) writes nothing new
+        and returns what the first call wrote: use one to find out what became of a call that ended in a
+        `DeadlineError`.
 
         Raises:
-            ConflictError: Another version is current than expected.
+            ConflictError: The current version is not the expected one.
             DeniedError: No policy allows it.
             InvalidArgumentError: Path, fields or sizes break a rule.
             Error: See `shardhold.Error` for the others.
@@ -89,13 +90,13 @@ class Client:
 
         Raises:
             NotFoundError: There is none.
-            DeniedError: No policy allows it; whether the path exists is not said.
+            DeniedError: No policy allows it; the error does not reveal whether the path exists.
             Error: See `shardhold.Error` for the others.
         """
         return self._make(_calls.get_secret(path, version=version), timeout)
 
     def list(self, prefix: str = "", *, page_size: int = 0, timeout: float | None = None) -> Iterator[Entry]:
-        """Yield what lies at and below *prefix* and may be listed by this caller; everything for an empty prefix.
+        """Yield the entries at and below *prefix* that this caller may list; all of them for an empty prefix.
 
         Pages are fetched as they are needed, each with its own time-out; *page_size* is at most 1000, 0 lets the server
         choose. Errors are raised where the iteration reaches them.
@@ -122,7 +123,7 @@ class Client:
 
         Raises:
             NotFoundError: There is nothing to delete.
-            ConflictError: Another version is current than expected.
+            ConflictError: The current version is not the expected one.
             Error: See `shardhold.Error` for the others.
         """
         call = _calls.delete_secret(
@@ -135,11 +136,11 @@ class Client:
         return self._make(call, timeout)
 
     def status(self, *, timeout: float | None = None) -> Status:
-        """Say how the nexus is; served in every state and to every caller with an SVID."""
+        """Return the status of the nexus; served in every state and to every caller with an SVID."""
         return self._make(_calls.get_status(), timeout)
 
     def _make(self, call: Call[Result], timeout: float | None) -> Result:
-        """Make one call, again while that is safe and may help, and all within the time-out."""
+        """Make one call, retrying while that is safe and may help, all within the time-out."""
         deadline = Deadline(self._timeout if timeout is None else _calls.check_timeout(timeout))
         method = self._methods[call.rpc]
 

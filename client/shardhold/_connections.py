@@ -1,11 +1,11 @@
 """The connections of a pinned channel: which one a call takes, and when an older one is done. Rules:
 
-1. gRPC binds credentials to a connection for good, so each SVID gets a connection of its own.
+1. gRPC binds credentials to a connection permanently, so each SVID gets a connection of its own.
 2. A call takes the connection of the SVID that is current when it begins, and keeps it.
-3. Closing a connection cancels its calls. So one whose SVID is no longer current is retired, and is to be closed when
-   the last call on it has ended; at once when there is none.
+3. Closing a connection cancels its calls. A connection whose SVID is no longer current is therefore retired: it is
+   closed when the last call on it has ended, or at once when there is none.
 
-Nothing in here waits, closes or locks: the channel around it does, each in its own way.
+Nothing here waits, closes or locks: the channels do, each in its own way.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ MESSAGE_LIMIT = 5 * 1024 * 1024  # bytes of one message, either way
 
 _DEFAULTS = MappingProxyType(
     {
-        # The default backoff finds a server that came back only after 20 s.
+        # With the default backoff, a server that came back is found only after 20 s.
         "grpc.initial_reconnect_backoff_ms": 100,
         "grpc.max_reconnect_backoff_ms": 500,
-        # How long one attempt to connect may take, handshake included: a long link or a busy server needs more than a
-        # moment, and a dead address must leave time for the next one within the time-out of a call.
+        # How long one attempt to connect may take, handshake included: long enough for a slow link or a busy server,
+        # and short enough that a dead address leaves time for the next one within the time-out of a call.
         "grpc.min_reconnect_backoff_ms": 3_000,
         "grpc.max_send_message_length": MESSAGE_LIMIT,
         "grpc.max_receive_message_length": MESSAGE_LIMIT,
@@ -52,7 +52,7 @@ class Connection(Generic[_Channel]):
         self._callables: dict[object, Any] = {}
 
     def bind(self, key: object, make: Callable[[Any], Any]) -> Any:
-        """Return what *make* made of this channel for *key*. Two threads may both make one; either is good."""
+        """Return what *make* made of this channel for *key*. If two threads both make one, either is good."""
         bound = self._callables.get(key)
         if bound is None:
             bound = self._callables[key] = make(self.channel)
@@ -69,7 +69,7 @@ class Connections(Generic[_Channel]):
         self.is_closed = False
 
     def borrow(self, identity: IdentitySource) -> tuple[Connection[_Channel], _Channel | None]:
-        """Return the connection of the current SVID, with one call more on it, and a channel to close, if any.
+        """Return the connection of the current SVID, with one more call counted, and a channel to close, if any.
 
         Raises:
             ValueError: `close` was called.
@@ -91,7 +91,7 @@ class Connections(Generic[_Channel]):
         return connection, idle
 
     def give_back(self, connection: Connection[_Channel]) -> bool:
-        """Count one call less; return whether it was the last of a retired connection, which is then to be closed."""
+        """Count one call less; return whether it was the last of a retired connection, which must then be closed."""
         connection.calls -= 1
         if connection.calls or connection not in self.retired:
             return False
@@ -108,14 +108,14 @@ class Connections(Generic[_Channel]):
 
 
 def list_options(server_name: str, options: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
-    """Return gRPC's options for calls to *server_name*; *options* go before the defaults."""
+    """Return gRPC's options for calls to *server_name*; *options* override the defaults."""
     # The roots hold the authorities of one trust domain only, and each of its servers has one DNS name of its own: with
-    # the name pinned, no workload's SVID passes for a server. gRPC's client never looks at the URI SAN.
+    # the name pinned, no workload's SVID passes for a server's. gRPC's client never checks the URI SAN.
     return tuple({**_DEFAULTS, "grpc.ssl_target_name_override": server_name, **dict(options)}.items())
 
 
 def make_credentials(svid: Svid) -> grpc.ChannelCredentials:
-    """Return mTLS credentials of *svid*, which trust its own trust domain only."""
+    """Return mTLS credentials for *svid* that trust only its own trust domain."""
     return grpc.ssl_channel_credentials(
         root_certificates=svid.bundle_pem, private_key=svid.key_pem, certificate_chain=svid.certificates_pem
     )

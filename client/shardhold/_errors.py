@@ -2,13 +2,13 @@
 
     Error
     ├── UnavailableError               the same call may work later
-    │   ├── SealedError                only custodians bring the nexus back
-    │   ├── RecoveringError            the nexus is on its way back by itself
-    │   └── OverloadedError            a limit of calls or sizes is reached
+    │   ├── SealedError                only custodians can bring the nexus back
+    │   ├── RecoveringError            the nexus is recovering its root key
+    │   └── OverloadedError            a limit on calls or sizes is reached
     ├── DeadlineError                  no answer in time; a change may have been made or not
-    ├── CancelledError                 this side gave the call up
+    ├── CancelledError                 this side gave up the call
     ├── IdentityUnavailableError       this process has no usable SVID
-    ├── UnauthenticatedError           the server takes this SVID for nobody
+    ├── UnauthenticatedError           the server does not accept this SVID
     ├── DeniedError                    no role or policy allows the call
     ├── NotFoundError                  no such secret, version or policy
     ├── ConflictError                  check-and-set found another version
@@ -16,7 +16,7 @@
     ├── WrongStateError                not served in this state; waiting does not change that
     ├── UnsupportedError               the server does not know this call
     ├── IntegrityError                 what the server read is not what was written: tell its operators
-    └── InternalError                  a fault of the server
+    └── InternalError                  a fault in the server
 
 `reason` is the stable word of google.rpc.ErrorInfo, empty when no Shardhold server answered; match on it rather than on
 messages.
@@ -34,8 +34,8 @@ ERROR_DOMAIN = "shardhold"
 class Error(Exception):
     """Base of all errors of the SDK.
 
-    `message` says what happened and never holds a secret; `code` is the gRPC code, None when no call was made; `reason`
-    is the server's stable word; `hint` says what to look at next. Both may be empty.
+    `message` says what happened and never contains a secret; `code` is the gRPC code, None when no call was made.
+    `reason` is the server's stable word, `hint` says what to check next; both may be empty.
     """
 
     def __init__(self, message: str, code: grpc.StatusCode | None = None, reason: str = "", hint: str = "") -> None:
@@ -54,19 +54,19 @@ class UnavailableError(Error):
 
 
 class SealedError(UnavailableError):
-    """The nexus is sealed; only custodians bring it back."""
+    """The nexus is sealed; only custodians can bring it back."""
 
 
 class RecoveringError(UnavailableError):
-    """The nexus has no root key yet and is on its way to one."""
+    """The nexus does not have its root key yet, and is recovering it."""
 
 
 class OverloadedError(UnavailableError):
-    """A limit of calls in flight, of rate or of message size is reached."""
+    """A limit on calls in flight, on rate or on message size is reached."""
 
 
 class DeadlineError(Error):
-    """No answer within the deadline. A change may have been made or not: the same `request_id` tells."""
+    """No answer within the deadline. A change may have been made or not: repeat its `request_id` to find out."""
 
 
 class CancelledError(Error):
@@ -82,15 +82,15 @@ class UnauthenticatedError(Error):
 
 
 class DeniedError(Error):
-    """No role or policy allows the call; whether the path exists is not said."""
+    """No role or policy allows the call; the error does not reveal whether the path exists."""
 
 
 class NotFoundError(Error):
-    """What was asked for does not exist, or no longer."""
+    """What was asked for does not exist, or no longer does."""
 
 
 class ConflictError(Error):
-    """A check-and-set found another version than expected; the message names both."""
+    """A check-and-set found a version other than the expected one; the message names both."""
 
 
 class InvalidArgumentError(Error):
@@ -106,16 +106,16 @@ class UnsupportedError(Error):
 
 
 class IntegrityError(Error):
-    """Something stored is not what was written. The rest goes on working; the server's operators have to look."""
+    """Something stored is not what was written. The rest still works; the server's operators must look into it."""
 
 
 class InternalError(Error):
-    """A fault of the server; its log has the details."""
+    """A fault in the server; its log has the details."""
 
 
 _BY_CODE: Mapping[grpc.StatusCode, type[Error]] = MappingProxyType(
     {
-        grpc.StatusCode.OK: InternalError,  # an RpcError that says OK is nobody's answer
+        grpc.StatusCode.OK: InternalError,  # an RpcError that says OK is not an answer
         grpc.StatusCode.CANCELLED: CancelledError,
         grpc.StatusCode.UNKNOWN: InternalError,
         grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
@@ -151,7 +151,7 @@ _NO_HANDSHAKE = (
 )
 _BAD_ADDRESS = "the address cannot be resolved: check it"
 
-# Words of gRPC and BoringSSL, in lower case, the telling ones first: what they usually mean.
+# What words of gRPC and BoringSSL usually mean: in lower case, the most specific first.
 _BY_DETAILS: Mapping[str, str] = MappingProxyType(
     {
         "connection refused": _NO_SERVER,
@@ -173,7 +173,7 @@ _BY_DETAILS: Mapping[str, str] = MappingProxyType(
 def from_rpc(error: grpc.RpcError) -> Error:
     """Turn what a stub raised into the SDK's error; total over all gRPC codes.
 
-    The reason decides where it says more than the code. Use it as ``raise from_rpc(exc) from exc``.
+    The reason takes precedence where it says more than the code. Use it as ``raise from_rpc(exc) from exc``.
     """
     code = error.code()
     details = error.details() or ""
@@ -183,7 +183,7 @@ def from_rpc(error: grpc.RpcError) -> Error:
 
 
 def _read_reason(error: grpc.RpcError) -> str:
-    # Imported here: a process that meets no error does not pay for it.
+    # Imported here, so that a process without errors does not pay for it.
     from google.protobuf.message import DecodeError
     from google.rpc import error_details_pb2
     from grpc_status import rpc_status
@@ -196,13 +196,13 @@ def _read_reason(error: grpc.RpcError) -> str:
             info = error_details_pb2.ErrorInfo()
             if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
                 return str(info.reason)
-    except (ValueError, DecodeError):  # details that contradict the code, or no message at all: not ours
+    except (ValueError, DecodeError):  # details that contradict the code, or are not a message at all: not ours
         return ""
     return ""
 
 
 def _hint(code: grpc.StatusCode, details: str, reason: str) -> str:
-    """Guess what a transport failure means: the server shows no handler, and so no reason, a refused handshake."""
+    """Guess what a transport failure means: a refused handshake reaches no handler, so the server sends no reason."""
     if code is not grpc.StatusCode.UNAVAILABLE or reason:
         return ""
     lowered = details.lower()

@@ -31,7 +31,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Deleted:
-    """What a delete took away: versions, ascending, and the store-wide counter after it."""
+    """What a delete removed: versions, ascending, and the store-wide counter after it."""
 
     versions: tuple[int, ...]
     revision: int
@@ -60,7 +60,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """How the nexus is. `blocked_by` says what keeps it from ready, to callers with a role only."""
+    """The status of the nexus. `blocked_by` says what keeps it from being ready, only to callers with a role."""
 
     state: State
     version: str

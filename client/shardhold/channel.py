@@ -24,11 +24,11 @@ else:
 
 
 class PinnedChannel(grpc.Channel):
-    """Calls to the server whose certificate has the DNS name *server_name*, as whoever *identity* says. Thread-safe.
+    """Calls to the server whose certificate has the DNS name *server_name*, as *identity* says. Thread-safe.
 
-    Generated stubs work on it: unary and server-streaming calls. *identity* stays the caller's to close; *options* are
-    gRPC channel options that go before the defaults here. A call raises `IdentityUnavailableError` when there is no
-    usable SVID, and `ValueError` once the channel is closed.
+    Generated stubs work on it, for unary and server-streaming calls. The caller closes *identity*; *options* are gRPC
+    channel options that override the defaults. A call raises `IdentityUnavailableError` when there is no usable SVID,
+    and `ValueError` once the channel is closed.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PinnedChannel(grpc.Channel):
         response_deserializer: Callable[[bytes], _Response] | None = None,
         _registered_method: bool | None = False,
     ) -> "grpc.UnaryUnaryMultiCallable[_Request, _Response]":
-        """Return a callable for one unary method; `future` is not supported, `__call__` and `with_call` are."""
+        """Return a callable for one unary method; it supports `__call__` and `with_call`, but not `future`."""
         return _UnaryUnary(
             self,
             lambda channel: channel.unary_unary(
@@ -62,7 +62,7 @@ class PinnedChannel(grpc.Channel):
         response_deserializer: Callable[[bytes], _Response] | None = None,
         _registered_method: bool | None = False,
     ) -> "grpc.UnaryStreamMultiCallable[_Request, _Response]":
-        """Return a callable for one server-streaming method. A stream keeps the connection that it began on."""
+        """Return a callable for one server-streaming method. A stream keeps the connection it began on."""
         return _UnaryStream(
             self,
             lambda channel: channel.unary_stream(
@@ -81,11 +81,11 @@ class PinnedChannel(grpc.Channel):
     def subscribe(
         self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False
     ) -> None:
-        """Refuse: connections come and go with SVIDs, so that there is no one connectivity."""
+        """Refuse: connections come and go with SVIDs, so there is no single connectivity."""
         raise NotImplementedError("PinnedChannel has no connectivity of its own; make a call instead")
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        """Do nothing, since nothing can be subscribed."""
+        """Do nothing, since there are no subscriptions."""
 
     def close(self) -> None:
         """Cancel the calls in flight and close all connections. Idempotent."""
@@ -103,7 +103,7 @@ class PinnedChannel(grpc.Channel):
     def _borrow(self) -> Connection[grpc.Channel]:
         """Return the connection of the current SVID, counted as in use; give it back with `_give_back`."""
         with self._lock:
-            # The SVID is asked for under the lock: a thread that asked earlier must not bring an older one back.
+            # The SVID is fetched under the lock: a thread that fetched earlier must not bring an older one back.
             connection, idle = self._connections.borrow(self._identity)
         if idle is not None:
             idle.close()

@@ -1,8 +1,7 @@
 """Who this process is: sources of X.509-SVIDs that follow rotation.
 
-A source holds the newest good SVID. `current` is cheap and never waits; what goes wrong later (the agent gone, the
-entry deleted, half-written files) is logged as a warning while the last good SVID serves until it expires, and raised
-from then on.
+A source holds the newest good SVID. `current` is cheap and never waits. Later failures (the agent gone, the entry
+deleted, half-written files) are logged as warnings while the last good SVID is valid, and raised once it has expired.
 """
 
 import logging
@@ -40,15 +39,15 @@ SVID_FILE, KEY_FILE, BUNDLE_FILE = "svid.pem", "svid_key.pem", "bundle.pem"
 
 _SCHEME = "spiffe://"
 _POLL_S = 1.0  # how soon a closed source or a changed file is noticed
-_REOPEN_S = 2.0  # that a later stream may take to give an SVID; meanwhile nobody looks at the age of the last one
-_PATIENCE_S = 10.0  # between two streams that are opened since the SVID was not renewed in time
+_REOPEN_S = 2.0  # that a later stream may take to give an SVID; until then the last one's age is not checked
+_PATIENCE_S = 10.0  # between two streams that are opened because the SVID was not renewed in time
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Svid:
-    """One X.509-SVID with its key and the authorities of its own trust domain. All PEM; the leaf comes first."""
+    """One X.509-SVID with its key and the authorities of its own trust domain, all as PEM; the leaf comes first."""
 
     spiffe_id: str
     trust_domain: str
@@ -60,11 +59,11 @@ class Svid:
 
     @classmethod
     def parse(cls, certificates_pem: bytes, key_pem: bytes, bundle_pem: bytes) -> "Svid":
-        """Build from PEM, and check that the parts belong together.
+        """Build an SVID from PEM, and check that the parts belong together.
 
         Raises:
-            ValueError: Something does not parse, the leaf has not exactly one URI SAN with a SPIFFE ID, the key is
-                another's, or no authority of the bundle issued it.
+            ValueError: Something does not parse, the leaf does not have exactly one URI SAN with a SPIFFE ID, the key
+                is another's, or no authority of the bundle issued it.
         """
         from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -99,7 +98,7 @@ class Svid:
         bundle = [
             authority
             for authority in _parse_certificates("bundle", bundle_pem)
-            # An authority of another trust domain could mint our names if it came into the same pool.
+            # An authority of another trust domain could mint our names if it were in the same pool.
             if all(_name_trust_domain(uri) == trust_domain for uri in _read_uris(authority) if uri.startswith(_SCHEME))
         ]
         if not bundle:
@@ -150,7 +149,7 @@ class IdentitySource(Protocol):
         ...
 
     def subscribe(self, callback: Callable[[], None]) -> None:
-        """Call *callback*, from any thread, after each new SVID. It has to be quick."""
+        """Call *callback*, from any thread, after each new SVID. It must return quickly."""
         ...
 
     def close(self) -> None:
@@ -163,11 +162,11 @@ class WorkloadAPI:
 
     Args:
         socket: `unix:/path` or `/path`; None: SPIFFE_ENDPOINT_SOCKET.
-        select: Takes the SPIFFE IDs offered and returns the one to use; None: the first, as the standard says.
+        select: Takes the offered SPIFFE IDs and returns the one to use; None: the first, as the standard says.
         timeout: Seconds to wait for the first SVID.
 
     Raises:
-        IdentityUnavailableError: The socket is not named or not there, or gave no SVID in time.
+        IdentityUnavailableError: The socket is not named or does not exist, or gave no SVID in time.
     """
 
     def __init__(
@@ -194,12 +193,12 @@ class WorkloadAPI:
         self._held.subscribe(callback)
 
     def close(self) -> None:
-        """Leave the Workload API. Idempotent."""
+        """Disconnect from the Workload API. Idempotent."""
         self._stop.set()
         self._held.close()
         self._source.close()
         self._watcher.join(timeout=self._timeout)
-        # Where the interpreter ends, it stops this thread anywhere, and waits for ever for a lock of gRPC that it had.
+        # At its end the interpreter stops this thread anywhere, and then waits for ever for a gRPC lock that it held.
         if self._streamer is not None and self._streamer is not threading.current_thread():
             self._streamer.join(timeout=self._timeout)
 
@@ -223,7 +222,7 @@ class WorkloadAPI:
             source.close()
             raise
         source.subscribe_for_updates(lambda: self._follow(source))
-        self._follow(source)  # what came between the first take and the subscription
+        self._follow(source)  # catches what came between the first take and the subscription
         return source
 
     def _pick(self, svids: "list[X509Svid]") -> "X509Svid":
@@ -269,7 +268,7 @@ class WorkloadAPI:
         try:
             self._take(source)
         except IdentityUnavailableError as exc:
-            _logger.warning("the update of the SVID was not usable, the one before stays: %s", exc)
+            _logger.warning("the updated SVID is not usable, the previous one stays: %s", exc)
 
     def _watch(self) -> None:
         complaint = ""
@@ -277,13 +276,13 @@ class WorkloadAPI:
         while not self._stop.wait(_POLL_S):
             self._held.check_age()
             if self._held.is_overdue() and monotonic() >= patient_until:
-                # After a failure spiffe and its gRPC channel try again ever more rarely, up to minutes apart; and after
-                # some 1,000 tries, which are 85 minutes, its thread dies of an overflow without closing the source.
+                # After a failure spiffe and its gRPC channel retry ever more rarely, up to minutes apart; after about
+                # 1,000 tries, 85 minutes, spiffe's thread dies of an overflow without closing the source.
                 self._source.close()
             if not self._source.is_closed():
                 complaint = ""
                 continue
-            # An error or an empty update closes the source, and it tells no subscriber.
+            # An error or an empty update closes the source, which then notifies no subscriber.
             try:
                 self._source = self._open(min(self._timeout, _REOPEN_S))
             except IdentityUnavailableError as exc:
@@ -300,7 +299,7 @@ class WorkloadAPI:
 class SvidFiles:
     """SVIDs from `svid.pem`, `svid_key.pem` and `bundle.pem` in one directory, followed as they are replaced.
 
-    A set that is half-written or does not belong together is left alone until it does; the last good one serves
+    A set that is half-written or does not belong together is ignored until it is complete; the last good one serves
     meanwhile.
 
     Raises:
@@ -367,7 +366,7 @@ class SvidFiles:
 
 
 class _HeldSvid:
-    """The newest good SVID of a source, and who wants to hear of the next."""
+    """The newest good SVID of a source, and the subscribers to the next."""
 
     def __init__(self, origin: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._origin = origin
@@ -409,7 +408,7 @@ class _HeldSvid:
             self._callbacks.append(callback)
 
     def check_age(self) -> None:
-        """Warn once when the SVID was not renewed in three quarters of what it had left, and once when it expired."""
+        """Warn once when three quarters of the SVID's remaining life passed without a renewal, and once at its end."""
         svid = self._svid
         if svid is None:
             return
@@ -422,7 +421,7 @@ class _HeldSvid:
             )
 
     def is_overdue(self) -> bool:
-        """Return whether a newer SVID should have come by now: three quarters of the time are over."""
+        """Return whether a newer SVID should have come by now: three quarters of the time have passed."""
         return self._worry_at <= self._now()
 
     def close(self) -> None:

@@ -4,8 +4,8 @@ A model is a tree of frozen msgspec structs: sections are structs, options their
 gives its meaning and unit. Durations and sizes are plain numbers with the unit in the name (`_s`, `_ms`, `_bytes`,
 `_mib`). Sources, the later one wins: the TOML file, the environment (`PREFIX__SECTION__OPTION`), flags.
 
-Each error names the option, what it got and what it wants. What is long or has several lines is not echoed, nor is the
-value of an unknown option: somebody may have put there what does not belong into a configuration.
+Each error names the option, what it got and what it wants. Long or multi-line values are not echoed, nor is the value
+of an unknown option: it may be something that does not belong in a configuration.
 """
 
 import difflib
@@ -84,15 +84,15 @@ def load(
 ) -> T:
     """Build *model* from the file at *path* (None: no file), the environment and flags.
 
-    Of *environ* only names that start with *prefix* and `__` are read, and each of them has to be an option. *flags*
-    maps dotted options to values, as text or as what the option wants; None means not given. Lists of tables come from
-    the file only.
+    Only those variables of *environ* are read that start with *prefix* and `__`; each must name an option. *flags* maps
+    dotted options to values, as text or in the option's own type; None means not given. Lists of tables come from the
+    file only.
 
     Raises:
-        ConfigError: An option is unknown, missing or wrong, the file cannot be read, or gRPC is told to trace.
+        ConfigError: An option is unknown, missing or wrong, the file cannot be read, or GRPC_TRACE is set.
     """
     if environ.get("GRPC_TRACE"):
-        raise ConfigError("GRPC_TRACE: want it unset, since its traces show what callers send and get, secrets too")
+        raise ConfigError("GRPC_TRACE: want it unset: its traces show what callers send and receive, secrets included")
     tree = _read(path) if path else {}
     for variable in sorted(environ):
         if variable.startswith(f"{prefix}__"):
@@ -121,7 +121,7 @@ def split_address(name: str, value: str) -> tuple[str, int]:
 
 
 def check_address(name: str, value: str) -> None:
-    """Refuse what is not `host:port`.
+    """Refuse anything that is not `host:port`.
 
     Raises:
         ConfigError: *name* is the option that *value* came from.
@@ -130,7 +130,7 @@ def check_address(name: str, value: str) -> None:
 
 
 def check_label(name: str, value: str) -> None:
-    """Refuse what is no DNS label: the name of a keeper is a part of the DNS name of its SVID.
+    """Refuse anything that is not a DNS label: a keeper's name is part of the DNS name in its SVID.
 
     Raises:
         ConfigError: *name* is the option that *value* came from.
@@ -145,7 +145,7 @@ def check_drain(seconds: float) -> None:
     """Refuse a negative `shutdown.drain_s`.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: *seconds* is negative.
     """
     if seconds < 0:
         raise ConfigError(f"shutdown.drain_s: got {seconds}, want 0 or more seconds")
@@ -160,13 +160,13 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as exc:
         raise ConfigError(f"configuration file {path} is not UTF-8, want TOML") from exc
     except RecursionError as exc:
-        raise ConfigError(f"configuration file {path} is nested too deep") from exc
-    except ValueError as exc:  # tomllib.TOMLDecodeError is one; a number of thousands of digits raises the bare one
+        raise ConfigError(f"configuration file {path} is nested too deeply") from exc
+    except ValueError as exc:  # a TOMLDecodeError, or a bare one for a number with thousands of digits
         raise ConfigError(f"configuration file {path} is not TOML: {exc}") from exc
 
 
 def _overlay(model: type[msgspec.Struct], tree: dict[str, Any], dotted: str, value: Any, *, source: str) -> None:
-    """Put one value of the environment or of a flag into *tree*, converted from text to the type of its option."""
+    """Put one value from the environment or a flag into *tree*, converted from text to the type of its option."""
     *sections, option = dotted.split(".")
     at = ""
     for section in sections:
@@ -185,7 +185,7 @@ def _overlay(model: type[msgspec.Struct], tree: dict[str, Any], dotted: str, val
 
 
 def _from_text(kind: Any, text: str) -> Any:
-    """Convert text as far as it goes; what does not convert stays text, for `_check` to refuse."""
+    """Convert text to the option's type; text that does not convert is returned as it is, for `_check` to refuse."""
     bare, _ = unwrap(kind)
     if item := item_type(bare):
         return [_from_text(item, part.strip()) for part in text.split(",")] if text.strip() else []
@@ -200,7 +200,7 @@ def _from_text(kind: Any, text: str) -> Any:
 
 
 def _build(model: type[T], tree: dict[str, Any], at: str) -> T:
-    """Make *model* from a table, checking each option; sections that are missing are built from their defaults."""
+    """Make *model* from a table, checking each option; missing sections are built from their defaults."""
     for name in tree:
         _kind_of(model, name, at, whole=join(at, name))
     values: dict[str, Any] = {}
@@ -227,7 +227,7 @@ def _check(dotted: str, value: Any, kind: Any, source: str = "") -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("not a finite number")
         return msgspec.convert(value, kind)
-    except ValueError as exc:  # msgspec.ValidationError is one; its own message is the poorer one
+    except ValueError as exc:  # a msgspec.ValidationError is one; its own message says less
         wanted = name_type(dotted.rpartition(".")[2], kind)
         raise ConfigError(f"{dotted}{source}: got {name_value(value)}, want {wanted}") from exc
 

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import NODEFAULT, Meta
 
 _UNITS = {"_s": "seconds", "_ms": "milliseconds", "_bytes": "bytes", "_mib": "MiB"}
-_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
-_ECHO_LIMIT = 80  # characters; what is longer is rather the content of a file than an option
+_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_ECHO_LIMIT = 80  # characters; anything longer is more likely the content of a file than an option
 _FIELD = re.compile(r"    (\w+):")
 _COMMENT = re.compile(r"    # (.*)")
 
@@ -63,14 +63,14 @@ def name_type(option: str, kind: Any) -> str:
 
 
 def name_value(value: Any) -> str:
-    """Show a value as a file would have it, unless it looks like the content of something else."""
+    """Show a value as it would appear in the file, unless it looks like the content of something else."""
     match value:
         case bool():
             return str(value).lower()
         case str() if not value:
             return "nothing"
         case str() if len(value) > _ECHO_LIMIT or not value.isprintable():
-            return f"a text of {len(value)} characters"
+            return f"a string of {len(value)} characters"
         case str():
             return f'"{value}"'
         case dict():
@@ -84,7 +84,7 @@ def name_value(value: Any) -> str:
 
 
 def unwrap(kind: Any) -> tuple[Any, tuple[Meta, ...]]:
-    """Take `Annotated[…]` off a type; return the type and what was said about it."""
+    """Take `Annotated[…]` off a type; return the type and its annotations."""
     if get_origin(kind) is not Annotated:
         return kind, ()
     bare, *metas = get_args(kind)
@@ -92,7 +92,7 @@ def unwrap(kind: Any) -> tuple[Any, tuple[Meta, ...]]:
 
 
 def item_type(kind: Any) -> Any:
-    """Return X of `tuple[X, …]`; None when *kind* is no list."""
+    """Return X of `tuple[X, …]`; None when *kind* is not a list."""
     bare, _ = unwrap(kind)
     return get_args(bare)[0] if get_origin(bare) is tuple else None
 

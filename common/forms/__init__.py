@@ -1,1 +1,1 @@
-"""What is encoded, signed or kept: one form for each, read the same way everywhere."""
+"""What is encoded, signed or stored: one form for each, read the same way everywhere."""

@@ -1,7 +1,7 @@
 """The one encoding under every key derivation, AAD, digest and signed statement.
 
-`fields(a, b, …)` is, for each part, its length as u32 big-endian and then its bytes. Parts can therefore never run into
-each other: two different lists of parts have different encodings. The first part names format and purpose.
+`fields(a, b, …)` writes each part as its length, a big-endian u32, followed by its bytes. Parts therefore never run
+into each other: two different lists of parts have different encodings. The first part names format and purpose.
 """
 
 import struct

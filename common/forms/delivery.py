@@ -26,9 +26,7 @@ class SetLabel:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sets come in the order of their commits. A store that was put back may give a number out again, in its next
-        timeline.
-        """
+        """Sort key: sets in the order of their commits. A restored store may reuse a number, in its next timeline."""
         return self.timeline, self.set_number
 
 
@@ -72,7 +70,7 @@ def write_label(label: SetLabel, message: M) -> M:
 def build_put_info(
     label: SetLabel, *, statement_digest: bytes, x: int, commitment: bytes, current_set_id: bytes
 ) -> bytes:
-    """Bind a shard on its way to a keeper. The statement brings the keeper's and the nexus's exact SPIFFE ID."""
+    """Bind a shard on its way to a keeper. The statement carries the exact SPIFFE IDs of keeper and nexus."""
     return fields(_PUT, statement_digest, *_encode(label), u32(x), commitment, current_set_id)
 
 
@@ -84,7 +82,7 @@ def build_fetch_info(
 
 
 def build_share_info(*, statement_digest: bytes, session_id: bytes, genesis: bytes) -> bytes:
-    """Bind a recovery share on its way to the nexus. The statement brings both SPIFFE IDs.
+    """Bind a recovery share on its way to the nexus. The statement carries both SPIFFE IDs.
 
     *genesis* is the fingerprint, 32 bytes, that the custodian compared with the card.
     """

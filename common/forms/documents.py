@@ -1,7 +1,7 @@
-"""JSON that was stored and comes back: whatever may be wrong with it is one error of ours.
+"""Stored JSON that is read back: whatever is wrong with it becomes one error of ours.
 
-msgspec raises its own errors for a document of another form, but passes on those of Python for text that is no UTF-8
-and for a document that is nested too deep.
+msgspec raises its own errors for a document of another form, but lets Python's through for text that is not UTF-8 and
+for a document that is nested too deeply.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def decode_document(decode: Callable[[bytes], T], encoded: bytes, *, refusal: st
     """Decode with *decode*, a decoder of `msgspec.json`.
 
     Raises:
-        CorruptRowError: It is not such a document; the message is *refusal*.
+        CorruptRowError: *encoded* is not such a document; the message is *refusal*.
     """
     try:
         return decode(encoded)

@@ -41,7 +41,7 @@ def decode_genesis(encoded: bytes) -> Genesis:
     """Decode a stored record.
 
     Raises:
-        CorruptRowError: It is not a genesis record.
+        CorruptRowError: *encoded* is not a genesis record.
     """
     try:
         parts = parse_fields(encoded)
@@ -50,6 +50,6 @@ def decode_genesis(encoded: bytes) -> Genesis:
     match parts:
         case [_, cluster_id, _, generation, kcv, audit, recovery, escrow]:
             genesis = Genesis(cluster_id, int.from_bytes(generation, "big"), kcv, audit, recovery, escrow)
-            if len(generation) == 8 and genesis.encode() == encoded:  # the purpose, and seq 0
+            if len(generation) == 8 and genesis.encode() == encoded:  # compares purpose and seq 0 too
                 return genesis
     raise CorruptRowError("genesis record does not decode")

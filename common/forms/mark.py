@@ -1,7 +1,7 @@
-"""Rollback marks: how far a store had come, signed by its nexus and remembered by keepers.
+"""Rollback marks: how far a store had got, signed by its nexus and remembered by keepers.
 
-A mark is believed when its chain begins with the genesis record of the cluster and leads to the audit key that signed
-it. Marks are ordered by (timeline, revision). Nothing of a mark is secret.
+A mark is trusted when its chain begins with the genesis record of the cluster and leads to the audit key that signed
+it. Marks are ordered by (timeline, revision). Nothing in a mark is secret.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from common.forms.genesis import Genesis, decode_genesis
 MAX_SIZE = 1024  # bytes of an encoded mark
 SIGNATURE_SIZE = 64  # bytes, Ed25519
 MAX_CHAIN = 64  # records
-MAX_RECORD_SIZE = 8192  # bytes; the genesis record has some 1,400
+MAX_RECORD_SIZE = 8192  # bytes; the genesis record has about 1,400
 
 _PURPOSE = b"shardhold-mark-v1"
 
@@ -34,7 +34,7 @@ class Mark:
 
     @property
     def order(self) -> tuple[int, int]:
-        """What marks and stores are compared by."""
+        """Sort key by which marks and stores are compared."""
         return self.timeline, self.revision
 
     def encode(self) -> bytes:
@@ -63,7 +63,7 @@ def verify_mark(signed: SignedMark, *, cluster_id: bytes, genesis: bytes) -> Mar
     """Verify *signed* for the cluster whose genesis record has the fingerprint *genesis*, and return what it says.
 
     Raises:
-        MarkError: It is of another cluster, its signature is broken, or it does not decode.
+        MarkError: It belongs to another cluster, its signature is broken, or it does not decode.
     """
     signer = _verify_chain(signed.chain, genesis)
     try:
@@ -77,7 +77,7 @@ def verify_mark(signed: SignedMark, *, cluster_id: bytes, genesis: bytes) -> Mar
 
 
 def _verify_chain(chain: Sequence[bytes], genesis: bytes) -> Genesis:
-    # One record: later ones come with changes of generation, which do not exist yet.
+    # One record: further ones come with changes of generation, which do not exist yet.
     if len(chain) != 1 or len(chain[0]) > MAX_RECORD_SIZE:
         raise MarkError(f"rollback mark has a chain of {len(chain)} records, want 1")
     try:

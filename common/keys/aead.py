@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 TAG_SIZE = 16  # bytes that a ciphertext is longer than its plaintext
 
-# It never sees anything but zeros, so that its key and nonce may repeat.
+# It only ever encrypts zeros, so its key and nonce may repeat.
 _THROW_AWAY = ChaCha20Poly1305(bytes(32))
 _NONCE = bytes(12)
 
@@ -19,7 +19,7 @@ _NONCE = bytes(12)
 def encrypt_once(
     key: memoryview, nonce: bytes | memoryview, plaintext: memoryview, aad: bytes, into: bytearray | memoryview
 ) -> None:
-    """Encrypt *plaintext* into *into*, which is 16 bytes longer. Safe only while a key has encrypted nothing before."""
+    """Encrypt *plaintext* into *into*, 16 bytes longer. Safe only for a key that has encrypted nothing before."""
     ChaCha20Poly1305(key).encrypt_into(nonce, plaintext, aad, into)
     _THROW_AWAY.encrypt_into(_NONCE, bytes(len(plaintext)), b"", bytearray(len(into)))
 
@@ -30,7 +30,7 @@ def decrypt_once(
     """Decrypt *ciphertext* into *into*, which is 16 bytes shorter, and which may hold anything after a failure.
 
     Raises:
-        InvalidTag: The ciphertext or *aad* was changed, or the key is another one.
+        InvalidTag: The ciphertext or *aad* was changed, or the key is the wrong one.
     """
     try:
         ChaCha20Poly1305(key).decrypt_into(nonce, ciphertext, aad, into)

@@ -16,8 +16,8 @@ DIGEST_SIZE = 32  # bytes of a SHA-256 digest
 def expand(key: memoryview, info: bytes, into: memoryview) -> None:
     """Derive up to 32 bytes of *key* and *info* into *into*: HKDF-Expand-SHA256 (RFC 5869 §2.3), its first block.
 
-    *key* has to be uniform (a root key, a KEK, an HKDF-Extract output), since there is no Extract here. The length of
-    *into* is not bound: ask for one length under one *info*.
+    *key* must be uniform (a root key, a KEK, an HKDF-Extract output), since there is no Extract here. The length of
+    *into* is not bound: use only one length with each *info*.
 
     Raises:
         InvalidArgumentError: *into* is empty or longer than 32 bytes.
@@ -41,7 +41,7 @@ def hmac_into(key: memoryview, message: bytes | bytearray | memoryview, into: me
 
 
 def hmac_sha256(key: memoryview, message: bytes) -> bytes:
-    """Return the 32-byte HMAC-SHA256 tag of *message*: for a tag that is public, not for a key."""
+    """Return the 32-byte HMAC-SHA256 tag of *message*. Only for public tags, never to derive a key."""
     tag = hmac.digest(key, message, "sha256")
     hmac.digest(bytes(len(key)), bytes(len(message)), "sha256")
     return tag

@@ -15,8 +15,8 @@ _AMPLE_LOCK = 1024**3  # bytes; more than all mappings of a child with its libra
 def harden_process() -> None:
     """Make the process non-dumpable: no core file, no ptrace and no /proc/PID/mem for other processes of the same user.
 
-    Elsewhere than on Linux only the limit of core files is set. A pipe in kernel.core_pattern ignores that limit; it is
-    PR_SET_DUMPABLE that keeps such a handler away. An exec of a child resets it: children call this themselves.
+    Outside Linux only the core-file limit is set. A pipe in kernel.core_pattern ignores that limit; PR_SET_DUMPABLE is
+    what keeps such a handler away. An exec resets it, so children call this themselves.
 
     Raises:
         ProtectionError: The kernel refuses.
@@ -33,16 +33,16 @@ def harden_process() -> None:
 
 
 def lock_memory() -> bool:
-    """Keep every page of this process out of swap, those to come too; return whether that was done.
+    """Keep every present and future page of this process out of swap; return whether that was done.
 
     It is done only where it cannot fail later, in the middle of the work: with CAP_IPC_LOCK, or when RLIMIT_MEMLOCK is
-    ample. An exec of a child undoes it.
+    ample. An exec undoes it.
     """
     if sys.platform != "linux":
         return False
     _, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     is_ample = most == resource.RLIM_INFINITY or most >= _AMPLE_LOCK
-    # With a limit of 0 the call below succeeds for those only whom no limit binds.
+    # With a limit of 0 the call below succeeds only for a process that no limit binds.
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (most if is_ample else 0, most))
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0)

@@ -1,14 +1,15 @@
-"""The opener: a short-lived, exec'd, non-dumpable child for work that only runs on a library's `bytes` and `str`.
+"""The opener: a short-lived, exec'd, non-dumpable child for work that a library can do only on `bytes` and `str`.
 
-The parent keeps secrets in protected memory only: it writes them to the child straight from there, and reads the result
-straight into it. What the libraries leave behind dies with the child.
+The parent keeps secrets in protected memory only: it writes them from there straight to the child, and reads the result
+straight back into it. What the libraries leave in memory dies with the child.
 
 Rules:
-- The child makes itself non-dumpable, locks its memory where it may, and only then says `READY`; before that the parent
+- The child makes itself non-dumpable, locks its memory where it may, and only then says `READY`; until then the parent
   writes nothing.
-- The request is the codec over operation and arguments, then end of file; the answer one byte, then result or message.
+- The request is operation and arguments in the codec's form, then end of file; the answer is one byte, then result or
+  message.
 - Nothing goes through argv or the environment, which is empty; stderr goes nowhere.
-- A child that is not done within the time limit is killed.
+- A child that has not finished within the time limit is killed.
 """
 
 import os
@@ -29,7 +30,7 @@ TIME_LIMIT_S = 10.0  # a run takes about 0.2 s
 
 _READY = b"R"
 _SUCCEEDED = b"\0"
-# Errors that go back to the parent as what they are; everything else ends the child without an answer.
+# Errors that reach the parent unchanged; any other ends the child without an answer.
 _ERRORS: dict[bytes, type[ShardholdError]] = {b"A": InvalidArgumentError, b"D": DecryptionError, b"W": WordsError}
 _LENGTH = struct.Struct(">I")
 
@@ -42,7 +43,7 @@ def seal_escrow(root_key: memoryview, public_key: bytes, info: bytes, *, time_li
     """Seal *root_key* (32 bytes) to the recovery public key, bound to *info*.
 
     Raises:
-        InvalidArgumentError: *public_key* is no recovery public key.
+        InvalidArgumentError: *public_key* is not a recovery public key.
         UnavailableError: The child cannot be started, died, or was not done in time.
     """
     if len(root_key) != _ROOT_KEY_SIZE:
@@ -59,22 +60,22 @@ def open_escrow(
 ) -> None:
     """Open an escrow with at least a threshold of recovery shares in wire form, into 32 bytes of protected memory.
 
-    *into* holds zeros or what it held before when this fails.
+    On failure *into* holds zeros or what it held before.
 
     Raises:
-        WordsError: A share does not check, there are too few, or they do not belong together; shares count from 1.
-        DecryptionError: The shares are of another recovery key, or the escrow is not what was sealed.
+        WordsError: A share fails its check, there are too few, or they do not belong together; shares count from 1.
+        DecryptionError: The shares belong to another recovery key, or the escrow is not what was sealed.
         UnavailableError: The child cannot be started, died, or was not done in time.
     """
     if len(into) != _ROOT_KEY_SIZE:
-        raise InvalidArgumentError(f"place for the root key is {len(into)} bytes, want {_ROOT_KEY_SIZE}")
+        raise InvalidArgumentError(f"buffer for the root key is {len(into)} bytes, want {_ROOT_KEY_SIZE}")
     with _run([_OPEN_ESCROW, sealed, info, *shares], time_limit) as answer:
         read_into(answer, into)
 
 
 @contextmanager
 def _run(request: Sequence[bytes | memoryview], time_limit: float) -> Iterator[int]:
-    """Start a child, hand it *request*, and give the descriptor of its result once it said that it succeeded."""
+    """Start a child, hand it *request*, and yield the descriptor of its result once it reports success."""
     try:
         child = subprocess.Popen(
             [sys.executable, "-I", "-m", "common.keys.opener"],
@@ -106,7 +107,7 @@ def _run(request: Sequence[bytes | memoryview], time_limit: float) -> Iterator[i
         yield answer
     except (EOFError, BrokenPipeError) as exc:
         child.kill()
-        raise UnavailableError(f"the opener died or was not done within {time_limit:g} s") from exc
+        raise UnavailableError(f"the opener died or did not finish within {time_limit:g} s") from exc
     finally:
         deadline.cancel()
         child.stdin.close()
@@ -116,7 +117,7 @@ def _run(request: Sequence[bytes | memoryview], time_limit: float) -> Iterator[i
 
 
 def _write_request(fd: int, parts: Sequence[bytes | memoryview]) -> None:
-    """Write the codec's form of *parts*, each straight from where it is."""
+    """Write *parts* in the codec's form, each straight from its own memory."""
     for part in parts:
         for piece in (memoryview(_LENGTH.pack(len(part))), memoryview(part)):
             rest = piece
@@ -162,7 +163,7 @@ _OPERATIONS: dict[bytes, Callable[..., bytes]] = {_SEAL_ESCROW: _seal, _OPEN_ESC
 
 
 def _serve() -> NoReturn:
-    """Be the child: one request, one answer."""
+    """Run as the child: one request, one answer."""
     from common.keys.hardening import harden_process, lock_memory
 
     harden_process()

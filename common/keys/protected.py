@@ -7,7 +7,7 @@ levels:
     2  LOCKED  anonymous pages, never swapped (mlock), in no core (MADV_DONTDUMP)
     1  PLAIN   anonymous pages; for development only
 
-A forked child gets the pages of no level (MADV_DONTFORK): it dies when it touches them.
+A forked child gets no pages of any level (MADV_DONTFORK): it dies when it touches them.
 """
 
 import atexit
@@ -52,7 +52,7 @@ class Level(enum.IntEnum):
 
 
 class ProtectedMemory:
-    """An arena of protected pages. Thread-safe; wiped at exit; unmapped when neither it nor any view of it is left."""
+    """An arena of protected pages. Thread-safe; wiped at exit; unmapped once neither it nor any view of it is left."""
 
     level: Level
 
@@ -60,7 +60,7 @@ class ProtectedMemory:
         """Map *size* bytes, rounded up to whole pages, at the best level between *highest* and *lowest*.
 
         Raises:
-            ProtectionError: No such level is to be had; the message says why, level by level.
+            ProtectionError: No such level is available; the message says why, level by level.
         """
         if size <= 0:
             raise ProtectionError(f"arena of {size} bytes, want at least 1")
@@ -81,9 +81,9 @@ class ProtectedMemory:
         self._address = address
         self._size = size
         self._lock = threading.Lock()
-        self._free = [(0, size)]  # (offset, length), by offset, never touching
+        self._free = [(0, size)]  # (offset, length), sorted by offset, never adjacent
         self._returned: deque[tuple[int, int]] = deque()  # a finaliser may run inside allocate, where it cannot lock
-        wipe_bytes_at(address, size)  # takes the pages now: a fault later, out of memory, would be a SIGBUS
+        wipe_bytes_at(address, size)  # takes the pages now: running out of memory later would be a SIGBUS
         _arenas.add(self)
 
     @property
@@ -112,7 +112,7 @@ class ProtectedMemory:
 
     def _lend(self, offset: int, size: int, length: int) -> tuple[memoryview, "weakref.finalize[[int, int], Any]"]:
         piece = (ctypes.c_char * size).from_address(self._address + offset)
-        # The piece dies with the last view of it, slices too: until then no other key gets the place.
+        # The piece lives until its last view, slices included, is gone; until then no other key gets the place.
         lease = weakref.finalize(piece, self._take_back, offset, length)
         lease.atexit = False
         return memoryview(piece).cast("B"), lease
@@ -143,10 +143,10 @@ class ProtectedMemory:
 
 
 class ProtectedBuffer:
-    """A piece of protected memory with one owner, who releases it. Compared by identity; shows its content to nobody.
+    """A piece of protected memory with one owner, who releases it. Compared by identity; never shows its content.
 
-    Its place goes to another key only when no slice of `view` is left either. A buffer that is dropped unreleased is
-    wiped then.
+    Its place goes to another key only once no slice of `view` is left either. A buffer that is dropped without a
+    release is wiped at that point.
     """
 
     view: memoryview  # writable, exactly as many bytes as were asked for; closed by release
@@ -172,14 +172,14 @@ class ProtectedBuffer:
         random_into(self.view)
 
     def release(self) -> None:
-        """Wipe the buffer and give its place back. Again: nothing happens. Any thread may call it."""
+        """Wipe the buffer and give its place back. Idempotent; any thread may call it."""
         try:
             address = self._held.pop()
         except IndexError:
             return
-        if self._lease.alive:  # not collected in a cycle, which took the place back already
+        if self._lease.alive:  # else it was collected in a cycle, which took the place back
             wipe_bytes_at(address, self._size)
-        with contextlib.suppress(BufferError):  # in use by a call on another thread: closed when that returns
+        with contextlib.suppress(BufferError):  # in use by a call on another thread: closed when that call returns
             self.view.release()
 
     def __repr__(self) -> str:
@@ -190,13 +190,13 @@ class ProtectedBuffer:
 
 
 def wipe_bytes(data: bytes | bytearray) -> None:
-    """Zero *data* in place, `bytes` too: a result that a library could give us in no other way.
+    """Zero *data* in place, even `bytes`, for a result that a library could give us in no other way.
 
-    Only for an object that we own alone, fresh from such a call: `bytes` are shared by whoever holds them. CPython
-    only, where a pointer to a `bytes` argument is one to the object itself.
+    Only for an object that we own alone, fresh from such a call: all holders of a `bytes` share it. CPython only, where
+    a pointer to a `bytes` argument points at the object itself.
 
     Raises:
-        ValueError: One byte of `bytes`: CPython has one object for all of these.
+        ValueError: *data* is a single byte as `bytes`: CPython shares one object for each of these.
     """
     if isinstance(data, bytes):
         if len(data) == 1:
@@ -212,7 +212,7 @@ def wipe_bytes_at(address: int, size: int) -> None:
 
 
 def random_into(view: memoryview | bytearray) -> None:
-    """Fill *view* from the kernel's generator, with no copy elsewhere. Waits until that is seeded.
+    """Fill *view* from the kernel's generator, with no copy elsewhere. Waits until the generator is seeded.
 
     Raises:
         ProtectionError: The kernel has no such generator.
@@ -228,7 +228,7 @@ def read_into(fd: int, view: memoryview) -> None:
     """Read from *fd* straight into *view* until it is full.
 
     Raises:
-        EOFError: The other side closed before; *view* then holds zeros.
+        EOFError: The other side closed too early; *view* then holds zeros.
     """
     filled = 0
     while filled < len(view):
@@ -257,7 +257,7 @@ def _map(size: int, level: Level) -> int:
             address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, 0)
             failure = ctypes.get_errno()
         finally:
-            os.close(fd)  # at once: whoever may take a duplicate of it can map the pages
+            os.close(fd)  # at once: anyone who can duplicate it can map the pages
     else:
         address = _libc.mmap(None, size, protection, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         failure = ctypes.get_errno()

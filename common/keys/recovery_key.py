@@ -3,9 +3,9 @@
 A 32-byte seed gives, by HKDF-Expand, the key pair of HPKE MLKEM768_X25519 with HKDF-SHA256 and ChaCha20-Poly1305: a
 copy of the escrow recorded today stays closed to a quantum computer of tomorrow. Custodians keep the seed, as words.
 
-Whoever opens with the seed leaves copies of it in library memory that nobody can wipe: a nexus does it in the child of
-`common.keys.opener` only, pilot in its own short life. Sealing a root key leaves copies of it, so the opener does that
-too.
+Opening with the seed leaves copies of it in library memory that cannot be wiped: a nexus does it only in the child of
+`common.keys.opener`, pilot in its own short-lived process. Sealing a root key leaves copies of that key, so the opener
+does that too.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def check_public_key(public_key: bytes) -> None:
     """Check that something can be sealed to *public_key*, 1216 bytes.
 
     Raises:
-        InvalidArgumentError: Wrong size, or no valid pair of keys.
+        InvalidArgumentError: Wrong size, or not a valid pair of keys.
     """
     seal(bytes(SEED_SIZE), public_key, b"")
 
@@ -63,21 +63,25 @@ def seal(plaintext: bytes | bytearray | memoryview, public_key: bytes, info: byt
         return _suite().encrypt(plaintext, _load_public_key(public_key), info)
     except ValueError as exc:
         # ML-KEM coefficients out of range, or an X25519 key of small order.
-        raise InvalidArgumentError("recovery public key: is no valid pair of an ML-KEM-768 and an X25519 key") from exc
+        raise InvalidArgumentError(
+            "recovery public key: is not a valid pair of an ML-KEM-768 and an X25519 key"
+        ) from exc
 
 
 def open_sealed(sealed: bytes, seed: bytes | bytearray | memoryview, info: bytes) -> bytes:
     """Open what `seal` sealed to the public key of *seed* (32 bytes).
 
     Raises:
-        DecryptionError: Another seed, another *info*, or not what was sealed.
+        DecryptionError: The seed or *info* is another one, or *sealed* is not what was sealed.
     """
     from cryptography.exceptions import InvalidTag
 
     try:
         return _suite().decrypt(sealed, _load_private_key(seed), info)
     except (InvalidTag, ValueError) as exc:
-        raise DecryptionError("what was sealed to the recovery key does not open: other words, or other data") from exc
+        raise DecryptionError(
+            "sealed to the recovery key, and does not open: the words are others, or the data was changed"
+        ) from exc
 
 
 def challenge_info(cluster_id: bytes, attempt: int, genesis: bytes) -> bytes:
@@ -92,18 +96,18 @@ def escrow_info(cluster_id: bytes, generation: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ShareHash:
-    """The salted hash by which a nexus knows a recovery share without having seen it."""
+    """The salted hash by which a nexus recognises a recovery share that it has not seen."""
 
     salt: bytes  # 16 bytes
     digest: bytes  # SHA-256, 32 bytes
 
     def matches(self, share: bytes | bytearray | memoryview) -> bool:
-        """Say whether *share*, in its wire form of `common.keys.words`, is the one. Leaves no copy of it."""
+        """Return whether this is the hash of *share*, in the wire form of `common.keys.words`. Leaves no copy of it."""
         return hmac.compare_digest(_hash(self.salt, share), self.digest)
 
 
 def hash_share(share: bytes | bytearray | memoryview) -> ShareHash:
-    """Hash a recovery share in its wire form of `common.keys.words`, with a new salt."""
+    """Hash a recovery share, in the wire form of `common.keys.words`, with a new salt."""
     salt = os.urandom(SALT_SIZE)
     return ShareHash(salt, _hash(salt, share))
 

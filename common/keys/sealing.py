@@ -1,9 +1,9 @@
 """Sealing of key material to one X25519 key, for one delivery: HPKE (RFC 9180), base mode, single shot.
 
-Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305. Composed of primitives rather than `cryptography`'s
-own `Suite`, which leaves the KEM's shared secret on the heap: with the ciphertext in gRPC's buffers that opens the
-message. Here, measured by memory scans, nothing of private key, shared secret, derived keys and plaintext stays outside
-the caller's buffers.
+Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305. Built from primitives rather than with
+`cryptography`'s own `Suite`, which leaves the KEM's shared secret on the heap: together with the ciphertext in gRPC's
+buffers, that opens the message. Here, as measured by memory scans, nothing of private key, shared secret, derived keys
+and plaintext stays outside the caller's buffers.
 
 A key opens once. Both sides use sequence number 0 of a fresh context, so each AEAD key encrypts one message.
 """
@@ -18,7 +18,7 @@ from common.keys.aead import TAG_SIZE, decrypt_once, encrypt_once
 from common.keys.derive import hmac_into
 from common.keys.protected import wipe_bytes
 
-KEY_SIZE = 32  # bytes of a public key, of enc and of each secret in here
+KEY_SIZE = 32  # bytes of a public key, of enc and of each secret here
 OVERHEAD = KEY_SIZE + TAG_SIZE  # bytes that a sealed message is longer than its plaintext
 
 _KEM = b"KEM\x00\x20"
@@ -26,13 +26,13 @@ _HPKE = b"HPKE\x00\x20\x00\x01\x00\x03"  # KEM 0x0020, KDF 0x0001, AEAD 0x0003
 _MODE_BASE = b"\x00"
 _NONCE_SIZE = 12
 
-# A key pair that protects nothing: an exchange with it overwrites what the one before left on the stack.
+# A key pair that protects nothing: an exchange with it overwrites what the previous one left on the stack.
 _THROW_AWAY = X25519PrivateKey.generate()
 _THROW_AWAY_PUBLIC = X25519PrivateKey.generate().public_key()
 
 
 class OneShotKey:
-    """An X25519 key pair that opens one message and is then forgotten. Thread-safe: of two calls one gets the key."""
+    """An X25519 key pair that opens one message and is then forgotten. Thread-safe: only one call gets the key."""
 
     public_bytes: bytes  # 32
 
@@ -49,13 +49,13 @@ class OneShotKey:
         The key is forgotten whatever the outcome. *into* is all zero after a failure.
 
         Raises:
-            DecryptionError: Sealed for another key, info or aad, or changed; or the key was used before.
+            DecryptionError: Sealed for another key, info or aad, or changed; or the key was already used.
         """
         with self._lock:
             private, self._private = self._private, None
         into[:] = bytes(len(into))
         if private is None:
-            raise DecryptionError("one-shot key was used already")
+            raise DecryptionError("one-shot key was already used")
         if len(sealed) != len(into) + OVERHEAD:
             raise DecryptionError(f"sealed message is {len(sealed)} bytes, want {len(into) + OVERHEAD}")
         enc, ciphertext = sealed[:KEY_SIZE], memoryview(sealed)[KEY_SIZE:]
@@ -89,10 +89,10 @@ def seal(
 ) -> bytes:
     """Seal *plaintext* to the 32-byte public key *recipient*; return enc (32 bytes) ‖ ciphertext.
 
-    Only test vectors bring their own ephemeral key: one that is used twice repeats AEAD key and nonce.
+    Only test vectors bring their own ephemeral key: using one twice repeats AEAD key and nonce.
 
     Raises:
-        InvalidArgumentError: *recipient* is no X25519 key, or one of small order.
+        InvalidArgumentError: *recipient* is not an X25519 key, or is one of small order.
     """
     if len(recipient) != KEY_SIZE:
         raise InvalidArgumentError(f"recipient key is {len(recipient)} bytes, want {KEY_SIZE}")
@@ -149,7 +149,7 @@ def _extract_exchange(private: X25519PrivateKey, peer: bytes, into: memoryview) 
 
 
 def _extract(suite: bytes, salt: bytes | memoryview, label: bytes, key: bytes, into: memoryview) -> None:
-    """LabeledExtract (RFC 9180 §4); *key* is public in here."""
+    """LabeledExtract (RFC 9180 §4); *key* is public here."""
     hmac_into(memoryview(salt), b"HPKE-v1" + suite + label + key, into)
 
 

@@ -1,11 +1,10 @@
 """Shamir's scheme over GF(2^8), polynomial 0x11b: one polynomial for each byte of the secret.
 
-The wire form of a shard is y ‖ x, as HashiCorp Vault's: as many bytes as the secret has, then the point's x, 1 to 255.
+The wire form of a shard is y ‖ x, as in HashiCorp Vault: as many bytes as the secret has, then the point's x, 1 to 255.
 
-What is secret and what is not: the xs are public, so loops and branches may depend on them. The ys, the secret and the
-coefficients are not: every product has a public factor, and the other one meets only shifts, masks and xor; no table is
-indexed by it, no branch depends on it. CPython itself promises no constant time; these are single bytes, not a key in
-one int.
+The xs are public, so loops and branches may depend on them. The ys, the secret and the coefficients are secret: every
+product has one public factor, and the secret one goes only through shifts, masks and xor; it indexes no table and
+decides no branch. CPython itself does not promise constant time; these are single bytes, not a key in one int.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ def split(
     """Draw new polynomials through *secret* and put their point at xs[i] into into[i], len(secret) + 1 bytes.
 
     Any *threshold* of the shards give the secret; fewer say nothing about it. *randomise* fills a buffer with uniform
-    bytes; only tests give another one. Nothing is written on failure.
+    bytes; only tests pass their own. Nothing is written on failure.
 
     Raises:
         InvalidArgumentError: Not 2 ≤ threshold ≤ n ≤ 255, xs not distinct in 1 to 255, or a buffer of the wrong size.
@@ -46,8 +45,8 @@ def split(
         raise InvalidArgumentError(f"xs are {list(xs)}, want distinct numbers from 1 to {MAX_SHARDS}")
     if len(into) != len(xs) or any(len(shard) != len(secret) + 1 for shard in into):
         raise InvalidArgumentError(f"shards are {[len(s) for s in into]} bytes, want {len(xs)} of {len(secret) + 1}")
-    # All coefficients uniform, the highest too: with that one never zero, t - 1 shards would exclude one secret byte of
-    # 256.
+    # All coefficients are uniform, the highest too: if that one were never zero, t - 1 shards would rule out one of the
+    # 256 values of each secret byte.
     coefficients = bytearray((threshold - 1) * len(secret))
     try:
         with memoryview(coefficients) as view:
@@ -66,13 +65,13 @@ def split(
 def combine(shards: Sequence[memoryview], *, threshold: int, into: memoryview) -> None:
     """Rebuild the secret that *shards* were split from.
 
-    The first *threshold* shards give it; further ones are checked against them. Every shard should have matched its
-    commitment before: with exactly *threshold* shards a wrong one cannot be told from here. *into* is unchanged on
+    The first *threshold* shards give it; further ones are checked against them. Check every shard against its
+    commitment first: with exactly *threshold* shards, a wrong one cannot be detected here. *into* is unchanged on
     failure.
 
     Raises:
         TooFewShardsError: Fewer than *threshold* shards.
-        MixedShardsError: Two shards for one x.
+        MixedShardsError: Two shards for the same x.
         BadShardError: A shard of the wrong size or with x = 0, or a further shard that is not on the polynomials.
     """
     _check(shards, threshold, len(into) + 1)
@@ -98,16 +97,16 @@ def interpolate(shards: Sequence[memoryview], *, threshold: int, x: int, into: m
 def commitment(shard: memoryview, *, cluster_id: bytes, set_id: bytes) -> bytes:
     """Return the SHA-256 commitment of *shard*, 32 bytes.
 
-    Hashed is `fields("shardhold-shard-commitment-v1", cluster_id, set_id, x, shard)`, x as one byte. The 32 uniform
-    bytes in it make guessing hopeless, so the hash hides the shard without a salt.
+    It is the hash of `fields("shardhold-shard-commitment-v1", cluster_id, set_id, x, shard)`, with x as one byte. The
+    32 uniform bytes in it make guessing hopeless, so the hash hides the shard without a salt.
 
     Raises:
-        BadShardError: The shard has not even a y and an x.
+        BadShardError: The shard is shorter than one y and an x.
     """
     if len(shard) < 2:
         raise BadShardError(f"shard is {len(shard)} bytes, want at least 2")
     digest = hashlib.sha256(fields(_COMMITMENT, cluster_id, set_id, bytes((shard[-1],))))
-    # The rest of the encoding, piece by piece: `fields` would copy the shard into bytes that stay.
+    # The rest of the encoding, piece by piece: `fields` would copy the shard into bytes that cannot be wiped.
     digest.update(u32(len(shard)))
     digest.update(shard)
     return digest.digest()

@@ -1,10 +1,10 @@
 """Statements: a receiver's one-shot sealing key, signed by its SVID, so that a sender seals to an exact SPIFFE ID.
 
 gRPC's client cannot check a server's SPIFFE ID, so a sender that holds key material asks for a statement first,
-verifies it, and binds its digest into what it seals. The receiver forgets the key after one use or 60 s. What a
-statement says, in the order of its encoding: format, cluster, issuer (the receiver), audience (the sender), purpose,
-the sender's nonce, the receiver's boot id, the one-shot public key, the signature algorithm. Nothing of it is secret
-but the private key, which stays at the desk.
+verifies it, and binds its digest into what it seals. The receiver forgets the key after one use or 60 s. A statement
+contains, in the order of its encoding: format, cluster, issuer (the receiver), audience (the sender), purpose, the
+sender's nonce, the receiver's boot id, the one-shot public key, the signature algorithm. None of that is secret; the
+private key stays at the desk.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ _FORMAT = b"shardhold-hpke-v1"
 _MAX_CERTIFICATES = 8
 _MAX_CERTIFICATE_SIZE = 16 * 1024  # bytes
 
-# What a hostile certificate can make `cryptography` raise; several of these are no ValueError.
+# What a hostile certificate can make `cryptography` raise; several of these are not ValueErrors.
 _X509_ERRORS = (
     ChainError,
     UnsupportedAlgorithm,
@@ -81,17 +81,17 @@ class Statement:
 
     @classmethod
     def decode(cls, encoded: bytes) -> Self:
-        """Decode what `encode` made; nothing is verified yet but the form.
+        """Decode what `encode` made; only the form is verified yet.
 
         Raises:
-            StatementError: Not a statement of this format, or a part of the wrong size.
+            StatementError: Not a statement of this format, or a part has the wrong size.
         """
         try:
             parts = parse_fields(encoded)
         except CorruptRowError as exc:
             raise StatementError(f"statement does not decode: {exc}") from exc
         if not parts or parts[0] != _FORMAT:
-            raise StatementError("statement is of another format")
+            raise StatementError("statement has another format")
         if len(parts) != 9:
             raise StatementError(f"statement has {len(parts)} parts, want 9")
         _, cluster_id, issuer, audience, purpose, nonce, boot_id, public_key, algorithm = parts
@@ -136,7 +136,8 @@ def sign(
 ) -> SignedStatement:
     """State as *svid* that *public_key* is its one-shot key.
 
-    The SVID's key signs TLS handshakes too; those are over 64 spaces and a context, so neither passes for the other.
+    The SVID's key signs TLS handshakes too; what is signed there begins with 64 spaces and a context, so neither kind
+    of signature can pass for the other.
 
     Raises:
         InvalidArgumentError: An id, nonce or key of the wrong size.
@@ -189,10 +190,10 @@ def verify(
         audience: The sender's own SPIFFE ID.
         purpose: As asked.
         nonce: As asked, 32 bytes, never used before.
-        now: Aware; the chain has to be valid then.
+        now: Time-zone aware; the chain must be valid then.
 
     Raises:
-        StatementError: Anything at all is not as it has to be; the message says what.
+        StatementError: Anything at all is not as required; the message says what.
     """
     leaf = _verify_chain(signed.certificates, roots, issuer, now)
     algorithm = _choose_algorithm(leaf)
@@ -207,7 +208,7 @@ def verify(
         ("nonce", statement.nonce.hex(), nonce.hex()),
     ):
         if got != want:
-            raise StatementError(f"statement is of {name} {got!r}, want {want!r}")
+            raise StatementError(f"statement has {name} {got!r}, want {want!r}")
     return statement
 
 
@@ -231,7 +232,7 @@ class StatementDesk:
         """Make a one-shot key, keep it, and sign a statement of it for *audience*.
 
         Raises:
-            OverloadedError: As many keys as allowed are open.
+            OverloadedError: The limit of open keys is reached.
             InvalidArgumentError: An id or the nonce has the wrong size.
             StatementError: The SVID's key is none of P-256, P-384, RSA.
         """
@@ -250,15 +251,17 @@ class StatementDesk:
         )
         statement = Statement.decode(signed.statement)
         with self._lock:
-            self._check_room()  # again: signing took a while
+            self._check_room()  # again, since signing takes a while
             self._open[statement.digest()] = (self._clock.monotonic() + LIFETIME_S, statement, key)
         return signed
 
     def take(self, digest: bytes) -> tuple[Statement, OneShotKey]:
-        """Hand out the key of the statement with *digest*, once. The caller still has to be the statement's audience.
+        """Hand out the key of the statement with *digest*, once.
+
+        It does not check who asks: whoever calls this must compare the peer with the statement's audience.
 
         Raises:
-            StatementError: No such statement, or it was used, or it is too old.
+            StatementError: There is no such statement, it was used, or it is too old.
         """
         self.expire()
         with self._lock:
@@ -280,7 +283,7 @@ class StatementDesk:
 
     def _check_room(self) -> None:
         if len(self._open) >= self._limit:
-            raise OverloadedError(f"{len(self._open)} statements are open, at most {self._limit} may be")
+            raise OverloadedError(f"{len(self._open)} statements are open, want at most {self._limit}")
 
 
 def _verify_chain(
@@ -309,15 +312,15 @@ def _verify_chain(
 
 def _load(der: bytes) -> x509.Certificate:
     certificate = x509.load_der_x509_certificate(der)
-    # The count of unused bits before the signature is the one byte that neither signature nor parser minds.
+    # The count of unused bits before the signature is the one byte that neither the signature nor the parser checks.
     if not der.endswith(b"\x00" + certificate.signature):
         raise ValueError("the signature is not in whole bytes")
     return certificate
 
 
 def _build_verifier(roots: Sequence[x509.Certificate], now: datetime) -> ClientVerifier:
-    # Subject and criticality of the SAN are the issuer's affair: SPIRE names every subject alike and leaves the SAN
-    # non-critical.
+    # Subject and criticality of the SAN are up to the issuer: SPIRE gives every subject the same name and leaves the
+    # SAN non-critical.
     leaf_policy = (
         ExtensionPolicy.webpki_defaults_ee()
         .require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
@@ -333,9 +336,9 @@ def _build_verifier(roots: Sequence[x509.Certificate], now: datetime) -> ClientV
 
 
 def _check_key_usage(_policy: Policy, _certificate: x509.Certificate, usage: x509.KeyUsage) -> None:
-    # X.509-SVID §4.3: a leaf signs, and never certificates.
+    # X.509-SVID §4.3: a leaf signs, but never certificates.
     if not usage.digital_signature or usage.key_cert_sign or usage.crl_sign:
-        raise ValueError("key usage of the leaf is not that of an X.509-SVID")
+        raise ValueError("leaf does not have the key usage of an X.509-SVID")
 
 
 def _choose_algorithm(leaf: x509.Certificate) -> str:
@@ -353,7 +356,7 @@ def _choose_algorithm(leaf: x509.Certificate) -> str:
 
 
 def _verify_signature(leaf: x509.Certificate, algorithm: str, signed: SignedStatement) -> None:
-    # The algorithm comes from the verified key, never from what the statement says of itself.
+    # The algorithm comes from the verified key, never from what the statement says about itself.
     key = leaf.public_key()
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):

@@ -3,12 +3,13 @@
 Rules:
 - The recovery seed is 32 bytes, so every share is 33 words.
 - 1 of 1 share, or 2 to 16 of 2 to 16.
-- The canonical form is whole words in lower case with one blank between; typed words may have any case and be cut to
-  their first four letters or more, which already name one word of the list.
+- The canonical form is whole words in lower case, separated by one space. Typed words may be in any case and cut to
+  their first four letters or more, which identify one word of the list.
 - The wire form is the index of each word as u16 big-endian, 66 bytes.
-- Errors name the position of a word and never a word, not even one that is not in the list: a slip is mostly right.
+- Errors give the position of a word, never the word, not even one that is not in the list: a mistyped word is mostly
+  right.
 
-Works on `str` and `bytes` that nobody can wipe: nexuses call it only in `common.keys.opener`.
+This module works on `str` and `bytes`, which cannot be wiped: nexuses call it only in `common.keys.opener`.
 """
 
 import hmac
@@ -42,10 +43,10 @@ class RecoveryShare:
 
 
 def check_counts(threshold: int, count: int) -> None:
-    """Check how many shares are to be made, and how many of them needed.
+    """Check how many shares are to be made, and how many of them are needed.
 
     Raises:
-        InvalidArgumentError: Neither 1 of 1 nor 2 to 16 of 2 to 16.
+        InvalidArgumentError: The counts are neither 1 of 1 nor 2 to 16 of 2 to 16.
     """
     if (threshold, count) != (1, 1) and not 2 <= threshold <= count <= MAX_SHARES:
         raise InvalidArgumentError(
@@ -64,7 +65,7 @@ def split(seed: bytes, threshold: int, count: int) -> list[str]:
     check_counts(threshold, count)
     if len(seed) != SEED_SIZE:
         raise InvalidArgumentError(f"recovery seed: got {len(seed)} bytes, want {SEED_SIZE}")
-    # Iterations slow down guessing a passphrase. There is none: the least will do.
+    # Iterations slow down guessing a passphrase. There is none here, so the minimum is enough.
     shares: list[str]
     (shares,) = generate_mnemonics(1, [(threshold, count)], bytes(seed), extendable=True, iteration_exponent=0)
     return shares
@@ -73,10 +74,10 @@ def split(seed: bytes, threshold: int, count: int) -> list[str]:
 def combine(shares: Sequence[str]) -> bytes:
     """Rebuild the 32-byte seed from at least a threshold of shares, each in any accepted form.
 
-    Further shares than the threshold are checked against the others.
+    Shares beyond the threshold are checked against the others.
 
     Raises:
-        WordsError: A share does not check, is given twice or belongs to another set, there are too few, or together
+        WordsError: A share fails its check, is given twice or belongs to another set, there are too few, or together
             they are not what was split. Positions of shares count from 1.
     """
     from shamir_mnemonic import MnemonicError, combine_mnemonics
@@ -106,7 +107,7 @@ def combine(shares: Sequence[str]) -> bytes:
 
 
 def is_word(typed: str) -> bool:
-    """Say whether *typed* names a word of the list, whole or cut to its first four letters or more, in any case."""
+    """Return whether *typed* is a word of the list, whole or cut to its first four letters or more, in any case."""
     return _find_index(typed.lower()) is not None
 
 
@@ -114,7 +115,7 @@ def read_share(typed: str) -> RecoveryShare:
     """Check the words of one share and return it in canonical form.
 
     Raises:
-        WordsError: A word is not in the list, the number of words or the checksum is wrong, or it is no share of ours.
+        WordsError: A word is not in the list, the word count or the checksum is wrong, or it is not a share of ours.
     """
     return _read(_find_indices(typed))
 
@@ -123,7 +124,7 @@ def encode_share(typed: str) -> bytes:
     """Check the words of one share and return its wire form, 66 bytes.
 
     Raises:
-        WordsError: As `read_share`.
+        WordsError: As for `read_share`.
     """
     indices = _find_indices(typed)
     _read(indices)
@@ -134,7 +135,7 @@ def decode_share(wire: bytes | bytearray | memoryview) -> str:
     """Return the canonical form of a share in its wire form.
 
     Raises:
-        WordsError: Wrong size, an index beyond the list, or as `read_share`.
+        WordsError: Wrong size, an index beyond the list, or as for `read_share`.
     """
     from shamir_mnemonic.wordlist import WORDLIST
 

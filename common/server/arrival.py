@@ -1,18 +1,18 @@
 """Calls that hold a worker while their one message is on its way.
 
-gRPC hands a call to a worker when its headers are there. Whoever never sends the message would hold that worker for as
-long as the connection lives, and a few such calls all workers. Rules:
+gRPC hands a call to a worker once its headers have arrived. A caller that never sends the message would hold that
+worker for as long as the connection lives, and a few such calls would hold all workers. Rules:
 
 1. A call without its message ends after `wait_s`.
-2. A call is slow when five sweeps found it without its message. While calls wait for a worker, one caller has at most
-   `per_caller` slow calls: a sweep ends the younger ones, and while there are as many, further calls of that caller are
-   refused at once. Calls that are not slow are not counted: under load an honest caller may have every worker wait a
-   moment for bytes that are there.
-3. With workers to spare slow calls take nothing from anybody, and nothing is done to them: on a machine without time to
-   spare, the messages of honest calls are late, too.
-4. Age is counted in sweeps, not by a clock: a process that was paused finds no honest call too old when it goes on.
+2. A call is slow once five sweeps have found it without its message. While calls wait for a worker, one caller may have
+   at most `per_caller` slow calls: a sweep ends the younger ones beyond that, and while the caller is at this limit its
+   further calls are refused at once. Calls that are not slow are not counted: under load an honest caller may have
+   every worker wait a moment for bytes that have already arrived.
+3. While workers are free, slow calls harm nobody and are left alone: on a busy machine the messages of honest calls are
+   late too.
+4. Age is counted in sweeps, not by a clock: a process that was paused finds no honest call too old when it resumes.
 
-One thread sweeps for all calls; a call costs two short visits to a dictionary.
+One thread sweeps for all calls; a call costs two short dictionary operations.
 """
 
 import threading
@@ -47,8 +47,8 @@ class Arrivals(Generic[C]):
 
     Args:
         end: Ends a call with this code and text from any thread. It wakes the worker, which calls `leave`.
-        is_short: Whether calls wait for a worker.
-        per_caller: Slow calls of one caller.
+        is_short: Returns whether calls wait for a worker.
+        per_caller: Most slow calls that one caller may have.
         wait_s: Seconds that a call may take to send its message, to a tenth.
     """
 
@@ -82,7 +82,7 @@ class Arrivals(Generic[C]):
         """Note that a call of *caller* begins to wait for its message.
 
         Raises:
-            OverloadedError: The caller has as many slow calls as allowed while others wait for a worker.
+            OverloadedError: The caller is at its limit of slow calls while calls wait for a worker.
         """
         with self._lock:
             arrival = Arrival(call, self._sweeps)
@@ -96,7 +96,7 @@ class Arrivals(Generic[C]):
             return arrival
 
     def leave(self, caller: str, arrival: Arrival[C]) -> None:
-        """Note that the message is there, or will never be."""
+        """Note that the message has arrived, or never will."""
         with self._lock:
             arrivals = self._callers[caller]
             del arrivals[arrival]
@@ -104,7 +104,7 @@ class Arrivals(Generic[C]):
                 del self._callers[caller]
 
     def sweep(self) -> None:
-        """End the calls that are too old, and the slow ones that are too many."""
+        """End the calls that are too old, and each caller's slow calls beyond its limit."""
         ended: list[Arrival[C]] = []
         is_short = self._is_short()
         with self._lock:
@@ -119,7 +119,7 @@ class Arrivals(Generic[C]):
                         continue
                     if age >= self._max_sweeps:
                         arrival.code = grpc.StatusCode.DEADLINE_EXCEEDED
-                        arrival.details = f"no message within {self._wait_s:g} s of the call's begin"
+                        arrival.details = f"no message within {self._wait_s:g} s of the call's start"
                     elif is_short and slow >= self._per_caller:
                         arrival.code, arrival.details = grpc.StatusCode.RESOURCE_EXHAUSTED, self._too_many()
                     else:
@@ -134,7 +134,7 @@ class Arrivals(Generic[C]):
         return self._sweeps - last.born >= _SLOW_SWEEPS
 
     def _too_many(self) -> str:
-        return f"more than {self._per_caller} calls of this caller have sent headers and no message"
+        return f"more than {self._per_caller} calls of this caller have sent headers but no message"
 
     def _run(self) -> None:
         while not self._stopped.wait(_SWEEP_S):

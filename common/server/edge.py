@@ -1,14 +1,16 @@
 """The one file that knows grpcio's server.
 
-Nexus and keeper hand it a table of methods; a faster edge would be one more such file. A method is a plain function
-(call, request) → response that knows nothing of gRPC. Around it, in this order and in one wrapper (stacked interceptors
-cost more than most calls): the caller by `common.server.peer`, the server's own SVID, which a connection may outlive,
-the message by `common.server.arrival`, the deadline, the request's bytes, the method, the response's bytes. What a
-method raises becomes a status of `CODES` and a google.rpc.ErrorInfo with the error's stable reason.
+Nexus and keeper hand it a table of methods; a faster edge would be another file like this one. A method is a plain
+function (call, request) → response that knows nothing of gRPC. One wrapper does the rest, since stacked interceptors
+cost more than most calls. In this order, it identifies the caller (`common.server.peer`), checks that the server's own
+SVID is valid, since a connection may outlive it, awaits the message (`common.server.arrival`), checks the deadline,
+parses the request, runs the method and serialises the response. What a method raises becomes a status of `CODES` and a
+google.rpc.ErrorInfo with the error's stable reason.
 
-Every method is unary, but gRPC is told that its request is a stream: the message of a unary one it awaits in the
-worker, without a bound and before it asks who calls. On the wire the two are the same. Messages behind the first are
-not read, as gRPC does with a unary request; to look for them would cost a call another change of threads.
+Every method is unary, but gRPC is told that its request is a stream: for a unary request gRPC awaits the message in the
+worker, without a limit and before we can check who calls. On the wire the two are the same. Messages after the first
+are not read, just as gRPC ignores them after a unary request; looking for them would cost each call another thread
+switch.
 
 Health answers every authenticated peer, for "" and for each service. There is no reflection.
 """
@@ -54,19 +56,19 @@ CODES: Mapping[type[errors.ShardholdError], grpc.StatusCode] = {
     errors.WordsError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.ProtectionError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-"""By family, with exceptions: an error goes by the nearest of its bases in here."""
+"""By family, with exceptions: the nearest base of an error that is listed here decides."""
 
 _MAX_MESSAGE = 5 * 1024 * 1024  # bytes; a batch holds at most 4 MiB of secrets
 _MAX_METADATA = 16 * 1024  # bytes of all headers of a call
 _MAX_STREAMS = 256  # calls in flight on one connection
 MAX_CALLS = 1024  # in flight and queued on one server
 _MAX_CONNECTIONS = 2048
-_CONNECTION_GRACE_MS = 30_000  # for the calls of a connection that grew too old
+_CONNECTION_GRACE_MS = 30_000  # for the calls of a connection that has reached its maximum age
 _MAX_DETAILS = 2000  # characters of an error's message; it travels in the headers
-_NO_DEADLINE_S = 1e9  # grpcio says centuries where the client set none
+_NO_DEADLINE_S = 1e9  # grpcio reports centuries when the client set none
 _STATUS_DETAILS = "grpc-status-details-bin"
 _TRANSPORT_OPTIONS: tuple[tuple[str, int], ...] = (
-    # By default a second server binds a taken port in silence.
+    # By default a second server silently binds a port that is taken.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.max_send_message_length", _MAX_MESSAGE),
@@ -76,10 +78,10 @@ _TRANSPORT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
     ("grpc.server.max_pending_requests", MAX_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_CALLS),
-    # Only uncompressed messages: a small one could unpack to gigabytes.
+    # Only uncompressed messages: a small compressed one could unpack to gigabytes.
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.per_message_decompression", 0),
-    # A half-open peer is found after 30 + 10 s, a handshake that goes nowhere after 5 s.
+    # A half-open peer is detected after 30 + 10 s, a handshake that goes nowhere after 5 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -87,7 +89,7 @@ _TRANSPORT_OPTIONS: tuple[tuple[str, int], ...] = (
     # Clients may ping every 10 s; two pings too many and the connection is closed.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
-    # Every stream that a client resets costs it a round trip (by default one of a hundred does).
+    # Every stream that a client resets costs it a round trip (by default only one in a hundred does).
     ("grpc.http2.ping_on_rst_stream_percent", 100),
 )
 
@@ -95,7 +97,7 @@ _logger = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
-# The authentication context holds lists of bytes; the stubs of grpcio say bytes.
+# The authentication context holds lists of bytes; grpcio's stubs say bytes.
 _Identify = Callable[[Any], str]
 _Send = Callable[[health_pb2.HealthCheckResponse | None], None]  # None ends the stream
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"  # generic in its stubs only
@@ -103,7 +105,7 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"  # generic in its st
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a method knows of its call beside the request."""
+    """What a method knows about its call besides the request."""
 
     caller: str  # SPIFFE ID
     address: str = ""  # of the peer, as gRPC writes it: ipv4:127.0.0.1:40000
@@ -124,12 +126,12 @@ class GrpcServer:
     """A gRPC server over mTLS for a table of methods.
 
     Args:
-        methods: Every RPC that is served, health aside.
+        methods: Every RPC that is served, except health.
         address: host:port; port 0 takes a free one.
         identity: Where the server's SVID comes from; rotations are followed.
         trust_domain: Of server and callers.
         workers: Threads that run methods.
-        max_connection_age_s: Seconds after which a client has to connect, and show its certificate, anew.
+        max_connection_age_s: Seconds after which a client must reconnect and present its certificate again.
         max_calls: Calls in flight and queued; further ones are refused with RESOURCE_EXHAUSTED.
         message_wait_s: Seconds that a call may take to send its message once a worker is free for it.
         registry: Where calls are counted; None: nowhere.
@@ -210,7 +212,7 @@ class GrpcServer:
         with self._stopping:
             self._is_stopping = True
             self._health.enter_graceful_shutdown()
-            for end in list(self._watchers):  # they would stay for the whole grace
+            for end in list(self._watchers):  # they would stay for the whole grace period
                 end(None)
             self._server.stop(grace).wait()
             self._arrivals.stop()
@@ -258,7 +260,7 @@ class GrpcServer:
             except Exception:
                 if code is not grpc.StatusCode.OK:  # our own abort, or a call that was ended before its message came
                     raise
-                # The one place that may catch everything: whatever it was, the caller learns nothing and the log all.
+                # The one place that may catch everything: the caller is told nothing, the log gets the details.
                 code = grpc.StatusCode.INTERNAL
                 _logger.exception("call failed", rpc=method.name, peer=context.peer())
                 _refuse(context, code, errors.ShardholdError.reason, "internal error")
@@ -289,7 +291,7 @@ class GrpcServer:
                 if body is None:
                     raise errors.InvalidArgumentError("the call ended without a message, want one")
                 request = _parse(health_pb2.HealthCheckRequest.FromString, body)
-                # The servicer would keep an entry for every name that anybody ever asked for.
+                # The servicer would keep an entry for every name that was ever asked for.
                 self._require_service(request.service)
             except errors.ShardholdError as exc:
                 _refuse(context, code_of(exc), exc.reason, str(exc))
@@ -298,7 +300,7 @@ class GrpcServer:
             if self._is_stopping or not context.add_callback(lambda: self._watchers.discard(send)):
                 send(None)
 
-        # A watcher would hold a worker for as long as it watches.
+        # Otherwise a watcher would hold a worker for as long as it watches.
         watch.experimental_non_blocking = True  # type: ignore[attr-defined]
         watch_handler: _Handler = grpc.stream_stream_rpc_method_handler(
             watch, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
@@ -322,7 +324,7 @@ def code_of(error: errors.ShardholdError) -> grpc.StatusCode:
 
 
 class _Workers(ThreadPoolExecutor):
-    """The threads that run calls. It knows whether there are too few of them."""
+    """The threads that run calls; knows whether there are too few of them."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count, thread_name_prefix="call")
@@ -334,7 +336,7 @@ class _Workers(ThreadPoolExecutor):
         return super().submit(self._run, fn, *args, **kwargs)
 
     def is_short(self) -> bool:
-        """Return whether a call waits while all workers are at work; one that is about to be taken does not count."""
+        """Return whether a call waits while all workers are busy; a call about to be taken does not count."""
         return self._busy >= self._count and self._work_queue.qsize() > 0
 
     def _run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -362,12 +364,12 @@ def _parse(parse: Callable[[bytes], M], body: bytes) -> M:
         return parse(body)
     except DecodeError as exc:
         raise errors.InvalidArgumentError(
-            f"the request does not parse: {len(body)} bytes that are no such message"
+            f"the request does not parse: {len(body)} bytes that are not such a message"
         ) from exc
 
 
 def _end(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> None:
-    """End the call from another thread than its worker's; `ServicerContext.cancel` would give no code."""
+    """End the call from a thread other than its worker's; `ServicerContext.cancel` could not set the code."""
     context._rpc_event.call.cancel(code.value[0], message)  # type: ignore[attr-defined]
 
 

@@ -9,7 +9,7 @@ from shardhold.channel import PinnedChannel
 from shardhold.identity import IdentitySource, IdentityUnavailableError
 
 SERVING = "SERVING"
-_CALLABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # a server may listen everywhere, but has to be called somewhere
+_CALLABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # a server may listen on every address, but a caller needs one
 
 
 def ask_health(address: str, identity: IdentitySource, *, server_name: str, timeout: float) -> str:

@@ -1,7 +1,7 @@
 """A small HTTP server beside gRPC: /livez and /readyz for an orchestrator, /metrics for Prometheus.
 
-It answers GET of these three paths to anybody who can connect, so it says nothing that is not for everybody to see, and
-stands on loopback unless configured otherwise. Connections carry one request; size, time and number are limited.
+It answers GET for these three paths to anyone who can connect, so it says nothing that is not public, and it listens on
+loopback unless configured otherwise. Each connection carries one request; size, time and number are limited.
 """
 
 import io
@@ -31,11 +31,11 @@ log = structlog.get_logger()
 class HttpServer(ThreadingMixIn, TCPServer):
     """Serves /livez, /readyz and /metrics from threads of its own.
 
-    *readiness* returns the reasons why the process is not ready; none means ready. Both callables are run on any thread
-    and must not wait. *timeout_s* is for the whole request to arrive, and again for the answer to leave.
+    *readiness* returns the reasons why the process is not ready; none means ready. Both callables run on any thread and
+    must not wait. *timeout_s* limits how long the whole request may take to arrive, and again the answer to leave.
     """
 
-    allow_reuse_address = True  # Linux: past connections do not keep the port; a second listener is still refused
+    allow_reuse_address = True  # Linux: past connections do not block the port; a second listener is still refused
     daemon_threads = True
     block_on_close = False
     request_queue_size = CONNECTION_LIMIT
@@ -77,7 +77,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering and close the port. Again, or before `start`: only the socket is closed."""
+        """Stop answering and close the port. Called again, or before `start`, it only closes the socket."""
         if self._thread.is_alive():
             self.shutdown()
         self.server_close()
@@ -88,7 +88,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
             return
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread was to be had
+        except BaseException:  # no thread could be started
             self._free.release()
             raise
 
@@ -100,7 +100,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if isinstance(sys.exception(), OSError):
-            return  # the peer is gone; who can connect must not be able to fill a log with that
+            return  # the peer is gone; nobody who can connect may fill a log with that
         log.warning("http request failed", exc_info=True)
 
 
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_error(HTTPStatus.NOT_FOUND)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        if code == HTTPStatus.NOT_IMPLEMENTED:  # how the base class says that there is no do_METHOD
+        if code == HTTPStatus.NOT_IMPLEMENTED:  # how the base class reports that there is no do_METHOD
             code, message = HTTPStatus.METHOD_NOT_ALLOWED, None
         super().send_error(code, message, explain)
 

@@ -8,10 +8,10 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from common import errors
 from common.config.config import IdentityOptions
-from shardhold.identity import IdentitySource as IdentitySource  # the keeper reaches the SDK through here only
+from shardhold.identity import IdentitySource as IdentitySource  # the keeper reaches the SDK only through here
 from shardhold.identity import IdentityUnavailableError, SvidFiles, WorkloadAPI
 
-_TRY_S = 2.0  # seconds that one try may wait for the Workload API, and so at most for a stop
+_TRY_S = 2.0  # seconds that one try may wait for the Workload API, and so the longest that a stop may take
 _LONGEST_PAUSE_S = 2.0
 
 log = structlog.get_logger()
@@ -70,7 +70,7 @@ def open_identity(options: IdentityOptions) -> IdentitySource:
     try:
         _check_trust_domain(source, options.trust_domain)
     except (IdentityUnavailableError, errors.ConfigError):
-        source.close()  # it has a thread, and would be opened anew by each try
+        source.close()  # it has a thread, and each try opens a new one
         raise
     return source
 
@@ -82,7 +82,7 @@ def _check_trust_domain(source: IdentitySource, trust_domain: str) -> None:
 
 
 def list_obstacles(identity: IdentitySource) -> list[str]:
-    """Return why this server can serve nobody, for its readiness; nothing while its SVID is good."""
+    """Return the reasons why this server can serve nobody, for its readiness; none while its SVID is good."""
     try:
         identity.current()
     except IdentityUnavailableError as exc:

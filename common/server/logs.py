@@ -1,9 +1,9 @@
 """Structured logs on stderr: one JSON object for each line, or a readable form on a terminal.
 
-Values that may be key material never come out: what can be read as bytes is shown as "<32 bytes>", a bytes literal
-inside a text as "<bytes>", and of an object only the name of its type. That holds inside dicts and lists, for
-exceptions, and for what libraries log through `logging`. It cannot hold for hex and the like in a text that somebody
-formats, so an event is a literal of lower-case words, and what varies is context:
+Values that may be key material never appear: anything readable as bytes is shown as "<32 bytes>", a bytes literal
+inside a text as "<bytes>", and an object only as the name of its type. This also holds inside dicts and lists, for
+exceptions, and for what libraries log through `logging`. It cannot hold for hex and the like inside formatted text, so
+an event is a literal of lower-case words, and whatever varies goes into the context:
 `log.info("shard stored", set_number=7)`.
 """
 
@@ -53,7 +53,7 @@ def configure(level: str = "info", format: str = "auto") -> None:  # noqa: A002 
 
 
 def conceal(value: Any) -> Any:
-    """Return what may be shown of *value*, in types that JSON has."""
+    """Return what may be shown of *value*, as JSON types."""
     match value:
         case Enum():
             return value.name.lower()
@@ -92,13 +92,13 @@ class _Logger:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
         except (OSError, ValueError):
-            pass  # full disk, reader gone, closed at exit: no call may fail for it, and there is nowhere to say it
+            pass  # full disk, reader gone, closed at exit: no call may fail for it, and it cannot be reported anywhere
 
     debug = info = warning = error = critical = write
 
 
 class _Handler(logging.Handler):
-    """Takes the records of `logging` the same way."""
+    """Writes the records of `logging` in the same form."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = str(conceal(record.msg))
@@ -140,7 +140,7 @@ def _render_console(_logger: WrappedLogger, _method: str, event: EventDict) -> s
 
 
 def _printable(text: str, *, spaces: bool = False) -> str:
-    """Quote what a terminal would obey, or what would look like two values."""
+    """Quote text that a terminal would act on, or that would look like two values."""
     return text if text.isprintable() and (spaces or " " not in text) else repr(text)
 
 
@@ -149,7 +149,7 @@ def _render_exception(exc_info: ExcInfo) -> str:
 
 
 def _mask(text: str) -> str:
-    """Take out bytes literals, which libraries put into their messages."""
+    """Replace the bytes literals that libraries put into their messages."""
     return _BYTES_LITERAL.sub("<bytes>", text)
 
 
@@ -162,7 +162,7 @@ def _size(value: Any) -> int | None:
         pass  # not bytes
     except ValueError:
         return 0  # a released view
-    # By name: this module stays free of ctypes and is imported by everybody.
+    # By name: every program imports this module, so it stays free of ctypes.
     return len(value) if type(value).__name__ == "ProtectedBuffer" else None
 
 

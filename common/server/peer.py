@@ -1,11 +1,11 @@
-"""Who the peer of a call is, by the certificate of its connection. Rules, all of which a caller has to meet:
+"""Who the peer of a call is, by the certificate of its connection. Rules, all of which a caller must meet:
 
 1. TLS 1.3.
 2. gRPC found exactly one URI SAN, and it is a well-formed SPIFFE ID (`peer_spiffe_id`; never `peer_identities`, which
    mixes DNS names in). The certificate, parsed here, says the same.
-3. The ID is of the server's own trust domain and has a path.
+3. The ID is in the server's own trust domain and has a path.
 4. The certificate is a leaf: it can sign no other certificate.
-5. It is valid now: gRPC looks at the time only in the handshake, and a connection may outlive its certificate.
+5. It is valid now: gRPC checks the time only in the handshake, and a connection may outlive its certificate.
 
 The chain itself was verified in the handshake, against the bundle of the server's trust domain alone.
 """
@@ -21,7 +21,7 @@ from cryptography import x509
 from common.errors import UnauthenticatedError
 
 _MAX_ID_BYTES = 2048  # SPIFFE-ID, section 2.3
-_MAX_PEERS = 4096  # parsed certificates kept, some 300 bytes each beside their PEM
+_MAX_PEERS = 4096  # parsed certificates kept, about 300 bytes each besides their PEM
 _SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]{1,255})((?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+)", re.ASCII)
 
 

@@ -1,4 +1,4 @@
-"""How a process ends: SIGTERM and SIGINT as something that the main thread waits for, and the end itself."""
+"""How a process ends: the main thread waits for SIGTERM or SIGINT, and then ends the process itself."""
 
 import os
 import queue
@@ -9,14 +9,14 @@ from typing import NoReturn
 
 
 class Termination:
-    """Whether this process was asked to stop. Made and waited for on the main thread; replaces the signals' handlers.
+    """Whether this process was asked to stop. Create and await it on the main thread; it replaces the signal handlers.
 
-    A `threading.Event` would not do: a handler that sets it while the main thread is inside the same event's lock
-    waits for itself.
+    A `threading.Event` would not do: a handler that sets it while the main thread holds the event's lock waits for
+    itself.
     """
 
     def __init__(self) -> None:
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # its put may interrupt its get
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # reentrant: its put may interrupt its get
         self._is_set = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
@@ -40,11 +40,11 @@ class Termination:
 
 
 def end_process(code: int) -> NoReturn:
-    """End with what was printed, once everything is closed; not by way of the interpreter's own end.
+    """Flush what was printed and end the process, once everything is closed, without the interpreter's own shutdown.
 
-    That waits for workers, also for those that hang with a disk; and for ever for a lock of gRPC, where the thread that
-    had it was stopped by that same end.
+    That shutdown waits for workers, even for those that hang on a disk, and waits for ever for a lock of gRPC when it
+    has itself stopped the thread that held it.
     """
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: was closed at the start
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed when the process started
         stream.flush()
     os._exit(code)

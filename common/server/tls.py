@@ -1,7 +1,7 @@
 """The server side of mTLS, following SVID rotation.
 
-Every client has to show a certificate of the server's own trust domain: with the authorities of two domains in one
-pool, either could mint the other's IDs. What the certificate says is checked for each call, by `common.server.peer`.
+Every client must present a certificate of the server's own trust domain: with the authorities of two domains in one
+pool, either could mint the other's IDs. What the certificate says is checked on each call, by `common.server.peer`.
 """
 
 import threading
@@ -19,14 +19,14 @@ _logger = structlog.get_logger()
 def server_credentials(identity: IdentitySource) -> grpc.ServerCredentials:
     """Make credentials that take key, chain and client roots from *identity* anew for each connection.
 
-    Clients without a certificate of the trust domain fail in the handshake. When *identity* has no SVID for a while,
-    the last one stays in place: clients that see it expired refuse it, and `common.server.edge` serves no call.
+    Clients without a certificate of the trust domain fail in the handshake. While *identity* has no SVID, the last one
+    stays in place: once it has expired, clients refuse it and `common.server.edge` serves no call.
 
     Raises:
         IdentityUnavailableError: There is no SVID now (the SDK's error).
     """
     follower = _Follower(identity)
-    # The stubs of grpcio do not know that the fetcher may return None.
+    # grpcio's stubs do not know that the fetcher may return None.
     fetch_change = cast(Callable[[], grpc.ServerCertificateConfiguration], follower.fetch_change)
     return grpc.dynamic_ssl_server_credentials(follower.first, fetch_change, require_client_authentication=True)
 
@@ -48,7 +48,7 @@ class _Follower:
                 svid = self._identity.current()
             except IdentityUnavailableError as exc:
                 if not self._is_missing:
-                    _logger.warning("no svid to serve with, the last one stays", error=str(exc))
+                    _logger.warning("no new svid, the last one stays", error=str(exc))
                 self._is_missing = True
                 return None
             self._is_missing = False

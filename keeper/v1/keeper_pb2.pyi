@@ -78,7 +78,7 @@ Global___GetSealingKeyResponse: _TypeAlias = GetSealingKeyResponse  # noqa: Y015
 
 @_typing.final
 class SetLabel(_message.Message):
-    """Names one set and where it stands. Bound into everything that is sealed for it."""
+    """Names one set and its place in the store's history. Bound into everything that is sealed for it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -135,7 +135,7 @@ class PutShardRequest(_message.Message):
     """SHA-256 commitment of the shard, 32 bytes: a shard that does not match is refused."""
     current_set_id: _builtins.bytes
     """The store's current set, 16 bytes: label.set_id itself, unless a new set is being handed out beside the current one.
-    The current set is never evicted for it.
+    The current set is never evicted to make room.
     """
     @_builtins.property
     def label(self) -> Global___SetLabel: ...
@@ -366,7 +366,7 @@ Global___HeldSet: _TypeAlias = HeldSet  # noqa: Y015
 
 @_typing.final
 class RollbackMark(_message.Message):
-    """How far a store had come, signed by its nexus. No secret."""
+    """How far a store had got, signed by its nexus. Not secret."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

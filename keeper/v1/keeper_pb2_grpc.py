@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class KeeperServiceStub(object):
     """What a nexus asks of a keeper. Private: only the nexuses that the keeper's configuration names may call,
-    all others get PERMISSION_DENIED. A keeper has one state: it runs, with no, one or two shard sets in memory.
+    all others get PERMISSION_DENIED. A keeper has one state: it runs, with zero, one or two shard sets in memory.
     """
 
     def __init__(self, channel):
@@ -75,11 +75,11 @@ class KeeperServiceStub(object):
 
 class KeeperServiceServicer(object):
     """What a nexus asks of a keeper. Private: only the nexuses that the keeper's configuration names may call,
-    all others get PERMISSION_DENIED. A keeper has one state: it runs, with no, one or two shard sets in memory.
+    all others get PERMISSION_DENIED. A keeper has one state: it runs, with zero, one or two shard sets in memory.
     """
 
     def GetSealingKey(self, request, context):
-        """Makes a one-shot HPKE key and signs a statement of it. Good for one use or 60 s.
+        """Makes a one-shot HPKE key and signs a statement of it. Valid for one use within 60 s.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many statements open).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -89,38 +89,38 @@ class KeeperServiceServicer(object):
     def PutShard(self, request, context):
         """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
         Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
-        FAILED_PRECONDITION (other cluster or genesis, older than what was held, another shard of the same set, the current
-        set is missing here, statement unknown, used or another's).
+        FAILED_PRECONDITION (another cluster or genesis, older than what was held, another shard of the same set, the
+        current set is missing here, statement unknown, used or issued to another caller).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropSet(self, request, context):
-        """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster).
+        """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchShard(self, request, context):
-        """Gives a shard back, sealed to the caller's one-shot key.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (other cluster).
+        """Returns a shard, sealed to the caller's one-shot key.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (another cluster).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutMark(self, request, context):
-        """Takes a rollback mark, if it is newer than the one that is held; an older one is accepted and changes nothing.
-        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
+        """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
+        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMark(self, request, context):
-        """Gives the rollback mark back. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster).
+        """Returns the rollback mark. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,7 +181,7 @@ def add_KeeperServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KeeperService(object):
     """What a nexus asks of a keeper. Private: only the nexuses that the keeper's configuration names may call,
-    all others get PERMISSION_DENIED. A keeper has one state: it runs, with no, one or two shard sets in memory.
+    all others get PERMISSION_DENIED. A keeper has one state: it runs, with zero, one or two shard sets in memory.
     """
 
     @staticmethod

@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class KeeperServiceStub:
     """What a nexus asks of a keeper. Private: only the nexuses that the keeper's configuration names may call,
-    all others get PERMISSION_DENIED. A keeper has one state: it runs, with no, one or two shard sets in memory.
+    all others get PERMISSION_DENIED. A keeper has one state: it runs, with zero, one or two shard sets in memory.
     """
 
     @_typing.overload
@@ -36,65 +36,65 @@ class KeeperServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KeeperServiceAsyncStub: ...
     GetSealingKey: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.GetSealingKeyRequest, _keeper_pb2.GetSealingKeyResponse]
-    """Makes a one-shot HPKE key and signs a statement of it. Good for one use or 60 s.
+    """Makes a one-shot HPKE key and signs a statement of it. Valid for one use within 60 s.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many statements open).
     """
     PutShard: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.PutShardRequest, _keeper_pb2.PutShardResponse]
     """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
     Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
-    FAILED_PRECONDITION (other cluster or genesis, older than what was held, another shard of the same set, the current
-    set is missing here, statement unknown, used or another's).
+    FAILED_PRECONDITION (another cluster or genesis, older than what was held, another shard of the same set, the
+    current set is missing here, statement unknown, used or issued to another caller).
     """
     DropSet: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.DropSetRequest, _keeper_pb2.DropSetResponse]
-    """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster)."""
+    """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster)."""
     FetchShard: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.FetchShardRequest, _keeper_pb2.FetchShardResponse]
-    """Gives a shard back, sealed to the caller's one-shot key.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (other cluster).
+    """Returns a shard, sealed to the caller's one-shot key.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (another cluster).
     """
     PutMark: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.PutMarkRequest, _keeper_pb2.PutMarkResponse]
-    """Takes a rollback mark, if it is newer than the one that is held; an older one is accepted and changes nothing.
-    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
+    """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
+    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis).
     """
     GetMark: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.GetMarkRequest, _keeper_pb2.GetMarkResponse]
-    """Gives the rollback mark back. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
+    """Returns the rollback mark. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.GetStatusRequest, _keeper_pb2.GetStatusResponse]
     """Says what the keeper holds. Codes: PERMISSION_DENIED."""
 
 @_typing.type_check_only
 class KeeperServiceAsyncStub(KeeperServiceStub):
     """What a nexus asks of a keeper. Private: only the nexuses that the keeper's configuration names may call,
-    all others get PERMISSION_DENIED. A keeper has one state: it runs, with no, one or two shard sets in memory.
+    all others get PERMISSION_DENIED. A keeper has one state: it runs, with zero, one or two shard sets in memory.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetSealingKey: _aio.UnaryUnaryMultiCallable[_keeper_pb2.GetSealingKeyRequest, _keeper_pb2.GetSealingKeyResponse]  # type: ignore[assignment]
-    """Makes a one-shot HPKE key and signs a statement of it. Good for one use or 60 s.
+    """Makes a one-shot HPKE key and signs a statement of it. Valid for one use within 60 s.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many statements open).
     """
     PutShard: _aio.UnaryUnaryMultiCallable[_keeper_pb2.PutShardRequest, _keeper_pb2.PutShardResponse]  # type: ignore[assignment]
     """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
     Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
-    FAILED_PRECONDITION (other cluster or genesis, older than what was held, another shard of the same set, the current
-    set is missing here, statement unknown, used or another's).
+    FAILED_PRECONDITION (another cluster or genesis, older than what was held, another shard of the same set, the
+    current set is missing here, statement unknown, used or issued to another caller).
     """
     DropSet: _aio.UnaryUnaryMultiCallable[_keeper_pb2.DropSetRequest, _keeper_pb2.DropSetResponse]  # type: ignore[assignment]
-    """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster)."""
+    """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster)."""
     FetchShard: _aio.UnaryUnaryMultiCallable[_keeper_pb2.FetchShardRequest, _keeper_pb2.FetchShardResponse]  # type: ignore[assignment]
-    """Gives a shard back, sealed to the caller's one-shot key.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (other cluster).
+    """Returns a shard, sealed to the caller's one-shot key.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (another cluster).
     """
     PutMark: _aio.UnaryUnaryMultiCallable[_keeper_pb2.PutMarkRequest, _keeper_pb2.PutMarkResponse]  # type: ignore[assignment]
-    """Takes a rollback mark, if it is newer than the one that is held; an older one is accepted and changes nothing.
-    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
+    """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
+    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis).
     """
     GetMark: _aio.UnaryUnaryMultiCallable[_keeper_pb2.GetMarkRequest, _keeper_pb2.GetMarkResponse]  # type: ignore[assignment]
-    """Gives the rollback mark back. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
+    """Returns the rollback mark. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_keeper_pb2.GetStatusRequest, _keeper_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Says what the keeper holds. Codes: PERMISSION_DENIED."""
 
 class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a nexus asks of a keeper. Private: only the nexuses that the keeper's configuration names may call,
-    all others get PERMISSION_DENIED. A keeper has one state: it runs, with no, one or two shard sets in memory.
+    all others get PERMISSION_DENIED. A keeper has one state: it runs, with zero, one or two shard sets in memory.
     """
 
     @_abc_1.abstractmethod
@@ -103,7 +103,7 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keeper_pb2.GetSealingKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.GetSealingKeyResponse, _abc.Awaitable[_keeper_pb2.GetSealingKeyResponse]]:
-        """Makes a one-shot HPKE key and signs a statement of it. Good for one use or 60 s.
+        """Makes a one-shot HPKE key and signs a statement of it. Valid for one use within 60 s.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many statements open).
         """
 
@@ -115,8 +115,8 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_keeper_pb2.PutShardResponse, _abc.Awaitable[_keeper_pb2.PutShardResponse]]:
         """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
         Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
-        FAILED_PRECONDITION (other cluster or genesis, older than what was held, another shard of the same set, the current
-        set is missing here, statement unknown, used or another's).
+        FAILED_PRECONDITION (another cluster or genesis, older than what was held, another shard of the same set, the
+        current set is missing here, statement unknown, used or issued to another caller).
         """
 
     @_abc_1.abstractmethod
@@ -125,7 +125,7 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keeper_pb2.DropSetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.DropSetResponse, _abc.Awaitable[_keeper_pb2.DropSetResponse]]:
-        """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (other cluster)."""
+        """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster)."""
 
     @_abc_1.abstractmethod
     def FetchShard(
@@ -133,8 +133,8 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keeper_pb2.FetchShardRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.FetchShardResponse, _abc.Awaitable[_keeper_pb2.FetchShardResponse]]:
-        """Gives a shard back, sealed to the caller's one-shot key.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (other cluster).
+        """Returns a shard, sealed to the caller's one-shot key.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (another cluster).
         """
 
     @_abc_1.abstractmethod
@@ -143,8 +143,8 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keeper_pb2.PutMarkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.PutMarkResponse, _abc.Awaitable[_keeper_pb2.PutMarkResponse]]:
-        """Takes a rollback mark, if it is newer than the one that is held; an older one is accepted and changes nothing.
-        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (other cluster or genesis).
+        """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
+        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis).
         """
 
     @_abc_1.abstractmethod
@@ -153,7 +153,7 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keeper_pb2.GetMarkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.GetMarkResponse, _abc.Awaitable[_keeper_pb2.GetMarkResponse]]:
-        """Gives the rollback mark back. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
+        """Returns the rollback mark. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
 
     @_abc_1.abstractmethod
     def GetStatus(

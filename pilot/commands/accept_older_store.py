@@ -1,4 +1,4 @@
-"""`pilot accept-older-store`: go on with a store that is older than keepers remember, and lose what came after it."""
+"""`pilot accept-older-store`: continue with a store older than keepers remember, and lose what came after it."""
 
 from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
@@ -21,10 +21,10 @@ app = typer.Typer(add_completion=False)
 def accept_older_store(
     settings: Settings,
     timeline: Annotated[
-        int, typer.Option(min=1, max=LARGEST_NUMBER, metavar="T", help="Timeline of the store as it is.")
+        int, typer.Option(min=1, max=LARGEST_NUMBER, metavar="T", help="The store's present timeline.")
     ],
     revision: Annotated[
-        int, typer.Option(min=0, max=LARGEST_NUMBER, metavar="R", help="Revision of the store as it is.")
+        int, typer.Option(min=0, max=LARGEST_NUMBER, metavar="R", help="The store's present revision.")
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing; for automation.")] = False,
 ) -> None:
@@ -50,10 +50,10 @@ def accept_older_store(
 
 
 def check(status: "GetStatusResponse", *, timeline: int, revision: int) -> None:
-    """Check that there is something to accept, and that it is what the caller looked at.
+    """Check that there is something to accept, and that the store is where the caller saw it.
 
     Raises:
-        PilotError: There is no newer mark, or the store is at another place.
+        PilotError: There is no newer mark, or the store is at another timeline or revision.
     """
     if not status.HasField("newer_mark"):
         raise PilotError(
@@ -64,13 +64,13 @@ def check(status: "GetStatusResponse", *, timeline: int, revision: int) -> None:
     if (status.timeline, status.revision) != (timeline, revision):
         raise PilotError(
             f"the store is at timeline {status.timeline}, revision {status.revision}; got {timeline} and {revision}",
-            "look at 'pilot status' again before you accept",
+            "check 'pilot status' again before you accept",
             exit_code=USAGE,
         )
 
 
 def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
-    """Have a person type what is about to be lost.
+    """Make a person type what is about to be lost.
 
     Raises:
         PilotError: Not confirmed.
@@ -88,7 +88,7 @@ def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
 
 
 def describe_loss(status: "GetStatusResponse") -> str:
-    """Say what accepting loses, from where to where, who remembers it and since when."""
+    """Say what accepting loses, from which revision to which, who remembers it and since when."""
     mark = status.newer_mark
     if mark.timeline == status.timeline:
         lost = f"revisions {status.revision + 1} to {mark.revision} ({mark.revision - status.revision} of them)"
@@ -99,7 +99,7 @@ def describe_loss(status: "GetStatusResponse") -> str:
         f"The store of cluster {status.cluster_id.hex()} is at timeline {status.timeline}, revision {status.revision}. "
         f"Accepting it loses for good:\n"
         f"  {lost} of timeline {status.timeline},\n"
-        f"  and whatever was committed after the mark that tells of them.\n"
+        f"  and whatever was committed after that mark was made.\n"
         f"The mark was made at {show_time(mark.made_at.ToDatetime(UTC))}; it is held by {keepers}.\n"
-        "If a newer copy of the store exists, stop here and put that one back."
+        "If a newer copy of the store exists, stop here and restore that one."
     )

@@ -1,4 +1,4 @@
-"""`pilot init`: bring a cluster into being, with its recovery key in the hands of custodians."""
+"""`pilot init`: create a cluster, with its recovery key in the hands of custodians."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ from pilot.terminal.signals import signals_as_interrupt
 if TYPE_CHECKING:
     from common.keys.recovery_key import ShareHash
     from pilot.connection import Connection
-    from pilot.custody.ceremony import Begun, Initialised, Plan, State
+    from pilot.custody.ceremony import Begun, Initialised, InitPlan, State
 
 app = typer.Typer(add_completion=False)
 
@@ -32,7 +32,7 @@ def init(
         int, typer.Option(min=0, max=255, metavar="T", help="Keepers that a recovery needs; 0: more than half of them.")
     ] = 0,
     recovery: Annotated[
-        str, typer.Option(metavar="K/N", help="Recovery shares needed and made: 1/1, or 2 to 16 of 2 to 16.")
+        str, typer.Option(metavar="K/N", help="Recovery shares needed, and made: 1/1, or 2 to 16 of 2 to 16.")
     ] = DEFAULT_RECOVERY,
     shares_dir: Annotated[
         Path | None,
@@ -40,7 +40,7 @@ def init(
     ] = None,
     if_needed: Annotated[
         bool,
-        typer.Option("--if-needed", help="For automation: a cluster that is initialised is left alone, with exit 0."),
+        typer.Option("--if-needed", help="For automation: leave an initialised cluster alone and exit with 0."),
     ] = False,
 ) -> None:
     """Initialise the cluster and hand out the recovery shares. Role: superuser."""
@@ -66,15 +66,15 @@ def init(
     _print(settings, plan, initialised, shares_dir)
 
 
-def parse_plan(keeper_threshold: int, recovery: str) -> "Plan":
-    """Read what the options say.
+def parse_plan(keeper_threshold: int, recovery: str) -> "InitPlan":
+    """Read the plan from the options.
 
     Raises:
-        UsageError: A threshold that cannot be.
+        UsageError: A threshold is impossible.
     """
     from common.errors import InvalidArgumentError
     from common.keys.words import check_counts
-    from pilot.custody.ceremony import Plan
+    from pilot.custody.ceremony import InitPlan
 
     match = _RECOVERY.fullmatch(recovery)
     if match is None:
@@ -88,7 +88,7 @@ def parse_plan(keeper_threshold: int, recovery: str) -> "Plan":
         raise UsageError(
             "--keeper-threshold: got 1, want at least 2", "with 1 each keeper alone would hold the root key"
         )
-    return Plan(keeper_threshold, threshold, count)
+    return InitPlan(keeper_threshold, threshold, count)
 
 
 class _Calls:
@@ -98,7 +98,7 @@ class _Calls:
         self._connection = connection
         self._cluster = connection.cluster
 
-    def begin(self, plan: "Plan", public_key: bytes, hashes: "list[ShareHash]") -> "Begun":
+    def begin(self, plan: "InitPlan", public_key: bytes, hashes: "list[ShareHash]") -> "Begun":
         from pilot.custody.ceremony import Begun
         from shardhold.v1 import cluster_pb2 as pb
 
@@ -137,7 +137,7 @@ class _Calls:
         return State(pb.State.Name(response.state).removeprefix("STATE_").lower(), response.genesis)
 
 
-def _print(settings: Settings, plan: "Plan", initialised: "Initialised", shares_dir: Path | None) -> None:
+def _print(settings: Settings, plan: "InitPlan", initialised: "Initialised", shares_dir: Path | None) -> None:
     begun = initialised.begun
     if settings.output is Output.JSON:
         document: dict[str, Any] = {
@@ -161,9 +161,9 @@ def _print(settings: Settings, plan: "Plan", initialised: "Initialised", shares_
         )
     if shares_dir is not None:
         _say(
-            f"{shares_dir} holds all {plan.recovery_shares} recovery shares in one place: whoever reads "
+            f"{shares_dir} holds all {plan.recovery_shares} recovery shares in one place: anyone who reads "
             f"{plan.recovery_threshold} of its files and the store has every secret. Give each custodian one file, and "
-            "delete them here"
+            "delete the files here"
         )
 
 

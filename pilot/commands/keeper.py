@@ -1,4 +1,4 @@
-"""`pilot keeper`: the keepers, as the nexus knows them."""
+"""`pilot keeper`: the keepers, as the nexus sees them."""
 
 from typing import Any
 

@@ -37,7 +37,7 @@ def apply(
     file: Annotated[str, typer.Argument(metavar="FILE", help=r"TOML with [\[policy]] tables; -: standard input.")],
     if_ready: Annotated[
         bool,
-        typer.Option("--if-ready", help="For automation: a nexus that waits for its key is left alone, with exit 0."),
+        typer.Option("--if-ready", help="For automation: leave a nexus that waits for its key alone and exit with 0."),
     ] = False,
 ) -> None:
     """Create or replace policies by name, all or none. Role: superuser."""
@@ -88,7 +88,7 @@ def list_(settings: Settings) -> None:
     print_table(("policy", "permissions", "SPIFFE IDs", "paths"), rows)
     for name in response.damaged:
         print(
-            f"pilot: warning: policy {name} was changed behind Shardhold's back; no workload is authorised until it is "
+            f"pilot: warning: policy {name} was changed outside Shardhold; no workload is authorised until it is "
             "applied again or deleted",
             file=sys.stderr,
         )
@@ -111,18 +111,18 @@ def delete(
 
 
 def parse_policies(text: str, *, origin: str) -> "list[pb.Policy]":
-    """Read policies from TOML. Globs and limits are the nexus's to judge; shape and names of options are checked here.
+    """Read policies from TOML. Shape and names of options are checked here; the nexus checks globs and limits.
 
     Raises:
-        UsageError: No TOML, no policy, or an option that is unknown, missing or of the wrong type.
+        UsageError: It is not TOML, has no policy, or an option is unknown, missing or of the wrong type.
     """
     from shardhold.v1 import policies_pb2 as pb
 
     try:
         document = tomllib.loads(text)
     except RecursionError as exc:
-        raise UsageError(f"{origin}: is nested too deep") from exc
-    except ValueError as exc:  # tomllib.TOMLDecodeError is one; a number of thousands of digits raises the bare one
+        raise UsageError(f"{origin}: is nested too deeply") from exc
+    except ValueError as exc:  # a TOMLDecodeError, or a bare one for a number with thousands of digits
         raise UsageError(f"{origin}: {exc}") from exc
     tables = document.pop("policy", None)
     if document or not isinstance(tables, list) or not tables:

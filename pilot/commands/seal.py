@@ -1,4 +1,4 @@
-"""`pilot seal`: shut the door, so that only custodians open it again."""
+"""`pilot seal`: seal the cluster, so that only custodians can bring it back."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +49,7 @@ def seal(
 
 
 def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
-    """Have a person type what is about to be sealed.
+    """Make a person type what is about to be sealed.
 
     Raises:
         PilotError: Not confirmed.
@@ -62,7 +62,7 @@ def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
     people = f"{status.recovery_threshold} of its {status.recovery_shares} custodians" if known else "its custodians"
     warning = (
         f"Sealing cluster {cluster_id or '(its nexus does not say which)'}: no secret is served from now on, the nexus "
-        f"wipes its keys, and the\nkeepers drop their shards. No restart brings it back, only {people} do."
+        f"wipes its keys, and the\nkeepers drop their shards. No restart brings it back, only {people} can."
     )
     question = f"type {shown}, or the word seal" if shown else "type the word seal"
     answers = ("seal", shown) if shown else ("seal",)
@@ -70,13 +70,13 @@ def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
 
 
 def explain(error: "Error") -> PilotError:
-    """Say what is true after a seal that was not answered as it should be."""
+    """Say what is true after a seal that failed, or whose answer was lost."""
     described = describe(error)
-    hint = "'pilot status' shows whether it is sealed; to seal once more does no harm"
+    hint = "'pilot status' shows whether it is sealed; sealing again does no harm"
     if error.reason in _STORE_FAILED:
         hint = (
-            "the nexus has wiped its keys and ends, but the store may not know of the seal: a restart may recover. "
-            "Keep it down, mend the store, start it, and seal again"
+            "the nexus has wiped its keys and stops, but the store may not have recorded the seal: a restart may "
+            "recover the keys. Keep it down, repair the store, start it, and seal again"
         )
     return PilotError(str(described), hint, *described.hints, exit_code=described.exit_code)
 
@@ -86,7 +86,7 @@ def _print(settings: Settings, response: "SealResponse") -> None:
     if settings.output is Output.JSON:
         print_json({"keepers_emptied": emptied, "keepers": keepers})
         return
-    rest = "" if emptied >= keepers else "; the nexus goes on until the others have dropped theirs, or were restarted"
+    rest = "" if emptied >= keepers else "; the nexus goes on until the others have dropped theirs or were restarted"
     facts = {
         "state": "sealed",
         "keepers": f"{emptied} of {keepers} hold no shard any more{rest}",

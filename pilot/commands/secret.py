@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Secrets.")
 
-# Policies decide; superusers have one at first.
+# Policies decide; at first only superusers have one.
 _ROLES = ("", "superuser")
 
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Path of the secret, such as team/app/db.")]
@@ -40,7 +40,7 @@ ExpectedVersion = Annotated[
         min=0,
         max=LARGEST_NUMBER,
         metavar="N",
-        help="Only if this is the current version; for put 0: only if there is none.",
+        help="Only if this is the current version; for put, 0: only if there is none.",
     ),
 ]
 ExpectedIncarnation = Annotated[
@@ -57,18 +57,18 @@ def put(
         list[str] | None,
         typer.Argument(
             metavar="FIELD=@FILE | FIELD=- | @FILE | -",
-            help="Fields from files or standard input; without a name the field 'value'. None: asks for it.",
+            help="Fields from files or standard input; without a name, the field 'value'. None: asks for it.",
         ),
     ] = None,
     expected_version: ExpectedVersion = None,
     expected_incarnation: ExpectedIncarnation = "",
 ) -> None:
-    """Write the next version of a secret. Values never stand on the command line."""
+    """Write the next version of a secret. Values are never given on the command line."""
     sources = parse_sources(values or [])
     terminal = Terminal()
     if not sources:
         terminal.check("name a file (@FILE) or standard input (-)")
-    with signals_as_interrupt():  # so that a terminal which hides what is typed is put right
+    with signals_as_interrupt():  # so that a terminal that hides typing is restored
         fields = read_values(sources, stdin=sys.stdin.buffer, ask=terminal.ask_hidden)
 
     from shardhold.v1 import secrets_pb2 as pb
@@ -150,7 +150,7 @@ def delete(
     path: PathArgument,
     version: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=LARGEST_NUMBER, metavar="N", help="Only this version; may stand several times."),
+        typer.Option(min=1, max=LARGEST_NUMBER, metavar="N", help="Only this version; may be repeated."),
     ] = None,
     expected_version: ExpectedVersion = None,
     expected_incarnation: ExpectedIncarnation = "",

@@ -1,4 +1,4 @@
-"""`pilot status`, `pilot whoami`, `pilot version`: what there is, and who asks."""
+"""`pilot status`, `pilot whoami`, `pilot version`: what is running, and who asks."""
 
 import sys
 from datetime import UTC
@@ -24,7 +24,7 @@ _ANY_ROLE = ("operator", "superuser", "auditor", "recover")
 @status_app.command()
 @with_globals
 def status(settings: Settings) -> None:
-    """Show how the nexus and its keepers are."""
+    """Show the status of the nexus and its keepers."""
     from pilot.connection import Connection
     from shardhold.v1.cluster_pb2 import GetStatusRequest
 
@@ -45,7 +45,7 @@ def status(settings: Settings) -> None:
 @whoami_app.command()
 @with_globals
 def whoami(settings: Settings) -> None:
-    """Show the SVID that pilot would use. Asks no nexus."""
+    """Show the SVID that pilot would use, without calling a nexus."""
     from pilot.connection import open_identity, role_of
 
     identity = open_identity(settings)
@@ -69,7 +69,7 @@ def whoami(settings: Settings) -> None:
 @version_app.command()
 @with_globals
 def version(settings: Settings) -> None:
-    """Show the version of pilot; that of the nexus is in its status."""
+    """Show the version of pilot; the nexus's version is in its status."""
     if settings.output is Output.JSON:
         print_json({"version": __version__})
     else:
@@ -77,7 +77,7 @@ def version(settings: Settings) -> None:
 
 
 def to_document(response: "GetStatusResponse") -> dict[str, Any]:
-    """Return a status as its JSON document: null for what does not exist yet, or what the caller may not see."""
+    """Return a status as its JSON document: null for what does not exist yet or the caller may not see."""
     from shardhold.v1.cluster_pb2 import State
 
     has_operation = response.HasField("operation")
@@ -123,7 +123,7 @@ def _unseal_document(response: "GetStatusResponse") -> dict[str, Any] | None:
 
 
 def _count_short(response: "GetStatusResponse") -> int | None:
-    """Return how many keepers are missing until a restarted nexus comes back by itself; None when nobody can say."""
+    """Return how many more keepers a restarted nexus needs to come back by itself; None when that is not known."""
     if not response.shard_threshold:
         return None
     return max(0, response.shard_threshold - sum(keeper.holds_current_set for keeper in response.keepers))
@@ -141,7 +141,7 @@ def keeper_document(keeper: "KeeperStatus") -> dict[str, Any]:
 
 
 def to_facts(document: dict[str, Any]) -> dict[str, str]:
-    """Return the lines of a status for people: only what there is."""
+    """Return the lines of a status for people, leaving out what there is not."""
     genesis, operation = document["genesis"], document["operation"]
     mark, unseal = document["newer_mark"], document["unseal"]
     facts = {
@@ -161,24 +161,24 @@ def to_facts(document: dict[str, Any]) -> dict[str, str]:
         "newer mark": mark
         and f"timeline {mark['timeline']}, revision {mark['revision']}, made at {mark['made_at']}, "
         f"held by {', '.join(mark['keepers'])}",
-        "unseal": unseal and f"{unseal['submitted']} of {unseal['needed']} shares are there",
+        "unseal": unseal and f"{unseal['submitted']} of {unseal['needed']} shares submitted",
         "version": document["version"],
     }
     return {name: str(value) for name, value in facts.items() if value}
 
 
 def list_hints(document: dict[str, Any]) -> list[str]:
-    """Return what to do about a nexus that does not come back by itself; nothing for any other."""
+    """Return what to do about a nexus that does not come back by itself; empty for any other."""
     if document["newer_mark"]:
         store = f"--timeline {document['timeline'] or 0} --revision {document['revision'] or 0}"
         return [
-            "the store is older than its keepers remember: put its newest copy back, or lose what is missing with "
+            "the store is older than its keepers remember: restore its newest copy, or lose what is missing with "
             f"'pilot accept-older-store {store}'"
         ]
     if document["state"] == "sealed":
         return ["custodians bring it back: 'pilot unseal'"]
     if document["state"] == "recovering" and document["blocked_by"]:
-        return ["when the keepers that it waits for do not come back, custodians bring it back: 'pilot unseal'"]
+        return ["if the keepers that it waits for do not return, custodians bring it back: 'pilot unseal'"]
     if document["state"] == "ready" and (short := document["keepers_short"]):
         more = "1 more keeper holds its shard" if short == 1 else f"{short} more keepers hold their shards"
         return [f"until {more}, a restarted nexus needs its custodians"]

@@ -1,4 +1,4 @@
-"""`pilot unseal`: custodians bring a cluster back with their recovery words, one by one, from wherever they are."""
+"""`pilot unseal`: custodians bring a cluster back with their recovery words, one by one, wherever they are."""
 
 import sys
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ _CUSTODIANS = ("recover", "operator", "superuser")
 
 
 class _UnsealGroup(TyperGroup):
-    """Leads one custodian through when no command is named."""
+    """Runs the guided unseal when no command is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # Completion parses as well, and wants to offer the commands.
+        # Completion parses too, and is meant to offer the commands.
         is_named = args and (args[0] in self.commands or args[0] == "--help")
         if not is_named and not ctx.resilient_parsing:
             if named := [arg for arg in args if arg in self.commands]:
-                raise UsageError(f"options stand before 'unseal', or behind 'unseal {named[0]}'")
+                raise UsageError(f"options go before 'unseal', or after 'unseal {named[0]}'")
             args = [_LEAD, *args]
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
@@ -42,26 +42,26 @@ NexusIdOption = Annotated[
     typer.Option(
         "--nexus-id",
         metavar="SPIFFE-ID",
-        help="Seal the share to this nexus alone. Default: any /shardhold/nexus/NAME of your trust domain.",
+        help="Seal the share to this nexus only. Default: any /shardhold/nexus/NAME of your trust domain.",
     ),
 ]
 GenesisOption = Annotated[
     str | None,
-    typer.Option("--genesis", metavar="HEX", help="Genesis fingerprint on the card, where nobody can be asked."),
+    typer.Option("--genesis", metavar="HEX", help="Genesis fingerprint on the card, if there is no terminal."),
 ]
 ShareArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="@FILE|-", help="A share card, or its words, as a file or on standard input; else you are asked."
+        metavar="@FILE|-", help="A share card, or its words, from a file or standard input. Default: you are asked."
     ),
 ]
 
 
 @app.callback()
 def _keep_as_group() -> None:
-    """Bring the cluster back with recovery shares. Without a command: lead one custodian through.
+    """Bring the cluster back with recovery shares. Without a command: guide one custodian through.
 
-    That joins the open session or opens one, shows the genesis fingerprint
+    It joins the open session or opens one, shows the genesis fingerprint
     to compare with the share card, asks for the words, and submits them,
     sealed to the nexus. Roles: recover, operator, superuser.
     """
@@ -72,14 +72,14 @@ def _keep_as_group() -> None:
 def lead(
     settings: Settings, share: ShareArgument = None, nexus_id: NexusIdOption = None, genesis: GenesisOption = None
 ) -> None:
-    """Lead one custodian through: as submit, in a session that is opened when none is open."""
+    """Guide one custodian through: like submit, but opens a session if there is none."""
     _take_share(settings, share or [], nexus_id, genesis, starts=True)
 
 
 @app.command()
 @with_globals
 def start(settings: Settings) -> None:
-    """Open the session in which shares are gathered; it ends after 15 minutes."""
+    """Open the session that gathers shares; it ends after 15 minutes."""
     with _connect(settings, _CUSTODIANS) as recovery:
         recovery.start()
         progress = recovery.load_progress()
@@ -98,7 +98,7 @@ def submit(
 @app.command()
 @with_globals
 def status(settings: Settings) -> None:
-    """Show how many shares are there and how many are needed."""
+    """Show how many shares were submitted and how many are needed."""
     with _connect(settings, (*_CUSTODIANS, "auditor")) as recovery:
         progress = recovery.load_progress()
     _print_progress(settings, progress)
@@ -107,7 +107,7 @@ def status(settings: Settings) -> None:
 @app.command()
 @with_globals
 def reset(settings: Settings) -> None:
-    """End the session and forget its shares. For who started it, and the roles operator and superuser."""
+    """End the session and forget its shares. For its starter, and the roles operator and superuser."""
     with _connect(settings, ("operator", "superuser", "recover")) as recovery:
         progress = recovery.load_progress()
         if not progress.HasField("session"):
@@ -181,7 +181,7 @@ def _print_progress(settings: Settings, progress: "GetProgressResponse") -> None
         "cluster": document["cluster_id"],
         "genesis": group_hex(progress.genesis),
         "recovery": f"any {progress.recovery_threshold} of {progress.recovery_shares} custodians",
-        "session": f"{session['submitted']} of {session['needed']} shares are there" if session else "none is open",
+        "session": f"{session['submitted']} of {session['needed']} shares submitted" if session else "none is open",
     }
     if session:
         facts["ends in"] = f"{session['expires_in_s']} s"
@@ -190,7 +190,7 @@ def _print_progress(settings: Settings, progress: "GetProgressResponse") -> None
 
 
 def to_document(progress: "GetProgressResponse") -> dict[str, Any]:
-    """Return how an unseal stands as its JSON document; null for what is not there, or not for the caller to see."""
+    """Return the progress of an unseal as its JSON document; null for what does not exist or the caller may not see."""
     session = progress.session
     return {
         "cluster_id": progress.cluster_id.hex(),
@@ -232,7 +232,7 @@ def _print_accepted(settings: Settings, accepted: "SubmitShareResponse") -> None
             }
         )
     if not missing and not accepted.ready:
-        _say("the root key is proved, and the nexus is blocked: 'pilot status' says by what, and what to do")
+        _say("the root key is proved, but the nexus is blocked: 'pilot status' says by what, and what to do")
 
 
 def _say(text: str) -> None:

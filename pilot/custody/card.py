@@ -14,16 +14,16 @@ _PER_LINE = 4
 GENESIS_SIZE = 32  # bytes
 _WHAT_TO_DO = """\
 what to do with it
-- Copy it to paper or steel, compare every word, and keep it where only you can take it. Leave no file or picture of it.
-- Words alone open nothing: {threshold} of the {count} shares do. Tell nobody yours, whoever asks.
+- Copy it to paper or steel, compare every word, and keep it where only you can get it. Leave no file or picture of it.
+- Your words alone open nothing: {threshold} of the {count} shares do. Tell nobody yours, whoever asks.
 - When the cluster cannot come back by itself, its operators ask you to enter the words with 'pilot unseal'. Compare the
   genesis fingerprint that it shows with this card first; if they differ, enter nothing and raise the alarm.
-- Destroy it only when you were told that newer shares replace it, or that this attempt to initialise was given up."""
+- Destroy it only when you are told that newer shares replace it, or that this attempt to initialise was given up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One custodian's recovery share and what belongs beside it."""
+    """One custodian's recovery share and what belongs with it."""
 
     number: int  # 1 to count
     count: int
@@ -52,7 +52,7 @@ class Card:
 
 
 def is_card(text: str) -> bool:
-    """Say whether *text* begins as a card does."""
+    """Return whether *text* begins like a card."""
     return text.lstrip().startswith(_TITLE)
 
 
@@ -84,11 +84,11 @@ def read_words(card: str) -> str:
     """Find the words in the text of a card; they are not checked.
 
     Raises:
-        WordsError: It is no card, or has not 33 words.
+        WordsError: It is not a card, or does not have 33 words.
     """
     lines = iter(card.splitlines())
-    if _WORDS_FOLLOW not in lines:  # goes on behind that line
-        raise WordsError("the file is no share card")
+    if _WORDS_FOLLOW not in lines:  # then continues after that line
+        raise WordsError("the file is not a share card")
     words: list[str] = []
     for line in lines:
         if not line.strip():
@@ -100,6 +100,6 @@ def read_words(card: str) -> str:
 
 
 def _number(words: Sequence[str]) -> list[str]:
-    """Return numbered words in columns that are read line by line."""
+    """Return numbered words in columns, to be read line by line."""
     cells = [f"{number:>2} {word:<10}" for number, word in enumerate(words, start=1)]
     return ["  ".join(cells[start : start + _PER_LINE]).rstrip() for start in range(0, len(cells), _PER_LINE)]

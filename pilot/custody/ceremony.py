@@ -1,14 +1,14 @@
-"""Initialising a cluster, step by step, and what is true when a step fails.
+"""Initialising a cluster, step by step, and what holds when a step fails.
 
 1. begin: the recovery key is made here; the nexus gets its public key and salted hashes of the shares, makes a root key
    and seals a challenge. The seed is wiped.
 2. hand out: each custodian gets a share card.
-3. proof: a threshold of shares is read back, and only what was read back opens the challenge.
-4. confirm: the answer makes the nexus commit. Sent again, it does no harm.
+3. prove: a threshold of shares is read back, and only what was read back opens the challenge.
+4. confirm: the answer makes the nexus commit. Sending it again does no harm.
 
-Up to the commit everything is void when anything fails: the shares open nothing and the cards are to be destroyed.
-After it the cards are the real ones. When the answer to 4 is lost, the nexus's state tells which it is; as long as
-nobody knows, the cards are kept.
+If anything fails before the commit, the attempt is void: the shares open nothing and the cards are to be destroyed.
+After the commit the cards are the real ones. When the answer to step 4 is lost, the nexus's state tells which of the
+two it is; until that is known, the cards are kept.
 """
 
 import os
@@ -27,16 +27,16 @@ from pilot.custody.hand_out import Custodians, ShareCheck
 from pilot.errors import INTERRUPTED, UNAVAILABLE, PilotError, describe
 from shardhold._errors import DeadlineError, Error, UnavailableError, WrongStateError
 
-CONFIRM_PATIENCE_S = 30.0  # how long a confirmation without an answer is repeated
+CONFIRM_PATIENCE_S = 30.0  # how long an unanswered confirmation is repeated
 _REPEAT_AFTER_S = 0.5
 BEFORE_COMMIT = ("uninitialised", "initialising")
 
-# What ends a step from outside or inside; everything else is a fault of pilot.
+# What may end a step, from outside or inside; anything else is a bug in pilot.
 _FAILURES = (KeyboardInterrupt, EOFError, OSError, PilotError, WordsError, DecryptionError, Error)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class InitPlan:
     keeper_threshold: int  # 0: the nexus decides, more than half
     recovery_threshold: int
     recovery_shares: int
@@ -53,7 +53,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What GetStatus says of it."""
+    """What GetStatus says about the cluster."""
 
     name: str
     genesis: bytes  # empty: not known
@@ -62,14 +62,14 @@ class State:
 @dataclass(frozen=True, slots=True)
 class Initialised:
     begun: Begun
-    keepers_filled: int | None  # None: the answer was lost, the state told
+    keepers_filled: int | None  # None: the answer was lost, and the state showed the commit
     keepers_wanted: int | None
 
 
 class Nexus(Protocol):
     """The calls of an init. All raise the SDK's `Error`."""
 
-    def begin(self, plan: Plan, public_key: bytes, hashes: list[ShareHash]) -> Begun: ...
+    def begin(self, plan: InitPlan, public_key: bytes, hashes: list[ShareHash]) -> Begun: ...
 
     def confirm(self, attempt: int, answer: bytes) -> tuple[int, int]:
         """Return keepers filled and wanted."""
@@ -98,11 +98,11 @@ class Ceremony:
         self._say = say
         self._patience = patience
 
-    def run(self, plan: Plan) -> Initialised:
+    def run(self, plan: InitPlan) -> Initialised:
         """Initialise the cluster.
 
         Raises:
-            PilotError: Says in which state the cluster is now, and which cards to destroy or to keep.
+            PilotError: It says which state the cluster is in now, and which cards to destroy or to keep.
         """
         self._custodians.prepare()
         try:
@@ -112,13 +112,13 @@ class Ceremony:
             raise
         try:
             if begun.voided_attempt:
-                self._say(f"attempt {begun.voided_attempt} is void: share cards of it open nothing, destroy them")
+                self._say(f"attempt {begun.voided_attempt} is void: its share cards open nothing, destroy them")
             answer = self._prove(plan, begun, shares, hashes)
         except _FAILURES as exc:
             raise self._abandon(begun, exc) from exc
         return self._confirm(begun, answer)
 
-    def _begin(self, plan: Plan) -> tuple[Begun, list[str], list[ShareHash]]:
+    def _begin(self, plan: InitPlan) -> tuple[Begun, list[str], list[ShareHash]]:
         seed = os.urandom(SEED_SIZE)
         try:
             shares = split(seed, plan.recovery_threshold, plan.recovery_shares)
@@ -129,13 +129,13 @@ class Ceremony:
         try:
             return self._nexus.begin(plan, public_key, hashes), shares, hashes
         except (UnavailableError, DeadlineError, KeyboardInterrupt) as exc:
-            state = "this attempt initialised nothing, and no share was handed out: run 'pilot init' again"
+            state = "this attempt initialised nothing and handed out no share: run 'pilot init' again"
             raise _explain(exc, state) from exc
         except WrongStateError as exc:
-            state = "init makes a first cluster: in an empty store, with keepers that serve none; nothing was changed"
+            state = "init needs an empty store, and keepers that serve no cluster yet; nothing was changed"
             raise _explain(exc, state) from exc
 
-    def _prove(self, plan: Plan, begun: Begun, shares: list[str], hashes: list[ShareHash]) -> bytes:
+    def _prove(self, plan: InitPlan, begun: Begun, shares: list[str], hashes: list[ShareHash]) -> bytes:
         cards = [
             Card(
                 number=number,
@@ -150,7 +150,7 @@ class Ceremony:
             for number, words in enumerate(shares, start=1)
         ]
         self._custodians.hand_out(cards)
-        # What was handed out must not help the proof.
+        # The proof must rely on nothing but what is read back.
         cards.clear()
         shares.clear()
         read_back = self._custodians.read_back(ShareCheck(hashes, threshold=plan.recovery_threshold))
@@ -177,8 +177,8 @@ class Ceremony:
     def _settle(self, begun: Begun, failure: BaseException) -> Initialised:
         """Find out whether the commit happened, after a confirmation that failed or was interrupted.
 
-        The nexus runs one call of an init at a time: once it refused to abort, no confirmation is under way, and what
-        its state says then is final.
+        The nexus runs one init call at a time: once it has refused to abort, no confirmation is in progress, and the
+        state it then reports is final.
         """
         is_final = False
         while True:
@@ -189,7 +189,7 @@ class Ceremony:
                 if state.genesis:
                     raise self._void(failure, f"attempt {begun.attempt} is void: another one made the cluster")
                 if state.name not in BEFORE_COMMIT:
-                    break  # there is a cluster, and until it has recovered nobody can say whose
+                    break  # there is a cluster, and until it has recovered it does not show whose
                 if is_final:
                     raise self._void(failure, f"attempt {begun.attempt} is void, the cluster is not initialised")
                 self._nexus.abort(begun.attempt)
@@ -203,10 +203,10 @@ class Ceremony:
         genesis = begun.genesis.hex()
         raise _explain(
             failure,
-            "nobody can say now whether the cluster is initialised: keep all share cards",
-            f"when 'pilot status' shows the genesis {genesis[:4]} {genesis[4:8]} …, it is, and the cards are real",
-            "when it shows another genesis, or the state uninitialised or initialising, destroy the cards of attempt "
-            f"{begun.attempt}; without a genesis run 'pilot init' again",
+            "it is not known yet whether the cluster is initialised: keep all share cards",
+            f"if 'pilot status' shows the genesis {genesis[:4]} {genesis[4:8]} …, it is, and the cards are real",
+            "if it shows another genesis, or the state uninitialised or initialising, destroy the cards of attempt "
+            f"{begun.attempt}; if it shows no genesis, run 'pilot init' again",
             exit_code=UNAVAILABLE,
         ) from failure
 
@@ -216,7 +216,7 @@ class Ceremony:
             self._nexus.abort(begun.attempt)
             state = f"attempt {begun.attempt} is void, the cluster is not initialised"
         except WrongStateError:
-            state = f"attempt {begun.attempt} was void already"
+            state = f"attempt {begun.attempt} was already void"
         except (Error, KeyboardInterrupt):
             state = (
                 f"attempt {begun.attempt} was not proved and will not become a cluster; the nexus does not answer now, "
@@ -229,7 +229,7 @@ class Ceremony:
 
 
 def _explain(failure: BaseException, *hints: str, exit_code: int | None = None) -> PilotError:
-    """Return what happened, and behind it what is true now."""
+    """Return an error that says what happened, and then what is true now."""
     if isinstance(failure, Error):
         described = describe(failure)
         return PilotError(str(described), *hints, *described.hints, exit_code=exit_code or described.exit_code)

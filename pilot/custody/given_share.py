@@ -15,18 +15,18 @@ _MAX_BYTES = 64 * 1024  # a card has some 2 KiB
 
 @dataclass(frozen=True, slots=True)
 class GivenShare:
-    """Checked words, and the genesis fingerprint that the card beside them has."""
+    """Checked words, and the genesis fingerprint on the card that they came from."""
 
     share: RecoveryShare = field(repr=False)
     genesis: bytes | None  # 32 bytes; None: words without a card
 
 
 def read_given_share(arguments: Sequence[str], stdin: BinaryIO) -> GivenShare | None:
-    """Read what `-` or `@FILE` on the command line names; None without either: somebody has to be asked.
+    """Read the share that `-` or `@FILE` on the command line names; None without either: then a person is asked.
 
     Raises:
-        UsageError: Anything else stands there, which is not repeated: it may be words. Or what it names cannot be read,
-            or is no share.
+        UsageError: The argument is anything else, which is not repeated since it may be words; or what it names cannot
+            be read or is not a share.
     """
     if not arguments:
         return None
@@ -34,7 +34,7 @@ def read_given_share(arguments: Sequence[str], stdin: BinaryIO) -> GivenShare | 
     if len(arguments) > 1 or (origin != "-" and (not origin.startswith("@") or len(origin) == 1)):
         raise UsageError(
             "words on the command line would stay in the shell's history and in the list of processes",
-            "use @FILE or - (standard input), or nothing to be asked",
+            "use @FILE or - (standard input), or give nothing and be asked",
         )
     name = "standard input" if origin == "-" else origin[1:]
     try:
@@ -45,7 +45,7 @@ def read_given_share(arguments: Sequence[str], stdin: BinaryIO) -> GivenShare | 
     except OSError as exc:
         raise UsageError(f"{name}: {exc.strerror}") from exc
     except UnicodeDecodeError:
-        raise UsageError(f"{name}: is no share card, and no words") from None  # the error holds what was read
+        raise UsageError(f"{name}: is neither a share card nor words") from None  # the error holds what was read
     except WordsError as exc:
         raise UsageError(f"{name}: {exc}") from exc
 

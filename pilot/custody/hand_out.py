@@ -1,4 +1,4 @@
-"""How recovery shares get to their custodians, and a threshold of them back as proof.
+"""How recovery shares get to their custodians, and how a threshold of them is read back as proof.
 
 `ScreenCustodians` shows one card at a time to one person; `FileCustodians` writes files, for automation.
 """
@@ -19,7 +19,7 @@ from pilot.terminal.terminal import Terminal
 
 
 class ShareCheck:
-    """Says whether typed words are a share of this attempt, by the hashes that the nexus has."""
+    """Tells whether typed words are a share of this attempt, by the hashes that the nexus has."""
 
     def __init__(self, hashes: Sequence[ShareHash], *, threshold: int) -> None:
         self._hashes = hashes
@@ -29,25 +29,25 @@ class ShareCheck:
         """Return the share.
 
         Raises:
-            WordsError: Mistyped, or a share of something else.
+            WordsError: The words are mistyped, or are a share of something else.
         """
         share = read_share(typed)
         if share.number > len(self._hashes) or not self._hashes[share.number - 1].matches(encode_share(typed)):
-            raise WordsError("the words are a good share, and not one of this attempt: an older card?")
+            raise WordsError("the words are a correct share, but not one of this attempt: an older card?")
         return share
 
 
 class Custodians(Protocol):
-    """Where cards go. What was handed out stays known to say which cards to destroy."""
+    """Where cards go. It remembers what was handed out, to say which cards to destroy."""
 
     def prepare(self) -> None:
-        """Check that cards can be handed out, before anything is made."""
+        """Check that cards can be handed out, before anything is created."""
         ...
 
     def hand_out(self, cards: Sequence[Card]) -> None: ...
 
     def read_back(self, check: ShareCheck) -> list[str]:
-        """Return at least a threshold of shares, in canonical form, read from where custodians have them."""
+        """Return at least a threshold of shares, in canonical form, read from where custodians keep them."""
         ...
 
     def discard(self) -> list[str]:
@@ -72,17 +72,17 @@ class ScreenCustodians:
         self._terminal.say(f"{len(cards)} custodians now come to this screen, one at a time and alone.")
         for card in cards:
             self._terminal.ask(
-                f"custodian {card.number} of {len(cards)}: press Enter when nobody else sees the screen "
+                f"custodian {card.number} of {len(cards)}: press Enter when nobody else can see the screen "
             )
             self._attempt = f"attempt {card.attempt}, genesis {card.genesis[:4].hex(' ', 2)} …"
             self._shown.append(card.number)
             with self._terminal.alone(card.format()):
-                self._terminal.ask("press Enter when every word is written down and compared; this is not shown again ")
+                self._terminal.ask("press Enter once every word is written down and compared; this is not shown again ")
 
     def read_back(self, check: ShareCheck) -> list[str]:
         """Ask a threshold of custodians for their words, hidden, each until the words are right."""
         self._terminal.say(
-            f"Proof: {check.threshold} custodians now enter their words from their cards. Nothing is shown."
+            f"Proof: {check.threshold} custodians now enter the words from their cards. Nothing is shown."
         )
         shares: dict[int, str] = {}
         while len(shares) < check.threshold:
@@ -108,10 +108,10 @@ class ScreenCustodians:
 
 
 class FileCustodians:
-    """Custodians that are files `custodian-N.txt` of mode 0600 in one directory.
+    """Custodians as files: `custodian-N.txt`, mode 0600, in one directory.
 
-    With *set_aside*, what lies there already is moved into a new folder `earlier-N` for new shares, and never removed:
-    it may be of another cluster, or of an attempt that was killed. It comes back when the new ones are void.
+    With *set_aside*, whatever is already there is moved into a new folder `earlier-N` to make room, and never removed:
+    it may belong to another cluster, or to an attempt that was killed. It is put back when the new shares are void.
     """
 
     def __init__(self, directory: Path, *, set_aside: bool = False) -> None:
@@ -122,10 +122,10 @@ class FileCustodians:
         self._aside: Path | None = None
 
     def prepare(self) -> None:
-        """Check that the directory is empty or may be emptied, or make it, mode 0700.
+        """Check that the directory is empty or may be emptied, or create it, mode 0700.
 
         Raises:
-            UsageError: It holds something, is no directory, or cannot be made.
+            UsageError: It holds something, is not a directory, or cannot be created.
         """
         try:
             if self._directory.is_dir():
@@ -151,7 +151,7 @@ class FileCustodians:
     def _put_back(self) -> None:
         if self._aside is not None:
             for entry in self._aside.iterdir():
-                if not os.path.lexists(self._directory / entry.name):  # somebody's, that came meanwhile
+                if not os.path.lexists(self._directory / entry.name):  # else a file that came meanwhile
                     entry.rename(self._directory / entry.name)
             self._aside.rmdir()
 
@@ -168,7 +168,7 @@ class FileCustodians:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 self._written.append(path)
                 with os.fdopen(fd, "w", encoding="ascii") as file:
-                    os.fchmod(fd, 0o600)  # whatever the umask took away
+                    os.fchmod(fd, 0o600)  # regardless of the umask
                     file.write(card.format())
                     file.flush()
                     os.fsync(fd)
@@ -177,7 +177,7 @@ class FileCustodians:
         _sync_directory(self._directory)
 
     def read_back(self, check: ShareCheck) -> list[str]:
-        """Read all files again and check each."""
+        """Read all files back and check each."""
         shares = []
         for path in self._written:
             try:
@@ -189,7 +189,7 @@ class FileCustodians:
         return shares
 
     def discard(self) -> list[str]:
-        """Remove the files that were written, and the directory if it was made here; put back what was set aside."""
+        """Remove the files that were written, and the directory if it was created here; put back what was set aside."""
         kept = []
         for path in self._written:
             try:
@@ -207,7 +207,7 @@ class FileCustodians:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Have the names of new files outlive a power cut: the cluster is about to depend on them."""
+    """Make the names of new files survive a power cut: the cluster is about to depend on them."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""What a custodian asks of a nexus: the session in which shares are gathered, and a share sealed to that nexus."""
+"""What a custodian asks of a nexus: the session that gathers shares, and to take a share sealed to that nexus."""
 
 import os
 import re
@@ -26,8 +26,8 @@ class Recovery:
 
     Args:
         connection: To the nexus, as the custodian.
-        nexus_id: The exact SPIFFE ID that shares are sealed to; None: of any nexus of the custodian's trust domain.
-        clock: Dates the check of statements.
+        nexus_id: The exact SPIFFE ID that shares are sealed to; None: any nexus of the custodian's trust domain.
+        clock: The time at which statements must be valid.
         timeout: Seconds for each call; a submission gets more.
     """
 
@@ -93,7 +93,7 @@ class Recovery:
             signed,
             roots=svid.bundle(),
             cluster_id=cluster_id,
-            # What it calls itself is only a guess until the certificate bears it out.
+            # The name it claims is only a guess until the certificate confirms it.
             issuer=self._choose_issuer(Statement.decode(signed.statement).issuer, svid.trust_domain),
             audience=svid.spiffe_id,
             purpose=SUBMIT_SHARE,

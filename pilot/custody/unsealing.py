@@ -1,12 +1,12 @@
-"""Leading one custodian through an unseal, step by step.
+"""Guiding one custodian through an unseal, step by step.
 
 1. The nexus says which cluster it is. Its genesis fingerprint is compared with the share card: by the custodian, or by
-   pilot where the card itself was given. The database behind the nexus may be an attacker's; the card is not. When they
-   differ, nothing is asked and nothing submitted.
-2. The open session is joined, or one is opened. It has to be of the genesis that was compared: the database may have
-   been changed meanwhile.
-3. The words are asked for, until they are those of a share, and submitted, sealed to that nexus and bound to that
-   genesis. A share that the nexus refuses changes nothing: the custodian is asked again.
+   pilot when the card itself was given. The nexus's database may be an attacker's; the card is not. If they differ,
+   nothing is asked and nothing submitted.
+2. The open session is joined, or one is opened. It must have the genesis that was compared: the database may have been
+   changed meanwhile.
+3. The custodian is asked for words until they are those of a share. They are submitted, sealed to that nexus and bound
+   to that genesis. A share that the nexus refuses changes nothing: the custodian is asked again.
 """
 
 from collections.abc import Callable
@@ -56,17 +56,17 @@ class Unsealing:
             starts: Open a session when none is open.
 
         Raises:
-            PilotError: The fingerprint differs, no session is open, or nobody is there to ask.
+            PilotError: The fingerprint differs, no session is open, or there is nobody to ask.
             EOFError: The input ended.
         """
         if given is None:
-            self._terminal.check("a share card is given as @FILE, or as - on standard input")
+            self._terminal.check("give a share card as @FILE, or as - on standard input")
         try:
             progress = self._recovery.load_progress()
             self._compare(progress, given, genesis)
             session = self._join(progress, starts=starts)
             if session.genesis != progress.genesis:
-                raise _raise_alarm(f"the session is of genesis {group_hex(session.genesis)}, not of that just compared")
+                raise _raise_alarm(f"the session has genesis {group_hex(session.genesis)}, not the one just compared")
             self._say(describe_session(session))
             return self._submit(progress.cluster_id, session, given)
         except WrongStateError as exc:
@@ -84,7 +84,7 @@ class Unsealing:
             raise _raise_alarm(f"the genesis of this nexus is {group_hex(progress.genesis)}, not that of the card")
 
     def _have_compared(self, progress: GetProgressResponse) -> None:
-        self._terminal.check("--genesis HEX, as it stands on the card, compares it without a terminal")
+        self._terminal.check("--genesis HEX, as printed on the card, compares it without a terminal")
         half = GENESIS_SIZE // 2
         self._terminal.say(
             f"This nexus says that it is of cluster {progress.cluster_id.hex()}, genesis\n\n"
@@ -102,7 +102,7 @@ class Unsealing:
         try:
             return self._recovery.start()
         except WrongStateError:
-            again = self._recovery.load_progress()  # somebody else opened one meanwhile
+            again = self._recovery.load_progress()  # another custodian opened one meanwhile
             if not again.HasField("session"):
                 raise
             return again.session
@@ -122,17 +122,17 @@ class Unsealing:
                 described = describe(exc)
                 raise PilotError(
                     str(described),
-                    "'pilot unseal status' shows whether the share arrived, or 'pilot status' that the nexus is ready",
+                    "'pilot unseal status' shows whether the share arrived, 'pilot status' whether the nexus is ready",
                     *described.hints,
                     exit_code=described.exit_code,
                 ) from exc
 
 
 def describe_session(session: UnsealSession) -> str:
-    """Say how a session stands: shares there and needed, and the time left."""
+    """Describe a session: shares submitted and needed, and the time left."""
     minutes = -(-session.expires_in.seconds // 60)
     left = "a minute" if minutes <= 1 else f"{minutes} minutes"
-    return f"{session.submitted} of {session.needed} shares are there; the session ends within {left}"
+    return f"{session.submitted} of {session.needed} shares submitted; the session ends within {left}"
 
 
 def explain_state(recovery: Recovery, error: WrongStateError) -> PilotError:
@@ -140,11 +140,11 @@ def explain_state(recovery: Recovery, error: WrongStateError) -> PilotError:
     state = recovery.load_state()
     if state not in SERVED_IN:
         return PilotError(f"the nexus is {state}: there is nothing to unseal")
-    return PilotError(error.message, "'pilot unseal status' shows how the session stands")
+    return PilotError(error.message, "'pilot unseal status' shows the session")
 
 
 def _raise_alarm(message: str) -> PilotError:
     return PilotError(
         f"{message}; nothing was submitted",
-        "this is another cluster, or somebody put another database under this one: tell its operators, enter nothing",
+        "this is another cluster, or someone replaced the database of this one: enter nothing and tell its operators",
     )

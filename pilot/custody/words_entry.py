@@ -1,11 +1,12 @@
-"""Entering the words of a recovery share at a hidden prompt: checked while they are typed.
+"""Entering the words of a recovery share at a hidden prompt, checked while they are typed.
 
-1. Nothing typed is shown, but for the number of good words so far.
-2. A word ends with a blank or Enter; whole words and their first four letters or more do, in any case.
-3. A word that is not in the list is forgotten, and said so at once by its position; it alone is typed again.
-4. Backspace takes back a letter, or the word before when there is no letter; Ctrl-U takes back everything.
-5. Keys that are no letters, as the numbers on a card, are passed over.
-6. With the last word the checksum is checked. When it does not fit, the slip may be anywhere: all begin again.
+1. Nothing typed is shown, only the number of good words so far.
+2. A word ends with a space or Enter; whole words or their first four letters or more are accepted, in any case.
+3. A word that is not in the list is forgotten and reported at once by its position; only that word is typed again.
+4. Backspace takes back a letter, or the previous word when there is no letter; Ctrl-U takes back everything.
+5. Keys that are not letters, such as the numbers on a card, are ignored.
+6. After the last word the checksum is checked. If it does not fit, the mistake may be anywhere: all words are typed
+   again.
 """
 
 from common.errors import WordsError
@@ -23,16 +24,16 @@ class WordsEntry:
     def __init__(self) -> None:
         self._words: list[str] = []
         self._letters = ""
-        self._escape = ""  # of a key that sends several characters, as arrows do
+        self._escape = ""  # of a key that sends several characters, such as an arrow
         self.share: RecoveryShare | None = None  # once all is typed and right
 
     @property
     def count(self) -> int:
-        """Good words so far."""
+        """The number of good words so far."""
         return len(self._words)
 
     def press(self, key: str) -> str:
-        """Take one key; return what has to be said, which never holds a word."""
+        """Take one key; return what to tell the person, which never contains a word."""
         if self._escape or key == _ESCAPE:
             self._pass_over(key)
         elif key.isspace():

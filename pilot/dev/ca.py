@@ -13,9 +13,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from common.errors import ConfigError
 from shardhold.identity import Svid
 
-BACKDATE = timedelta(seconds=10)  # as SPIRE's: clocks of one cluster may differ a little
+BACKDATE = timedelta(seconds=10)  # as SPIRE does: the clocks of a cluster may differ a little
 CA_LIFETIME = timedelta(days=365)
-SHORTEST_LIFETIME = timedelta(seconds=5)  # certificates count whole seconds: less leaves no time to rotate
+SHORTEST_LIFETIME = timedelta(seconds=5)  # certificates count in whole seconds: less leaves no time to rotate
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
@@ -57,7 +57,7 @@ class DevelopmentCA:
         return self.certificate.public_bytes(Encoding.PEM)
 
     def issue(self, spiffe_path: str, *, dns: str | None = None, lifetime: timedelta = timedelta(hours=1)) -> Svid:
-        """Make a key and an SVID for it.
+        """Create a key and an SVID for it.
 
         *spiffe_path* begins with '/'; *lifetime* counts from now and is at least 5 s.
 

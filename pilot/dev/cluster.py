@@ -1,8 +1,8 @@
 """A whole development cluster: an identity provider, keepers and a nexus as processes, started and ended together.
 
 Rules: the processes belong to the directory, not to the command that started them; every command finds them again in
-the state file. Ports are chosen once. A keeper that ends forgets its shard, so a cluster whose processes all ended
-needs its recovery shares: starting it again brings up the processes and no root key.
+the state file. Ports are chosen once. A keeper that ends forgets its shard, so a cluster whose processes have all ended
+needs its recovery shares: restarting it brings back the processes but not the root key.
 """
 
 import functools
@@ -31,7 +31,7 @@ from pilot.dev.processes import Processes, ProcessRecord
 from pilot.errors import UNAVAILABLE, USAGE
 
 IDENTITY = "identity"  # the provider's name among the processes
-START_TIMEOUT_S = 30.0  # a start takes a second; a busy machine may need many
+START_TIMEOUT_S = 30.0  # a start takes a second; on a busy machine many
 STOP_GRACE_S = 10.0  # the nexus drains for 5 s
 PORT_ATTEMPTS = 4
 LOG_LINES = 15
@@ -40,7 +40,7 @@ RECOVERY = f"{RECOVERY_THRESHOLD}/5"
 
 
 class DevCluster:
-    """One development cluster. Methods change the state file: hold `directory.locked()` around them."""
+    """One development cluster. Methods change the state file: call them under `directory.locked()`."""
 
     def __init__(self, directory: DevDirectory) -> None:
         self.directory = directory
@@ -52,7 +52,7 @@ class DevCluster:
         """Prepare a new cluster in an empty or missing directory.
 
         Raises:
-            DevError: The directory holds anything else.
+            DevError: The directory holds something else.
         """
         state = directory.create(plan)
         ports = choose_ports(2 * len(plan.servers))
@@ -71,7 +71,7 @@ class DevCluster:
         return (IDENTITY, *reversed(self.state.plan.servers))
 
     def reload(self) -> None:
-        """Read the state again, as another command may have changed it."""
+        """Read the state again, since another command may have changed it."""
         self.state = self.directory.load()
 
     def is_alive(self, name: str) -> bool:
@@ -85,12 +85,12 @@ class DevCluster:
             raise DevError(f"got {name!r}, want {servers[0]} or {servers[1]} to {servers[-1]}", exit_code=USAGE)
 
     def start(self, names: Iterable[str] | None = None) -> None:
-        """Start those of the processes that do not run, all by default, and wait until each answers.
+        """Start the named processes that do not run, by default all, and wait until each answers.
 
-        A port that somebody else took is replaced, but only when all are asked for: else others rely on it.
+        A port that another program took is replaced, but only when all processes are started: else others rely on it.
 
         Raises:
-            DevError: One does not start; its last log lines are the hint.
+            DevError: A process does not start; its last log lines are the hint.
         """
         if not self.is_alive(IDENTITY):
             self._start_provider()
@@ -105,9 +105,9 @@ class DevCluster:
                 return
 
     def stop(self, names: Iterable[str] | None = None) -> list[str]:
-        """End processes, all by default: the nexus, then the keepers, then the identity provider.
+        """End processes, by default all: the nexus, then the keepers, then the identity provider.
 
-        Returns those that had to be killed.
+        Returns the names of those that had to be killed.
         """
         wanted = set(self.names if names is None else names)
         running = {name: record for name, record in self.state.processes.items() if name in wanted}
@@ -121,7 +121,7 @@ class DevCluster:
         if not self.state.processes and self.state.sockets:
             self.directory.remove_sockets(Path(self.state.sockets))
             self.state.sockets = ""
-        if self.directory.exists:  # somebody may have removed it by hand
+        if self.directory.exists:  # it may have been removed by hand
             self.directory.save(self.state)
         return [name for name, record in running.items() if record in killed]
 
@@ -139,11 +139,11 @@ class DevCluster:
         """Initialise the cluster with the real command, as the superuser.
 
         Raises:
-            DevError: It fails; what it wrote is the hint.
+            DevError: The command fails; its output is the hint.
         """
         plan, shares = self.state.plan, self.directory.recovery_shares
         for card in shares.glob("*") if shares.is_dir() else ():
-            card.unlink()  # of an attempt that never became a cluster: they open nothing
+            card.unlink()  # from an attempt that never became a cluster: it opens nothing
         if shares.is_dir():
             shares.rmdir()
         command = [
@@ -184,10 +184,10 @@ class DevCluster:
         return status
 
     def add_identity(self, identity: Identity) -> Path:
-        """Have the provider hand out an identity, and return its socket once somebody answers there.
+        """Make the provider hand out an identity, and return its socket once the provider answers there.
 
         Raises:
-            DevError: The provider does not run, or does not take it up.
+            DevError: The provider does not run, or does not hand it out.
         """
         add_identities(self.directory, identity)
         path = Path(self.state.sockets) / identity.socket_name
@@ -202,7 +202,7 @@ class DevCluster:
         return path
 
     def variables(self, identity: Identity) -> dict[str, str]:
-        """Return what makes pilot and the SDK talk to this cluster as *identity*."""
+        """Return the environment variables that make pilot and the SDK talk to this cluster as *identity*."""
         return {
             "SHARDHOLD_ADDRESS": self.address,
             "SPIFFE_ENDPOINT_SOCKET": f"unix:{Path(self.state.sockets) / identity.socket_name}",
@@ -246,9 +246,9 @@ class DevCluster:
         self.directory.save(self.state)
 
     def _wait_live(self, names: Sequence[str], *, may_move: bool) -> list[str]:
-        """Wait until the servers answer /livez; return those to start again since a port was taken meanwhile.
+        """Wait until the servers answer /livez; return those to restart because a port was taken meanwhile.
 
-        The nexus is among them when a keeper moved, since it has the keepers' addresses in its configuration.
+        The nexus is among them when a keeper moved, since its configuration has the keepers' addresses.
         """
         moved = []
         for name in names:
@@ -281,12 +281,12 @@ class DevCluster:
 def server_command(directory: DevDirectory, name: str) -> list[str]:
     """Return the command line of the server *name*."""
     program = "nexus" if name == "nexus" else "keeper"
-    # -P: a folder in the working directory is never taken for a package.
+    # -P: no folder in the working directory is taken for a package.
     return [sys.executable, "-P", "-m", program, "--config", str(directory.config(name))]
 
 
 def clean_environ() -> dict[str, str]:
-    """Return this process's environment without what would configure Shardhold, and with no proxy for loopback."""
+    """Return this process's environment without Shardhold's own variables, and with no proxy for loopback."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDHOLD_", "SPIFFE_"))}
     return kept | {
         "no_proxy": ",".join(filter(None, (kept.get("no_proxy"), HOST, "localhost"))),

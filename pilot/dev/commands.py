@@ -39,7 +39,7 @@ app = typer.Typer(
 
 DEFAULT_DIRECTORY = Path("shardhold-dev")
 RECOVERY_TIMEOUT_S = 20.0  # a recovery takes a second
-UNAIDED_S = 2.0  # when it takes longer, look why
+UNAIDED_S = 2.0  # if it takes longer, find out why
 WATCH_INTERVAL_S = 0.5
 
 DirectoryOption = Annotated[
@@ -59,7 +59,7 @@ def up(
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running and return.")] = False,
 ) -> None:
-    """Start a cluster and initialise it; without --detach take it down at Ctrl-C."""
+    """Start a cluster and initialise it; without --detach, take it down at Ctrl-C."""
     if sys.platform != "linux":
         raise DevError("the servers run on Linux only", hint="run it in a container, and pilot wherever you like")
     with signals_as_interrupt():
@@ -116,7 +116,7 @@ def restart(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> No
 
 @app.command()
 def env(dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
-    """Print what makes pilot and the SDK talk to the cluster as superuser: eval "$(pilot dev env)"."""
+    """Print the variables that make pilot and the SDK talk to the cluster as superuser: eval "$(pilot dev env)"."""
     cluster = DevCluster(DevDirectory(dir_))
     if not cluster.is_alive(IDENTITY):
         raise DevError("the cluster does not run", hint="start it: pilot dev up", exit_code=UNAVAILABLE)
@@ -150,15 +150,15 @@ def identity(
     dir_: DirectoryOption = DEFAULT_DIRECTORY,
     lifetime: Annotated[float, typer.Option(min=5, metavar="SECONDS", help="Lifetime of SVIDs.")] = 300,
     keepers: Annotated[int, typer.Option(min=2, max=255, help="Keepers that have an identity from the start.")] = 5,
-    also: Annotated[list[str] | None, typer.Option("--as", metavar="PATH", help="A workload more.")] = None,
+    also: Annotated[list[str] | None, typer.Option("--as", metavar="PATH", help="One more workload.")] = None,
     folders: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Give each socket a folder of its own, to mount: DIR/NAME/workload.sock."),
+        typer.Option(metavar="DIR", help="Put each socket in a folder of its own, to mount: DIR/NAME/workload.sock."),
     ] = None,
 ) -> None:
     """Hand out SVIDs and nothing else: a Workload API with one unix socket for each identity, until Ctrl-C."""
     with signals_as_interrupt():
-        # Imported here, since it brings grpc and spiffe with it.
+        # Imported here because it imports grpc and spiffe.
         from pilot.dev.serving import serve_identities
 
         directory = DevDirectory(dir_)
@@ -167,7 +167,7 @@ def identity(
         wanted = [parse_workload(path) for path in also or ()]
         if not known:
             wanted += [*list_people(), *map(server_identity, Plan(keepers=keepers).servers)]
-        if not set(wanted) <= set(known):  # `up` holds the lock, and has put all of its own on the list
+        if not set(wanted) <= set(known):  # else `up` holds the lock and has already listed all of its own
             with directory.locked():
                 add_identities(directory, *wanted)
         with described(), contextlib.suppress(KeyboardInterrupt):
@@ -186,7 +186,7 @@ def _announce_identity(line: str) -> None:
 
 @contextlib.contextmanager
 def _changing(dir_: Path, name: str = "") -> Iterator[DevCluster]:
-    """Give the cluster to one command at a time, as it then is; *name* is checked to be one of its servers."""
+    """Let one command at a time change the cluster, read afresh; check that *name* is one of its servers."""
     directory = DevDirectory(dir_)
     cluster = DevCluster(directory)
     if name:
@@ -203,7 +203,7 @@ def _open(directory: DevDirectory, keepers: int | None, threshold: int | None) -
         if keepers not in (None, plan.keepers) or threshold not in (None, plan.threshold):
             raise DevError(
                 f"the cluster in {directory.root} has {plan.keepers} keepers and threshold {plan.threshold}",
-                hint="leave --keepers and --threshold out, or name another directory with --dir",
+                hint="omit --keepers and --threshold, or name another directory with --dir",
                 exit_code=USAGE,
             )
         return cluster
@@ -215,7 +215,7 @@ def _open(directory: DevDirectory, keepers: int | None, threshold: int | None) -
 
 
 def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
-    """Start what does not run, initialise what never was; return whether the nexus is ready."""
+    """Start what does not run, initialise a new cluster; return whether the nexus is ready."""
     plan = cluster.state.plan
     with _console.status(f"starting an identity provider, {plan.keepers} keepers and a nexus"):
         cluster.start()
@@ -232,14 +232,14 @@ def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
         if cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
             raise DevError("the nexus is initialised and not ready", hint=cluster.log_tail("nexus"))
         return True
-    # Keepers that were started just now are empty: with fewer than a threshold of others there is nothing to wait for.
+    # Keepers that have just been started are empty: with fewer than a threshold of others, waiting is pointless.
     held = len(before - {"nexus", IDENTITY})
     with _console.status("recovering"):
         return _comes_back(cluster) if held >= plan.threshold else cluster.wait_ready(timeout=1) is not None
 
 
 def _comes_back(cluster: DevCluster) -> bool:
-    """Wait until the nexus is ready; return False when it is not in time, or at once when only people can help."""
+    """Wait until the nexus is ready; return False if it is not ready in time, or at once if only people can help."""
     if cluster.wait_ready(timeout=UNAIDED_S) is not None:
         return True
     status = cluster.load_status()
@@ -255,12 +255,12 @@ def _describe_blocks(cluster: DevCluster) -> str:
 def _show_way_on(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
     option = "" if directory == DEFAULT_DIRECTORY else f" --dir {shlex.quote(str(directory))}"
     if ready:
-        _say(f'go on:  eval "$(pilot dev env{option})" && pilot status')
+        _say(f'next:  eval "$(pilot dev env{option})" && pilot status')
         return
     status = cluster.load_status()
     if status["newer_mark"]:
         _say("[yellow]not ready[/]: the store is older than its keepers remember")
-        _say(f"look, and decide:  pilot dev exec{option} --as {SUPERUSER_PATH} -- pilot status")
+        _say(f"look and decide:  pilot dev exec{option} --as {SUPERUSER_PATH} -- pilot status")
         return
     needed = status["recovery_threshold"] or RECOVERY_THRESHOLD
     why = "sealed" if status["state"] == "sealed" else "the keepers were all down at once and forgot their shards"
@@ -278,7 +278,7 @@ def _say(text: str) -> None:
 
 
 def _stay(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
-    """Stay until Ctrl-C, SIGTERM or a hang-up, and then take everything down."""
+    """Stay until Ctrl-C, SIGTERM or a hang-up, then take everything down."""
     with contextlib.suppress(KeyboardInterrupt):
         _show_way_on(cluster, directory, ready=ready)
         _console.print("Ctrl-C takes it all down")
@@ -292,7 +292,7 @@ def _stay(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
 
 
 def _watch(cluster: DevCluster) -> None:
-    """Say which processes end and come back, until another command took all down, or somebody removed the directory."""
+    """Report processes that end and come back, until another command takes all down or the directory is removed."""
     alive = set(cluster.names)
     pause = threading.Event()
     while cluster.directory.exists and cluster.state.processes:
@@ -315,7 +315,7 @@ def _take_down(cluster: DevCluster) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let no signal interrupt a clean-up, which ends by itself."""
+    """Let no signal interrupt a clean-up, which ends on its own."""
     signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in signums}
     try:

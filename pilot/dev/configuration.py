@@ -62,5 +62,5 @@ def _to_toml(top: Options, tables: Mapping[str, Options]) -> str:
 
 
 def _to_lines(options: Options) -> str:
-    # JSON writes strings, numbers, booleans and lists of strings as TOML reads them.
+    # JSON writes strings, numbers, booleans and lists of strings the way TOML reads them.
     return "".join(f"{option} = {json.dumps(value, ensure_ascii=False)}\n" for option, value in options.items())

@@ -1,4 +1,4 @@
-"""The directory of a development cluster: what lies where, and what it remembers between commands."""
+"""The directory of a development cluster: where everything is, and what it remembers between commands."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ MARKER = "FOR-DEVELOPMENT-ONLY.txt"
 MARKER_TEXT = """\
 This directory holds a Shardhold cluster for development, made by `pilot dev`.
 
-Its identities come from a certificate authority that trusts everybody who can open its sockets, all recovery shares lie
+Its identities come from a certificate authority that trusts everyone who can open its sockets, all recovery shares are
 side by side in one folder, and everything runs as one user on one machine. Never keep a real secret in it.
 """
 SOCKET_LIMIT = 107  # bytes of a unix socket's path, see unix(7)
@@ -25,7 +25,7 @@ LONGEST_SOCKET_NAME = 40  # bytes
 
 
 class DevError(PilotError):
-    """A `pilot dev` command cannot do what was asked."""
+    """A `pilot dev` command cannot do what it was asked to."""
 
     def __init__(self, message: str, *, hint: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message, hint, exit_code=exit_code)
@@ -41,8 +41,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     keepers: int = 5
     threshold: int = 3
-    lifetime_s: float = 300.0  # of SVIDs; they are replaced at half of it
-    # Memory protection, see common.keys.protected: development runs where locked memory is short.
+    lifetime_s: float = 300.0  # of SVIDs; they are replaced halfway through it
+    # Memory protection, see common.keys.protected: development machines may have little lockable memory.
     lowest_level: int = 1
     highest_level: int = 3
 
@@ -106,7 +106,7 @@ class DevDirectory:
         """Make an empty or missing directory the home of a new development cluster.
 
         Raises:
-            DevError: It holds anything else, or cannot be written.
+            DevError: The directory holds something else, or cannot be written.
         """
         self.claim()
         for folder in (self.logs, self.data, self.audit):
@@ -116,10 +116,10 @@ class DevDirectory:
         return state
 
     def claim(self) -> None:
-        """Mark an empty or missing directory as one for development; one that is marked stays as it is.
+        """Mark an empty or missing directory as one for development; a marked one stays as it is.
 
         Raises:
-            DevError: It holds anything else, or cannot be written.
+            DevError: The directory holds something else, or cannot be written.
         """
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -149,12 +149,12 @@ class DevDirectory:
             raise DevError(f"{self._state} is damaged: {exc}", hint="start over in a new directory") from exc
 
     def find_sockets(self) -> Path:
-        """Return the folder of the Workload API sockets; without a cluster it is inside the directory."""
+        """Return the folder of the Workload API sockets; without a cluster it is in this directory."""
         chosen = self.load().sockets if self.exists else ""
         return Path(chosen) if chosen else self.root / "sockets"
 
     def make_sockets(self) -> Path:
-        """Make a folder, mode 0700, in which the path of every socket is short enough for the kernel."""
+        """Create a folder, mode 0700, where the path of every socket is short enough for the kernel."""
         inside = self.root / "sockets"
         # Addresses of sockets are read as URIs.
         if len(os.fsencode(inside)) + 1 + LONGEST_SOCKET_NAME <= SOCKET_LIMIT and not set("%?#") & set(str(inside)):
@@ -163,7 +163,7 @@ class DevDirectory:
         return Path(tempfile.mkdtemp(prefix="shardhold-dev-"))
 
     def remove_sockets(self, folder: Path) -> None:
-        """Remove a folder of sockets that no process uses any more, if it is outside of the directory."""
+        """Remove a folder of sockets that no process uses any more, if it is outside this directory."""
         if self.root not in folder.parents:
             shutil.rmtree(folder, ignore_errors=True)
 

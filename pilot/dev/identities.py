@@ -1,7 +1,7 @@
 """Which identities a development cluster hands out, and on which socket each.
 
-The list is a file, so that `pilot dev exec` can add a workload while the provider runs: the provider looks at it
-several times a second.
+The list is a file, so that `pilot dev exec` can add a workload while the provider runs: the provider checks it several
+times a second.
 """
 
 import hashlib
@@ -46,10 +46,10 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def folder_name(self) -> str:
-        """Name of the folder for a socket that is mounted alone: nexus, keeper-1, superuser-dev, team+app."""
+        """Name of the folder for a socket that is mounted on its own: nexus, keeper-1, superuser-dev, team+app."""
         if self.dns or _ROLE_PATH.fullmatch(self.path):
             return self.socket_name.removesuffix(".sock")
-        return self.path[1:].replace("/", "+")  # a SPIFFE path has no '+', so that two never share one
+        return self.path[1:].replace("/", "+")  # a SPIFFE path has no '+', so two never share one
 
 
 class IdentityList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,17 +73,17 @@ def list_people() -> tuple[Identity, ...]:
 
 
 def server_identity(name: str) -> Identity:
-    """Return the identity of a server as the command line names it: nexus, keeper-1 …"""
+    """Return the identity of the server that the command line calls *name*: nexus, keeper-1 …"""
     if name == "nexus":
         return Identity(path=NEXUS_PATH, dns="nexus.shardhold")
     return Identity(path=keeper_path(name), dns=f"{name}.keeper.shardhold")
 
 
 def parse_workload(text: str) -> Identity:
-    """Read what a user gave as an identity: a path, or a whole SPIFFE ID of the development trust domain.
+    """Read an identity that a user gave: a path, or a whole SPIFFE ID of the development trust domain.
 
     Raises:
-        DevError: It is neither, or is a server's.
+        DevError: *text* is neither, or is a server's identity.
     """
     path = text.removeprefix(f"spiffe://{TRUST_DOMAIN}")
     if not path.startswith("/") and "://" not in path:
@@ -100,7 +100,7 @@ def parse_workload(text: str) -> Identity:
 
 
 def load_identities(directory: DevDirectory) -> tuple[Identity, ...]:
-    """Read the list; empty before it was first written.
+    """Read the list; empty before it is first written.
 
     Raises:
         DevError: The file is damaged.
@@ -124,7 +124,7 @@ def add_identities(directory: DevDirectory, *wanted: Identity) -> None:
 
 
 def is_answering(path: Path) -> bool:
-    """Return whether somebody listens on the unix socket *path*."""
+    """Return whether a server listens on the unix socket *path*."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

@@ -1,7 +1,7 @@
 """Free TCP ports on loopback, for servers that start later and must find the same ports again.
 
-They are taken from below the range that the kernel uses for outgoing connections: otherwise the port of a server that
-is down could be taken by a connection, even by one that tries to reach this very server.
+They come from below the range that the kernel uses for outgoing connections: otherwise a connection could take the port
+of a server that is down, even a connection that tries to reach that very server.
 """
 
 import random
@@ -15,10 +15,10 @@ RANGE = range(20000, 32000)
 def choose_ports(count: int, *, taken: Collection[int] = ()) -> list[int]:
     """Choose *count* different ports that are free now and not among *taken*.
 
-    Somebody else may take one before its server does: the caller has to look again when a server does not start.
+    Another program may take one before its server does: the caller must check again when a server does not start.
 
     Raises:
-        OSError: There are not so many free ports.
+        OSError: There are not enough free ports.
     """
     chosen: list[int] = []
     for port in random.SystemRandom().sample(RANGE, len(RANGE)):
@@ -32,7 +32,7 @@ def choose_ports(count: int, *, taken: Collection[int] = ()) -> list[int]:
 def is_free(port: int) -> bool:
     """Return whether a server can listen on *port* now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As servers do: connections of an ended server that linger in TIME_WAIT do not count.
+        # As servers do: an ended server's connections that linger in TIME_WAIT do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

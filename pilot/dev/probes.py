@@ -1,4 +1,4 @@
-"""Waiting for servers: looking again and again, with a deadline."""
+"""Waiting for servers: polling with a deadline."""
 
 import http.client
 import threading

@@ -1,6 +1,6 @@
 """Processes that outlive the command that started them, known by pid and start time.
 
-A pid alone says little: after the process ended the kernel gives it to another. So a record holds the start time as
+A pid alone says little: once the process has ended, the kernel may reuse it. A record therefore holds the start time as
 well, and signals go through a pidfd whose start time was compared. Linux only, like the servers.
 """
 
@@ -17,7 +17,7 @@ import msgspec
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One process, for ever."""
+    """One process, identified for good."""
 
     pid: int
     started: str  # boot id of the machine, then clock ticks from boot to the start of the process
@@ -48,7 +48,7 @@ class Processes:
                 start_new_session=True,
             )
         started = _find_start(child.pid)
-        if started is None:  # cannot be: a child stays in /proc until it is waited for
+        if started is None:  # impossible: a child stays in /proc until it is waited for
             raise ProcessLookupError(f"process {child.pid} is gone")
         record = ProcessRecord(pid=child.pid, started=started)
         self._children[record] = child
@@ -64,7 +64,7 @@ class Processes:
         return not self.wait_until_gone(record, timeout=0)
 
     def find_exit_code(self, record: ProcessRecord) -> int | None:
-        """Return the exit code, negative for a signal; None while it runs or when it is no child of ours."""
+        """Return the exit code, negative for a signal; None while it runs or when it is not our child."""
         child = self._children.get(record)
         return child.poll() if child else None
 
@@ -81,11 +81,11 @@ class Processes:
         with _open_pidfd(record) as fd:
             gone = fd is None or _has_ended(fd, timeout=timeout)
         if gone and record in self._children:
-            self._children[record].wait()  # it is no zombie any longer
+            self._children[record].wait()  # reaps the zombie
         return gone
 
     def stop(self, *records: ProcessRecord, grace: float) -> tuple[ProcessRecord, ...]:
-        """End processes, all at once: SIGTERM, and SIGKILL after *grace* seconds to those that are returned."""
+        """End processes, all at once: SIGTERM, then SIGKILL after *grace* seconds to those that are returned."""
         for record in records:
             self.send_signal(record, signal.SIGTERM)
         give_up = time.monotonic() + grace
@@ -114,7 +114,7 @@ def _open_pidfd(record: ProcessRecord) -> Iterator[int | None]:
         yield None
         return
     try:
-        # The descriptor pins the process: what is compared now stays so.
+        # The descriptor pins the process: what is compared now stays true.
         yield fd if _find_start(record.pid) == record.started else None
     finally:
         os.close(fd)

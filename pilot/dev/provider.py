@@ -1,6 +1,6 @@
 """The development identity provider: a SPIFFE Workload API with one unix socket for each identity.
 
-Whoever can open a socket is that identity: the folder's permissions are the attestation. For development only.
+Anyone who can open a socket gets its identity: the folder's permissions are the attestation. For development only.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class IdentityProvider:
     """Hands out SVIDs of *ca* over unix sockets in *directory* and pushes new ones at half their life. Thread-safe."""
 
     def __init__(self, directory: Path, ca: Issuer, *, lifetime: timedelta = timedelta(hours=1)) -> None:
-        """Begin to rotate; sockets come with `add`. *directory* is made, mode 0700, when it is not there.
+        """Begin to rotate; sockets come with `add`. *directory* is created, mode 0700, if it does not exist.
 
         Raises:
             ConfigError: The directory or the lifetime is not usable.
@@ -68,11 +68,11 @@ class IdentityProvider:
     def add(
         self, spiffe_path: str, dns: str | None = None, *, name: str | None = None, folder: str | None = None
     ) -> Path:
-        """Serve one more identity and return its socket; an identity that is there already keeps the one it has.
+        """Serve one more identity and return its socket; an identity that is already served keeps the one it has.
 
         *name* is the socket's file name; without it, it comes from the path: `/team/app` is `team+app.sock`, or a hash
-        of it where that would be too long. With *folder* the socket lies in this folder of the directory, which is
-        made, mode 0700, when it is not there. A socket that a killed provider left is replaced.
+        of it where that would be too long. With *folder* the socket is put in this folder of the directory, which is
+        created, mode 0700, if it does not exist. A socket that a killed provider left is replaced.
 
         Raises:
             ConfigError: The path, the file name or the length of the socket's path is not usable, or the name is taken.
@@ -85,7 +85,7 @@ class IdentityProvider:
                 return known.socket
             socket = self._name_socket(spiffe_path, dns, name, folder)
             if any(endpoint.socket == socket for endpoint in self._endpoints.values()):
-                raise ConfigError(f"socket {socket.name}: it is another identity's already")
+                raise ConfigError(f"socket {socket.name}: already belongs to another identity")
             socket.parent.mkdir(mode=0o700, exist_ok=True)
             endpoint = _Endpoint(socket, lambda: self._ca.issue(spiffe_path, dns=dns, lifetime=self._lifetime))
             self._endpoints[spiffe_path, dns] = endpoint
@@ -119,7 +119,7 @@ class IdentityProvider:
             if given is not None and ("/" in given or given in ("", ".", "..")):
                 raise ConfigError(f"socket name: got {given!r}, want a file name")
         directory = self._directory / (folder or "")
-        # A SPIFFE path has neither '+' nor '@', so that two identities never share a name.
+        # A SPIFFE path has neither '+' nor '@', so two identities never share a name.
         readable = spiffe_path.strip("/").replace("/", "+") + (f"@{dns}" if dns else "")
         short = hashlib.sha256(readable.encode()).hexdigest()[:16]
         candidates = [directory / (name or f"{readable}.sock")]

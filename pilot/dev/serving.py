@@ -1,4 +1,4 @@
-"""Runs the identity provider over the identities of a directory, and takes up those that are added meanwhile."""
+"""Runs the identity provider for the identities of a directory, and picks up those that are added meanwhile."""
 
 import fcntl
 import threading
@@ -22,9 +22,9 @@ def serve_identities(
     announce: Callable[[str], None],
     folders: Path | None = None,
 ) -> None:
-    """Hand out SVIDs until *stop* is set; the authority behind them is new at each start.
+    """Hand out SVIDs until *stop* is set; each start makes a new authority.
 
-    With *folders* each socket lies in a folder of its own there: FOLDERS/NAME/workload.sock.
+    With *folders* each socket is in a folder of its own there: FOLDERS/NAME/workload.sock.
 
     Raises:
         DevError: Another provider serves this directory, or its list of identities is damaged.
@@ -41,7 +41,7 @@ def serve_identities(
             served: set[Identity] = set()
             while not stop.wait(LOOK_INTERVAL_S if served else 0):
                 found = directory.identities.stat()
-                if seen == (found.st_mtime_ns, found.st_ino):  # the file is replaced, never written into
+                if seen == (found.st_mtime_ns, found.st_ino):  # the file is always replaced, never modified
                     continue
                 seen = (found.st_mtime_ns, found.st_ino)
                 for identity in load_identities(directory):

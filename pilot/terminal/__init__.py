@@ -1,1 +1,1 @@
-"""What is asked and shown."""
+"""What pilot asks and shows."""

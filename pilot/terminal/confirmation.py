@@ -1,4 +1,4 @@
-"""Questions that a person answers by typing, before something that cannot be taken back."""
+"""Questions that a person answers by typing, before something that cannot be undone."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from pilot.terminal.terminal import Terminal
 
 
 def confirm(terminal: Terminal, warning: str, *, question: str, answers: Sequence[str], refusal: str) -> None:
-    """Show *warning*, ask *question*, and return when the answer is one of *answers*; case and outer blanks are free.
+    """Show *warning*, ask *question*, and return if the answer is one of *answers*, ignoring case and outer blanks.
 
     Raises:
-        PilotError: *refusal*, for any other answer.
+        PilotError: *refusal*: the answer is any other.
         UsageError: There is no terminal to ask on.
     """
     terminal.check("--yes confirms without a terminal, for automation")

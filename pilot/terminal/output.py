@@ -30,7 +30,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their columns; as wide as they are where no terminal limits them."""
+    """Print rows under their columns, at full width unless a terminal limits it."""
     # Imported here: only tables need it.
     from rich import box
     from rich.console import Console
@@ -53,10 +53,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def write_raw(value: bytes) -> None:
-    """Write bytes to stdout as they are; to a terminal only text, and with a newline behind it.
+    """Write bytes to stdout as they are; to a terminal only text, followed by a newline.
 
     Raises:
-        PilotError: Binary for a terminal.
+        PilotError: The value is binary and stdout is a terminal.
     """
     if not sys.stdout.isatty():
         sys.stdout.flush()
@@ -78,12 +78,12 @@ def to_text(value: bytes) -> str | None:
 
 
 def clean(text: str) -> str:
-    """Replace what would steer a terminal; line ends and tabs stay."""
+    """Replace what would control a terminal; line ends and tabs stay."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
 def show_value(value: bytes) -> str:
-    """Return a value for a table: text without the line end behind it, or how many bytes it has."""
+    """Return a value for a table: text without its final line end, or the number of bytes."""
     text = to_text(value)
     return text.rstrip("\n") if text is not None and clean(text) == text else f"<{len(value)} bytes>"
 
@@ -94,6 +94,6 @@ def show_time(moment: datetime) -> str:
 
 
 def group_hex(data: bytes) -> str:
-    """Return bytes as hex in groups of four letters, as people compare them."""
+    """Return bytes as hex in groups of four digits, for people to compare."""
     text = data.hex()
     return " ".join(text[start : start + 4] for start in range(0, len(text), 4))

@@ -1,4 +1,4 @@
-"""Signals that end pilot, so that what it has begun is put in order first."""
+"""Signals that end pilot, handled so that it first cleans up what it has begun."""
 
 import signal
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The terminal: questions without echo, and a screen of its own for what only one person may see."""
+"""The terminal: questions without echo, and a separate screen for what only one person may see."""
 
 import os
 import select
@@ -9,7 +9,7 @@ from typing import TextIO
 
 from pilot.errors import UsageError
 
-# Alternate screen, which is not kept when it is left; emptied with its scroll-back at both ends.
+# The alternate screen, which a terminal discards on leaving; cleared with its scroll-back on entering and leaving.
 _ENTER = "\x1b[?1049h\x1b[3J\x1b[2J\x1b[H"
 _LEAVE = "\x1b[3J\x1b[2J\x1b[H\x1b[?1049l"
 _CLEAR_LINE = "\r\x1b[K"
@@ -25,10 +25,10 @@ class Terminal:
         self._screen = screen if screen is not None else sys.stderr
 
     def check(self, hint: str) -> None:
-        """Check that somebody is there.
+        """Check that there is a person to ask.
 
         Raises:
-            UsageError: Standard input or output is no terminal.
+            UsageError: Standard input or output is not a terminal.
         """
         if not (self._source.isatty() and self._screen.isatty()):
             raise UsageError("there is no terminal to ask on", hint)
@@ -74,9 +74,9 @@ class Terminal:
 
     @contextmanager
     def hidden_keys(self) -> Iterator[Callable[[], str]]:
-        """Give a function that waits for one key and returns it. What is typed is not shown; Ctrl-C works as ever.
+        """Yield a function that waits for one key and returns it. What is typed is not shown; Ctrl-C works as usual.
 
-        The function raises EOFError when the input ended. What was typed too much is thrown away.
+        The function raises EOFError when the input has ended. Keys left over at the end are discarded.
         """
         import termios
 
@@ -87,8 +87,8 @@ class Terminal:
         by_key[6][termios.VMIN], by_key[6][termios.VTIME] = 1, 0
 
         def read() -> str:
-            # Not through the stream: it would keep what it read ahead. And with a look up now and then: a Ctrl-C just
-            # before the read began would be noticed with the next key only.
+            # Not through the stream, which would keep what it reads ahead. The wait is in short steps: otherwise a
+            # Ctrl-C just before the read would be noticed only at the next key.
             try:
                 while not select.select([fd], [], [], _GLANCE_S)[0]:
                     pass
@@ -106,13 +106,13 @@ class Terminal:
             termios.tcsetattr(fd, termios.TCSAFLUSH, before)
 
     def show_on_line(self, text: str) -> None:
-        """Put *text* in the place of the line that the cursor is on."""
+        """Replace the line that the cursor is on with *text*."""
         self._screen.write(_CLEAR_LINE + text)
         self._screen.flush()
 
     @contextmanager
     def alone(self, text: str) -> Iterator[None]:
-        """Show *text* on a cleared screen of its own while the block runs, and clear that screen after it."""
+        """Show *text* on a cleared separate screen while the block runs, and clear that screen afterwards."""
         self._screen.write(_ENTER + text + "\n")
         self._screen.flush()
         try:

@@ -1,7 +1,7 @@
 """Values of `pilot secret put`: from files, standard input or a hidden prompt, never from the command line.
 
-`FIELD=@FILE` and `FIELD=-` name a field; `@FILE` and `-` alone are the field `value`; with none there is a prompt for
-it. What a file or standard input holds is taken as it is, with any newline at its end.
+`FIELD=@FILE` and `FIELD=-` name a field; `@FILE` and `-` alone mean the field `value`; without any of them a prompt
+asks for it. The content of a file or of standard input is used as it is, including any newline at its end.
 """
 
 import sys
@@ -13,7 +13,7 @@ from typing import BinaryIO
 from pilot.errors import UsageError
 
 DEFAULT_FIELD = "value"
-_LINE_LIMIT = 4095 if sys.platform == "linux" else 1023  # bytes; a terminal drops the rest of a longer line in silence
+_LINE_LIMIT = 4095 if sys.platform == "linux" else 1023  # bytes; a terminal silently drops the rest of a longer line
 MAX_VALUE_BYTES = 1024 * 1024  # 1 MiB; the nexus has the same limit for all fields together
 
 
@@ -29,21 +29,21 @@ def parse_sources(arguments: Sequence[str]) -> list[Source]:
     """Read `FIELD=@FILE`, `FIELD=-`, `@FILE` and `-`.
 
     Raises:
-        UsageError: A value stands on the command line, a field stands twice, or standard input would be read twice.
-            What may be a secret is not repeated, and that may be what stands where the name of a field should.
+        UsageError: A value is on the command line, a field is given twice, or standard input would be read twice.
+            The message repeats nothing that may be a secret, and that includes what looks like the name of a field.
     """
     sources = [_parse(position, argument) for position, argument in enumerate(arguments, start=1)]
     for position, source in enumerate(sources, start=1):
         for earlier, other in enumerate(sources[: position - 1], start=1):
             if source.field == other.field:
-                raise UsageError(f"value {position}: its field is that of value {earlier}")
+                raise UsageError(f"value {position}: names the same field as value {earlier}")
     if sum(source.file is None for source in sources) > 1:
-        raise UsageError("standard input stands twice", "put all fields but one into files: FIELD=@FILE")
+        raise UsageError("standard input is given twice", "put all fields but one into files: FIELD=@FILE")
     return sources
 
 
 def read_values(sources: Sequence[Source], *, stdin: BinaryIO, ask: Callable[[str], str]) -> dict[str, bytes]:
-    """Read the fields; without sources *ask* (a hidden prompt) twice for the field `value`.
+    """Read the fields; without sources, *ask* (a hidden prompt) twice for the field `value`.
 
     Raises:
         UsageError: A file cannot be read, a value is too long, or the two answers differ.
@@ -61,7 +61,7 @@ def _parse(position: int, argument: str) -> Source:
         return _checked(field, None)
     if origin.startswith("@") and len(origin) > 1:
         return _checked(field, Path(origin[1:]))
-    # Not even what looks like the name of a field is shown: a value may have a '=' in it, or at its end as base64 has.
+    # Not even what looks like a field name is shown: a value may contain '=', or end with it as base64 does.
     raise UsageError(
         f"value {position}: a value on the command line would stay in the shell's history and in the list of processes",
         "use FIELD=@FILE or FIELD=- (standard input), or name no field to be asked",
@@ -92,7 +92,7 @@ def _read(source: Source, stdin: BinaryIO) -> bytes:
 def _ask_twice(ask: Callable[[str], str]) -> bytes:
     value = ask("value: ")
     if len(value.encode()) >= _LINE_LIMIT:
-        raise UsageError("the value may be cut off: a terminal takes no more of a line", "put it from a file: @FILE")
+        raise UsageError("the value may be cut off: a terminal takes no longer line", "put it from a file: @FILE")
     if not value:
         raise UsageError("got an empty value", "an empty value can be put from a file: @/dev/null")
     if ask("once more: ") != value:

@@ -1,6 +1,6 @@
 """`make bench`: measure speed and size of a real cluster, each beside its baseline from the same run.
 
-Ratios mean something, on a machine that does nothing else; absolute numbers are this machine's. Nothing is asserted.
+Only ratios are meaningful, on an otherwise idle machine; absolute numbers are this machine's. Nothing is asserted.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tests.bench.row import Row
 from tests.bench.stage import Pace, Stage, staged
 from tests.bench.table import print_table
 
-_WIDTH = 145  # columns, where it is not for a terminal to say
+_WIDTH = 145  # columns, where no terminal decides
 Measure = Callable[[Stage], Iterator[Row]]
 
 MEASURES: Mapping[str, Measure] = {
@@ -35,7 +35,7 @@ MEASURES: Mapping[str, Measure] = {
 
 
 def main() -> None:
-    """Parse the command line, measure, print."""
+    """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"only these: {' '.join(MEASURES)}")
     pace = parser.add_mutually_exclusive_group()
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def run(measures: Mapping[str, Measure], pace: Pace) -> None:
-    """Measure one after the other on one stage, and print the table."""
+    """Measure everything in turn on one stage, and print the table."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     began, title = (
         time.monotonic(),

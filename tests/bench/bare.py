@@ -38,7 +38,7 @@ class BareStore:
         self._connection.close()
 
     def commit_for(self, seconds: float) -> float:
-        """Commit for so long, on the core that a server under load has; return the commits a second."""
+        """Commit for a given time, on the core that a server under load has; return the commits per second."""
         with on_core(SERVER_CORE):
             done, started = 0, perf_counter()
             while (passed := perf_counter() - started) < seconds:

@@ -1,4 +1,4 @@
-"""The other end of the load generator: puts a server under load and says what that gave."""
+"""The other end of the load generator: puts a server under load and reports the result."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Load:
-    """What one side of one round gave."""
+    """The result of one side of one round."""
 
     per_s: float
     cpu_us: float  # of the server, for each call
@@ -35,7 +35,7 @@ class Load:
 
 
 class Driver:
-    """One load generator; jobs run one after the other."""
+    """One load generator; jobs run in sequence."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", "-m", "tests.bench.load"]
@@ -47,15 +47,15 @@ class Driver:
         self._process.communicate()
 
     def wait_served(self, server: Server, path: str) -> float:
-        """Wait until *server* answers a first read; return when that was, by the monotonic clock."""
+        """Wait until *server* answers a first read; return that time, by the monotonic clock."""
         return self._run(_make_job(server, "first", [path])).ended
 
     def call(self, server: Server, kind: Kind, paths: Sequence[str], *, calls: int, threads: int = 8) -> None:
-        """Make so many calls."""
+        """Make a number of calls."""
         self._run(_make_job(server, kind, paths, threads=threads, calls=calls))
 
     def drive(self, server: Server, kind: Kind, paths: Sequence[str], *, seconds: float, threads: int = 8) -> Load:
-        """Call for so many seconds, the server on a core of its own."""
+        """Make calls for a number of seconds, with the server on a core of its own."""
         pin(server.pid, SERVER_CORE)  # each time: gRPC starts threads when it needs them
         before = cpu_seconds(server.pid)
         report = self._run(_make_job(server, kind, paths, threads=threads, seconds=seconds))

@@ -1,6 +1,6 @@
 """The load generator, a process of its own: jobs come as lines of JSON on stdin, reports go as lines to stdout.
 
-Threads call over one channel, each waiting for its answer before the next call. Requests are made once, so that nexus
+Threads call over one channel, each waiting for its answer before the next call. Requests are built once, so that nexus
 and empty server see the same client.
 """
 
@@ -55,7 +55,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Generator:
-    """Runs jobs, one after the other; channels and identities stay for the next one."""
+    """Runs jobs in sequence; channels and identities stay for the next one."""
 
     def __init__(self) -> None:
         self._identities: dict[str, IdentitySource] = {}
@@ -147,7 +147,7 @@ def _drive(calls: Sequence[Call], job: Job) -> Report:
 
 
 def _wait_listening(port: int, give_up: float, pause: threading.Event) -> None:
-    """Wait until somebody listens: a gRPC channel that found nobody looks again only after a tenth of a second."""
+    """Wait until a server listens: a gRPC channel that found none tries again only after a tenth of a second."""
     while True:
         with socket.socket() as probe:
             if probe.connect_ex((HOST, port)) == 0:

@@ -1,4 +1,4 @@
-"""What Linux says of a process, and which core it may use."""
+"""What Linux reports about a process, and which core it may use."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def pin(pid: int, core: int) -> None:
-    """Keep all threads of a process, and those that they start, on one core, where there are as many."""
+    """Keep all threads of a process, and those that they start, on one core, if there are enough cores."""
     if core >= (os.cpu_count() or 1):
         return
     for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -47,7 +47,7 @@ def resident_mb(pid: int) -> float:
 
 
 def describe() -> str:
-    """Say on what kind of machine this runs."""
+    """Describe the machine that this runs on."""
     cores = os.cpu_count() or 1
     load = os.getloadavg()[0]
     return f"{cores} {'core' if cores == 1 else 'cores'}, load {load:.1f} before"

@@ -22,7 +22,7 @@ _TIMEOUT_S = 30.0
 
 
 def reads(stage: Stage) -> Iterator[Row]:
-    """Measure a read among many policies, beside one where there are its own and the superusers' only."""
+    """Measure a read among many policies, beside one with only its own policy and the superusers'."""
     apply(stage.crowded, make_policies(POLICIES - 2))
     crowded, nexus = stage.nexus_of(stage.crowded), stage.nexus
     for server in (crowded, nexus):
@@ -51,7 +51,7 @@ def decisions(stage: Stage) -> Iterator[Row]:
 
 
 def make_policies(count: int) -> list[Policy]:
-    """Make policies of which one in three is about every workload, and most share no path."""
+    """Make policies of which one in three covers every workload, and most share no path."""
     return [
         Policy(
             name=f"team-{number}",

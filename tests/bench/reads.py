@@ -12,7 +12,7 @@ _LONG, _FRESH = "bench/long-history", "bench/fresh"
 
 
 def get_secret(stage: Stage) -> Iterator[Row]:
-    """Measure a read beside an empty handler: calls a second, CPU, latency."""
+    """Measure a read beside an empty handler: calls per second, CPU, latency."""
     nexus, empty, rounds = stage.nexus, stage.empty, stage.pace.rounds
     for server in (nexus, empty):
         stage.driver.call(server, "get", [PATH], calls=_WARM_UP)

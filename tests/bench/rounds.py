@@ -1,4 +1,4 @@
-"""Rounds: A B A B …, so that what the machine does meanwhile falls on both; medians, so that a bad one says little."""
+"""Rounds: A B A B …, so that disturbances of the machine affect both; medians, so that one bad round matters little."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some rounds, and how far they lie apart."""
+    """The median of some rounds, and how far apart they are."""
 
     median: float
     lowest: float

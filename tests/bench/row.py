@@ -1,4 +1,4 @@
-"""One row of the table: what was measured, beside its baseline of the same run, and what the design wants of it."""
+"""One row of the table: the measurement, beside its baseline of the same run, and what the design wants of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from tests.bench.rounds import Compared, Spread
 @dataclass(frozen=True)
 class Target:
     text: str
-    is_reached: bool | None = None  # None: nothing that could be reached or missed
+    is_reached: bool | None = None  # None: there is no target
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ def make_row(work: str, found: Compared, show: Callable[[float], str], target: T
 
 
 def at_least(wanted: float, found: float) -> Target:
-    """Want a ratio of *wanted* or more."""
+    """Require a ratio of *wanted* or more."""
     text = f"≥ {wanted:.0%}" if wanted <= 1 else f"≥ {wanted:g} ×"
     return Target(text, found >= wanted)
 
 
 def at_most(wanted: float, unit: str, found: float) -> Target:
-    """Want *wanted* or less."""
+    """Require *wanted* or less."""
     return Target(f"≤ {wanted:g} {unit}", found <= wanted)
 
 

@@ -1,4 +1,4 @@
-"""Resident memory of keeper and nexus: idle, and of the nexus after many calls."""
+"""Resident memory of an idle keeper and nexus, and of the nexus after many calls."""
 
 import statistics
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tests.bench.row import Row, Target, at_most, megabytes
 from tests.bench.stage import PATH, Stage
 
 FLAT = 1.05  # what caches and allocators may still take after the first calls
-_WARM_UP = 2000  # calls: every worker has its connection to the store, every cache what it keeps
+_WARM_UP = 2000  # calls: then every worker has its connection to the store, and every cache is filled
 
 
 def resident(stage: Stage) -> Iterator[Row]:

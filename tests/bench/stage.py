@@ -17,7 +17,7 @@ from tests.kit.cluster import Cluster
 
 APP = "/bench/app"
 EMPTY = Identity(path="/bench/empty", dns="empty.bench")
-PATH = "bench/database"  # where a secret always is
+PATH = "bench/database"  # always holds a secret
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Stage:
 
     @functools.cached_property
     def crowded(self) -> Cluster:
-        """Another one like it, for a row that changes what every call meets."""
+        """A second cluster like it, for a row that changes what every call meets."""
         return self._start_cluster("crowded")
 
     @property
@@ -114,7 +114,7 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(folder: Path, pace: Pace) -> Iterator[Stage]:
-    """A stage that ends with the block; what went wrong on it is shown together with the logs."""
+    """Yield a stage that ends with the block; what went wrong on it is shown together with the logs."""
     stage = Stage(folder, pace)
     try:
         yield stage

@@ -17,7 +17,7 @@ EMPTIED = ("keeper-4", "keeper-5")
 
 
 def recovery(stage: Stage) -> Iterator[Row]:
-    """Measure a nexus that was killed: until it has the root key again, and until it serves; beside an empty server."""
+    """Measure a killed nexus until it has the root key again and until it serves, beside an empty server."""
     recoveries: list[float] = []
     pairs: list[tuple[float, float]] = []
     for _ in range(stage.pace.rounds):
@@ -34,7 +34,7 @@ def recovery(stage: Stage) -> Iterator[Row]:
 
 
 def refill(stage: Stage) -> Iterator[Row]:
-    """Measure keepers that forgot their shards: from the moment that they serve until the nexus has filled them."""
+    """Measure keepers that forgot their shards, from when they serve until the nexus has filled them."""
     taken: list[float] = []
     cluster = stage.cluster
     for _ in range(stage.pace.rounds):

@@ -25,7 +25,7 @@ def print_table(console: Console, title: str, rows: Iterable[Row]) -> None:
 
 
 def show_ratio(ratio: Spread) -> str:
-    """Show a ratio with two places, and what its rounds were between."""
+    """Show a ratio with two decimals, and the range of its rounds."""
     if ratio.lowest == ratio.highest:
         return f"{ratio.median:.2f}"
     return f"{ratio.median:.2f} ({ratio.lowest:.2f}–{ratio.highest:.2f})"

@@ -1,4 +1,4 @@
-"""What the table of `make bench` says about the rounds behind it."""
+"""What the table of `make bench` says about its rounds."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.bench.table import show_ratio
 
 
 def test_rounds_take_turns() -> None:
-    """What the machine does meanwhile falls on both sides."""
+    """Rounds of both sides alternate, so that disturbances of the machine affect both."""
     order: list[str] = []
     interleave(lambda: order.append("a"), lambda: order.append("b"), rounds=3)
     assert order == ["a", "b"] * 3
@@ -32,11 +32,11 @@ def test_a_ratio_is_of_two_numbers_of_one_round() -> None:
     ],
 )
 def test_a_target_says_whether_it_is_reached(target: Target, expected: Target) -> None:
-    """And what it is, in words of the table."""
+    """The table says in words what the target is and whether it is reached."""
     assert target == expected
 
 
 def test_a_ratio_shows_how_far_its_rounds_lie_apart() -> None:
-    """One round alone has no range."""
+    """A ratio shows the range of its rounds; one round alone has no range."""
     assert show_ratio(Spread.of([0.5, 0.7, 0.6])) == "0.60 (0.50–0.70)"
     assert show_ratio(Spread.of([1.01])) == "1.01"

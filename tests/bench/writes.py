@@ -29,7 +29,7 @@ def put_secret(stage: Stage) -> Iterator[Row]:
 
 
 def many_writers(stage: Stage) -> Iterator[Row]:
-    """Measure writers that wait together, beside one alone."""
+    """Measure writers that wait together, beside a single one."""
     nexus = stage.nexus
     stage.driver.call(nexus, "put", _PATHS, calls=200, threads=WRITERS)
     pairs = interleave(

@@ -17,7 +17,7 @@ _PATIENCE_S = 30.0
 class LoopThread:
     """An event loop that runs in a thread, and the clients that are used in it.
 
-    It fails at its end when a task was left behind or a callback failed.
+    It fails at its end if a task was left behind or a callback failed.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class LoopThread:
 
 
 async def find_leftovers() -> set["asyncio.Task[Any]"]:
-    """Return the tasks, beside this one, that do not end by themselves in a moment."""
+    """Return the tasks, besides this one, that do not end by themselves in a moment."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if not others:
         return set()
@@ -81,7 +81,7 @@ class _Bridge:
         self._loop.run(self._client.close())
 
     def list(self, *args: Any, **kwargs: Any) -> Iterator[Entry]:
-        """Step through `AsyncClient.list`."""
+        """Iterate over `AsyncClient.list`."""
         entries = self._client.list(*args, **kwargs)
 
         async def fetch() -> Entry | None:

@@ -22,7 +22,7 @@ Eventually = Callable[..., Awaitable[None]]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an async test in a loop of its own; it fails when it leaves a task behind, or a callback failed."""
+    """Run an async test in a loop of its own; fail it if it leaves a task behind or a callback failed."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
@@ -35,20 +35,20 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     with asyncio.Runner(debug=True) as runner:
         runner.run(run())
-    gc.collect()  # what was forgotten may complain now
+    gc.collect()  # forgotten objects may complain now
     assert troubles == []
     return True
 
 
 @pytest.fixture(scope="session")
 def ca() -> Authority:
-    """Authority of example.org; tests that need another make one."""
+    """Return the authority of example.org; tests that need another create one."""
     return Authority("example.org")
 
 
 @pytest.fixture
 def provider(ca: Authority, tmp_path: Path) -> Iterator[IdentityProvider]:
-    """Provider whose SVIDs live an hour: they rotate when a test says so."""
+    """Return a provider whose SVIDs live an hour: they rotate when a test says so."""
     with IdentityProvider(tmp_path / "sockets", ca, lifetime=timedelta(hours=1)) as provider:
         yield provider
 

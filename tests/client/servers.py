@@ -30,7 +30,7 @@ Answer: TypeAlias = Callable[[Any], Message]
 
 
 class SlowLink:
-    """A way to the server at *port* on loopback that takes *delay_s* in each direction."""
+    """A link to the server at *port* on loopback that delays data by *delay_s* in each direction."""
 
     def __init__(self, port: int, delay_s: float) -> None:
         self._port = port
@@ -40,7 +40,7 @@ class SlowLink:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -79,11 +79,11 @@ class Server(grpc.GenericRpcHandler):
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The host:port that it listens on."""
         return f"127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Cut everything off."""
+        """Cut off all calls."""
         self.go_on.set()
         self._server.stop(0).wait()
 
@@ -114,13 +114,13 @@ class Server(grpc.GenericRpcHandler):
 
 
 class Nexus(grpc.GenericRpcHandler):
-    """Serves the SDK's calls with the answers that a test sets, and keeps the requests."""
+    """Serves the SDK's calls with the answers that a test sets, and records the requests."""
 
     def __init__(self, ca: Authority, port: int = 0, *, identity: IdentitySource | None = None) -> None:
         self.requests: list[Any] = []
         self.callers: set[str] = set()
         self.certificates: set[object] = set()
-        self.cancelled: list[str] = []  # RPCs whose callers went before the answer
+        self.cancelled: list[str] = []  # RPCs whose callers left before the answer
         self.answers: dict[str, Answer] = {}
         source = identity or FixedIdentity(ca.issue(NEXUS, dns=SERVER_NAME))
         self._server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[self], options=(("grpc.so_reuseport", 0),))
@@ -129,7 +129,7 @@ class Nexus(grpc.GenericRpcHandler):
         self._server.start()
 
     def stop(self) -> None:
-        """Cut everything off."""
+        """Cut off all calls."""
         self._server.stop(0).wait()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":
@@ -160,7 +160,7 @@ class Nexus(grpc.GenericRpcHandler):
         )
 
     def fail(self, rpc: str, *failures: ShardholdError, then: Message) -> None:
-        """Answer with each failure once, and then well."""
+        """Answer with each failure once, and then normally."""
         left = list(failures)
 
         def answer(_: Any) -> Message:

@@ -1,4 +1,4 @@
-"""The asyncio pinned channel, against real grpcio servers over mTLS. What it shares with the other is tested there."""
+"""The asyncio pinned channel, against real grpcio servers over mTLS. test_channel.py tests what both channels share."""
 
 import asyncio
 import gc
@@ -55,7 +55,7 @@ def _count(channel: AioPinnedChannel) -> "grpc.aio.UnaryStreamMultiCallable[byte
 
 
 async def _ask(method: "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]", request: bytes) -> bytes:
-    """Make a call in a coroutine, which tasks are made of."""
+    """Make a call in a coroutine, from which tasks are made."""
     return await method(request, timeout=20)
 
 
@@ -99,7 +99,7 @@ async def test_rotation_drops_no_call(provider: IdentityProvider, eventually: Ev
 async def test_call_in_flight_outlives_its_svid(
     channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, eventually: Eventually
 ) -> None:
-    """A call that began before the rotation ends well, and its connection is closed after it."""
+    """A call that began before the rotation ends well, and its connection is closed afterwards."""
     async with channel:
         slow = asyncio.create_task(_ask(_wait(channel), b"slow"))
         await eventually(server.waiting.is_set)
@@ -114,7 +114,7 @@ async def test_call_in_flight_outlives_its_svid(
 async def test_stream_outlives_its_svid(
     channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, eventually: Eventually
 ) -> None:
-    """A stream keeps the connection that it began on, which is closed when the stream ends."""
+    """A stream keeps the connection it began on, which is closed when the stream ends."""
     async with channel:
         stream = _count(channel)(b"", timeout=20)
         assert await stream.read() == b"first"
@@ -144,7 +144,7 @@ async def test_abandoned_stream(
 async def test_svid_of_the_call(
     channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority
 ) -> None:
-    """Each call is made with the SVID that is current when it begins, and a connection is kept while that stays."""
+    """Each call uses the SVID that is current when it begins; a connection is kept while its SVID is current."""
     async with channel:
         for svid in (identity.current(), identity.current(), ca.issue("/team/app")):
             identity.svid = svid
@@ -153,7 +153,7 @@ async def test_svid_of_the_call(
 
 
 async def test_no_svid(channel: AioPinnedChannel, identity: FixedIdentity) -> None:
-    """Without an SVID a call raises at once, and works again when there is one."""
+    """Without an SVID a call raises at once, and works again once there is one."""
     svid, identity.svid = identity.svid, None
     async with channel:
         with pytest.raises(IdentityUnavailableError, match="no SVID"):
@@ -163,7 +163,7 @@ async def test_no_svid(channel: AioPinnedChannel, identity: FixedIdentity) -> No
 
 
 async def test_message_sizes(channel: AioPinnedChannel) -> None:
-    """Messages up to 5 MiB pass, and a larger one is refused on this side."""
+    """Messages of up to 5 MiB pass, and a larger one is refused on this side."""
     async with channel:
         assert len(await _echo(channel)(b"x" * (MESSAGE_LIMIT - 64), timeout=20)) == MESSAGE_LIMIT - 64
         with pytest.raises(grpc.RpcError) as caught:
@@ -172,7 +172,7 @@ async def test_message_sizes(channel: AioPinnedChannel) -> None:
 
 
 async def test_metadata_and_call(channel: AioPinnedChannel) -> None:
-    """Metadata goes there and comes back, and the call tells its code, as any call of grpc.aio."""
+    """Metadata travels both ways, and the call tells its code, like any call of grpc.aio."""
     async with channel:
         call = _echo(channel)(b"x", timeout=10, metadata=grpc.aio.Metadata(("x-test", "1")))
         assert (await call, await call.code()) == (b"x", grpc.StatusCode.OK)
@@ -180,7 +180,7 @@ async def test_metadata_and_call(channel: AioPinnedChannel) -> None:
 
 
 async def test_deadline(channel: AioPinnedChannel) -> None:
-    """The time-out of a call is kept, and the connection is given back."""
+    """A call's time-out is kept, and the connection is given back."""
     async with channel:
         with pytest.raises(grpc.RpcError) as caught:
             await _wait(channel)(b"", timeout=0.05)
@@ -202,7 +202,7 @@ async def test_cancelled_task(channel: AioPinnedChannel, server: Server, eventua
 
 @pytest.mark.parametrize("steps", range(6))
 async def test_task_cancelled_early(channel: AioPinnedChannel, steps: int) -> None:
-    """In whichever step of its beginning a call is cancelled, it gives the connection back."""
+    """At whichever step of its start a call is cancelled, it gives the connection back."""
     async with channel:
         await _echo(channel)(b"", timeout=10)
         task = asyncio.create_task(_ask(_wait(channel), b""))
@@ -236,7 +236,7 @@ async def test_call_that_cannot_be_made(channel: AioPinnedChannel) -> None:
 
 
 async def test_closed(channel: AioPinnedChannel, server: Server, eventually: Eventually) -> None:
-    """Closing cancels calls and streams in flight, is repeatable, and later calls are refused."""
+    """Closing cancels calls and streams in flight, may be repeated, and later calls are refused."""
     calls: list[Any] = [_wait(channel)(b"", timeout=20), _count(channel)(b"", timeout=20)]
     await eventually(server.waiting.is_set)
     await channel.close()
@@ -252,7 +252,7 @@ async def test_closed(channel: AioPinnedChannel, server: Server, eventually: Eve
 async def test_close_ends_retired_connections(
     channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, eventually: Eventually
 ) -> None:
-    """Closing cancels the calls of older SVIDs as well."""
+    """Closing also cancels the calls of older SVIDs."""
     slow = _wait(channel)(b"", timeout=20)
     await eventually(server.waiting.is_set)
     identity.svid = ca.issue("/team/app")
@@ -263,7 +263,7 @@ async def test_close_ends_retired_connections(
 
 
 def test_belongs_to_one_loop(channel: AioPinnedChannel) -> None:
-    """In another loop than that of its first use, calls and `close` are refused in words."""
+    """In any loop but that of its first use, calls and `close` are refused with a clear message."""
 
     async def call() -> None:
         assert await _echo(channel)(b"x", timeout=10) == b"x"
@@ -289,7 +289,7 @@ def test_belongs_to_one_loop(channel: AioPinnedChannel) -> None:
 
 
 def test_never_closed(channel: AioPinnedChannel, identity: FixedIdentity, ca: Authority) -> None:
-    """A program that ends its loop without closing, with a stream that it forgot, hears no complaint."""
+    """A program that ends its loop without closing, and with a forgotten stream, gets no warning."""
 
     async def use() -> Any:
         stream = _count(channel)(b"", timeout=20)
@@ -304,7 +304,7 @@ def test_never_closed(channel: AioPinnedChannel, identity: FixedIdentity, ca: Au
 
 
 async def test_unsupported(channel: AioPinnedChannel) -> None:
-    """Client streams and connectivity are refused in words."""
+    """Client streams and connectivity are refused with a clear message."""
     with pytest.raises(NotImplementedError, match="unary and server-streaming"):
         channel.stream_unary("/test/Echo")
     with pytest.raises(NotImplementedError, match="unary and server-streaming"):

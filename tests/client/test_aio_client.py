@@ -1,4 +1,4 @@
-"""What `AsyncClient` has of its own: cancellation, event loops, an identity that is opened late.
+"""What only `AsyncClient` has: cancellation, event loops, an identity that is opened late.
 
 Its calls, retries, deadlines and errors are tested together with those of `Client`, in test_client.py.
 """
@@ -46,7 +46,7 @@ class Pause:
 
 @pytest.fixture
 def nexus(ca: Authority) -> Iterator[Nexus]:
-    """Run a server that is ready."""
+    """Run a nexus that is ready."""
     nexus = Nexus(ca)
     nexus.fail("GetStatus", then=cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_READY))
     yield nexus
@@ -55,7 +55,7 @@ def nexus(ca: Authority) -> Iterator[Nexus]:
 
 @pytest.fixture
 def pause(nexus: Nexus) -> Iterator[Pause]:
-    """Let every read wait."""
+    """Make every read wait."""
     nexus.answers["GetSecret"] = pause = Pause()
     yield pause
     pause.go_on.set()
@@ -63,7 +63,7 @@ def pause(nexus: Nexus) -> Iterator[Pause]:
 
 @pytest.fixture
 def client(nexus: Nexus, ca: Authority) -> AsyncClient:
-    """Make a client, outside of any loop; each test enters it."""
+    """Make a client, outside any loop; each test enters it."""
     return AsyncClient(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10)
 
 
@@ -75,10 +75,10 @@ def _check_idle(client: AsyncClient) -> None:
 
 
 class TestCancellation:
-    """A task that is given up takes its call along."""
+    """Giving up a task cancels its call."""
 
     async def test_in_flight(self, client: AsyncClient, nexus: Nexus, pause: Pause, eventually: Eventually) -> None:
-        """A cancelled task ends at once, its call is cancelled at the server, and nothing is left of it."""
+        """A cancelled task ends at once, its call is cancelled at the server, and nothing of it is left."""
         async with client:
             task = asyncio.create_task(client.get("a"))
             await eventually(lambda: nexus.requests)
@@ -90,7 +90,7 @@ class TestCancellation:
             assert (await client.status()).state is State.READY
 
     async def test_of_many(self, client: AsyncClient, nexus: Nexus, pause: Pause, eventually: Eventually) -> None:
-        """A failure in a task group takes the group's calls along, and no other one."""
+        """A failure in a task group cancels the group's calls and no others."""
         async with client:
             other = asyncio.create_task(client.get("other"))
 
@@ -113,7 +113,7 @@ class TestCancellation:
             _check_idle(client)
 
     async def test_by_a_timeout_of_asyncio(self, client: AsyncClient, nexus: Nexus, pause: Pause) -> None:
-        """`asyncio.timeout` around a call works as around anything else."""
+        """`asyncio.timeout` around a call works as it does around anything else."""
         async with client:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
@@ -121,7 +121,7 @@ class TestCancellation:
             _check_idle(client)
 
     async def test_between_two_tries(self, client: AsyncClient, nexus: Nexus, eventually: Eventually) -> None:
-        """A task that is cancelled while it waits to try again tries no more."""
+        """A task that is cancelled while it waits for its next try makes no more tries."""
         nexus.fail("GetSecret", *[RecoveringError("1 of 3 shards")] * 1000, then=secrets_pb2.GetSecretResponse())
         async with client:
             task = asyncio.create_task(client.get("a"))
@@ -148,7 +148,7 @@ class TestCancellation:
 
 
 class TestClosing:
-    """What `close` does to others."""
+    """What `close` does to calls, tasks and identities."""
 
     async def test_calls_in_flight(
         self, client: AsyncClient, nexus: Nexus, pause: Pause, eventually: Eventually
@@ -167,7 +167,7 @@ class TestClosing:
     async def test_cancelled_and_closed(
         self, client: AsyncClient, nexus: Nexus, pause: Pause, eventually: Eventually
     ) -> None:
-        """A task that was cancelled stays cancelled when the client is closed as well."""
+        """A cancelled task stays cancelled even if the client is closed as well."""
         task = asyncio.create_task(client.get("a"))
         await eventually(lambda: nexus.requests)
         task.cancel()
@@ -176,7 +176,7 @@ class TestClosing:
             await task
 
     async def test_again_and_at_once(self, client: AsyncClient) -> None:
-        """Several tasks may close, and a closed client makes no call, not even when it is entered again."""
+        """Several tasks may close a client at once; a closed client makes no call, even when it is entered again."""
         await asyncio.gather(client.close(), client.close())
         async with client:
             with pytest.raises(shardhold.CancelledError, match="the channel is closed"):
@@ -199,7 +199,7 @@ class TestLoops:
     """One client belongs to one event loop."""
 
     def test_made_without_a_loop(self, client: AsyncClient) -> None:
-        """A client may be made before there is a loop."""
+        """A client may be created before there is a loop."""
 
         async def use() -> State:
             async with client:
@@ -208,7 +208,7 @@ class TestLoops:
         assert asyncio.run(use()) is State.READY
 
     def test_another_loop(self, client: AsyncClient) -> None:
-        """A second loop is refused in words, by calls, lists, `async with` and `close`, and the first one goes on."""
+        """A second loop is refused by calls, lists, `async with` and `close`, and the first one goes on."""
 
         async def use() -> None:
             await client.status()
@@ -239,7 +239,7 @@ class TestLoops:
             runner.run(client.close())
 
     async def test_from_a_thread(self, client: AsyncClient) -> None:
-        """Another thread brings its call to the loop of the client."""
+        """Another thread can move its call to the client's loop."""
         async with client:
             loop = asyncio.get_running_loop()
 
@@ -249,7 +249,7 @@ class TestLoops:
             assert await asyncio.to_thread(ask) is State.READY
 
     def test_a_client_in_each(self, nexus: Nexus, ca: Authority, caplog: pytest.LogCaptureFixture) -> None:
-        """Loops in several threads, a client in each, work beside a `Client`; all may share one identity."""
+        """Loops in several threads, each with a client, work beside a `Client`; all may share one identity."""
         identity, statuses = FixedIdentity(ca.issue("/team/app")), []
 
         async def use() -> None:
@@ -270,12 +270,12 @@ class TestLoops:
 
 
 class TestLateIdentity:
-    """The Workload API of the environment, which is opened when it is first needed."""
+    """The Workload API of the environment, opened when it is first needed."""
 
     async def test_several_at_once(
         self, nexus: Nexus, provider: IdentityProvider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first calls, without `async with`, open it once for all of them."""
+        """The first calls, made at once without `async with`, open the Workload API once for all of them."""
         monkeypatch.setenv(ENDPOINT_VARIABLE, str(provider.add("/team/app")))
         client = AsyncClient(nexus.address)
         assert "shardhold-identity" not in {thread.name for thread in threading.enumerate()}
@@ -302,7 +302,7 @@ class TestLateIdentity:
     async def test_that_hesitates(
         self, nexus: Nexus, provider: IdentityProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A call waits for the first SVID no longer than its time-out, the loop goes on, and a later call has it."""
+        """A call waits for the first SVID no longer than its time-out, the loop goes on, and a later call gets it."""
         place = tmp_path / "slow.sock"
         monkeypatch.setenv(ENDPOINT_VARIABLE, str(place))
         client, turns = AsyncClient(nexus.address), 0
@@ -324,7 +324,7 @@ class TestLateIdentity:
     async def test_closed_while_it_opens(
         self, nexus: Nexus, provider: IdentityProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What is still being opened when its client is closed, or its task cancelled, closes itself."""
+        """A source that is still opening when its client is closed or its task cancelled closes itself."""
         place = tmp_path / "slow.sock"
         monkeypatch.setenv(ENDPOINT_VARIABLE, str(place))
         with socket.socket(socket.AF_UNIX) as mute:
@@ -344,7 +344,7 @@ class TestLateIdentity:
 async def test_short_svids_under_load(
     ca: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    """With SVIDs of 10 s on both sides, which all expire meanwhile, no read fails and no connection is left over."""
+    """With SVIDs of 10 s on both sides, which all expire meanwhile, no read fails and no connection is left."""
     with IdentityProvider(tmp_path / "sockets", ca, lifetime=timedelta(seconds=10)) as provider:
         server_identity = WorkloadAPI(str(provider.add(NEXUS, SERVER_NAME)))
         nexus = Nexus(ca, identity=server_identity)
@@ -373,7 +373,7 @@ async def test_short_svids_under_load(
 
 
 async def test_our_own_edge(ca: Authority) -> None:
-    """The edge of our servers answers the client; one with an older grpcio cannot see TLS 1.3 and refuses by name."""
+    """Our servers' edge answers the client; an older grpcio cannot see TLS 1.3 there, and the edge refuses by name."""
 
     def get(call: Any, request: secrets_pb2.GetSecretRequest) -> secrets_pb2.GetSecretResponse:
         if request.path == "none":

@@ -96,7 +96,7 @@ def test_rotation_drops_no_call(provider: IdentityProvider) -> None:
 def test_call_in_flight_outlives_its_svid(
     channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: Authority
 ) -> None:
-    """A call that began before the rotation ends well, and its connection is closed after it."""
+    """A call that began before the rotation ends well, and its connection is closed afterwards."""
     answers: list[bytes] = []
     thread = threading.Thread(target=lambda: answers.append(_wait(channel)(b"slow", timeout=20)))
     thread.start()
@@ -113,7 +113,7 @@ def test_call_in_flight_outlives_its_svid(
 def test_stream_outlives_its_svid(
     channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, wait_until: WaitUntil
 ) -> None:
-    """A stream keeps the connection that it began on, which is closed when the stream ends."""
+    """A stream keeps the connection it began on, which is closed when the stream ends."""
     count: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test/Count")
     stream = count(b"", timeout=20)
     assert next(stream) == b"first"
@@ -127,7 +127,7 @@ def test_stream_outlives_its_svid(
 def test_abandoned_stream(
     channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, wait_until: WaitUntil
 ) -> None:
-    """A stream that is cancelled, or forgotten, holds no old connection open."""
+    """A stream that is cancelled or forgotten holds no old connection open."""
     count: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test/Count")
     cancelled, forgotten = count(b"", timeout=20), count(b"", timeout=20)
     assert (next(cancelled), next(forgotten)) == (b"first", b"first")
@@ -140,7 +140,7 @@ def test_abandoned_stream(
 
 
 def test_svid_of_the_call(channel: PinnedChannel, server: Server, identity: FixedIdentity, ca: Authority) -> None:
-    """Each call is made with the SVID that is current when it begins, and a connection is kept while that stays."""
+    """Each call uses the SVID that is current when it begins; a connection is kept while its SVID is current."""
     for svid in (identity.current(), identity.current(), ca.issue("/team/app")):
         identity.svid = svid
         _echo(channel)(b"", timeout=10)
@@ -148,7 +148,7 @@ def test_svid_of_the_call(channel: PinnedChannel, server: Server, identity: Fixe
 
 
 def test_equal_svid_keeps_the_connection(channel: PinnedChannel, identity: FixedIdentity, ca: Authority) -> None:
-    """A source that gives an equal SVID as a new object costs no new connection."""
+    """A source that returns an equal SVID as a new object costs no new connection."""
     svid = identity.current()
     _echo(channel)(b"", timeout=10)
     first = channel._connections.current
@@ -158,7 +158,7 @@ def test_equal_svid_keeps_the_connection(channel: PinnedChannel, identity: Fixed
 
 
 def test_no_svid(channel: PinnedChannel, identity: FixedIdentity) -> None:
-    """Without an SVID a call raises at once, and works again when there is one."""
+    """Without an SVID a call raises at once, and works again once there is one."""
     svid, identity.svid = identity.svid, None
     with pytest.raises(IdentityUnavailableError, match="no SVID"):
         _echo(channel)(b"", timeout=10)
@@ -168,7 +168,7 @@ def test_no_svid(channel: PinnedChannel, identity: FixedIdentity) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, MESSAGE_LIMIT - 64])
 def test_message_sizes(channel: PinnedChannel, size: int) -> None:
-    """Messages up to 5 MiB pass; gRPC's own default of 4 MiB would be too small for a batch."""
+    """Messages of up to 5 MiB pass; gRPC's own default of 4 MiB would be too small for a batch."""
     assert len(_echo(channel)(b"x" * size, timeout=20)) == size
 
 
@@ -180,14 +180,14 @@ def test_message_too_large(channel: PinnedChannel) -> None:
 
 
 def test_metadata_and_call(channel: PinnedChannel) -> None:
-    """Metadata goes there and comes back, and `with_call` gives the call beside the answer."""
+    """Metadata travels both ways, and `with_call` returns the call beside the answer."""
     answer, call = _echo(channel).with_call(b"x", timeout=10, metadata=(("x-test", "1"),))
     assert (answer, call.code()) == (b"x", grpc.StatusCode.OK)
     assert ("x-test", "1") in {(item[0], item[1]) for item in call.trailing_metadata()}
 
 
 def test_deadline(channel: PinnedChannel) -> None:
-    """The time-out of a call is kept, and the connection is given back."""
+    """A call's time-out is kept, and the connection is given back."""
     with pytest.raises(grpc.RpcError) as caught:
         _wait(channel)(b"", timeout=0.05)
     assert type(from_rpc(caught.value)) is DeadlineError
@@ -204,7 +204,7 @@ def test_deadline(channel: PinnedChannel) -> None:
     ],
 )
 def test_server_of_another_name(ca: Authority, identity: FixedIdentity, path: str, dns: str | None) -> None:
-    """A server of the same trust domain without the pinned name is refused: a workload cannot pass for the nexus."""
+    """A server of the same trust domain without the pinned name is refused: no workload passes for the nexus."""
     server = Server(FixedIdentity(ca.issue(path, dns=dns)))
     with PinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
@@ -226,7 +226,7 @@ def test_foreign_client_is_refused(server: Server) -> None:
 
 
 def test_client_that_only_the_server_refuses(server: Server, ca: Authority) -> None:
-    """A client that trusts the server but not the other way round gets the hint: TLS 1.3 refuses it late."""
+    """A client that trusts a server that does not trust it gets the hint, although TLS 1.3 refuses it late."""
     other = Authority("example.org").issue("/team/app")
     half_trusted = Svid.parse(other.certificates_pem, other.key_pem, other.bundle_pem + ca.bundle_pem)
     with PinnedChannel(server.address, FixedIdentity(half_trusted), server_name=SERVER_NAME) as channel:
@@ -248,7 +248,7 @@ def test_nothing_listens(server: Server, identity: FixedIdentity) -> None:
 
 
 def test_attempts_to_connect_come_often(identity: FixedIdentity) -> None:
-    """A server that returns is found soon: the seventh attempt comes after 2 s, where gRPC's own backoff takes 20."""
+    """A server that returns is found soon: the seventh attempt comes after 2 s; gRPC's own backoff takes 20 s."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
         with PinnedChannel(address, identity, server_name=SERVER_NAME) as channel:
@@ -267,7 +267,7 @@ def _wait_for(channel: PinnedChannel, seconds: float) -> None:
 
 
 def test_long_way(server: Server, identity: FixedIdentity) -> None:
-    """A server that is half a second away and back is reached: an attempt to connect has time for its handshakes."""
+    """A server with a round trip of half a second is reached: an attempt to connect has time for its handshakes."""
     link = SlowLink(server.port, delay_s=0.25)
     with PinnedChannel(link.address, identity, server_name=SERVER_NAME) as channel:
         assert _echo(channel)(b"x", timeout=30, wait_for_ready=True) == b"x"
@@ -284,7 +284,7 @@ def test_options_of_the_caller_win(server: Server, identity: FixedIdentity) -> N
 
 
 def test_what_it_does_not_do(channel: PinnedChannel) -> None:
-    """Futures, client streams and connectivity are refused in words."""
+    """Futures, client streams and connectivity are refused with a clear message."""
     with pytest.raises(NotImplementedError, match="use the callable itself, or with_call"):
         _echo(channel).future(b"")
     with pytest.raises(NotImplementedError, match="unary and server-streaming"):
@@ -297,7 +297,7 @@ def test_what_it_does_not_do(channel: PinnedChannel) -> None:
 
 
 def test_closed(channel: PinnedChannel, server: Server) -> None:
-    """Closing cancels calls in flight, is repeatable, and later calls are refused."""
+    """Closing cancels calls in flight, may be repeated, and later calls are refused."""
     failures: list[Exception] = []
 
     def call() -> None:

@@ -41,7 +41,7 @@ INCARNATION = bytes(range(16))
 
 @pytest.fixture(params=["Client", "AsyncClient"])
 def make(request: pytest.FixtureRequest) -> Iterator[MakeClient]:
-    """Return what makes a client of either kind; the asyncio one is called through a loop in a thread."""
+    """Return a function that makes a client of either kind; the asyncio one is called through a loop in a thread."""
     if request.param == "Client":
         yield Client
         return
@@ -59,7 +59,7 @@ def nexus(ca: Authority) -> Iterator[Nexus]:
 
 @pytest.fixture
 def client(make: MakeClient, nexus: Nexus, ca: Authority) -> Iterator[Client]:
-    """Connect to it as the workload /team/app."""
+    """Connect to the nexus as the workload /team/app."""
     with make(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10) as client:
         yield client
 
@@ -72,7 +72,7 @@ class TestCalls:
     """What goes to the server and what comes back."""
 
     def test_put(self, client: Client, nexus: Nexus) -> None:
-        """Fields go as bytes, text as UTF-8, with a request id of 16 bytes; the answer says what was made."""
+        """Fields are sent as bytes, text as UTF-8, with a request id of 16 bytes; the answer says what was written."""
         nexus.fail("PutSecret", then=secrets_pb2.PutSecretResponse(version=1, incarnation=INCARNATION, revision=7))
         assert client.put("team/app/db", {"user": "münchen", "key": b"\x00\xff"}) == Written(1, INCARNATION, 7)
         (request,) = nexus.requests
@@ -82,7 +82,7 @@ class TestCalls:
         assert nexus.callers == {"spiffe://example.org/team/app"}
 
     def test_put_with_check_and_set(self, client: Client, nexus: Nexus) -> None:
-        """Version 0, the secret that must not exist, is told from no check; a given request id is used."""
+        """Version 0, for a secret that must not exist, differs from no check; a given request id is used."""
         nexus.fail("PutSecret", then=secrets_pb2.PutSecretResponse())
         client.put("a", {"value": b""}, expected_version=0, expected_incarnation=INCARNATION, request_id=b"r" * 16)
         (request,) = nexus.requests
@@ -110,7 +110,7 @@ class TestCalls:
         assert nexus.requests[0].version == 3
 
     def test_list_fetches_pages_as_needed(self, client: Client, nexus: Nexus) -> None:
-        """Pages are fetched one after the other, an empty one in the middle ends nothing, and none is fetched early."""
+        """Pages are fetched one by one and none early; an empty one in the middle does not end the list."""
         pages = {"": (["a", "b"], "t1"), "t1": ([], "t2"), "t2": (["c"], "")}
 
         def answer(request: secrets_pb2.ListSecretsRequest) -> Message:
@@ -129,7 +129,7 @@ class TestCalls:
         assert [(request.prefix, request.page_size) for request in nexus.requests] == [("team", 2)] * 3
 
     def test_delete(self, client: Client, nexus: Nexus) -> None:
-        """Some versions, or all that are left, with check-and-set and a request id."""
+        """A delete sends the given versions, or none for all that are left, with check-and-set and a request id."""
         nexus.fail("DeleteSecret", then=secrets_pb2.DeleteSecretResponse(versions=[1, 2], revision=9))
         assert client.delete("a", [1, 2], expected_version=2) == Deleted((1, 2), 9)
         client.delete("a")
@@ -138,7 +138,7 @@ class TestCalls:
         assert (list(all_left.versions), all_left.HasField("expected_version")) == ([], False)
 
     def test_delete_of_no_version(self, client: Client, nexus: Nexus) -> None:
-        """A list of versions that came out empty deletes nothing, least of all everything."""
+        """An empty list of versions is refused, and deletes nothing."""
         with pytest.raises(shardhold.InvalidArgumentError, match="versions: got none"):
             client.delete("a", (version for version in (1, 2) if version > 2))
         assert nexus.requests == []
@@ -155,12 +155,12 @@ class TestCalls:
         ],
     )
     def test_status(self, client: Client, nexus: Nexus, state: cluster_pb2.State.ValueType, wanted: State) -> None:
-        """Every state of the contract has its word."""
+        """Every state of the contract has its name."""
         nexus.fail("GetStatus", then=cluster_pb2.GetStatusResponse(state=state, version="0.1.0", blocked_by=["x"]))
         assert client.status() == Status(wanted, "0.1.0", ("x",))
 
     def test_states_are_those_of_the_contract(self) -> None:
-        """A state that the contract gains is noticed here."""
+        """The SDK has all states of the contract, so a new one is noticed here."""
         names = {name.removeprefix("STATE_").lower() for name in cluster_pb2.State.DESCRIPTOR.values_by_name}
         assert names - {"unspecified"} == {state.value for state in State} - {"unknown"}
 
@@ -180,7 +180,7 @@ class TestCalls:
 
 
 class TestRetries:
-    """What is called again, and for how long."""
+    """Which failures are retried, and for how long."""
 
     @pytest.mark.parametrize(
         "failure",
@@ -192,7 +192,7 @@ class TestRetries:
         ],
     )
     def test_passing_trouble(self, client: Client, nexus: Nexus, failure: ShardholdError) -> None:
-        """What passes by itself is tried again with the same request id, and the caller feels nothing."""
+        """A passing failure is retried with the same request id, unnoticed by the caller."""
         nexus.fail("PutSecret", failure, failure, then=secrets_pb2.PutSecretResponse(version=1))
         assert client.put("a", {"value": b"1"}).version == 1
         assert len(nexus.requests) == 3
@@ -212,7 +212,7 @@ class TestRetries:
     def test_lasting_trouble(
         self, client: Client, nexus: Nexus, failure: ShardholdError, wanted: type[shardhold.Error]
     ) -> None:
-        """What does not pass by itself is said at once, after one call."""
+        """A lasting failure is raised at once, after one call."""
         nexus.fail("GetSecret", failure, then=_secret())
         with pytest.raises(wanted, match=str(failure)) as caught:
             client.get("a")
@@ -221,7 +221,7 @@ class TestRetries:
         assert len(nexus.requests) == 1
 
     def test_the_timeout_is_for_all_tries(self, client: Client, nexus: Nexus) -> None:
-        """A nexus that goes on recovering gives its own error within the time-out, after several tries."""
+        """A nexus that keeps recovering gives its own error within the time-out, after several tries."""
         nexus.fail("GetSecret", *[RecoveringError("1 of 3 shards")] * 1000, then=_secret())
         began = monotonic()
         with pytest.raises(shardhold.RecoveringError, match="1 of 3 shards"):
@@ -230,7 +230,7 @@ class TestRetries:
         assert len(nexus.requests) >= 2
 
     def test_deadline(self, client: Client, nexus: Nexus) -> None:
-        """A call that is not answered ends at its time-out, once, as a DeadlineError."""
+        """A call that is not answered ends once, at its time-out, as a DeadlineError."""
         go_on = threading.Event()
 
         def answer(_: Any) -> Message:
@@ -245,7 +245,7 @@ class TestRetries:
         go_on.set()
 
     def test_restarted_nexus(self, client: Client, nexus: Nexus, ca: Authority) -> None:
-        """A nexus that dies and comes back within the time-out is not noticed by a caller who waits."""
+        """A caller that waits does not notice a nexus that dies and comes back within the time-out."""
         nexus.fail("GetSecret", then=_secret(fields={"value": b"1"}))
         client.get("a")
         nexus.stop()
@@ -260,7 +260,7 @@ class TestRetries:
 
 
 class TestSetup:
-    """How a client is made and ended."""
+    """How a client is created and closed."""
 
     def test_defaults(
         self, make: MakeClient, nexus: Nexus, provider: IdentityProvider, monkeypatch: pytest.MonkeyPatch
@@ -275,31 +275,31 @@ class TestSetup:
         assert nexus.callers == {"spiffe://example.org/team/env"}
 
     def test_no_address(self, make: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without an address the variable is named."""
+        """Without an address the error names the variable."""
         monkeypatch.delenv("SHARDHOLD_ADDRESS", raising=False)
         with pytest.raises(shardhold.InvalidArgumentError, match="SHARDHOLD_ADDRESS is not set"):
             make()
 
     def test_no_identity(self, make: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without a Workload API the variable is named."""
+        """Without a Workload API the error names the variable."""
         monkeypatch.delenv(ENDPOINT_VARIABLE, raising=False)
         with pytest.raises(shardhold.IdentityUnavailableError, match=ENDPOINT_VARIABLE):
             make("127.0.0.1:1")
 
     @pytest.mark.parametrize("address", ["localhost", "https://nexus:8553", "nexus:port", ":8553", "nexus:8553/x"])
     def test_bad_address(self, make: MakeClient, address: str) -> None:
-        """What is not host:port is refused."""
+        """An address that is not host:port is refused."""
         with pytest.raises(shardhold.InvalidArgumentError, match="want host:port"):
             make(address)
 
     @pytest.mark.parametrize("timeout", [0, -1, 1e10, float("nan"), float("inf")])
     def test_bad_timeout(self, client: Client, timeout: float) -> None:
-        """There is no call without a deadline."""
+        """A time-out that is not above 0 and at most a day is refused: there is no call without a deadline."""
         with pytest.raises(shardhold.InvalidArgumentError, match="timeout"):
             client.get("a", timeout=timeout)
 
     def test_identity_of_the_caller_stays_open(self, make: MakeClient, nexus: Nexus, ca: Authority) -> None:
-        """The client closes what it made itself, and only that; afterwards it makes no call."""
+        """A client closes only the identity that it opened itself; once closed, it makes no call."""
         identity = FixedIdentity(ca.issue("/team/app"))
         client = make(nexus.address, identity)
         client.close()
@@ -309,7 +309,7 @@ class TestSetup:
             client.get("a")
 
     def test_nobody_there(self, nexus: Nexus, client: Client) -> None:
-        """Where no nexus answers, the error says what to look at."""
+        """Where no nexus answers, the error says what to check."""
         nexus.stop()
         with pytest.raises(shardhold.UnavailableError) as caught:
             client.get("a", timeout=0.3)
@@ -317,28 +317,28 @@ class TestSetup:
 
 
 class TestArguments:
-    """What is refused before it leaves the process."""
+    """Arguments that are refused before they leave the process."""
 
     @pytest.mark.parametrize("version", [-1, 2**64])
     def test_version(self, client: Client, version: int) -> None:
-        """A version that no field can hold is an error of ours."""
+        """A version that no field can hold raises an error of ours."""
         with pytest.raises(shardhold.InvalidArgumentError):
             client.get("a", version=version)
         with pytest.raises(shardhold.InvalidArgumentError):
             client.put("a", {"value": b""}, expected_version=version)
 
     def test_request_id(self, client: Client) -> None:
-        """A request id has 16 bytes."""
+        """A request id that is not 16 bytes is refused."""
         with pytest.raises(shardhold.InvalidArgumentError, match="got 3 bytes, want 16"):
             client.put("a", {"value": b""}, request_id=b"abc")
 
     def test_value_of_another_type(self, client: Client) -> None:
-        """A value that is neither bytes nor text is named, not shown."""
+        """The error for a value that is neither bytes nor text names the field and does not show the value."""
         with pytest.raises(TypeError, match="'pin' is int, want bytes or str"):
             client.put("a", {"pin": 4711})  # type: ignore[dict-item]
 
     def test_text_that_is_no_unicode(self, client: Client) -> None:
-        """The error for text that UTF-8 cannot hold carries nothing of it."""
+        """The error for text that UTF-8 cannot hold contains nothing of it."""
         with pytest.raises(shardhold.InvalidArgumentError, match="the text of 'pin' is not Unicode") as caught:
             client.put("a", {"pin": "canary\ud800"})
         assert caught.value.__cause__ is None
@@ -346,14 +346,14 @@ class TestArguments:
 
 
 def _describe(method: Any) -> tuple[list[tuple[str, Any, Any]], str]:
-    """Return the parameters of a method and what it gives in the end, whatever the colour."""
+    """Return the parameters of a method and its result, whether it is async or not."""
     signature = inspect.signature(method)
     parameters = [(name, one.kind, one.default) for name, one in signature.parameters.items()]
     return parameters, str(signature.return_annotation).replace("AsyncIterator", "Iterator")
 
 
 def test_the_clients_are_twins() -> None:
-    """Both clients have the same public methods, and these the same parameters, kinds, defaults and results."""
+    """Both clients have the same public methods, with the same parameters, kinds, defaults and results."""
     sync, asynchronous = (
         {name: method for name, method in vars(kind).items() if inspect.isfunction(method) and name[0] != "_"}
         for kind in (Client, AsyncClient)
@@ -366,7 +366,7 @@ def test_the_clients_are_twins() -> None:
 
 
 def test_public_names() -> None:
-    """Every public name can be had, and an unknown one is an AttributeError."""
+    """Every public name can be imported, and an unknown one is an AttributeError."""
     assert [name for name in shardhold.__all__ if getattr(shardhold, name, None) is None] == []
     assert set(dir(shardhold)) == set(shardhold.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

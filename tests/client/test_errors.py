@@ -100,7 +100,7 @@ def test_every_code_has_an_error(answer: Answer, code: grpc.StatusCode) -> None:
 
 
 def test_table_is_total() -> None:
-    """The table names every code that gRPC has, so that a new one is noticed here and not by a user."""
+    """The table has every code of gRPC, so that a new one is noticed here and not by a user."""
     assert set(_errors._BY_CODE) == set(grpc.StatusCode)
 
 
@@ -134,18 +134,18 @@ def test_every_reason_of_the_servers_has_an_error(answer: Answer, kind: type[Sha
     ],
 )
 def test_kind(answer: Answer, code: grpc.StatusCode, reason: str | None, wanted: type[Error]) -> None:
-    """What a caller can do decides the class: the reason where it says more than the code."""
+    """What a caller can do decides the class: the reason takes precedence where it says more than the code."""
     assert type(from_rpc(answer(code, reason=reason))) is wanted
 
 
 def test_reason_of_another_domain_is_not_ours(answer: Answer) -> None:
-    """A proxy's ErrorInfo does not seal the nexus."""
+    """An ErrorInfo of another domain, such as a proxy's, does not make the nexus look sealed."""
     error = from_rpc(answer(grpc.StatusCode.UNAVAILABLE, reason="NEXUS_SEALED", domain="mesh.example"))
     assert (type(error), error.reason) == (UnavailableError, "")
 
 
 def test_details_that_contradict_the_code_are_ignored(answer: Answer) -> None:
-    """The code on the wire decides when the details state another."""
+    """The code on the wire decides when the details state another code."""
     error = from_rpc(
         answer(grpc.StatusCode.UNAVAILABLE, reason="NEXUS_SEALED", stated=grpc.StatusCode.PERMISSION_DENIED)
     )
@@ -168,30 +168,30 @@ def test_details_that_contradict_the_code_are_ignored(answer: Answer) -> None:
     ],
 )
 def test_transport_failures_have_hints(answer: Answer, details: str, hint: str) -> None:
-    """What gRPC says of a connection that did not come about is put into words that name what to check."""
+    """What gRPC says about a failed connection becomes a hint that names what to check."""
     assert hint in from_rpc(answer(grpc.StatusCode.UNAVAILABLE, message=details)).hint
 
 
 def test_errors_survive_pickling() -> None:
-    """An error can come back from a worker process whole."""
+    """An error arrives whole from a worker process."""
     error = DeniedError("not allowed", grpc.StatusCode.PERMISSION_DENIED, "DENIED", "ask for a policy")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), vars(copy)) == (DeniedError, vars(error))
 
 
 def test_text_has_the_hint() -> None:
-    """Somebody who only prints the error sees what to do next."""
+    """The text of an error includes its hint, for those who only print it."""
     assert str(IdentityUnavailableError("no identity", hint="set a socket")) == "no identity (set a socket)"
     assert str(NotFoundError("no such path")) == "no such path"
 
 
 def test_tree_is_drawn_whole() -> None:
-    """The drawing at the top of the file names every class."""
+    """The tree at the top of the module names every class."""
     drawing = inspect.getdoc(_errors) or ""
     assert [kind.__name__ for kind in _every_class(Error) if kind.__name__ not in drawing] == []
 
 
 def test_status_helper_agrees(answer: Answer) -> None:
-    """The fixture's answers are what grpc_status reads, so that the tests above speak of real answers."""
+    """The fixture's answers are what grpc_status reads, so the tests above use realistic answers."""
     error = answer(grpc.StatusCode.NOT_FOUND, reason="NOT_FOUND")
     assert rpc_status.from_call(error).message == "it says why"

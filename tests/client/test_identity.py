@@ -62,7 +62,7 @@ class ScriptedAPI(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
 
 @pytest.fixture
 def scripted(tmp_path: Path) -> Iterator[tuple[ScriptedAPI, str]]:
-    """Run a scripted Workload API and give its socket."""
+    """Run a scripted Workload API and return its socket."""
     api = ScriptedAPI()
     server = grpc.server(futures.ThreadPoolExecutor(8))
     workload_pb2_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)  # type: ignore[no-untyped-call]
@@ -94,7 +94,7 @@ def _say(*svids: Svid, federated: Sequence[Authority] = ()) -> workload_pb2.X509
 
 
 class TestSvid:
-    """What is an SVID and what is not."""
+    """What counts as an SVID and what does not."""
 
     def test_parts(self, ca: Authority) -> None:
         """Names, times and certificates come from the leaf, and the text form shows no key."""
@@ -114,7 +114,7 @@ class TestSvid:
         ],
     )
     def test_names(self, ca: Authority, uris: tuple[str, ...], problem: str) -> None:
-        """A leaf has exactly one URI SAN, and it is a SPIFFE ID."""
+        """A leaf must have exactly one URI SAN, a SPIFFE ID."""
         leaf = certify(ca, uris=uris)
         with pytest.raises(ValueError, match=problem):
             leaf.parse()
@@ -133,7 +133,7 @@ class TestSvid:
         assert both.bundle() == (successor.certificate, ca.certificate)
 
     def test_half_a_certificate(self, ca: Authority) -> None:
-        """A bundle whose last certificate is cut off is refused whole, not taken in part."""
+        """A bundle whose last certificate is cut off is refused whole, not used in part."""
         bundle = ca.bundle_pem + Authority("example.org").bundle_pem[:-40]
         with pytest.raises(ValueError):  # noqa: PT011, the parser's words or ours, by where it was cut
             certify(ca, uris=[APP]).parse(bundle)
@@ -151,7 +151,7 @@ class TestWorkloadAPI:
     """SVIDs from the Workload API."""
 
     def test_follows_rotation(self, provider: IdentityProvider, wait_until: WaitUntil) -> None:
-        """A pushed SVID becomes the current one, and subscribers hear of it."""
+        """A pushed SVID becomes the current one, and subscribers are notified."""
         source = WorkloadAPI(str(provider.add("/team/app")))
         heard: list[Svid] = []
         source.subscribe(lambda: heard.append(source.current()))
@@ -164,7 +164,7 @@ class TestWorkloadAPI:
         source.close()
 
     def test_same_svid_again(self, scripted: tuple[ScriptedAPI, str], ca: Authority, wait_until: WaitUntil) -> None:
-        """An update that changes nothing is no rotation: nobody is told."""
+        """An update that changes nothing is not a rotation: no subscriber is notified."""
         api, path = scripted
         before, after, go_on = ca.issue("/team/app"), ca.issue("/team/app"), threading.Event()
         api.play(_say(before), go_on, _say(before), _say(before), _say(after))
@@ -180,7 +180,7 @@ class TestWorkloadAPI:
     def test_subscriber_that_fails(
         self, provider: IdentityProvider, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A failing subscriber is logged and keeps neither rotation nor the others from going on."""
+        """A failing subscriber is logged, and stops neither rotation nor the other subscribers."""
         source = WorkloadAPI(str(provider.add("/team/app")))
         heard: list[int] = []
         source.subscribe(lambda: 1 // 0)  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ class TestWorkloadAPI:
 
     @pytest.mark.parametrize("form", ["{}", "unix:{}", "unix://{}"])
     def test_forms_of_the_address(self, provider: IdentityProvider, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-        """A plain path and both URI forms work, from the environment too."""
+        """A plain path and both URI forms work, also in the environment variable."""
         monkeypatch.setenv(ENDPOINT_VARIABLE, form.format(provider.add("/team/app")))
         source = WorkloadAPI()
         assert source.current().spiffe_id == "spiffe://example.org/team/app"
@@ -215,7 +215,7 @@ class TestWorkloadAPI:
             WorkloadAPI(str(tmp_path / "file"))
 
     def test_nobody_answers(self, tmp_path: Path) -> None:
-        """A socket that somebody left behind gives an error within the time-out, with a hint."""
+        """A socket that nothing serves any more gives an error within the time-out, with a hint."""
         path = tmp_path / "dead.sock"
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(path))
@@ -224,7 +224,7 @@ class TestWorkloadAPI:
         assert "registered" in caught.value.hint
 
     def test_not_registered(self, scripted: tuple[ScriptedAPI, str]) -> None:
-        """PERMISSION_DENIED, which spiffe retries in silence for ever, ends at the time-out."""
+        """PERMISSION_DENIED, which spiffe silently retries for ever, ends at the time-out."""
         api, path = scripted
         api.play(grpc.StatusCode.PERMISSION_DENIED)
         with pytest.raises(IdentityUnavailableError, match="waited at most"):
@@ -239,7 +239,7 @@ class TestWorkloadAPI:
         source.close()
 
     def test_select(self, scripted: tuple[ScriptedAPI, str], ca: Authority) -> None:
-        """With several SVIDs the first is taken, or the one that *select* says."""
+        """With several SVIDs the first is used, or the one that *select* chooses."""
         api, path = scripted
         for _ in range(2):
             api.play(_say(ca.issue("/team/app"), ca.issue("/shardhold/pilot/role/operator/ann")))
@@ -251,7 +251,7 @@ class TestWorkloadAPI:
         chosen.close()
 
     def test_select_that_refuses(self, scripted: tuple[ScriptedAPI, str], ca: Authority) -> None:
-        """What *select* says against the offer reaches the caller in its own words."""
+        """An error that *select* raises about the offer reaches the caller with its own text."""
         api, path = scripted
         api.play(_say(ca.issue("/team/app")))
 
@@ -303,9 +303,9 @@ class TestWorkloadAPI:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A stream that stays open and brings no newer SVID in time is left for another, before the last one expires.
+        """A stream that stays open without a newer SVID is replaced by another before the last SVID expires.
 
-        So is one whose thread died or waits for minutes, as spiffe's does after a long time without an agent.
+        A stream whose thread died or waits for minutes is replaced too; spiffe's does after long without an agent.
         """
         api, path = scripted
         before, after = ca.issue("/team/app"), ca.issue("/team/app")
@@ -320,7 +320,7 @@ class TestWorkloadAPI:
         source.close()
 
     def test_agent_restarts(self, ca: Authority, tmp_path: Path, wait_until: WaitUntil) -> None:
-        """An agent that goes away and comes back, with another authority even, is followed."""
+        """An agent that goes away and comes back, even with another authority, is followed."""
         with IdentityProvider(tmp_path, ca) as provider:
             source = WorkloadAPI(str(provider.add("/team/app")))
         assert source.current().bundle() == (ca.certificate,)
@@ -337,7 +337,7 @@ class TestWorkloadAPI:
         wait_until: WaitUntil,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """An SVID that was not renewed in time is warned of, and refused."""
+        """An SVID that is not renewed in time causes a warning, and is refused once it has expired."""
         api, path = scripted
         api.play(_say(certify(ca, uris=[APP], valid=(timedelta(hours=-2), timedelta(seconds=-1))).parse()))
         source = WorkloadAPI(path)
@@ -347,7 +347,7 @@ class TestWorkloadAPI:
         source.close()
 
     def test_warnings_come_once_each(self, ca: Authority, caplog: pytest.LogCaptureFixture) -> None:
-        """In the last quarter of what it had left, and when it has expired; until then the SVID serves."""
+        """There is one warning in the SVID's last quarter and one at its expiry; until then it serves."""
         svid = ca.issue("/team/app")
         now = svid.not_before
         held = _HeldSvid("somewhere", now=lambda: now)
@@ -362,7 +362,7 @@ class TestWorkloadAPI:
         assert "has expired" in caplog.messages[1]
 
     def test_close_waits_for_the_stream(self, provider: IdentityProvider) -> None:
-        """Its thread could keep the interpreter from ending: stopped in the middle, it would keep a lock of gRPC."""
+        """Close waits for the stream's thread: the interpreter could stop it with a gRPC lock held, and never end."""
         source = WorkloadAPI(str(provider.add("/team/app")))
         is_told, go_on = threading.Event(), threading.Event()
         source.subscribe(lambda: (is_told.set(), go_on.wait(30)))  # type: ignore[func-returns-value, arg-type]
@@ -377,7 +377,7 @@ class TestWorkloadAPI:
         assert not closing.is_alive()
 
     def test_closed_for_good(self, ca: Authority) -> None:
-        """An SVID that was on its way when its source was closed changes nothing."""
+        """An SVID that arrives while its source is being closed changes nothing."""
         held = _HeldSvid("somewhere")
         held.close()
         held.replace(ca.issue("/team/app"))
@@ -385,7 +385,7 @@ class TestWorkloadAPI:
             held.current()
 
     def test_closed(self, provider: IdentityProvider) -> None:
-        """After close there is no identity; closing twice is fine."""
+        """After close there is no identity; closing twice is allowed."""
         source = WorkloadAPI(str(provider.add("/team/app")))
         source.close()
         source.close()
@@ -394,7 +394,7 @@ class TestWorkloadAPI:
 
 
 def test_import_is_light() -> None:
-    """A server that reads this module does not pay for spiffe, cryptography or the SDK's client until it uses them."""
+    """A server that imports this module loads spiffe, cryptography and the SDK's client only when it uses them."""
     heavy = "{'spiffe', 'cryptography', 'tenacity', 'shardhold._client'} & set(sys.modules)"
     code = f"import sys, shardhold.identity, shardhold.channel; print({heavy} or 'light')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "light\n"

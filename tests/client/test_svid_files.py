@@ -1,4 +1,4 @@
-"""SVIDs from files, which something else replaces."""
+"""SVIDs from files that something else replaces."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ class TestSvidFiles:
     """SVIDs from files."""
 
     def test_follows_replacement(self, ca: Authority, tmp_path: Path, wait_until: WaitUntil) -> None:
-        """A new set becomes the current one, and subscribers hear of it."""
+        """A new set of files becomes the current SVID, and subscribers are notified."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         source = SvidFiles(tmp_path)
         heard: list[Svid] = []
@@ -49,7 +49,7 @@ class TestSvidFiles:
     def test_new_authority(
         self, ca: Authority, tmp_path: Path, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A set of another authority is taken when its bundle is there too, and not before."""
+        """A set of another authority is used once its bundle is there too, and not before."""
         before, after = ca.issue("/team/app"), Authority("example.org").issue("/team/app")
         write_svid(tmp_path, before, *ALL_FILES)
         source = SvidFiles(tmp_path)
@@ -62,7 +62,7 @@ class TestSvidFiles:
 
     @pytest.mark.parametrize("missing", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
     def test_missing_file(self, ca: Authority, tmp_path: Path, missing: str) -> None:
-        """A set that is not whole at the start is refused, and the file named."""
+        """A set that is incomplete at the start is refused, and the missing file is named."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / missing).unlink()
         with pytest.raises(IdentityUnavailableError, match=missing):
@@ -70,7 +70,7 @@ class TestSvidFiles:
 
     @pytest.mark.parametrize("damaged", [SVID_FILE, KEY_FILE, BUNDLE_FILE])
     def test_damaged_file(self, ca: Authority, tmp_path: Path, damaged: str) -> None:
-        """A file that is no PEM gives our error and shows nothing of its content."""
+        """A file that is not PEM gives our error and shows nothing of its content."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / damaged).write_bytes(b"canary-of-a-key")
         with pytest.raises(IdentityUnavailableError, match="no usable SVID in") as caught:
@@ -78,7 +78,7 @@ class TestSvidFiles:
         assert "canary" not in str(caught.value)
 
     def test_readable_key_is_warned_of(self, ca: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """A key that group or others can read works and is named in a warning."""
+        """A key that group or others can read works, and a warning names it."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         (tmp_path / KEY_FILE).chmod(0o640)
         SvidFiles(tmp_path).close()
@@ -87,7 +87,7 @@ class TestSvidFiles:
     def test_private_key_is_not_warned_of(
         self, ca: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A key that only its owner reads gives no warning."""
+        """A key that only its owner can read gives no warning."""
         write_svid(tmp_path, ca.issue("/team/app"), *ALL_FILES)
         SvidFiles(tmp_path).close()
         assert caplog.text == ""

@@ -1,4 +1,4 @@
-"""What tests of `common` share: servers of the edge."""
+"""What tests of `common` share: servers with a real edge."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from tests.common.server.edge_bench import Answer, Bench, answer_caller
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Bench]]:
-    """Start servers with an answer of the test's own; eight workers each, unless it says otherwise."""
+    """Start servers that answer with the test's own method; eight workers each, unless it says otherwise."""
     benches: list[Bench] = []
 
     def start(answer: Answer = answer_caller, **options: Any) -> Bench:

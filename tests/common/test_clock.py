@@ -1,4 +1,4 @@
-"""Clocks: the one of the machine, and the one that tests turn."""
+"""Clocks: the machine's, and the one that tests turn."""
 
 import threading
 from datetime import UTC, datetime, timedelta, timezone
@@ -23,7 +23,7 @@ def test_system_clock_is_aware_and_monotonic() -> None:
 
 
 def test_manual_clock_stands_still_until_turned() -> None:
-    """Both times move by what the clock is turned, and only then."""
+    """Both times move by as much as the clock is turned, and only then."""
     clock = ManualClock(datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))))
     assert clock.now() == datetime(2030, 1, 1, tzinfo=UTC)
     assert (clock.monotonic(), clock.monotonic()) == (0.0, 0.0)
@@ -33,7 +33,7 @@ def test_manual_clock_stands_still_until_turned() -> None:
 
 
 def test_manual_clock_refuses_to_go_back() -> None:
-    """Time neither goes back nor starts without a zone."""
+    """A manual clock neither goes back nor starts without a time zone."""
     with pytest.raises(ValueError, match="want 0 or more"):
         ManualClock().advance(-1)
     with pytest.raises(ValueError, match="aware"):
@@ -56,7 +56,7 @@ def test_waiter_returns_when_its_time_has_come() -> None:
 
 
 def test_waiter_returns_when_its_event_is_set() -> None:
-    """Setting the event ends the wait though the clock stands still."""
+    """Setting the event ends the wait even if the clock stands still."""
     clock, event, results = ManualClock(), threading.Event(), list[bool]()
     waiter = threading.Thread(target=lambda: results.append(clock.wait(event, 10)))
     waiter.start()
@@ -70,7 +70,7 @@ def test_waiter_returns_when_its_event_is_set() -> None:
 
 @pytest.mark.parametrize("seconds", [3600.0, -3600.0, 5.5, -5.5])
 def test_a_jump_of_the_wall_time_is_found_once(seconds: float) -> None:
-    """Either way; time that passes, however long, is no jump."""
+    """A jump in either direction is found once; time that passes, however long, is not a jump."""
     clock = ManualClock()
     watch = JumpWatch(clock)
     clock.advance(86_400)
@@ -83,7 +83,7 @@ def test_a_jump_of_the_wall_time_is_found_once(seconds: float) -> None:
 
 
 def test_a_clock_that_is_slewed_does_not_jump() -> None:
-    """Corrections within the tolerance are normal; they are not added up either."""
+    """Corrections within the tolerance are not jumps, and they do not add up to one."""
     clock = ManualClock()
     watch = JumpWatch(clock, tolerance=1.0)
     for step in (0.9, -0.9, 0.9, 0.9, 0.9):
@@ -93,7 +93,7 @@ def test_a_clock_that_is_slewed_does_not_jump() -> None:
 
 
 def test_a_manual_clock_does_not_jump() -> None:
-    """Both its times are turned together."""
+    """Turning a manual clock moves both its times together, so it never jumps."""
     clock = ManualClock()
     watch = JumpWatch(clock)
     clock.advance(10_000)

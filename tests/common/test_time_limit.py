@@ -1,4 +1,4 @@
-"""A time limit: the outcome of what ends in time, and an unknown one for what hangs."""
+"""A time limit: work that ends in time gives its outcome, and work that hangs an unknown one."""
 
 import threading
 
@@ -11,7 +11,7 @@ from tests.kit.manual_clock import ManualClock
 
 
 def test_what_ends_in_time_returns_or_raises_what_it_did() -> None:
-    """On a thread of its own, with the name that it was given."""
+    """Work that ends in time returns or raises its own outcome, from a thread with the given name."""
     clock = SystemClock()
     assert finish_within(clock, 30, lambda: threading.current_thread().name, name="work") == "work"
 
@@ -23,7 +23,7 @@ def test_what_ends_in_time_returns_or_raises_what_it_did() -> None:
 
 
 def test_of_what_hangs_the_outcome_is_unknown() -> None:
-    """The caller goes on, and so does the work."""
+    """When work hangs the caller goes on with an unknown outcome, and so does the work."""
     clock, go, over = ManualClock(), threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -36,7 +36,7 @@ def test_of_what_hangs_the_outcome_is_unknown() -> None:
 
     turning = threading.Thread(target=turn)
     turning.start()
-    with pytest.raises(OutcomeUnknownError, match="work is not over after 5 s"):
+    with pytest.raises(OutcomeUnknownError, match="work has not finished after 5 s"):
         finish_within(clock, 5, hang, name="work")
     assert not over.is_set()
     go.set()

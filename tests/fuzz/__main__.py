@@ -1,8 +1,8 @@
-"""Fuzz for a time: `python -m tests.fuzz SECONDS [TEST …]` repeats the tests of this folder on new examples: the first
-round whole, the last one cut off when the time is over.
+"""Fuzz for a time: `python -m tests.fuzz SECONDS [TEST …]` repeats the tests of this folder on new examples. The first
+round is complete; the last one is cut off when the time is over.
 
-Ends with 1 at the first round that fails; hypothesis has shrunk the example by then, and keeps it in `.hypothesis` for
-the next run.
+Exits with 1 after the first round that fails; hypothesis has shrunk the example by then, and keeps it in `.hypothesis`
+for the next run.
 """
 
 import os

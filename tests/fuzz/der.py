@@ -1,4 +1,4 @@
-"""Certificates whose structure is wrong in one place and right in all others, with a signature that holds."""
+"""Certificates whose structure is wrong in one place and right in all others, with a valid signature."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ _ECDSA_SHA384 = bytes.fromhex("300a06082a8648ce3d040303")
 
 @dataclass(frozen=True)
 class Node:
-    """One TLV of DER: its tag, and what it holds."""
+    """One TLV of DER: its tag and its content."""
 
     tag: int
     content: bytes = b""
@@ -29,7 +29,7 @@ class Node:
 
 
 def parse(encoded: bytes) -> tuple[Node, ...]:
-    """Take well-formed DER with one-byte tags apart; octet strings that hold DER as well."""
+    """Take apart well-formed DER with one-byte tags, and octet strings that contain DER too."""
     nodes = []
     while encoded:
         tag, length = encoded[0], encoded[1]
@@ -43,7 +43,7 @@ def parse(encoded: bytes) -> tuple[Node, ...]:
 
 
 def hostile_der(encoded: bytes) -> st.SearchStrategy[bytes]:
-    """Return *encoded* with one to three nodes changed, doubled, left out or in another's place; lengths stay right."""
+    """Return *encoded* with one to three nodes changed, doubled, omitted or moved; lengths stay right."""
     changes = st.lists(
         st.tuples(
             st.integers(0, 2**16),
@@ -65,7 +65,7 @@ def resign(tbs: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def hostile_certificate(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> st.SearchStrategy[bytes]:
-    """Return *certificate*, in DER, with its structure changed and signed anew with *key*, or with edited bytes."""
+    """Return *certificate*, in DER, with its structure changed and signed again with *key*, or with edited bytes."""
     structured = hostile_der(certificate.tbs_certificate_bytes).map(lambda tbs: resign(tbs, key))
     return structured | structured | mutated(certificate.public_bytes(Encoding.DER))
 
@@ -78,7 +78,7 @@ def _change_all(root: Node, changes: Sequence[tuple[int, str, int, bytes]]) -> N
 
 
 def _change(node: Node, number: int, kind: str, tag: int, content: bytes) -> tuple[Node, int]:
-    """Change the node with this number, counted depth first; return the tree and how many nodes were passed."""
+    """Change the node with this number, counted depth first; return the tree and the number of nodes passed."""
     passed = 1
     children: list[Node] = []
     for child in node.children:

@@ -1,4 +1,4 @@
-"""Messages of a contract with anything in their fields, and bytes that are nearly such messages."""
+"""Messages of a contract with arbitrary field values, and bytes that are almost such messages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ Known = Mapping[str, bytes]
 def hostile_message(message: type[Message], known: Known) -> st.SearchStrategy[bytes]:
     """Return the bytes of a *message* with odd fields, those bytes with edits, or noise.
 
-    *known* are values of fields that a caller may know, by name: what only comes behind them is reached then.
+    *known* holds field values that a caller may know, by name: they let the test reach what lies beyond their checks.
     """
     descriptor: Any = message.DESCRIPTOR
     fields = _build(descriptor, known).map(lambda built: bytes(built.SerializeToString(deterministic=True)))
@@ -81,5 +81,5 @@ def _fill(descriptor: Descriptor, values: Mapping[str, Any]) -> Message:
 
 
 def _encodable(field: FieldDescriptor, value: Any) -> Any:
-    """Leave out what no UTF-8 holds: it could not be sent."""
+    """Leave out text that UTF-8 cannot hold: it could not be sent."""
     return value.encode("utf-8", "ignore").decode() if isinstance(value, str) else value

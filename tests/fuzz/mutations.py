@@ -1,4 +1,4 @@
-"""Hostile input: noise, and real input with something changed, in its bytes or in its structure."""
+"""Hostile input: noise, and real input with its bytes or its structure changed."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.forms.codec import fields
 
-# Positions are drawn over a fixed range and scaled to what is there, so that they shrink well.
+# Positions are drawn from a fixed range and scaled to the input's size, so that they shrink well.
 _SCALE = 2**16
 _POSITIONS = st.integers(0, _SCALE - 1)
 _PIECES = st.binary(max_size=12) | st.sampled_from([b"\x00", b"\xff" * 4, b"\x80", bytes(8), b"\n", b'"}', b"-----"])
@@ -69,7 +69,7 @@ def _dump(document: Any) -> str:
 
 
 def assert_is_short(error: Exception, limit: int) -> None:
-    """What was sent is shown cut short, however much it was."""
+    """Require that an error shows its input cut short, however long that was."""
     assert len(str(error)) <= limit, error
 
 
@@ -143,7 +143,7 @@ def _list_places(holder: Any) -> Any:
 
 
 def _nest(document: bytes, where: int, depth: int, opening: str) -> bytes:
-    """Put a tower of brackets in the place of one node, or beside all."""
+    """Put a tower of brackets in place of one node, or around the whole document."""
     tree = [json.loads(document)]
     places = list(_list_places(tree))
     holder, key = places[where * len(places) // _SCALE]

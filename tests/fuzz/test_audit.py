@@ -1,4 +1,4 @@
-"""Audit files that somebody wrote who can write files but has no key: read, verified and written on."""
+"""Audit files written by someone who can write files but has no key: read, verified and continued."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ RECORD = st.sampled_from(SEEDS) | st.sampled_from(SEEDS).flatmap(hostile_json)
 
 
 def chain(records: Sequence[bytes], *, renumber: bool) -> bytes:
-    """Make lines of *records*, each with the hash that it has to have: the chain alone needs no key."""
+    """Make lines of *records*, each with a correct hash: the chain alone needs no key."""
     lines, previous = [], NO_HASH
     for number, record in enumerate(records, start=1):
         if renumber:
@@ -74,7 +74,7 @@ def _set_number(record: bytes, number: int) -> bytes:
 
 
 def test_a_change_that_does_not_decode_ends_the_search() -> None:
-    """A start of the nexus looks for the changes that are exported already, and no line of the files may stop it."""
+    """A starting nexus looks for changes already exported, and no line in the files may stop it."""
     tower = b"[" * 200_000 + b"]" * 200_000
     for entry in (tower, b'{"at":1,"actor":"\xff","action":"x"}'):
         lines = [SEEDS[2], b'{"kind":"change","seq":3,"revision":8,"entry":' + tower + b"}"]
@@ -100,7 +100,7 @@ SEGMENT = FORGED | FORGED | hostile(TRUE)
 @budget(5)
 @given(hostile(*TRUE.splitlines(keepends=True)) | FORGED, st.just(NO_HASH) | st.binary(min_size=32, max_size=32))
 def test_line(encoded: bytes, previous: bytes) -> None:
-    """A line is a record that follows, or a corrupt row."""
+    """Any input is a record that follows, or a corrupt row."""
     decoders: list[Callable[[], tuple[Line, bytes]]] = [
         lambda: decode_line(encoded, previous),
         lambda: decode_first_line(encoded, is_header=True),
@@ -145,7 +145,7 @@ def test_writing_on(first: bytes, second: bytes) -> None:
 
 
 def test_the_chain_above_is_one() -> None:
-    """The seeds are good: a chain of such lines has no fault."""
+    """The unchanged seeds are a chain without a fault."""
     with directory_of(TRUE) as directory:
         report = verify(directory)
         assert (report.faults, report.torn_tails, report.chains[0].seq) == ([], [], 4)
@@ -163,7 +163,7 @@ def test_the_chain_above_is_one() -> None:
     ],
 )
 def test_a_forged_line_is_a_fault(line: Line, why: str) -> None:
-    """The chain holds, for it needs no key; what the line says cannot be."""
+    """A forged line is a fault: its chain holds, since that needs no key, but it says what cannot be."""
     with directory_of(chain([SEEDS[0], msgspec.json.encode(line)], renumber=False)) as directory:
         (fault,) = verify(directory).faults
         assert (fault.line, why in fault.why) == (2, True)

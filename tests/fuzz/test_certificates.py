@@ -18,8 +18,8 @@ from tests.fuzz.der import hostile_certificate, hostile_der, parse, resign
 from tests.fuzz.mutations import hostile, mutated
 from tests.kit.authority import KEEPER, NEXUS, NOW, Authority
 
-# A serial number that is no positive one is refused by a later release; today it is a warning, which no program of ours
-# makes an error.
+# A later release refuses a serial number that is not positive; today it causes a warning, which none of our programs
+# turns into an error.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")
 
 AUTHORITY = Authority(at=NOW)
@@ -79,7 +79,7 @@ def verify_signed(signed: SignedStatement) -> None:
 @budget(8)
 @given(LEAVES)
 def test_statement_with_a_strange_leaf(leaf: bytes) -> None:
-    """The authority signed it, whatever it says: StatementError, or the keeper's own name and key."""
+    """Whatever leaf the authority signed gives StatementError, or the keeper's own name and key."""
     try:
         verify_signed(SignedStatement(SIGNED.statement, SIGNED.signature, (leaf, DER[1])))
     except StatementError:
@@ -89,7 +89,7 @@ def test_statement_with_a_strange_leaf(leaf: bytes) -> None:
 @budget(4)
 @given(hostile_certificate(BETWEEN, AUTHORITY.key))
 def test_statement_with_a_strange_intermediate(between: bytes) -> None:
-    """StatementError, or nothing that matters was changed."""
+    """A changed intermediate gives StatementError, or nothing that matters was changed."""
     try:
         verify_signed(SignedStatement(SIGNED.statement, SIGNED.signature, (DER[0], between)))
     except StatementError:
@@ -99,7 +99,7 @@ def test_statement_with_a_strange_intermediate(between: bytes) -> None:
 @budget(2)
 @given(hostile(SIGNED.statement), hostile(SIGNED.signature), st.lists(hostile(*DER), max_size=9))
 def test_statement_of_a_liar(statement: bytes, signature: bytes, certificates: list[bytes]) -> None:
-    """All of it from somebody who has no key."""
+    """A statement made entirely by someone without a key is refused."""
     for signed in (
         SignedStatement(statement, SIGNED.signature, DER),
         SignedStatement(SIGNED.statement, signature, DER),
@@ -114,7 +114,7 @@ def test_statement_of_a_liar(statement: bytes, signature: bytes, certificates: l
 @budget(6)
 @given(LEAVES.map(to_pem) | hostile(to_pem(DER[0])), hostile(KEEPER.encode()) | st.just(KEEPER.encode()))
 def test_peer(pem: bytes, name: bytes) -> None:
-    """What gRPC shows of a peer is a caller of our trust domain, or nobody."""
+    """Whatever certificate gRPC reports is a caller of our trust domain, or is refused."""
     context = {"ssl_tls_version": [b"TLSv1.3"], "peer_spiffe_id": [name], "x509_pem_cert": [pem]}
     try:
         caller = CHECK.identify(context)
@@ -155,7 +155,7 @@ BUNDLES = hostile_certificate(AUTHORITY.certificate, AUTHORITY.key).map(to_pem) 
 @budget(6)
 @given(PEM_LEAVES | mutated(SVID.certificates_pem) | st.just(SVID.certificates_pem), KEYS, BUNDLES)
 def test_svid(certificates: bytes, key: bytes, bundle: bytes) -> None:
-    """Three files are an SVID whose parts belong together, or a ValueError, as its sources expect."""
+    """Three files are an SVID whose parts belong together, or a ValueError, as their readers expect."""
     for parts in (
         (certificates, SVID.key_pem, BUNDLE),
         (SVID.certificates_pem, key, BUNDLE),
@@ -171,7 +171,7 @@ def test_svid(certificates: bytes, key: bytes, bundle: bytes) -> None:
 
 
 def test_what_is_signed_anew_is_good() -> None:
-    """The seeds are good ones: what the mutations break is only what they change."""
+    """The unchanged seeds are valid: a mutation breaks only what it changes."""
     verify_signed(SIGNED)
     assert Svid.parse(SVID.certificates_pem, SVID.key_pem, BUNDLE).spiffe_id == KEEPER
     context = {"ssl_tls_version": [b"TLSv1.3"], "peer_spiffe_id": [KEEPER.encode()], "x509_pem_cert": [to_pem(DER[0])]}
@@ -179,7 +179,7 @@ def test_what_is_signed_anew_is_good() -> None:
 
 
 def test_an_extension_that_stands_twice_is_no_svid() -> None:
-    """What `cryptography` raises for it is no ValueError, and would end the thread that follows the files."""
+    """A doubled extension is a ValueError: `cryptography`'s own error would end the thread that follows the files."""
     body = parse(LEAF.tbs_certificate_bytes)[0]
     *before, wrapped = body.children
     (extensions,) = wrapped.children

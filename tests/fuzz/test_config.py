@@ -1,4 +1,4 @@
-"""Configuration from file, environment and flags: a model that holds its own rules, or an error of ours."""
+"""Configuration from file, environment and flags: a model that keeps its own rules, or an error of ours."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ def test_environment(name: str, environ: dict[str, str]) -> None:
 @budget(4)
 @given(VALUES)
 def test_address(value: str) -> None:
-    """An address is host and port, or a named option."""
+    """Any address is host and port, or an error that names the option."""
     try:
         host, port = split_address("listen.address", value)
     except ConfigError as exc:
@@ -101,5 +101,5 @@ def test_address(value: str) -> None:
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_the_samples_are_good(name: str) -> None:
-    """The seeds of the mutations load."""
+    """The seeds of the mutations load without a change."""
     assert LOADERS[name](SAMPLE / f"{name}.toml", {}, None).listen.workers > 0

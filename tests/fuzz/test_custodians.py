@@ -1,4 +1,4 @@
-"""What people give: words, cards, files and arguments. An error of ours, which never repeats a word or a value."""
+"""What people give: words, cards, files and arguments. Errors are ours, and never repeat a word or a value."""
 
 import io
 import os
@@ -33,7 +33,7 @@ VALUE = b"hunter2-which-nobody-may-see"
 
 
 def assert_shows_no_word(error: Exception) -> None:
-    """No word of the shares is in the message, but for the three of the list that messages are made of."""
+    """Require that a message has no word of the shares, except the three list words that messages use."""
     spoken = {"standard", "stay", "together"}
     said = set(str(error).replace(":", " ").split())
     assert not said & (set(" ".join(SHARES).split()) - spoken), error
@@ -42,7 +42,7 @@ def assert_shows_no_word(error: Exception) -> None:
 @budget(2)
 @given(hostile_text(*SHARES))
 def test_typed_words(typed: str) -> None:
-    """Words make a share that comes back from its wire form, or are refused without being shown."""
+    """Typed words make a share that comes back from its wire form, or are refused without being shown."""
     try:
         share = words.read_share(typed)
     except WordsError as exc:
@@ -54,7 +54,7 @@ def test_typed_words(typed: str) -> None:
 @budget(3)
 @given(hostile(WIRE) | st.binary(min_size=len(WIRE), max_size=len(WIRE)))
 def test_wire_form(wire: bytes) -> None:
-    """66 bytes make the words that encode to them, or are refused."""
+    """Any 66 bytes make the words that encode to them, or are refused."""
     try:
         typed = words.decode_share(wire)
     except WordsError as exc:
@@ -66,7 +66,7 @@ def test_wire_form(wire: bytes) -> None:
 @budget(0.5)
 @given(st.lists(hostile_text(*SHARES) | st.sampled_from(SHARES), max_size=4))
 def test_shares_together(shares: list[str]) -> None:
-    """They give the seed or a WordsError, never another seed."""
+    """Any shares together give the seed or a WordsError, never another seed."""
     try:
         seed = words.combine(shares)
     except WordsError as exc:
@@ -78,7 +78,7 @@ def test_shares_together(shares: list[str]) -> None:
 @budget(3)
 @given(hostile_text(CARD, CARD.replace("genesis", "Genesis"), "\n".join(SHARES)))
 def test_card(text: str) -> None:
-    """A card gives its words, not checked yet, and its fingerprint, or says what is missing."""
+    """A card gives its words, not yet checked, and its fingerprint, or an error that says what is missing."""
     for read in (read_words, read_genesis):
         try:
             found = read(text)
@@ -91,7 +91,7 @@ def test_card(text: str) -> None:
 @budget(3)
 @given(hostile(CARD.encode(), SHARES[1].encode(), b"\xff\xfe"))
 def test_given_share(content: bytes) -> None:
-    """A file that somebody names is a share or a usage error."""
+    """A given file is a share or a usage error."""
     try:
         given_share = read_given_share(["-"], io.BytesIO(content))
     except UsageError as exc:
@@ -120,7 +120,7 @@ def assert_names(error: UsageError, origin: str) -> None:
     assert str(error).startswith(origin), error
 
 
-# As the kernel gives them: any bytes but NUL.
+# As the kernel passes them: any bytes but NUL.
 ARGUMENTS = st.lists(
     hostile(b"password=@file", b"-", b"field=-", b"=@x", b"user=" + VALUE, VALUE, VALUE + b"==").map(
         lambda raw: os.fsdecode(raw.replace(b"\0", b""))
@@ -141,7 +141,7 @@ def test_values(arguments: list[str], stdin: bytes) -> None:
             ask=lambda _: "typed",
         )
     except UsageError as exc:
-        if not any("@" in argument for argument in arguments):  # the name of a file is no secret
+        if not any("@" in argument for argument in arguments):  # a file's name is not secret
             assert_hides(exc, VALUE.decode())
         return
     assert all(isinstance(value, bytes) for value in values.values())
@@ -160,7 +160,7 @@ def test_policy_file(text: str) -> None:
 
 
 def test_the_words_above_are_a_share() -> None:
-    """The seeds of the mutations are good ones: else nothing above would get past the first check."""
+    """The unchanged seeds are a share: otherwise nothing above would get past the first check."""
     assert words.combine(SHARES[:2]) == bytes(32)
     assert read_words(CARD) == SHARES[0]
     assert len(parse_policies(POLICY, origin="")) == 1

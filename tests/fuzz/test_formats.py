@@ -1,4 +1,4 @@
-"""Formats of our own, decoded from whatever arrives: refused with the documented error, or really that format."""
+"""Our own formats, decoded from arbitrary input: refused with the documented error, or really of that format."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ GLOBS = hostile_text("team/*/db-*", "**", "a/**/b/**/c", "*a*b*c*", "team/**/*",
 @budget(5)
 @given(hostile_fields([b"purpose", b"", b"x" * 40, bytes(300)]))
 def test_codec(encoded: bytes) -> None:
-    """What decodes is exactly what its parts encode to, from bytes and from a view."""
+    """Input that decodes is exactly what its parts encode to, from bytes and from a view."""
     try:
         parts = parse_fields(encoded)
     except CorruptRowError:
@@ -53,7 +53,7 @@ def test_codec(encoded: bytes) -> None:
 @budget(5)
 @given(hostile_fields(parse_fields(STATEMENT.encode())))
 def test_statement(encoded: bytes) -> None:
-    """What decodes encodes to the same bytes: a statement has one form, and so one digest."""
+    """A statement that decodes encodes to the same bytes: it has one form, and so one digest."""
     try:
         statement = Statement.decode(encoded)
     except StatementError:
@@ -64,7 +64,7 @@ def test_statement(encoded: bytes) -> None:
 @budget(5)
 @given(hostile_fields(parse_fields(RECORD)))
 def test_genesis(encoded: bytes) -> None:
-    """What decodes encodes to the same bytes: a record has one fingerprint."""
+    """A record that decodes encodes to the same bytes, so it has one fingerprint."""
     try:
         genesis = decode_genesis(encoded)
     except CorruptRowError:
@@ -91,7 +91,7 @@ def test_mark_that_is_signed(encoded: bytes) -> None:
     st.booleans(),
 )
 def test_mark_of_a_liar(mark: bytes, signature: bytes, chain: list[bytes], keeps_chain: bool) -> None:
-    """A mark with anything changed is refused: nobody without the audit key makes one."""
+    """A mark with anything changed is refused: nobody without the audit key can make one."""
     signed = SignedMark(mark, signature, MARK.chain if keeps_chain else tuple(chain))
     try:
         verify_mark(signed, cluster_id=MARKS.mark.cluster_id, genesis=MARKS.genesis)
@@ -119,7 +119,7 @@ def test_mark_of_a_cluster_that_does_not_exist(record: bytes) -> None:
 @budget(3)
 @given(st.data())
 def test_sealed_message(data: st.DataObject) -> None:
-    """A one-shot key opens what was sealed to it, or nothing: the buffer is all zero then."""
+    """A one-shot key opens what was sealed to it, or nothing: then the buffer is all zero."""
     key = OneShotKey()
     sealed = data.draw(hostile(seal(memoryview(b"m" * 33), recipient=key.public_bytes, info=b"info")))
     into = bytearray(b"\xaa" * 33)
@@ -145,7 +145,7 @@ def test_escrow(sealed: bytes, seed: bytes) -> None:
 @budget(3)
 @given(st.binary(max_size=64).filter(lambda seed: len(seed) != 32))
 def test_seed_of_another_size(seed: bytes) -> None:
-    """A seed has 32 bytes; anything else is an argument, not a crash."""
+    """A seed of any size but 32 bytes is an argument error, not a crash."""
     for use in (derive_public_key, lambda wrong: open_sealed(ESCROW, wrong, b"info")):
         try:
             use(seed)
@@ -157,7 +157,7 @@ def test_seed_of_another_size(seed: bytes) -> None:
 @budget(5)
 @given(PATHS)
 def test_path(path: str) -> None:
-    """What passes is a path by the rules of design §6, said here once more."""
+    """A path that passes follows the path rules, which this test states again."""
     try:
         check_path(path)
     except InvalidArgumentError as exc:
@@ -191,7 +191,7 @@ def test_glob(pattern: str, path: str) -> None:
 @budget(5)
 @given(hostile_fields(parse_fields(BODY)))
 def test_secret_body(body: bytes) -> None:
-    """What decodes encodes to the same bytes."""
+    """A secret's body that decodes encodes to the same bytes."""
     try:
         decoded = decode_body(body)
     except CorruptRowError:
@@ -202,7 +202,7 @@ def test_secret_body(body: bytes) -> None:
 @budget(3)
 @given(st.dictionaries(hostile_text("password", "a" * 64), mutated(b"value"), max_size=70))
 def test_fields_of_a_caller(given_fields: dict[str, bytes]) -> None:
-    """What passes the check can be stored and comes back."""
+    """Fields that pass the check can be stored and come back."""
     try:
         check_fields(given_fields)
     except InvalidArgumentError:

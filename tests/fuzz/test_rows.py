@@ -1,4 +1,4 @@
-"""What somebody who writes the database puts into it: control rows, wraps, values."""
+"""What someone who can write the database puts into it: control rows, wraps, values."""
 
 from collections.abc import Iterator
 
@@ -52,7 +52,7 @@ def protect(byte: bytes) -> memoryview:
 
 @pytest.fixture(scope="module")
 def root_key() -> Iterator[RootKey]:
-    """A root key that is the same in each run."""
+    """Return a root key that is the same in each run."""
     buffer = MEMORY.allocate(32)
     buffer.view[:] = b"r" * 32
     key = RootKey(buffer, cluster_id=CLUSTER_ID, generation=1, memory=MEMORY)
@@ -62,7 +62,7 @@ def root_key() -> Iterator[RootKey]:
 
 @pytest.fixture(scope="module")
 def keyring(root_key: RootKey) -> Iterator[Keyring]:
-    """A keyring of one KEK."""
+    """Return a keyring of one KEK."""
     keyring = Keyring(MEMORY)
     keyring.make_kek(1, root_key)
     yield keyring
@@ -73,7 +73,7 @@ def keyring(root_key: RootKey) -> Iterator[Keyring]:
 @budget(3)
 @given(data=st.data())
 def test_record(kind: type[msgspec.Struct], data: st.DataObject) -> None:
-    """A body is a record of its kind, which encodes and decodes to the same, or a corrupt row."""
+    """A body is a record of its kind that encodes and decodes to the same, or a corrupt row."""
     body = data.draw(hostile_json(records.encode(RECORDS[kind])))
     try:
         record = records.decode(kind, body)
@@ -85,7 +85,7 @@ def test_record(kind: type[msgspec.Struct], data: st.DataObject) -> None:
 @budget(3)
 @given(st.lists(hostile_json(records.encode(RECORDS[records.ShardSetRecord])), max_size=3))
 def test_current_set(bodies: list[bytes]) -> None:
-    """Among whatever rows, exactly one is the current set, or none serves."""
+    """Whatever rows there are, exactly one is the current set, or none is used."""
     rows = [
         ControlRow(
             records.SHARD_SET,
@@ -127,7 +127,7 @@ def test_policy(body: bytes) -> None:
     hostile_text("team/app", "a--b", ""),
 )
 def test_policy_of_a_caller(name: str, spiffe_ids: list[str], paths: list[str], caller: str, path: str) -> None:
-    """A policy compiles and gives a decision about any text, or is an invalid argument."""
+    """A caller's policy compiles and decides about any text, or is an invalid argument."""
     policy = Policy(name=name, spiffe_ids=tuple(spiffe_ids), paths=tuple(paths), permissions=(Permission.READ,))
     try:
         policies = PolicySet([policy])
@@ -157,7 +157,7 @@ WRAP = wrap_key(protect(b"d"), under=KEK, aad=b"place", memory=MEMORY)
 @budget(5)
 @given(hostile(WRAP), hostile(b"place") | st.just(b"place"))
 def test_wrap(wrap: bytes, aad: bytes) -> None:
-    """A wrap opens whole at its place, or not at all: the buffer is left alone."""
+    """A wrap opens whole at its place, or not at all: then the buffer is unchanged."""
     into = bytearray(b"\xaa" * 32)
     try:
         unwrap_key(wrap, under=KEK, aad=aad, memory=MEMORY, into=memoryview(into))
@@ -170,7 +170,7 @@ def test_wrap(wrap: bytes, aad: bytes) -> None:
 @budget(5)
 @given(data=st.data())
 def test_value(keyring: Keyring, data: st.DataObject) -> None:
-    """A row opens to what was put at its place, or not at all, whatever numbers stand in it."""
+    """A row opens to what was put at its place, or not at all, whatever numbers it contains."""
     place = Place(CLUSTER_ID, "team/app", b"i" * 16, 1)
     true = seal_value(b"hunter2", place, keyring)
     sealed = SealedValue(
@@ -213,7 +213,7 @@ ROWS = st.lists(
 @budget(5)
 @given(st.data(), ROWS, st.booleans())
 def test_control_rows(root_key: RootKey, data: st.DataObject, extra: list[ControlRow], is_signed: bool) -> None:
-    """Only rows that the manifest lists are good, whatever stands beside them and in it, signed or not."""
+    """Only rows that the manifest lists are accepted, whatever is beside them and in it, signed or not."""
     listed = data.draw(hostile_fields(list_manifest(root_key)))
     rows = make_rows(root_key, listed)
     if not is_signed:
@@ -228,7 +228,7 @@ def test_control_rows(root_key: RootKey, data: st.DataObject, extra: list[Contro
 
 
 def test_the_rows_above_are_good(root_key: RootKey) -> None:
-    """The seeds of the mutations are good ones."""
+    """The unchanged seeds of the mutations are accepted."""
     rows = make_rows(root_key, b"".join(len(part).to_bytes(4, "big") + part for part in list_manifest(root_key)))
     assert manifest.verify(META, rows, root_key).bodies == {("policy", "app"): b"body"}
     for kind, record in RECORDS.items():

@@ -1,7 +1,7 @@
 """Every RPC of nexus and keeper, given whatever a caller sends, after the parser of the real edge.
 
-The callers are those whom the handlers let in furthest. What comes back is an answer of the contract, or an error that
-blames the request and not the server; and the server goes on as before.
+The callers are those that the handlers let in furthest. Each answer is one of the contract, or an error that blames the
+request and not the server; the server then goes on as before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ KEEPER_RPCS = [rpc.name for rpc in keeper_pb2.DESCRIPTOR.services_by_name["Keepe
 NEXUS = "spiffe://example.test/shardhold/nexus/n1"
 STATES = [State.READY, State.SEALED, State.RECOVERING, State.INITIALISING]
 
-# What would blame the server: a caller's bytes must never look like a fault or like damage.
+# Codes that blame the server: a caller's bytes must never look like a fault or like damage.
 _BLAMES_THE_SERVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 
 
@@ -54,7 +54,7 @@ def assert_blames_the_request(error: ShardholdError) -> None:
 
 @dataclass
 class Target:
-    """A server whose methods are called as the edge calls them."""
+    """A server whose methods are called the way the edge calls them."""
 
     methods: Sequence[Method]
     known: Known
@@ -63,7 +63,7 @@ class Target:
         return next(method for method in self.methods if method.name.endswith(f"/{rpc}"))
 
     def send(self, rpc: str, caller: str, body: bytes) -> ShardholdError | None:
-        """Answer *body*; return what it was refused with."""
+        """Answer *body*; return the code of the refusal, if any."""
         method = self.find(rpc)
         try:
             answer = method.handle(Call(caller, "ipv4:127.0.0.1:4711", 1.0), _parse(method.request.FromString, body))
@@ -77,13 +77,13 @@ class Target:
 
 @pytest.fixture(scope="module", params=STATES)
 def state(request: pytest.FixtureRequest) -> State:
-    """The state of the nexus, which no call here changes."""
+    """Return the state of the nexus, which no call here changes."""
     return State(request.param)
 
 
 @pytest.fixture(scope="module")
 def nexus(state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A nexus in that state, with a secret or a session of an unseal where it can have one."""
+    """Return a nexus in that state, with a secret or an unseal session where it can have one."""
     folder = tmp_path_factory.mktemp("nexus")
     store, memory = open_store(folder), ProtectedMemory(highest=Level.LOCKED)
     known = {"recovery_public_key": PUBLIC_KEY}
@@ -113,7 +113,7 @@ def nexus(state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
 
 @pytest.fixture(scope="module")
 def keeper() -> Iterator[Target]:
-    """A keeper that holds a shard and a mark."""
+    """Return a keeper that holds a shard and a mark."""
     memory = ProtectedMemory(lowest=Level.PLAIN)
     marks = MarkMaker(cluster_id=CLUSTER_ID)
     identity = FixedIdentity(Authority("example.test").issue("/shardhold/keeper/k1", dns="k1.keeper.shardhold"))
@@ -160,12 +160,12 @@ def test_nexus(nexus: Target, state: State, rpc: str, data: st.DataObject) -> No
 @budget(4)
 @given(data=st.data())
 def test_keeper(keeper: Target, rpc: str, data: st.DataObject) -> None:
-    """From a nexus, which is the only one whose requests are looked at."""
+    """Whatever a nexus, the only caller that a keeper listens to, sends it, the answer never blames the server."""
     keeper.send(rpc, NEXUS, data.draw(hostile_message(keeper.find(rpc).request, keeper.known)))
 
 
 def test_the_nexus_is_in_its_state_still(nexus: Target, state: State) -> None:
-    """After all that it answers, and says that it is where it was."""
+    """After all these calls the nexus answers, and is still in its state."""
     answer = nexus.find("GetStatus").handle(Call(SUPERUSER.spiffe_id), cluster_pb2.GetStatusRequest())
     assert answer.state == cluster_pb2.State.Value(f"STATE_{state.name}")
     if state is State.READY:

@@ -1,4 +1,4 @@
-"""A database in which somebody changed a value by SQL: what reads it names the damage, and the rest goes on working."""
+"""A database in which someone changed a value by SQL: what reads it names the damage, and the rest still works."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ TEXTS = hostile_text("team/a", "current", "initialised", "policy", "a/../b").map
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FoundedCluster]:
-    """A cluster with a few secrets, and the folder with its store, which nobody has open."""
+    """Return a cluster with a few secrets, and the folder with its store, which no process has open."""
     folder = tmp_path_factory.mktemp("store")
     memory = ProtectedMemory(highest=Level.LOCKED)
     store = open_store(folder)
@@ -52,7 +52,7 @@ def put(path: str) -> secrets_pb2.PutSecretRequest:
 
 
 def send(core: NexusCore, rpc: str, request: Message) -> Any:
-    """Make a call; return its answer, None: it was refused with an error of ours."""
+    """Make a call; return its answer, or None if it was refused with an error of ours."""
     try:
         return ask(core, rpc, request)
     except ShardholdError:
@@ -89,7 +89,7 @@ def tamper(file: Path, data: st.DataObject) -> bool:
 
 
 def use(folder: Path, cluster: FoundedCluster) -> None:
-    """Start a nexus on what is there, and call it."""
+    """Start a nexus on the changed store, and call it."""
     with started_on(folder, cluster) as core:
         assert send(core, "GetStatus", cluster_pb2.GetStatusRequest())
         bring_back(core, cluster)
@@ -110,7 +110,7 @@ def use(folder: Path, cluster: FoundedCluster) -> None:
 @budget(2)
 @given(data=st.data())
 def test_tampered_store(cluster: tuple[Path, FoundedCluster], data: st.DataObject) -> None:
-    """Every step ends with an error of ours, or with what is true."""
+    """Every step on a tampered store ends with an error of ours, or with the true answer."""
     folder, founded = cluster
     with tempfile.TemporaryDirectory() as name:
         copy = Path(shutil.copytree(folder, name, dirs_exist_ok=True))

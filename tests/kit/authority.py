@@ -26,7 +26,7 @@ LIFETIME = timedelta(days=30)
 
 @cache
 def make_key(kind: str) -> Any:
-    """One key of each kind: RSA keys take long to make."""
+    """Return one key of each kind, made only once: RSA keys take long to make."""
     match kind:
         case "p256":
             return ec.generate_private_key(ec.SECP256R1())
@@ -111,7 +111,7 @@ class Authority:
         ca: bool = False,
         purposes: Sequence[x509.ObjectIdentifier] = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
     ) -> x509.Certificate:
-        """Issue a leaf; by default as SPIRE does: no CN, a name that all leaves share, one URI SAN."""
+        """Issue a leaf; by default as SPIRE does: no CN, a subject that all leaves share, one URI SAN."""
         subject = subject or make_name((NameOID.COUNTRY_NAME, "US"), (NameOID.ORGANIZATION_NAME, "SPIRE"))
         names = [*map(x509.UniformResourceIdentifier, uris), *map(x509.DNSName, dns)]
         builder = (

@@ -1,4 +1,4 @@
-"""A nexus that is played: real mTLS, statements and sealed shares; behind them only what a test set."""
+"""A played nexus: real mTLS, statements and sealed shares, with answers that a test sets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ CLUSTER_ID, GENESIS, SESSION_ID = b"c" * 16, bytes(range(32)), b"s" * 16
 
 
 class PlayedNexus:
-    """Serves status, seal, accept and unseal; needs two shares. `errors` has what a method answers instead, by name."""
+    """Serves status, seal, accept and unseal; needs two shares. `errors`, by method name, are raised instead."""
 
     def __init__(self, ca: Authority, *, path: str = NEXUS_PATH, svid: Svid | None = None) -> None:
         identity = FixedIdentity(svid or ca.issue(path, dns="nexus.shardhold"))
@@ -55,7 +55,7 @@ class PlayedNexus:
         self._server.stop(0)
 
     def find(self, kind: type[Any]) -> list[Any]:
-        """Return the requests of one kind, in their order."""
+        """Return the requests of one kind, in order."""
         return [request for request in self.requests if isinstance(request, kind)]
 
     def _bind(self, name: str, handle: Callable[[Call, Any], Any]) -> Method:

@@ -11,7 +11,7 @@ from typing import Literal
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ *(.*)$")
 _CHUNK = 256 * 1024
 _NOTHING = bytes(_CHUNK)  # untouched pages read as zeros, and there are gigabytes of them
-_OVERLAP = 256  # longer than any form of a key, so that none hides at the border of two chunks
+_OVERLAP = 256  # longer than any form of a key, so that none hides on the border of two chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,13 @@ class Region:
 
     @property
     def is_protected(self) -> bool:
-        """Locked, left out of core dumps and of forks: an arena of level 2. (Of level 3 nothing can be read at all.)"""
+        """Whether it is locked and in no core dump or fork: an arena of level 2. (Level 3 cannot be read at all.)"""
         return {"lo", "dd", "dc"} <= self.flags or "secretmem" in self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One key in one form, where it must not be."""
+    """One key, in one form, where it must not be."""
 
     key: str
     form: str
@@ -51,7 +51,7 @@ def list_regions(pid: int) -> list[Region]:
     sizes: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if (mapping := _MAPPING.match(line)) is not None:
-            # What cannot be written is the text and the constants of programs and libraries.
+            # Mappings that are not writable are the text and the constants of programs and libraries.
             is_written = "w" in mapping[3]
             head = (int(mapping[1], 16), int(mapping[2], 16), mapping[4]) if is_written else None
         elif line.startswith(("Locked:", "Swap:")):
@@ -63,7 +63,7 @@ def list_regions(pid: int) -> list[Region]:
 
 
 def read_region(pid: int, region: Region) -> Iterator[tuple[int, bytes]]:
-    """Yield what can be read of a region, in overlapping pieces with their addresses; nothing of unreadable pages."""
+    """Yield the readable parts of a region, in overlapping pieces with their addresses; nothing of unreadable pages."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         position = region.start
         while position < region.end:
@@ -80,7 +80,7 @@ def read_region(pid: int, region: Region) -> Iterator[tuple[int, bytes]]:
 
 
 def make_forms(key: bytes) -> Mapping[str, bytes]:
-    """Return the forms in which a key could lie in memory: bytes, halves, hex, base64, and the digits of an int."""
+    """Return the forms in which a key could be in memory: bytes, halves, hex, base64, and the digits of an int."""
     half = len(key) // 2
     forms = {
         "bytes": key,
@@ -92,7 +92,7 @@ def make_forms(key: bytes) -> Mapping[str, bytes]:
         "int, little-endian": _digits(int.from_bytes(key, "little")),
     }
     for shift in range(3):
-        # Base64 of the key behind `shift` other bytes: without the characters that those have a part in.
+        # Base64 of the key after `shift` other bytes, without the characters that those bytes take part in.
         encoded = base64.b64encode(bytes(shift) + key).rstrip(b"=")
         forms[f"base64, shifted by {shift}"] = encoded[(0, 2, 3)[shift] : -1]
     return forms
@@ -101,7 +101,7 @@ def make_forms(key: bytes) -> Mapping[str, bytes]:
 def find_keys(pid: int, keys: Mapping[str, bytes], *, also_protected: bool = False) -> list[Finding]:
     """Search every readable region that is not protected for every form of every key, 8 bytes or more each.
 
-    *also_protected* takes in what is: root can read it at level 2.
+    *also_protected* includes the protected regions: root can read those at level 2.
     """
     known = {pattern: (name, form) for name, key in keys.items() for form, pattern in make_forms(key).items()}
     words = _Words(known)
@@ -117,9 +117,9 @@ def find_keys(pid: int, keys: Mapping[str, bytes], *, also_protected: bool = Fal
 
 
 class _Words:
-    """Says fast where no pattern is: each lies over some aligned word whole, wherever it begins.
+    """Rules out quickly that a pattern is in a piece: a pattern covers some aligned word whole, wherever it begins.
 
-    So a piece of memory, read as an array of such words, is held against one set, however many patterns there are.
+    A piece of memory, read as an array of such words, is compared with one set, however many patterns there are.
     """
 
     def __init__(self, patterns: Collection[bytes]) -> None:
@@ -144,7 +144,7 @@ def _find_all(piece: bytes, pattern: bytes) -> Iterator[int]:
 
 
 def _digits(number: int) -> bytes:
-    """The 30-bit digits in which CPython keeps an int, without the highest, which is shorter than the others."""
+    """Return the 30-bit digits in which CPython keeps an int, except the highest, which is shorter."""
     digits = []
     while number:
         digits.append(number & (2**30 - 1))

@@ -1,4 +1,4 @@
-"""All keys of a running cluster that no readable page may hold, found out from store, shares and keepers."""
+"""All keys of a running cluster that no readable page may hold, found from its store, shares and keepers."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from tests.kit.process_memory import list_regions, read_region
 
 @dataclass(frozen=True, slots=True)
 class StoredCluster:
-    """What the store tells to everybody who can read its file."""
+    """What the store reveals to anyone who can read its file."""
 
     cluster_id: bytes
     rows: tuple[ControlRow, ...]
@@ -45,7 +45,7 @@ def load_stored(cluster: Cluster) -> StoredCluster:
 
 
 def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes]:
-    """Open the escrow with the share cards of a folder, and derive every key that hangs on the root key."""
+    """Open the escrow with the share cards of a folder, and derive every key that comes from the root key."""
     words = [read_words(card.read_text()) for card in sorted(recovery_shares.iterdir())]
     seed = combine(words[:3])
     generation = stored.shard_set.generation
@@ -64,7 +64,7 @@ def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes
 
 
 def find_shards(pid: int, stored: StoredCluster) -> Iterator[tuple[str, bytes]]:
-    """Find the shards in the protected pages of a process, by their commitments. Root can read them at level 2."""
+    """Find the shards in a process's protected pages by their commitments. Root can read those at level 2."""
     known = {member.commitment: member.name for member in stored.shard_set.members}
     for region in list_regions(pid):
         if region.is_protected:
@@ -75,7 +75,7 @@ def find_shards(pid: int, stored: StoredCluster) -> Iterator[tuple[str, bytes]]:
                         shamir.commitment(shard, cluster_id=stored.cluster_id, set_id=stored.shard_set.set_id)
                     )
                     if owner is not None:
-                        # Its last byte is x, which is no secret.
+                        # Its last byte is x, which is not secret.
                         yield f"shard of {owner}", bytes(shard[:-1])
 
 

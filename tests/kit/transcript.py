@@ -13,8 +13,8 @@ from tests.pilot.person import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 
-# Makes its stdin the terminal that rules it, so that Ctrl-C reaches pilot, and becomes pilot. Who runs the tests in the
-# background of a shell has them ignore SIGINT, and that would be handed on.
+# Makes its stdin the controlling terminal, so that Ctrl-C reaches pilot, then becomes pilot. Tests that a shell runs in
+# the background ignore SIGINT, and pilot would inherit that.
 _ON_A_TERMINAL = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -57,7 +57,7 @@ def run_at_terminal(
 ) -> Transcript:
     """Run a command line on a terminal: for each pair wait until the first is on the screen, then type the second.
 
-    What stdout, which is a pipe, and the screen got come apart.
+    The output on stdout, which is a pipe, and that on the screen are kept apart.
     """
     leader, follower = pty.openpty()
     process = subprocess.Popen(

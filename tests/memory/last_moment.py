@@ -1,6 +1,6 @@
-"""Catches a process at its end: it is done with itself, every thread but the first is gone, its memory is still there.
+"""Catches a process at its end: its work is done, every thread but the first is gone, its memory is still there.
 
-By ptrace(2), which stops a process in exit_group when asked to. Only the thread that seized a process may wait for it.
+It uses ptrace(2), which can stop a process in exit_group. Only the thread that seized a process may wait for it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _libc.ptrace.restype = ctypes.c_long
 
 @contextlib.contextmanager
 def caught_at_exit(pid: int, signum: signal.Signals = signal.SIGTERM) -> Iterator[None]:
-    """End a child process by a signal, and hold it at its last moment for as long as the block lasts."""
+    """End a child process by a signal, and hold it at its last moment while the block runs."""
     _ptrace(_SEIZE, pid, _TRACE_EXIT)
     os.kill(pid, signum)
     _wait_for_exit(pid)
@@ -44,7 +44,7 @@ def _wait_for_exit(pid: int) -> None:
         assert os.WIFSTOPPED(status), f"process {pid} ended before it could be caught: {status:#x}"
         if status >> 16 == _EVENT_EXIT:
             return
-        # It is to get the signal that it was stopped for.
+        # It must still get the signal that it was stopped for.
         _ptrace(_CONT, pid, 0 if status >> 16 else os.WSTOPSIG(status))
     raise AssertionError(f"process {pid} does not end within {_WAIT_S:g} s")
 

@@ -1,6 +1,6 @@
-"""A process that uses one primitive of `common` in many ways and then stands still, for `test_primitives` to look into.
+"""A process that uses one primitive of `common` in many ways and then stands still for `test_primitives` to inspect.
 
-Secrets go over the pipe masked, so that this is no copy itself. Arguments: the scenario, and "main" or "worker".
+Secrets go over the pipe masked, so that sending them leaves no copy. Arguments: the scenario, and "main" or "worker".
 """
 
 import os
@@ -77,7 +77,7 @@ def use_shamir() -> Callable[[], None]:
 
 
 def use_open() -> Callable[[], None]:
-    one_shot = [OneShotKey()]  # popped, as the desk does: nobody else holds it
+    one_shot = [OneShotKey()]  # popped, as the desk does: nothing else holds it
     tell("public", one_shot[0].public_bytes, secret=False)
     sealed = hear()
     into = memory.allocate(len(sealed) - OVERHEAD)

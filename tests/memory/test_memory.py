@@ -1,7 +1,7 @@
 """The memory promise: no readable page of nexus or keepers holds a key that outlives its call.
 
 Needs CAP_SYS_PTRACE, since both make themselves non-dumpable: `make test-memory`. At level 3 nobody can read the
-protected pages; at level 2 root can, so they are left out, and tell what the shards are.
+protected pages; at level 2 root can, so they are left out of the scan, and show which the shards are.
 """
 
 import os
@@ -24,7 +24,7 @@ from tests.memory.last_moment import caught_at_exit
 pytestmark = pytest.mark.memory
 
 REQUESTS = 1_000
-UNSEALS = 3  # each runs on another worker, or on one that has run one before
+UNSEALS = 3  # each runs on a new worker, or on one that has run one before
 SCANNED = (0, UNSEALS - 1)
 CLIENTS = 16  # more than the nexus has workers, so that each of them has served some
 
@@ -42,7 +42,7 @@ def _pid(cluster: Cluster, name: str) -> int:
 
 
 def _serve_requests(cluster: Cluster) -> None:
-    """A thousand requests of all kinds, from many clients at once."""
+    """Make a thousand requests of all kinds, from many clients at once."""
     cluster.allow("/memory/app", ["memory/**"], ["read", "write", "delete", "list"])
     client = cluster.workload("/memory/app")
 
@@ -66,7 +66,7 @@ def _serve_requests(cluster: Cluster) -> None:
     params=[pytest.param(3, id="level 3", marks=pytest.mark.needs("memfd_secret")), pytest.param(2, id="level 2")],
 )
 def used_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster after an init, requests, a refill, a recovery and requests again."""
+    """Return a cluster after an init, requests, a refill, a recovery and requests again."""
     plan = Plan(highest_level=request.param, lowest_level=request.param)
     with running(tmp_path_factory.mktemp("memory") / "dev", plan) as cluster:
         cluster.wait_filled()
@@ -81,7 +81,7 @@ def used_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def _find_all_keys(cluster: Cluster) -> dict[str, bytes]:
-    """All keys that there are, with the shards of the current set where root can read them."""
+    """Return all keys that there are, with the shards of the current set where root can read them."""
     stored = load_stored(cluster)
     keys = derive_keys(stored, cluster.directory.recovery_shares)
     if cluster.plan.highest_level == 2:
@@ -127,14 +127,14 @@ def test_no_key_is_readable_after_a_seal_and_an_unseal(used_cluster: Cluster) ->
 
 
 def test_what_is_no_secret_is_found(used_cluster: Cluster) -> None:
-    """The scan does read these processes: the cluster id, which they all know, is in their memory."""
+    """The scan really reads these processes: it finds the cluster id, which they all know."""
     stored = load_stored(used_cluster)
     for name in ("nexus", *used_cluster.keepers):
         assert any(one.form == "bytes" for one in find_keys(_pid(used_cluster, name), {"id": stored.cluster_id})), name
 
 
 def test_the_stack_of_every_thread_is_searched(used_cluster: Cluster) -> None:
-    """Wherever a thread waits in the kernel, its stack is one of the regions that the scan reads."""
+    """Wherever a thread waits in the kernel, its stack is in one of the regions that the scan reads."""
     for name in ("nexus", *used_cluster.keepers):
         pid = _pid(used_cluster, name)
         searched = [region for region in list_regions(pid) if not region.is_protected]
@@ -146,7 +146,7 @@ def test_the_stack_of_every_thread_is_searched(used_cluster: Cluster) -> None:
 
 
 def _find_stack(thread: Path) -> int:
-    """Return the stack pointer of a thread that waits in a system call; 0 for one that runs, or that has ended."""
+    """Return the stack pointer of a thread that waits in a system call; 0 for one that runs or has ended."""
     try:
         words = (thread / "syscall").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
@@ -155,7 +155,7 @@ def _find_stack(thread: Path) -> int:
 
 
 def test_protected_pages_are_where_they_should_be(used_cluster: Cluster) -> None:
-    """Each process has an arena: unreadable at level 3; at level 2 locked, in no core dump and in no forked child."""
+    """Each process has an arena: unreadable at level 3; at level 2 locked, in no core dump and in no fork."""
     for name in ("nexus", *used_cluster.keepers):
         pid = _pid(used_cluster, name)
         protected = [region for region in list_regions(pid) if region.is_protected]
@@ -178,7 +178,7 @@ def test_no_core_files(used_cluster: Cluster) -> None:
 
 
 def test_what_was_protected_is_wiped_at_sigterm(used_cluster: Cluster) -> None:
-    """In the last moment of a process that was told to stop, no page holds a key: at level 2 root can read them all."""
+    """At a stopped process's last moment no page holds a key: at level 2 root can read them all."""
     keys = _find_all_keys(used_cluster)
     for name in ("nexus", "keeper-1"):
         with caught_at_exit(_pid(used_cluster, name)):
@@ -190,7 +190,7 @@ def test_what_was_protected_is_wiped_at_sigterm(used_cluster: Cluster) -> None:
 
 
 def test_a_crash_leaves_no_core(used_cluster: Cluster) -> None:
-    """Nexus and keeper die of SIGABRT without one, though they still have their keys then: level 2 shows it."""
+    """Nexus and keeper die of SIGABRT without a core, although they still have their keys: level 2 shows that."""
     keys = _find_all_keys(used_cluster)
     for name, own in (("nexus", {"root key", "KEK 1"}), ("keeper-1", {"shard of keeper-1"})):
         with caught_at_exit(_pid(used_cluster, name), signal.SIGABRT):
@@ -209,7 +209,7 @@ def _bring_back(cluster: Cluster, *names: str) -> None:
 
 
 def test_a_core_would_be_seen(tmp_path: Path) -> None:
-    """A process that is not hardened dies of the same signal with one, as far as the limit of its parent goes."""
+    """A process that is not hardened dies of the same signal with a core, if its parent's limit allows one."""
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     with subprocess.Popen([sys.executable, "-c", _HOLDER], stdin=subprocess.PIPE, cwd=tmp_path) as holder:
         resource.prlimit(holder.pid, resource.RLIMIT_CORE, (most, most))
@@ -218,7 +218,7 @@ def test_a_core_would_be_seen(tmp_path: Path) -> None:
 
 
 def _find_end(pid: int) -> int:
-    """Wait for a child process to end, and return which of the CLD codes of waitid(2) it is; it is not reaped."""
+    """Wait for a child process to end, and return its CLD code of waitid(2); it is not reaped."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert ended is not None
     return ended.si_code
@@ -226,7 +226,7 @@ def _find_end(pid: int) -> int:
 
 @pytest.mark.parametrize("form", make_forms(bytes(range(1, 33))))
 def test_planted_key_is_found(form: str) -> None:
-    """A key that a process does hold is found, in whichever form it lies there."""
+    """A key that a process does hold is found, in whichever form."""
     key = os.urandom(32)
     command = [sys.executable, "-c", _HOLDER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

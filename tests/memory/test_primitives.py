@@ -1,6 +1,6 @@
 """The primitives of `common` leave no trace, each alone: on the main thread and on a worker, at level 2.
 
-What the child cannot know of itself, such as the shared secret of a delivery, is computed here, by the other side.
+What the child itself cannot know, such as the shared secret of a delivery, is computed here, by the other side.
 """
 
 import os
@@ -39,7 +39,7 @@ class Child:
 
 @contextmanager
 def run_child(scenario: str, thread: str) -> Iterator[Child]:
-    """Run the scenario, be its other side, and hold it still for as long as the body runs."""
+    """Run the scenario, act as its other side, and hold it still while the body runs."""
     command = [sys.executable, "-m", "tests.memory.primitives_child", scenario, thread]
     recipients: list[X25519PrivateKey] = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -76,7 +76,7 @@ def run_child(scenario: str, thread: str) -> Iterator[Child]:
 
 
 def _seal_to(child: Child, public: bytes) -> bytes:
-    """Seal a random shard to the child's one-shot key, by RFC 9180 as another would write it."""
+    """Seal a random shard to the child's one-shot key, by RFC 9180 as another implementation would."""
     ephemeral = X25519PrivateKey.generate()
     enc = ephemeral.public_key().public_bytes_raw()
     shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(public))
@@ -112,7 +112,7 @@ def find_private_keys(child: Child) -> list[int]:
     """Return the addresses of 32 bytes whose X25519 public key is one of the child's."""
     found, seen = [], set[bytes]()
     for region in list_regions(child.pid):
-        if region.is_protected or region.name.startswith("/"):  # a key in a file's pages would need a bug in the kernel
+        if region.is_protected or region.name.startswith("/"):  # only a kernel bug could put a key into a file's pages
             continue
         for address, piece in read_region(child.pid, region):
             for offset in range(0, len(piece) - KEY_SIZE + 1, 8):
@@ -129,7 +129,7 @@ def find_private_keys(child: Child) -> list[int]:
 @THREADS
 @pytest.mark.parametrize(("scenario", "keys"), [("derive", 15), ("shamir", 21), ("open", 18), ("seal", 18)])
 def test_nothing_stays(scenario: str, keys: int, thread: str) -> None:
-    """Inputs, outputs and all that is between them are in no readable page but the protected ones."""
+    """Inputs, outputs and everything between them are in no readable page, only in the protected ones."""
     with run_child(scenario, thread) as child:
         assert len(child.keys) == keys
         assert [str(finding) for finding in find_keys(child.pid, child.keys)] == []
@@ -138,13 +138,13 @@ def test_nothing_stays(scenario: str, keys: int, thread: str) -> None:
 
 @THREADS
 def test_what_stays_is_found(thread: str) -> None:
-    """The scan would find a key that one of these calls had left."""
+    """The scan finds a key that one of these calls leaves."""
     with run_child("plant", thread) as child:
         found = {finding.key for finding in find_keys(child.pid, child.keys)}
         assert found == set(child.keys)
 
 
 def test_private_keys_that_stay_are_found() -> None:
-    """The search for private keys would find one that was not freed: one that waits for its message."""
+    """The search for private keys finds one that was not freed because it waits for its message."""
     with run_child("wait", "main") as child:
         assert find_private_keys(child)

@@ -1,4 +1,4 @@
-"""What pilot's tests share: an authority, a played nexus, and somebody to be."""
+"""What pilot's tests share: an authority, a played nexus, and an identity."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +12,13 @@ from tests.kit.played_nexus import CUSTODIAN_PATH, PlayedNexus
 
 @pytest.fixture(scope="session")
 def ca() -> Authority:
-    """Authority of example.test."""
+    """Return the authority of example.test."""
     return Authority("example.test")
 
 
 @pytest.fixture
 def nexus(ca: Authority) -> Iterator[PlayedNexus]:
-    """A sealed nexus."""
+    """Play a sealed nexus."""
     nexus = PlayedNexus(ca)
     yield nexus
     nexus.stop()
@@ -26,5 +26,5 @@ def nexus(ca: Authority) -> Iterator[PlayedNexus]:
 
 @pytest.fixture
 def svid_dir(ca: Authority, tmp_path: Path) -> Path:
-    """The SVID of a custodian, as files."""
+    """Return the SVID of a custodian, as files."""
     return write_svid(tmp_path / "svid", ca.issue(CUSTODIAN_PATH))

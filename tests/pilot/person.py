@@ -11,7 +11,7 @@ DEADLINE_S = 10.0
 
 
 def swap_words(share: str) -> str:
-    """Return a share with two neighbouring words in each other's place."""
+    """Return a share with two neighbouring words swapped."""
     words = share.split()
     at = next(at for at in range(len(words) - 1) if words[at] != words[at + 1])
     words[at], words[at + 1] = words[at + 1], words[at]
@@ -50,7 +50,7 @@ class Person:
         self._thread.start()
 
     def leave(self) -> str:
-        """Return all that was on the screen."""
+        """Return everything that was on the screen."""
         if self._thread is not None:
             self._thread.join(DEADLINE_S)
             assert not self._thread.is_alive(), f"still waiting; on the screen: {self.seen!r}"

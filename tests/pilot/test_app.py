@@ -1,4 +1,4 @@
-"""The command line as transcripts: what is typed, what is said, and the exit code. No nexus is needed for these."""
+"""The command line as transcripts: what is typed, the output and the exit code. None of these need a nexus."""
 
 import json
 import subprocess
@@ -39,14 +39,14 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             "nope",
             2,
             "",
-            "pilot: error: no such command 'nope'\npilot: hint: 'pilot --help' shows how it is used\n",
+            "pilot: error: no such command 'nope'\npilot: hint: 'pilot --help' shows its usage\n",
             id="unknown command",
         ),
         pytest.param(
             "secret get",
             2,
             "",
-            "pilot: error: missing argument 'PATH'\npilot: hint: 'pilot secret get --help' shows how it is used\n",
+            "pilot: error: missing argument 'PATH'\npilot: hint: 'pilot secret get --help' shows its usage\n",
             id="missing argument",
         ),
         pytest.param(
@@ -54,7 +54,7 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             2,
             "",
             "pilot: error: invalid value for '-o' / '--output': 'xml' is not one of 'table', 'json'\n"
-            "pilot: hint: 'pilot keeper list --help' shows how it is used\n",
+            "pilot: hint: 'pilot keeper list --help' shows its usage\n",
             id="wrong option",
         ),
         pytest.param(
@@ -85,7 +85,7 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             2,
             "",
             "pilot: error: invalid value for '--version': Input should be less than or equal to 18446744073709551615\n"
-            "pilot: hint: 'pilot secret get --help' shows how it is used\n",
+            "pilot: hint: 'pilot secret get --help' shows its usage\n",
             id="version that no message can hold",
         ),
         pytest.param(
@@ -93,7 +93,7 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             2,
             "",
             "pilot: error: invalid value for '--timeout': Input should be less than or equal to 86400\n"
-            "pilot: hint: 'pilot status --help' shows how it is used\n",
+            "pilot: hint: 'pilot status --help' shows its usage\n",
             id="endless time-out",
         ),
         pytest.param(
@@ -145,7 +145,7 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_transcript(
     typed: str, exit_code: int, out: str, err: str, capsys: pytest.CaptureFixture[str], svid_dir: Path
 ) -> None:
-    """What is typed gives this output and this exit code; SVID stands for a custodian's."""
+    """What is typed gives this output and this exit code; SVID stands for a custodian's files."""
     assert run(typed.replace("SVID", str(svid_dir)).split()) == exit_code
     assert capsys.readouterr() == (out, err)
 
@@ -201,17 +201,17 @@ def test_a_command_imports_only_what_it_needs() -> None:
 
 
 def test_an_argument_that_is_not_utf_8(svid_dir: Path) -> None:
-    """It is refused as usage, and not repeated."""
+    """An argument that is not UTF-8 is a usage error, and is not repeated."""
     done = run_pilot("secret", "get", "te\udcffam", "--svid-dir", svid_dir)
     assert (done.code, done.err) == (
         2,
-        "pilot: error: what was typed or given as an argument is not UTF-8\n",
+        "pilot: error: what was typed, or given as an argument, is not UTF-8\n",
     )
 
 
 def test_an_output_that_has_no_letter_for_it() -> None:
-    """Where the output cannot show what there is, that is said; the text is not repeated."""
-    with pytest.raises(PilotError, match="in ascii, which cannot show") as caught, described():
+    """When the output's encoding cannot show the result, pilot says so and does not repeat the text."""
+    with pytest.raises(PilotError, match="the output encoding ascii cannot show") as caught, described():
         "hünter2".encode("ascii")
     assert caught.value.__cause__ is None
 
@@ -232,7 +232,7 @@ def test_help_shows(command: str, shown: str) -> None:
 
 
 def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
-    """With its output closed, pilot ends quietly."""
+    """When its output is closed, pilot ends quietly."""
     done = subprocess.run(
         ["/bin/sh", "-c", f"{sys.executable} -m pilot -o json version | true"],
         capture_output=True,
@@ -264,7 +264,7 @@ EXIT_CODES: dict[type[sdk.Error], int] = {
 
 
 def test_every_error_of_the_sdk_has_an_exit_code() -> None:
-    """The table is total over the SDK's errors, and the server's own hint goes before ours."""
+    """The table is total over the SDK's errors, and the server's own hint comes before pilot's."""
     errors = {kind for kind in vars(sdk).values() if isinstance(kind, type) and issubclass(kind, sdk.Error)} - {
         sdk.Error
     }
@@ -275,13 +275,13 @@ def test_every_error_of_the_sdk_has_an_exit_code() -> None:
 
 
 def test_faults_of_pilot_are_not_dressed_up() -> None:
-    """An error that is neither ours nor the SDK's passes as it is."""
+    """An error that is neither ours nor the SDK's passes through unchanged."""
     with pytest.raises(ZeroDivisionError), described():
         raise ZeroDivisionError
 
 
 def test_messages_are_lower_case_without_a_full_stop(capsys: pytest.CaptureFixture[str]) -> None:
-    """What others wrote is brought into our form; names keep theirs."""
+    """Messages from elsewhere are brought into pilot's form; names keep theirs."""
     from pilot.errors import report
 
     report(PilotError("Connection refused.", "NEXUS_SEALED stays", "I/O too…", "BeginInit as well"))

@@ -1,4 +1,4 @@
-"""Shell completion: commands, their commands and their options, without importing or asking more than it needs."""
+"""Shell completion: commands, their commands and their options, without importing or asking more than needed."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.kit.transcript import ROOT, run_pilot
 
 
 def complete(typed: str) -> list[str]:
-    """Return what bash is offered behind *typed*."""
+    """Return what bash is offered after *typed*."""
     told = run_pilot(
         environ={
             "_PILOT_COMPLETE": "complete_bash",
@@ -37,7 +37,7 @@ def complete(typed: str) -> list[str]:
     ],
 )
 def test_completion(typed: str, offered: list[str]) -> None:
-    """What is typed is completed to what there is; the hidden command of `unseal` is not among it."""
+    """What is typed is completed to the existing commands; the hidden command of `unseal` is not offered."""
     assert sorted(complete(typed)) == sorted(offered)
 
 
@@ -50,9 +50,9 @@ def test_show_completion(shell: str) -> None:
 
 
 def test_install_completion_in_a_real_shell(tmp_path: Path) -> None:
-    """In bash it installs itself, and a new bash has it."""
+    """Completion installs itself into bash, and a new bash has it."""
     environ = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    # Not the last command: bash would become pilot, and be no shell any more that could be found.
+    # Not the last command: else bash would become pilot, and there would be no shell left to find.
     install = f"cd {ROOT}; {sys.executable} -m pilot --install-completion; exit $?"
     done = subprocess.run(["bash", "-c", install], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

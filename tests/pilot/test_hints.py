@@ -1,4 +1,4 @@
-"""Hints for the common mistakes, each made for real: clock, trust domain, address, agent, state."""
+"""Hints for the common mistakes, each really made: clock, trust domain, address, agent, state."""
 
 import socket
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def played(ca: Authority, credentials: Credentials) -> Iterator[PlayedNexus]:
 def test_clock_against_the_servers_svid(
     ca: Authority, svid_dir: Path, valid: tuple[timedelta, timedelta], said: str
 ) -> None:
-    """When the server's SVID is outside of its time, one of the clocks may be off."""
+    """When the server's SVID is outside its validity, the hint is that one of the clocks may be wrong."""
     with played(ca, certify(ca, uris=[NEXUS_ID], dns=["nexus.shardhold"], valid=valid)) as nexus:
         told = run_pilot("status", "--address", nexus.address, "--svid-dir", svid_dir)
     assert told.code == 5
@@ -44,7 +44,7 @@ def test_clock_against_the_servers_svid(
 
 
 def test_clock_against_the_own_svid(ca: Authority, nexus: PlayedNexus, tmp_path: Path) -> None:
-    """The nexus refuses an SVID of the future in silence; pilot looks at it, and says both times."""
+    """The nexus silently refuses an SVID from the future; pilot notices, and gives both times."""
     folder = write_svid(tmp_path / "future", certify(ca, uris=[CUSTODIAN_ID], valid=NOT_YET))
     told = run_pilot("status", "--address", nexus.address, "--svid-dir", folder)
     assert told.code == 5
@@ -63,7 +63,7 @@ def test_own_svid_expired(ca: Authority, nexus: PlayedNexus, tmp_path: Path) -> 
 
 
 def test_wrong_trust_domain(nexus: PlayedNexus, tmp_path: Path) -> None:
-    """A custodian of another trust domain does not know the nexus's authority."""
+    """When a custodian's trust domain does not know the nexus's authority, the hint says so."""
     other = write_svid(tmp_path / "other", Authority("other.test").issue(CUSTODIAN_PATH))
     told = run_pilot("unseal", "status", "--address", nexus.address, "--svid-dir", other)
     assert told.code == 5
@@ -71,7 +71,7 @@ def test_wrong_trust_domain(nexus: PlayedNexus, tmp_path: Path) -> None:
 
 
 def test_another_server(ca: Authority, svid_dir: Path) -> None:
-    """A keeper's address is none of a nexus."""
+    """When the address is a keeper's, the hint says that it is not a nexus."""
     with played(ca, certify(ca, uris=[NEXUS_ID], dns=["k1.keeper.shardhold"])) as nexus:
         told = run_pilot("status", "--address", nexus.address, "--svid-dir", svid_dir)
     assert (told.code, "the server there is no nexus" in told.err) == (5, True)
@@ -86,7 +86,7 @@ def test_nobody_there(svid_dir: Path) -> None:
 
 
 def test_no_agent(nexus: PlayedNexus, tmp_path: Path) -> None:
-    """Without a Workload API socket the agent is asked after, and the files that stand in are named."""
+    """Without a Workload API socket the hint asks for the agent, and names the files to use instead."""
     environ = {"SPIFFE_ENDPOINT_SOCKET": f"unix:{tmp_path}/agent.sock"}
     told = run_pilot("unseal", "--address", nexus.address, environ=environ)
     assert told.code == 5

@@ -103,8 +103,8 @@ class GetStatusResponse(_message.Message):
     """3: memfd_secret, 2: locked memory, 1: plain (development only)."""
     @_builtins.property
     def blocked_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Everything from here on is empty for callers without a role. Unless the state is ready it is as the store says,
-        which nothing has proved yet.
+        """Everything from here on is empty for callers without a role. Unless the state is ready, it is what the store says,
+        and not proved yet.
         One line for each thing that keeps the nexus from being ready; empty when ready.
         """
 
@@ -154,7 +154,7 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
 class NewerMark(_message.Message):
-    """What keepers remember of a store that had come further than this one."""
+    """What keepers remember of a store that had got further than this one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -145,8 +145,8 @@ class ListPoliciesResponse(_message.Message):
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]: ...
     @_builtins.property
     def damaged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of policies whose stored row was changed behind Shardhold's back: while there are any,
-        no workload is authorised until a superuser applied or deleted them.
+        """Names of policies whose stored row was changed outside Shardhold: while there are any, no workload is authorised.
+        They are cured when a superuser applies them again or deletes them.
         """
 
     def __init__(

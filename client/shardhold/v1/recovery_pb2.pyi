@@ -67,13 +67,13 @@ class UnsealSession(_message.Message):
     session_id: _builtins.bytes
     """16 random bytes."""
     started_by: _builtins.str
-    """SPIFFE ID of who started it; empty for callers who are neither that one nor operator nor superuser."""
+    """SPIFFE ID of the starter; empty for callers that are neither the starter nor operator nor superuser."""
     submitted: _builtins.int
     """Recovery shares submitted and needed."""
     needed: _builtins.int
     genesis: _builtins.bytes
-    """Fingerprint of the genesis record that the session began with, 32 bytes. Shares are bound to what the custodian
-    compared with the card: when it is another one, they do not open.
+    """Fingerprint of the genesis record that the session began with, 32 bytes. Shares are bound to the one that the
+    custodian compared with the card: if this is another one, they do not open.
     """
     @_builtins.property
     def expires_in(self) -> _duration_pb2.Duration:

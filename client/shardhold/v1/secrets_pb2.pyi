@@ -55,10 +55,10 @@ class PutSecretRequest(_message.Message):
     expected_incarnation: _builtins.bytes
     """16 bytes; the incarnation that expected_version belongs to. Empty: any."""
     request_id: _builtins.bytes
-    """16 random bytes. The same id sent again by the same caller makes nothing new and returns what the first call made."""
+    """16 random bytes. The same id sent again by the same caller writes nothing new and returns what the first call wrote."""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
-        """1 to 64 fields, names [A-Za-z0-9._-]{1,64}; together at most 1 MiB once encoded. A single value is the field "value"."""
+        """1 to 64 fields, names [A-Za-z0-9._-]{1,64}; at most 1 MiB together, encoded. A single value is the field "value"."""
 
     def __init__(
         self,

@@ -27,10 +27,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_entry(encoded: bytes) -> Entry:
-    """Decode what `Entry.encode` encoded: on one line, since it becomes a part of one.
+    """Decode what `Entry.encode` encoded. It must be a single line, since it becomes part of one.
 
     Raises:
-        CorruptRowError: It is no entry.
+        CorruptRowError: *encoded* is not an entry.
     """
     if b"\n" in encoded or b"\r" in encoded:
         raise CorruptRowError("audit entry is not on one line")

@@ -1,8 +1,8 @@
 """The lines of the audit: JSON, one record each, chained by hashes.
 
 - A line is a record with one more field at its end, `"hash"`: SHA-256 over the hash of the line before and the record's
-  bytes as they stand in the line. So nothing has to be encoded again to check it.
-- Numbers (`seq`) go up by one from line to line, from 1 at the first line of a chain.
+  bytes as they appear in the line. Checking a hash therefore needs no re-encoding.
+- Numbers (`seq`) start at 1 on the first line of a chain and go up by one from line to line.
 - The first line of a segment says which chain it belongs to and repeats the hash that it follows.
 """
 
@@ -33,7 +33,7 @@ class SegmentLine(msgspec.Struct, frozen=True, tag_field="kind", tag="segment"):
     nexus: str
     timeline: int
     segment: int
-    previous: str  # hash of the line before, hex; of the first segment: of the timeline before, or zeros
+    previous: str  # hash of the line before, hex; in a first segment that of the previous timeline, or zeros
 
 
 class EntryLine(msgspec.Struct, frozen=True, tag_field="kind", tag="entry"):
@@ -50,7 +50,7 @@ class ChangeLine(msgspec.Struct, frozen=True, tag_field="kind", tag="change"):
 
 
 class TornTailLine(msgspec.Struct, frozen=True, tag_field="kind", tag="torn-tail"):
-    """Says how an earlier segment ends: behind its last whole line are bytes that a crash left there. They are kept."""
+    """Records that an earlier segment ends in bytes that a crash left after its last whole line. They are kept."""
 
     seq: int
     entry: Entry  # action audit.torn-tail
@@ -61,7 +61,7 @@ class TornTailLine(msgspec.Struct, frozen=True, tag_field="kind", tag="torn-tail
 
 
 class CheckpointLine(msgspec.Struct, frozen=True, tag_field="kind", tag="checkpoint"):
-    """A mark that everybody can check who has the public key. Signed, unless the nexus had no key then."""
+    """A mark that anyone with the public key can check. Signed, unless the nexus had no key at that time."""
 
     seq: int
     at: int  # microseconds since 1970
@@ -84,41 +84,41 @@ def encode_line(line: Line, previous: bytes) -> tuple[bytes, bytes]:
 
 
 def decode_line(encoded: bytes, previous: bytes) -> tuple[Line, bytes]:
-    """Decode a line, with its newline, that has to follow the one whose hash is *previous*; return it and its hash.
+    """Decode a line, with its newline, that must follow the one whose hash is *previous*; return it and its hash.
 
     Raises:
-        CorruptRowError: It is not whole, not a record, or its hash is another.
+        CorruptRowError: The line is not whole, is not a record, or its hash does not match.
     """
     body, tail = encoded[: -_TAIL_SIZE - 1], encoded[-_TAIL_SIZE - 1 :]
     if not tail.endswith(b'"}\n') or not tail.startswith(_OPEN):
         raise CorruptRowError("line is not whole")
     digest = _hash(previous, body + b"}")
     if tail[len(_OPEN) : -3] != digest.hex().encode():
-        raise CorruptRowError("hash does not follow from the line before and this one")
-    return decode_document(_DECODER.decode, body + b"}", refusal="line is no record"), digest
+        raise CorruptRowError("hash does not match this line and the one before")
+    return decode_document(_DECODER.decode, body + b"}", refusal="line is not a record"), digest
 
 
 def decode_first_line(encoded: bytes, *, is_header: bool) -> tuple[Line, bytes]:
     """Decode a line, with its newline, without the hash of the line before; return it and its hash.
 
-    A header repeats that hash, and is checked against it; of another line the hash is what it says.
+    A header repeats that hash and is checked against it; the hash of any other line is taken as it stands.
 
     Raises:
-        CorruptRowError: It is not whole, not a record, or not a header where one has to be.
+        CorruptRowError: The line is not whole, is not a record, or is not a header where one is required.
     """
-    line = decode_document(_DECODER.decode, encoded, refusal="line is no record")  # which leaves out the hash
+    line = decode_document(_DECODER.decode, encoded, refusal="line is not a record")  # ignores the hash
     try:
         if isinstance(line, SegmentLine):
             return decode_line(encoded, bytes.fromhex(line.previous))
         if not is_header and encoded.endswith(b'"}\n'):
             return line, bytes.fromhex(encoded[-67:-3].decode("ascii"))
     except ValueError as exc:
-        raise CorruptRowError("line has a hash that is no hex") from exc
+        raise CorruptRowError("line has a hash that is not hex") from exc
     raise CorruptRowError("first line does not say which segment this is")
 
 
 def checkpoint_message(nexus: str, timeline: int, seq: int, previous: bytes, chain: list[bytes]) -> bytes:
-    """Return what a checkpoint signs: the hash of the line before it, and where it stands."""
+    """Return what a checkpoint signs: the hash of the line before it, and its own position."""
     return fields(_CHECKPOINT, nexus.encode(), u64(timeline), u64(seq), previous, *chain)
 
 

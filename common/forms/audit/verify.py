@@ -1,6 +1,6 @@
 """Check the audit files offline: every line, every segment, every checkpoint.
 
-What it cannot see by itself: that the newest lines were cut off. Compare the last number and hash with those of an
+It cannot tell by itself whether the newest lines were cut off: compare the last number and hash with those of an
 earlier check, or with a checkpoint that was kept elsewhere.
 """
 
@@ -39,12 +39,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class TornTail:
-    """Bytes that a crash left behind the last whole line of a segment."""
+    """Bytes that a crash left after the last whole line of a segment."""
 
     file: str
     offset: int
     size: int
-    is_named: bool  # by a line of the segment after it; not yet while the nexus has not been started again
+    is_named: bool  # by a line of the next segment; False until the nexus has been restarted
 
 
 @dataclass(slots=True)
@@ -56,8 +56,8 @@ class ChainReport:
     segments: int = 0
     seq: int = 0  # of the last line
     digest: bytes = NO_HASH  # its hash
-    signed: int = 0  # checkpoints whose signature holds
-    signed_seq: int = 0  # of the last of them: nobody without the key has changed a line up to it
+    signed: int = 0  # checkpoints whose signature verifies
+    signed_seq: int = 0  # of the last of them: no line up to it was changed without the key
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class _FaultError(Exception):
 def verify(directory: Path, *, public_keys: Collection[bytes] = (), nexus: str | None = None) -> Report:
     """Check all chains in *directory*, or those of one nexus.
 
-    A checkpoint has to be signed by one of *public_keys* (32 bytes each); without any, by the key that it names itself.
+    A checkpoint must be signed by one of *public_keys* (32 bytes each) or, when there are none, by the key it names.
 
     Raises:
         OSError: A file cannot be read.
@@ -101,22 +101,22 @@ class _Walk:
         self, directory: Path, segments: list[Segment], public_keys: Collection[bytes], report: Report
     ) -> None:
         self._directory = directory
-        # An empty one was just made when the process died; the next start fills it.
+        # An empty file was created just before the process died; the next start fills it.
         self._segments = [segment for segment in segments if (directory / segment.name).stat().st_size]
         self._public_keys = public_keys
         self._report = report
         self._chain: ChainReport
         self._number = 0
         self._has_begun = False
-        self._followed = set(self._list_starts())  # hashes that a chain says it begins behind
-        self._met = {NO_HASH}  # those of them that lines so far have
+        self._followed = set(self._list_starts())  # hashes that some chain says it follows
+        self._met = {NO_HASH}  # those of them that were found in lines so far
         self._torn: dict[str, tuple[Fault, bytes]] = {}  # by file, until a later line names them
 
     def run(self) -> None:
         for segment in self._segments:
             self._check_segment(segment)
         for fault, rest in self._torn.values():
-            # A crash leaves at most a part of a line; whole lines that do not follow are somebody's work.
+            # A crash leaves at most part of a line; whole lines that do not follow were put there by someone.
             if b"\n" in rest:
                 raise _FaultError(fault)
             self._report.torn_tails.append(TornTail(fault.file, fault.offset, len(rest), is_named=False))
@@ -139,7 +139,7 @@ class _Walk:
                 try:
                     line, digest = self._decode(encoded, number)
                 except CorruptRowError as exc:
-                    # Perhaps a torn tail: what comes later has to say so.
+                    # Perhaps a torn tail: a later line must say so.
                     self._torn[segment.name] = (replace(here, why=str(exc)), encoded + file.read())
                     return
                 self._check_line(line, segment, here)
@@ -171,7 +171,7 @@ class _Walk:
             self._raise(replace(here, why=f"segment says that it is {says.name} in format {line.format}"))
         if here.line != 1:
             self._raise(replace(here, why="segment begins in the middle of another"))
-        previous = bytes.fromhex(line.previous)  # is hex: `decode_first_line` has read it
+        previous = bytes.fromhex(line.previous)  # valid hex: `decode_first_line` has read it
         if previous not in self._met if segment.number == 1 else previous != self._chain.digest:
             self._raise(replace(here, why="segment does not follow from the line before it"))
 
@@ -194,7 +194,7 @@ class _Walk:
         try:
             Ed25519PublicKey.from_public_bytes(line.public_key).verify(line.signature, message)
         except (InvalidSignature, ValueError):
-            self._raise(replace(here, why="signature of the checkpoint does not hold"))
+            self._raise(replace(here, why="signature of the checkpoint does not verify"))
         chain.signed += 1
         chain.signed_seq = line.seq
 

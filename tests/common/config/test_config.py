@@ -1,4 +1,4 @@
-"""Configuration: one model from file, environment and flags; an error names the option, what it got and wants."""
+"""Configuration: one model from file, environment and flags; errors name the option, what it got and what it wants."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,12 +50,12 @@ def load_text(folder: Path, text: str, environ: dict[str, str] | None = None, **
 
 
 def test_defaults_stand_where_nothing_is_given(tmp_path: Path) -> None:
-    """Only required options have to be given."""
+    """Only required options must be given; all others have defaults."""
     assert load_text(tmp_path, 'name = "a"') == Model(name="a")
 
 
 def test_a_later_source_wins(tmp_path: Path) -> None:
-    """Flags win over the environment, and that over the file; a flag that is None was not given."""
+    """Flags win over the environment, and the environment over the file; a flag that is None counts as not given."""
     text = 'name = "file"\n[section]\nworkers = 1\nwait_s = 1\nmode = "loud"\n'
     environ = {"APP__SECTION__WORKERS": "2", "APP__SECTION__WAIT_S": "2.5"}
     loaded = load_text(tmp_path, text, environ, section__workers=3, name=None)
@@ -63,13 +63,13 @@ def test_a_later_source_wins(tmp_path: Path) -> None:
 
 
 def test_no_file_is_needed() -> None:
-    """Environment and flags are enough."""
+    """Environment and flags alone make a configuration."""
     loaded = load(Model, path=None, environ={"APP__NAME": "env"}, prefix="APP", flags={"section.workers": "3"})
     assert loaded == Model(name="env", section=Section(workers=3))
 
 
 def test_traces_of_grpc_are_refused(tmp_path: Path) -> None:
-    """They show in clear what a server receives and sends: a server that is told to write them does not start."""
+    """A server that is told to write gRPC traces does not start: they show in clear what it receives and sends."""
     with pytest.raises(ConfigError, match="GRPC_TRACE: want it unset"):
         load_text(tmp_path, 'name = "a"', {"GRPC_TRACE": "secure_endpoint"})
     assert load_text(tmp_path, 'name = "a"', {"GRPC_VERBOSITY": "debug"}) == Model(name="a")
@@ -95,7 +95,7 @@ def test_environment_text_becomes_the_type_of_its_option(
 
 
 def test_names_without_two_underscores_are_not_ours(tmp_path: Path) -> None:
-    """Kubernetes injects APP_PORT=tcp://… for a Service called app; it must not stop the start."""
+    """APP_PORT=tcp://…, which Kubernetes injects for a Service called app, does not stop the start."""
     environ = {"APP_PORT": "tcp://10.0.0.1:8553", "APP_SERVICE_HOST": "10.0.0.1", "APP": "x", "OTHER__NAME": "y"}
     assert load_text(tmp_path, 'name = "a"', environ) == Model(name="a")
 
@@ -103,7 +103,7 @@ def test_names_without_two_underscores_are_not_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "environ", "message"),
     [
-        pytest.param("", {}, "name: got nothing, want a text", id="required option missing"),
+        pytest.param("", {}, "name: got nothing, want a string", id="required option missing"),
         pytest.param('nme = "a"', {}, "nme: no such option, did you mean name?", id="unknown option with a near one"),
         pytest.param(
             'name = "a"\nzzz = 1',
@@ -163,10 +163,10 @@ def test_names_without_two_underscores_are_not_ours(tmp_path: Path) -> None:
             "section: got 5, want a table",
             id="value for a table that the environment goes into",
         ),
-        pytest.param('name = "a"\npeers = "b"', {}, 'peers: got "b", want a list, each a text', id="text for a list"),
-        pytest.param('name = "a"\npeers = ["b", 1]', {}, "peers[1]: got 1, want a text", id="wrong item"),
+        pytest.param('name = "a"\npeers = "b"', {}, 'peers: got "b", want a list, each a string', id="text for a list"),
+        pytest.param('name = "a"\npeers = ["b", 1]', {}, "peers[1]: got 1, want a string", id="wrong item"),
         pytest.param(
-            'name = "a"\nitems = [{}]', {}, "items[0].name: got nothing, want a text", id="in a list of tables"
+            'name = "a"\nitems = [{}]', {}, "items[0].name: got nothing, want a string", id="in a list of tables"
         ),
         pytest.param(
             'name = "a"\nitems = [{name = "b", wait = 1}]',
@@ -266,7 +266,7 @@ def test_an_address_comes_apart(value: str, expected: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize("value", ["", "8553", ":8553", "host:", "host:65536", "host:-1", "::1:8553", "[]:1", "host:٣"])
 def test_a_bad_address_is_named(value: str) -> None:
-    """What is not host:port is refused with the option's name."""
+    """An address that is not host:port is refused with the option's name."""
     with pytest.raises(ConfigError, match=r"^listen\.address: got .*, want host:port$"):
         check_address("listen.address", value)
 
@@ -278,13 +278,13 @@ def test_files_as_source_of_identity_need_a_folder() -> None:
 
 
 def test_memory_levels_are_in_order() -> None:
-    """A lowest level above the highest could never be met."""
+    """A lowest memory level above the highest is refused: it could never be met."""
     with pytest.raises(ConfigError, match="memory.lowest_level: got 3, want at most highest_level \\(2\\)"):
         MemoryOptions(lowest_level=3, highest_level=2)
 
 
 def test_describe_names_every_option_with_type_default_and_meaning() -> None:
-    """The description has options of sections and of tables in lists, and comments of several lines in one."""
+    """The description covers options of sections and of tables in lists, and joins comments of several lines."""
     described = {option.name: option for option in describe(Model)}
     assert list(described) == [
         "name",

@@ -25,7 +25,7 @@ def bend(value: Any) -> Any:
 
 @pytest.mark.parametrize(("build", "parts"), [(build_put_info, PUT), (build_fetch_info, FETCH)], ids=["put", "fetch"])
 def test_every_part_counts(build: Callable[..., bytes], parts: dict[str, Any]) -> None:
-    """No two infos are alike that differ in one part."""
+    """Two infos that differ in one part are never equal."""
     infos = [build(LABEL, **parts)]
     infos += [
         build(replace(LABEL, **{part.name: bend(getattr(LABEL, part.name))}), **parts) for part in fields(SetLabel)

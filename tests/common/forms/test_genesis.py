@@ -13,7 +13,7 @@ GENESIS = Genesis(b"c" * 16, 2, b"k" * 32, b"a" * 32, b"r" * 1216, b"e" * 32)
 
 
 def test_a_record_comes_back_as_it_was() -> None:
-    """Encoded and decoded it is the same, with the same fingerprint."""
+    """A record that is encoded and decoded is the same, with the same fingerprint."""
     assert decode_genesis(GENESIS.encode()) == GENESIS
     assert GENESIS.fingerprint == hashlib.sha256(GENESIS.encode()).digest()
 
@@ -31,7 +31,7 @@ def test_a_record_comes_back_as_it_was() -> None:
     ids=["cluster", "generation", "kcv", "audit key", "recovery key", "escrow"],
 )
 def test_everything_in_it_is_in_the_fingerprint(other: Genesis) -> None:
-    """What keepers pin and share cards carry changes with each part."""
+    """The fingerprint, which keepers pin and share cards carry, changes with each part of the record."""
     assert other.fingerprint != GENESIS.fingerprint
 
 
@@ -50,6 +50,6 @@ def test_everything_in_it_is_in_the_fingerprint(other: Genesis) -> None:
     ],
 )
 def test_anything_else_is_no_genesis_record(encoded: bytes) -> None:
-    """It is refused as a corrupt row."""
+    """Bytes that are not a genesis record are refused as a corrupt row."""
     with pytest.raises(CorruptRowError):
         decode_genesis(encoded)

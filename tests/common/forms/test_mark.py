@@ -1,4 +1,4 @@
-"""Rollback marks: believed when they verify from genesis on, refused when anything at all is changed."""
+"""Rollback marks: trusted when they verify from genesis on, refused when anything at all is changed."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def verify(signed: SignedMark) -> Mark:
 @settings(deadline=None, max_examples=50)
 @given(NUMBER, NUMBER, NUMBER, NUMBER, NUMBER)
 def test_a_mark_comes_back_as_it_was(timeline: int, revision: int, generation: int, number: int, made_at: int) -> None:
-    """Whatever its numbers, what was signed is what it says."""
+    """A verified mark says exactly what was signed, whatever its numbers."""
     mark = Mark(OURS.record.cluster_id, timeline, revision, 3, generation, number, made_at)
     assert verify(OURS.sign(mark.encode())) == mark
 
@@ -31,7 +31,7 @@ def test_a_mark_comes_back_as_it_was(timeline: int, revision: int, generation: i
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_one_flipped_bit_is_refused(data: st.DataObject) -> None:
-    """One changed bit in the mark, its signature or its chain, and it is no mark."""
+    """A mark is refused when one bit of it, of its signature or of its chain is changed."""
     signed = OURS.make()
     parts = [bytearray(signed.mark), bytearray(signed.signature), bytearray(signed.chain[0])]
     changed = data.draw(st.sampled_from(parts))
@@ -45,7 +45,7 @@ def test_one_flipped_bit_is_refused(data: st.DataObject) -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200), st.binary(max_size=80), st.lists(st.binary(max_size=200), max_size=3))
 def test_noise_is_refused(mark: bytes, signature: bytes, chain: list[bytes]) -> None:
-    """Bytes that are no mark are a MarkError, and nothing else."""
+    """Bytes that are not a mark raise MarkError and nothing else."""
     with pytest.raises(MarkError):
         verify(SignedMark(mark, signature, tuple(chain)))
 
@@ -79,13 +79,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("signed", "words"), REFUSED)
 def test_what_is_no_mark_of_ours_is_refused(signed: SignedMark, words: str) -> None:
-    """What does not lead from this cluster's genesis to a well-formed mark is named."""
+    """A mark that does not lead from this cluster's genesis to a well-formed mark is refused with its cause."""
     with pytest.raises(MarkError, match=words):
         verify(signed)
 
 
 def test_order_is_timeline_then_revision() -> None:
-    """A later timeline is newer, however small its revision."""
+    """A mark of a later timeline is newer, however small its revision."""
     marks = [
         replace(OURS.mark, timeline=timeline, revision=revision) for timeline, revision in [(2, 1), (1, 9), (1, 2)]
     ]

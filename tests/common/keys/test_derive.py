@@ -1,4 +1,4 @@
-"""HKDF-Expand and HMAC: vectors from outside, and the limits."""
+"""HKDF-Expand and HMAC: published vectors, and the limits."""
 
 import hmac
 import json
@@ -23,7 +23,7 @@ def load(name: str) -> list[Any]:
 
 @pytest.mark.parametrize("vector", load("vectors.json"))
 def test_expand_gives_the_vectors(vector: dict[str, str]) -> None:
-    """The first block of RFC 5869's outputs, whole and cut short."""
+    """`expand` gives the first block of RFC 5869's outputs, whole and truncated."""
     key, info, output = (bytes.fromhex(vector[name]) for name in ("prk", "info", "okm"))
     for length in (32, 31, 12, 1):
         into = bytearray(length)
@@ -33,7 +33,7 @@ def test_expand_gives_the_vectors(vector: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("vector", load("hmac.json"))
 def test_hmac_gives_the_vectors(vector: dict[str, str]) -> None:
-    """RFC 4231's tags, as a result and in place, also for a message that is not bytes."""
+    """HMAC gives RFC 4231's tags, as a result and in place, even for a message that is not bytes."""
     key, data, tag = (bytes.fromhex(vector[name]) for name in ("key", "data", "tag"))
     assert hmac_sha256(memoryview(key), data) == tag
     for message in (data, bytearray(data), memoryview(data)):
@@ -45,7 +45,7 @@ def test_hmac_gives_the_vectors(vector: dict[str, str]) -> None:
 @settings(deadline=None)
 @given(key=st.binary(min_size=32, max_size=32), info=st.binary(max_size=200), length=st.integers(1, 32))
 def test_expand_agrees_with_another_implementation(key: bytes, info: bytes, length: int) -> None:
-    """Same output as HKDFExpand of `cryptography`; key and info stay as they were."""
+    """`expand` gives the same output as HKDFExpand of `cryptography`, and leaves key and info unchanged."""
     protected, into = bytearray(key), bytearray(length)
     expand(memoryview(protected), info, memoryview(into))
     assert into == HKDFExpand(SHA256(), length, info).derive(key)
@@ -53,7 +53,7 @@ def test_expand_agrees_with_another_implementation(key: bytes, info: bytes, leng
 
 
 def test_result_may_replace_the_key() -> None:
-    """A derived key may go where the key was."""
+    """A derived key may be written over the key it came from."""
     key = bytearray(range(32))
     expected = hmac.digest(key, b"next\x01", "sha256")
     expand(memoryview(key), b"next", memoryview(key))
@@ -62,7 +62,7 @@ def test_result_may_replace_the_key() -> None:
 
 @pytest.mark.parametrize("length", [0, 33, 64])
 def test_more_than_one_block_is_refused(length: int) -> None:
-    """There is one block of 32 bytes; nothing is written when more is asked for."""
+    """More than one block of 32 bytes is refused, and nothing is written."""
     into = bytearray(b"\xaa" * length)
     with pytest.raises(InvalidArgumentError, match=f"{length} bytes, want 1 to 32"):
         expand(memoryview(bytes(32)), b"info", memoryview(into))

@@ -1,4 +1,4 @@
-"""Hardening, in a child, since it cannot be undone."""
+"""Hardening, tested in a child since it cannot be undone."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ print(pathlib.Path("/proc/self/environ").stat().st_uid)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PR_SET_DUMPABLE")
 def test_process_is_not_dumpable() -> None:
-    """After hardening no core may be written and /proc/PID belongs to root; a second time changes nothing."""
+    """After hardening no core may be written and /proc/PID belongs to root; hardening twice changes nothing."""
     child = subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True)
     assert child.stdout.splitlines() == ["1", "0", "0 0", "0"]
     assert child.stderr == ""
@@ -53,7 +53,7 @@ print(locked() > 32_000)
     ],
 )
 def test_memory_is_locked_where_that_lasts(limit: str, capabilities: str, is_locked: bool) -> None:
-    """All pages are locked, those to come too, or none: the work goes on in either case."""
+    """Either all present and future pages are locked, or none; the process keeps working in both cases."""
     command = [sys.executable, "-c", _LOCKER, limit, capabilities]
     child = subprocess.run(command, capture_output=True, text=True, check=True)
     assert child.stdout.split() == [str(is_locked)] * 3

@@ -74,7 +74,7 @@ def test_what_does_not_open(
     error: type[Exception],
     named: str,
 ) -> None:
-    """The child's error arrives as itself, and nothing is put in place."""
+    """The child's error reaches the parent unchanged, and the target is not written."""
     with pytest.raises(error, match=named):
         open_escrow([shares[index] for index in chosen], seal(SEED, PUBLIC_KEY, INFO), info, into=into.view)
     assert into.view == bytes(32)
@@ -88,13 +88,13 @@ def test_a_wrong_share_is_named(shares: list[memoryview], into: ProtectedBuffer)
 
 
 def test_an_escrow_of_another_size_is_refused(shares: list[memoryview], into: ProtectedBuffer) -> None:
-    """What opens but is no root key is refused."""
+    """An escrow that opens but does not hold a root key is refused."""
     with pytest.raises(DecryptionError, match="holds 31 bytes"):
         open_escrow(shares[:3], seal(SEED[1:], PUBLIC_KEY, INFO), INFO, into=into.view)
 
 
 def test_wrong_arguments_are_refused(root_key: ProtectedBuffer, into: ProtectedBuffer) -> None:
-    """A wrong public key comes back from the child; wrong sizes do not get there."""
+    """A wrong public key is refused by the child; wrong sizes are refused before they reach it."""
     with pytest.raises(InvalidArgumentError, match="recovery public key"):
         seal_escrow(root_key.view, bytes(1216), INFO)
     with pytest.raises(InvalidArgumentError, match="root key is 31 bytes"):
@@ -105,7 +105,7 @@ def test_wrong_arguments_are_refused(root_key: ProtectedBuffer, into: ProtectedB
 
 def test_a_child_that_takes_too_long_is_killed(root_key: ProtectedBuffer) -> None:
     """Beyond the time limit the child is killed and the call fails as unavailable."""
-    with pytest.raises(UnavailableError, match=r"not done within 0\.001 s"):
+    with pytest.raises(UnavailableError, match=r"did not finish within 0\.001 s"):
         seal_escrow(root_key.view, PUBLIC_KEY, INFO, time_limit=0.001)
 
 
@@ -127,7 +127,7 @@ def _start_child() -> "subprocess.Popen[bytes]":
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.needs("ipc_lock")
 def test_a_child_is_not_swapped() -> None:
-    """Once it says it is ready, all memory of a child is locked, where it may lock as much."""
+    """Once a child says it is ready, all its memory is locked, if its limits allow that."""
     with _start_child() as child:
         status = Path(f"/proc/{child.pid}/status").read_text()
         sizes = {line.split()[0]: line.split()[1] for line in status.splitlines() if line.startswith("Vm")}
@@ -137,7 +137,7 @@ def test_a_child_is_not_swapped() -> None:
 
 
 def test_a_child_that_may_not_lock_works() -> None:
-    """Where a process may lock next to nothing, sealing works all the same."""
+    """Sealing works even where a process may lock almost no memory."""
     code = """
 import ctypes, resource
 from common.keys.opener import seal_escrow
@@ -152,14 +152,14 @@ print(len(seal_escrow(memoryview(bytes(32)), derive_public_key(bytes(32)), b"inf
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_child_shows_nothing() -> None:
-    """Once it says it is ready, a child cannot be dumped; its arguments are fixed and its environment is empty."""
+    """Once a child says it is ready, it cannot be dumped; its arguments are fixed and its environment is empty."""
     with _start_child() as child:
         assert child.stdin is not None
         assert child.stdout is not None
         process = Path(f"/proc/{child.pid}")
         core_limits = [line for line in (process / "limits").read_text().splitlines() if "core file size" in line]
         assert core_limits[0].split()[4:6] == ["0", "0"]
-        # A process that cannot be dumped belongs to root in /proc, whoever runs it.
+        # A process that cannot be dumped belongs to root in /proc, whichever user runs it.
         assert process.stat().st_uid == 0
         assert (process / "cmdline").read_bytes().split(b"\0")[1:-1] == [b"-I", b"-m", b"common.keys.opener"]
         child.stdin.write(b"\0")  # no request: it ends without an answer

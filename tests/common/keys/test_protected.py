@@ -36,7 +36,7 @@ def make(level: Level = Level.LOCKED, size: int = PAGE) -> ProtectedMemory:
 
 
 def page_flags(memory: ProtectedMemory) -> set[str]:
-    """VmFlags of the mapping that the arena is in."""
+    """Return the VmFlags of the mapping that the arena is in."""
     [(start, _)] = memory.ranges
     for block in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE):
         bounds = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", block)
@@ -46,7 +46,7 @@ def page_flags(memory: ProtectedMemory) -> set[str]:
 
 
 def run_child(code: str, *, memlock: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run *code* in an interpreter of its own, with RLIMIT_MEMLOCK and without CAP_IPC_LOCK if asked for."""
+    """Run *code* in a new interpreter, with RLIMIT_MEMLOCK and without CAP_IPC_LOCK if asked for."""
     before = ""
     if memlock is not None:
         before = f"import resource; resource.setrlimit(resource.RLIMIT_MEMLOCK, ({memlock}, {memlock}))\n"
@@ -58,7 +58,7 @@ def run_child(code: str, *, memlock: int | None = None) -> subprocess.CompletedP
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_buffers_start_zeroed_and_take_what_is_written(level: Level) -> None:
-    """Whatever the level, a buffer has exactly the bytes asked for, zero at first, and no other sees them change."""
+    """At every level a buffer has exactly the requested bytes, zero at first, and changing it changes no other."""
     memory = make(level)
     assert memory.level is level
     one, other = memory.allocate(33), memory.allocate(32)
@@ -71,7 +71,7 @@ def test_buffers_start_zeroed_and_take_what_is_written(level: Level) -> None:
 
 
 def test_levels_are_tried_from_the_best_down() -> None:
-    """The arena is at the best level that there is, and never above the highest that is wanted."""
+    """The arena is at the best level available, and never above the highest that is wanted."""
     assert ProtectedMemory(size=PAGE, highest=Level.LOCKED, lowest=Level.PLAIN).level is Level.LOCKED
     assert ProtectedMemory(size=PAGE, lowest=Level.PLAIN).level >= Level.LOCKED
     with pytest.raises(ProtectionError, match="no level allowed"):
@@ -80,14 +80,14 @@ def test_levels_are_tried_from_the_best_down() -> None:
 
 @ON_LINUX
 def test_locked_pages_are_never_swapped_dumped_or_inherited() -> None:
-    """lo: mlocked; dd: in no core; dc: not copied to a fork."""
+    """Locked pages have the flags lo (mlocked), dd (in no core) and dc (not copied to a fork)."""
     assert {"lo", "dd", "dc"} <= page_flags(make(Level.LOCKED))
 
 
 @ON_LINUX
 @pytest.mark.needs("memfd_secret")
 def test_secret_pages_are_unreadable_for_everybody_else() -> None:
-    """Not even this process reads them by /proc/self/mem, and no descriptor is left that could be taken."""
+    """The process itself cannot read secret pages in /proc/self/mem, and no descriptor of them is left open."""
     descriptors = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
     memory = make(Level.SECRET)
     assert sorted(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
@@ -103,7 +103,7 @@ def test_secret_pages_are_unreadable_for_everybody_else() -> None:
 
 @ON_LINUX
 def test_short_memlock_is_named() -> None:
-    """With too little RLIMIT_MEMLOCK the error says both levels' reasons, the limit, and how much is wanted."""
+    """With too little RLIMIT_MEMLOCK the error gives both levels' reasons, the limit, and how much is wanted."""
     child = run_child(
         "try: ProtectedMemory(size=1 << 20)\nexcept ProtectionError as exc: print(exc)", memlock=64 * 1024
     )
@@ -115,7 +115,7 @@ def test_short_memlock_is_named() -> None:
 
 @ON_LINUX
 def test_plain_level_needs_no_memlock() -> None:
-    """Level 1 works where nothing may be locked, but only when it is allowed."""
+    """Level 1 works where nothing may be locked, but only if it is allowed."""
     child = run_child("print(ProtectedMemory(lowest=Level.PLAIN).level.name)", memlock=0)
     assert (child.stdout, child.stderr) == ("PLAIN\n", "")
 
@@ -123,7 +123,7 @@ def test_plain_level_needs_no_memlock() -> None:
 @ON_LINUX
 @pytest.mark.parametrize("level", ["PLAIN", "LOCKED"])
 def test_forked_child_dies_on_touching_the_pages(level: str) -> None:
-    """A fork gets no copy of a key: it is killed when it looks."""
+    """A fork gets no copy of a key: it is killed when it touches the pages."""
     child = run_child(
         f"import os\nbuffer = ProtectedMemory(highest=Level.{level}, lowest=Level.{level}).allocate(32)\n"
         "pid = os.fork()\n"
@@ -135,7 +135,7 @@ def test_forked_child_dies_on_touching_the_pages(level: str) -> None:
 
 
 def test_full_arena_says_so() -> None:
-    """An arena never hands out more than it has; what is released can be had again."""
+    """An arena never hands out more than it has; released memory can be allocated again."""
     memory = make(size=PAGE)
     buffers = [memory.allocate(SLOT) for _ in range(PAGE // SLOT)]
     with pytest.raises(ProtectionError, match=f"{PAGE} bytes has no room for {SLOT} more"):
@@ -148,7 +148,7 @@ def test_full_arena_says_so() -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_nothing_is_no_size(size: int) -> None:
-    """Neither a buffer nor an arena of no bytes."""
+    """A buffer of zero bytes is refused, and so is an arena."""
     with pytest.raises(ProtectionError, match="want at least 1"):
         make().allocate(size)
     with pytest.raises(ProtectionError, match="want at least 1"):
@@ -156,7 +156,7 @@ def test_nothing_is_no_size(size: int) -> None:
 
 
 def test_release_wipes_and_closes() -> None:
-    """After release the bytes are zero and the view is closed; again is no error; `with` releases."""
+    """After a release the bytes are zero and the view is closed; a second release is no error; `with` releases."""
     memory = make()
     [(start, _)] = memory.ranges
     with memory.allocate(32) as buffer:
@@ -171,7 +171,7 @@ def test_release_wipes_and_closes() -> None:
 
 
 def test_dropped_buffer_is_released() -> None:
-    """A buffer that an error path forgot is wiped and its place given back."""
+    """A buffer that an error path forgot is wiped and its place is given back."""
     memory = make(size=PAGE)
     [(start, _)] = memory.ranges
     for _ in range(3 * PAGE // SLOT):
@@ -190,7 +190,7 @@ def test_dropped_buffer_is_released() -> None:
     ],
 )
 def test_place_in_use_goes_to_no_other_key(use: Callable[[memoryview], object]) -> None:
-    """While anything still points there, release wipes but gives nothing back; what comes later is wiped in the end."""
+    """While a view still points there, release wipes but gives nothing back; later content is wiped at the end."""
     memory = make(size=PAGE)
     buffer = memory.allocate(PAGE - SLOT)
     buffer.fill_random()
@@ -207,7 +207,7 @@ def test_place_in_use_goes_to_no_other_key(use: Callable[[memoryview], object]) 
 
 
 def test_wipe_zeroes_everything_and_buffers_stay_valid() -> None:
-    """At a seal all keys are gone at once, and their owners may still release them."""
+    """A seal zeroes all keys at once, and their owners may still release them."""
     memory = make()
     buffers = [memory.allocate(32) for _ in range(4)]
     for buffer in buffers:
@@ -220,7 +220,7 @@ def test_wipe_zeroes_everything_and_buffers_stay_valid() -> None:
 
 
 def test_views_keep_the_pages_mapped() -> None:
-    """A view outlives the arena object; when it is gone too, the pages are unmapped, so that arenas do not pile up."""
+    """A view outlives the arena object; once the view is gone too, the pages are unmapped, so arenas do not pile up."""
     memory = make()
     [bounds] = memory.ranges
     view = memory.allocate(32).view[1:]
@@ -234,7 +234,7 @@ def test_views_keep_the_pages_mapped() -> None:
 
 
 def test_cycle_with_its_arena_is_collected() -> None:
-    """An arena and buffers that only a cycle holds are collected, though an owner releases in its finaliser."""
+    """An arena and buffers that only a cycle holds are collected, even if an owner releases in its finaliser."""
 
     class Owner:
         def __init__(self) -> None:
@@ -253,7 +253,7 @@ def test_cycle_with_its_arena_is_collected() -> None:
 
 @ON_LINUX
 def test_exit_wipes_before_the_pages_go() -> None:
-    """At exit the arena is wiped by an exit handler, which runs before those that were registered earlier."""
+    """At exit the arena is wiped by an exit handler that runs before those registered earlier."""
     child = run_child("")
     assert child.returncode == 0
     code = (
@@ -267,7 +267,7 @@ def test_exit_wipes_before_the_pages_go() -> None:
 
 
 def test_content_is_shown_to_nobody() -> None:
-    """No repr, pickle, copy or comparison gives the bytes away."""
+    """No repr, pickle, copy or comparison reveals the bytes."""
     memory = make()
     one, other = memory.allocate(32), memory.allocate(32)
     one.view[:] = other.view[:] = b"A" * 32
@@ -282,7 +282,7 @@ def test_content_is_shown_to_nobody() -> None:
 
 
 def test_threads_share_an_arena() -> None:
-    """Threads that allocate and release at once never see another's bytes."""
+    """Threads that allocate and release at the same time never see each other's bytes."""
     memory = make(size=4 * PAGE)
     faults: list[str] = []
 
@@ -305,7 +305,7 @@ def test_threads_share_an_arena() -> None:
 
 
 class Arena(RuleBasedStateMachine):
-    """Any order of allocations and releases: no two buffers overlap, and each holds what its owner wrote."""
+    """In any order of allocations and releases, no two buffers overlap, and each holds what its owner wrote."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,7 +318,7 @@ class Arena(RuleBasedStateMachine):
         try:
             buffer = self.memory.allocate(size)
         except ProtectionError:
-            assert taken + 5 * SLOT * (len(self.held) + 2) > PAGE  # full, or in pieces too small
+            assert taken + 5 * SLOT * (len(self.held) + 2) > PAGE  # full, or free in pieces that are too small
             return
         assert not any(buffer.view)
         buffer.view[:] = bytes((mark,)) * size
@@ -345,7 +345,7 @@ TestArena.settings = settings(deadline=None, max_examples=30, stateful_step_coun
 
 @pytest.mark.parametrize("size", [1, 32, 256, 257, 5000])
 def test_random_fills_every_byte(size: int) -> None:
-    """Beyond the 256 bytes that one call gives, too: no position stays zero over several fills."""
+    """No position stays zero over several fills, even beyond the 256 bytes that one call gives."""
     target, seen = bytearray(size), bytearray(size)
     for _ in range(12):
         random_into(target)
@@ -355,7 +355,7 @@ def test_random_fills_every_byte(size: int) -> None:
 
 
 def test_wipe_bytes_zeroes_in_place() -> None:
-    """Both kinds are zeroed where they lie; a shared one-byte object is refused."""
+    """Bytes and bytearrays are zeroed in place; a shared one-byte object is refused."""
     data: bytes | bytearray
     for data in (os.urandom(32), bytearray(os.urandom(32)), b"".join([os.urandom(3)])):
         size = len(data)
@@ -367,7 +367,7 @@ def test_wipe_bytes_zeroes_in_place() -> None:
 
 
 def test_read_into_waits_until_full() -> None:
-    """What arrives in pieces is put together in place."""
+    """Data that arrives in pieces is assembled in place."""
     reading, writing = os.pipe()
     buffer = make().allocate(32)
     writer = threading.Thread(target=lambda: [os.write(writing, bytes((part,))) for part in range(40)])
@@ -381,7 +381,7 @@ def test_read_into_waits_until_full() -> None:
 
 
 def test_read_into_keeps_nothing_of_a_cut_message() -> None:
-    """When the other side goes away, the error says how far it came and the buffer is empty."""
+    """When the other side goes away, the error says how much arrived and the buffer holds zeros."""
     reading, writing = os.pipe()
     os.write(writing, b"secret")
     os.close(writing)

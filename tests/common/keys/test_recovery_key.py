@@ -29,7 +29,7 @@ INFO = escrow_info(bytes(16), 1)
 
 
 def test_what_was_sealed_opens() -> None:
-    """What is sealed to the public key of a seed opens with the seed; a root key takes 1,168 bytes."""
+    """What is sealed to a seed's public key opens with the seed; a sealed root key takes 1,168 bytes."""
     public_key = derive_public_key(SEED)
     assert len(public_key) == PUBLIC_SIZE == 1216
     sealed = seal(memoryview(bytes(32)), public_key, INFO)
@@ -62,7 +62,7 @@ def test_derivation_is_what_the_design_says() -> None:
     ],
 )
 def test_nothing_else_opens(seed: bytes, info: bytes, flipped: int | None) -> None:
-    """Another seed, another info or one flipped bit do not open."""
+    """Another seed, another info or one flipped bit does not open."""
     sealed = bytearray(seal(SEED, derive_public_key(SEED), INFO))
     if flipped is not None:
         sealed[flipped] ^= 1
@@ -88,7 +88,7 @@ def test_short_input_does_not_open(size: int) -> None:
     ],
 )
 def test_wrong_public_key_is_refused(public_key: bytes) -> None:
-    """Nothing is sealed to what is no public key."""
+    """Nothing is sealed to bytes that are not a public key."""
     with pytest.raises(InvalidArgumentError, match=r"^recovery public key: "):
         check_public_key(public_key)
 
@@ -100,7 +100,7 @@ def test_seed_of_another_size_is_refused() -> None:
 
 
 def test_share_hash() -> None:
-    """A share matches its hash and no other; the hash is salted, and SHA-256 over the codec."""
+    """A share matches its own hash and no other; the hash is salted, and is SHA-256 over the codec's form."""
     share = os.urandom(66)
     one, other = hash_share(memoryview(share)), hash_share(share)
     assert one.matches(share)
@@ -112,7 +112,7 @@ def test_share_hash() -> None:
 
 
 def test_infos_are_apart() -> None:
-    """Challenges and escrows never share an info."""
+    """A challenge and an escrow never share an info."""
     infos = {
         challenge_info(bytes(16), 1, bytes(32)),
         challenge_info(bytes(16), 2, bytes(32)),

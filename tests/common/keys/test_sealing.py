@@ -20,7 +20,7 @@ from common.keys.sealing import OVERHEAD, OneShotKey, seal
 VECTORS = Path(__file__).parents[2] / "vectors"
 SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 
-# RFC 7748 §6.1 asks to refuse them: points of small order, which give the same shared secret to everybody.
+# Points of small order, which RFC 7748 §6.1 asks to refuse: they give everyone the same shared secret.
 SMALL_ORDER = [
     bytes(32),
     bytes((1,)) + bytes(31),
@@ -47,7 +47,7 @@ def open_bytes(key: OneShotKey, sealed: bytes, info: bytes = b"", aad: bytes = b
 
 @pytest.mark.parametrize("vector", load("hpke", "name"))
 def test_rfc_9180_vector(vector: dict[str, bytes]) -> None:
-    """With the RFC's ephemeral key we seal to its very bytes, and with its recipient key we open them."""
+    """With the RFC's ephemeral key we seal to exactly its bytes, and with its recipient key we open them."""
     sealed = seal(
         memoryview(vector["pt"]),
         recipient=vector["pkRm"],
@@ -64,7 +64,7 @@ def test_rfc_9180_vector(vector: dict[str, bytes]) -> None:
 @settings(deadline=None, max_examples=40)
 @given(plaintext=st.binary(max_size=100), info=st.binary(max_size=100), aad=st.binary(max_size=100))
 def test_the_stock_suite_opens_what_we_seal(plaintext: bytes, info: bytes, aad: bytes) -> None:
-    """`cryptography`'s HPKE is the recipient."""
+    """`cryptography`'s HPKE opens what we seal."""
     private = X25519PrivateKey.generate()
     recipient = private.public_key().public_bytes_raw()
     sealed = seal(memoryview(plaintext), recipient=recipient, info=info)
@@ -76,7 +76,7 @@ def test_the_stock_suite_opens_what_we_seal(plaintext: bytes, info: bytes, aad: 
 @settings(deadline=None, max_examples=40)
 @given(plaintext=st.binary(max_size=100), info=st.binary(max_size=100), aad=st.binary(max_size=100))
 def test_we_open_what_the_stock_suite_seals(plaintext: bytes, info: bytes, aad: bytes) -> None:
-    """`cryptography`'s HPKE is the sender."""
+    """We open what `cryptography`'s HPKE seals."""
     key = OneShotKey()
     sealed = SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(key.public_bytes), info)
     assert open_bytes(key, sealed, info) == plaintext
@@ -89,7 +89,7 @@ def test_we_open_what_the_stock_suite_seals(plaintext: bytes, info: bytes, aad: 
 def _refused(
     private: X25519PrivateKey, sealed: bytes, info: bytes = b"info", aad: bytes = b"aad", size: int = 33
 ) -> bool:
-    """Whether the message does not open, and leaves zeros where the plaintext would have gone."""
+    """Return whether the message does not open, and leaves zeros where the plaintext would have gone."""
     into = bytearray(b"\xaa" * size)
     with pytest.raises(DecryptionError):
         OneShotKey(private_for_tests=private).open(sealed, info=info, aad=aad, into=memoryview(into))
@@ -97,9 +97,9 @@ def _refused(
 
 
 def test_one_flipped_bit_anywhere_does_not_open() -> None:
-    """In any position of enc, ciphertext or tag; and not with another info, aad, key or length.
+    """One flipped bit of enc, ciphertext or tag does not open; nor does another info, aad, key or length.
 
-    X25519 ignores the highest bit of enc (RFC 7748 §5); it is the KEM's context that refuses that one.
+    X25519 ignores the highest bit of enc (RFC 7748 §5); the KEM's context is what refuses a flip of that bit.
     """
     private = X25519PrivateKey.generate()
     recipient = private.public_key().public_bytes_raw()
@@ -120,7 +120,7 @@ def test_one_flipped_bit_anywhere_does_not_open() -> None:
 
 @pytest.mark.parametrize("point", [pytest.param(point, id=point.hex()[:8]) for point in SMALL_ORDER])
 def test_points_of_small_order_are_refused(point: bytes) -> None:
-    """Neither as recipient nor as enc: the shared secret would be known to all."""
+    """A point of small order is refused as recipient and as enc: everyone would know the shared secret."""
     with pytest.raises(InvalidArgumentError, match="small order"):
         seal(memoryview(b"x"), recipient=point, info=b"")
     assert _refused(X25519PrivateKey.generate(), point + bytes(17), size=1)
@@ -128,13 +128,13 @@ def test_points_of_small_order_are_refused(point: bytes) -> None:
 
 @pytest.mark.parametrize("size", [0, 31, 33, 1216])
 def test_what_is_no_key_is_refused(size: int) -> None:
-    """A recipient key has 32 bytes."""
+    """A recipient key that is not 32 bytes is refused."""
     with pytest.raises(InvalidArgumentError, match=f"{size} bytes, want 32"):
         seal(memoryview(b"x"), recipient=bytes(size), info=b"")
 
 
 def test_a_key_opens_once() -> None:
-    """After one use the key is gone, whether it worked or not; so it is when forgotten."""
+    """After one use the key is gone, whether it opened or not; so it is once forgotten."""
     used, failed, forgotten = OneShotKey(), OneShotKey(), OneShotKey()
     messages = [seal(memoryview(b"x"), recipient=key.public_bytes, info=b"") for key in (used, failed, forgotten)]
     assert open_bytes(used, messages[0]) == b"x"
@@ -142,12 +142,12 @@ def test_a_key_opens_once() -> None:
         open_bytes(failed, messages[1], info=b"other")
     forgotten.forget()
     for key, message in zip((used, failed, forgotten), messages, strict=True):
-        with pytest.raises(DecryptionError, match="used already"):
+        with pytest.raises(DecryptionError, match="already used"):
             open_bytes(key, message)
 
 
 def test_of_many_threads_one_gets_the_key() -> None:
-    """A race for one key has one winner."""
+    """When many threads race for one key, exactly one gets it."""
     key, outcomes, start = OneShotKey(), list[bytes](), threading.Barrier(8)
     sealed = seal(memoryview(b"x"), recipient=key.public_bytes, info=b"")
 
@@ -174,14 +174,14 @@ def test_keys_and_messages_are_never_the_same() -> None:
 
 
 def test_a_key_shows_its_public_half_only() -> None:
-    """The repr is the public key's."""
+    """The repr of a key shows only its public key."""
     key = OneShotKey()
     assert repr(key) == f"<OneShotKey {key.public_bytes.hex()}>"
 
 
 @pytest.mark.parametrize("vector", load("chacha20_poly1305", "tcId"))
 def test_the_cipher_under_it_gives_the_vectors(vector: dict[str, bytes]) -> None:
-    """ChaCha20-Poly1305 as we call it, on views and in place; one flipped bit of the tag does not open."""
+    """ChaCha20-Poly1305 as we call it, on views and in place, gives the vectors; one flipped tag bit does not open."""
     size = len(vector["msg"])
     cipher = ChaCha20Poly1305(memoryview(vector["key"]))
     sealed, opened = bytearray(size + 16), bytearray(size)

@@ -1,4 +1,4 @@
-"""Shamir's scheme: against an independent implementation, over all subsets, and what fewer shards do not say."""
+"""Shamir's scheme: against an independent implementation, over all subsets, and what fewer shards do not reveal."""
 
 import hashlib
 import itertools
@@ -53,7 +53,7 @@ def sets(draw: st.DrawFn) -> Drawing:
 
 @pytest.mark.parametrize("vector", [pytest.param(v, id=f"{v['threshold']} of {len(v['shards'])}") for v in VECTORS])
 def test_shards_of_another_implementation_combine(vector: dict[str, Any]) -> None:
-    """Shards that a port of Vault's code made give the secret, from any threshold of them and from all."""
+    """Shards made by a port of Vault's code give the secret, from any threshold of them and from all."""
     shards, threshold = [bytes.fromhex(shard) for shard in vector["shards"]], vector["threshold"]
     for some in itertools.chain(itertools.islice(itertools.combinations(shards, threshold), 50), [shards]):
         assert combine_bytes(some, threshold).hex() == vector["secret"]
@@ -86,7 +86,7 @@ def test_every_subset_rebuilds(count: int) -> None:
 
 
 def test_root_key_size_over_every_subset() -> None:
-    """The same for 32 bytes, 3 of 5."""
+    """All subsets of 3 of 5 shards rebuild a secret of 32 bytes, and every other shard."""
     shards = split_bytes(SECRET, 3, range(1, 6))
     for some in itertools.permutations(shards, 3):
         assert combine_bytes(some, 3) == SECRET
@@ -94,7 +94,7 @@ def test_root_key_size_over_every_subset() -> None:
 
 @pytest.mark.parametrize("threshold", [2, 255])
 def test_the_largest_set(threshold: int) -> None:
-    """255 shards, the whole field but zero."""
+    """A set of 255 shards, every point of the field but zero, gives the secret back."""
     secret = os.urandom(2)
     shards = split_bytes(secret, threshold, range(1, 256))
     assert combine_bytes(shards[-threshold:], threshold) == secret
@@ -102,7 +102,7 @@ def test_the_largest_set(threshold: int) -> None:
 
 
 def test_one_shard_of_two_says_nothing() -> None:
-    """Over all secrets and all coefficients of one byte: whatever a shard shows, each secret has it exactly once."""
+    """Over all secrets and all coefficients of one byte, each shard is reached exactly once by each secret."""
     seen: dict[int, Counter[tuple[int, int]]] = {1: Counter(), 2: Counter(), 255: Counter()}
     shards = [bytearray(2) for _ in seen]
     views = [memoryview(shard) for shard in shards]
@@ -127,19 +127,19 @@ def test_two_shards_of_three_say_nothing(known: list[tuple[int, int]]) -> None:
 
 
 def test_coefficients_are_uniform() -> None:
-    """The kernel's bytes are taken as they come: zero is as likely as any other value, in the highest one too."""
+    """The kernel's bytes are used unchanged: zero is as likely as any other value, even in the highest coefficient."""
     drawn = Counter[int]()
     for _ in range(64):
         [shard] = split_bytes(bytes(256), 2, [1, 2])[:1]
         drawn.update(shard[:-1])  # the secret is zero and x is one: y is the coefficient
-    # 16,384 draws over 256 values, 64 expected of each; 8 standard deviations off is no chance.
+    # 16,384 draws over 256 values, 64 expected of each; 8 standard deviations off is not chance.
     assert len(drawn) == 256
     assert min(drawn.values()) > 0
     assert max(drawn.values()) < 64 + 8 * 8
 
 
 def test_every_split_draws_new_polynomials() -> None:
-    """The same secret split twice has no shard in common, and shards of two drawings give noise together."""
+    """Splitting a secret twice gives no shard in common, and shards of both sets combine to noise."""
     one, other = split_bytes(SECRET, 2, [1, 2]), split_bytes(SECRET, 2, [1, 2])
     assert one[0] != other[0]
     assert combine_bytes([one[0], other[1]], 2) != SECRET
@@ -148,7 +148,7 @@ def test_every_split_draws_new_polynomials() -> None:
 @settings(deadline=None, max_examples=60)
 @given(sets(), st.data())
 def test_any_threshold_in_any_order(drawing: Drawing, data: st.DataObject) -> None:
-    """Any t or more shards, in any order, give the secret and the shard at any x, which is as good as the others."""
+    """Any t or more shards, in any order, give the secret and the shard at any x, as good as the others."""
     secret, threshold, _, shards = drawing
     some = data.draw(st.permutations(shards))[: data.draw(st.integers(threshold, len(shards)))]
     assert combine_bytes(some, threshold) == secret
@@ -200,7 +200,7 @@ GOOD = split_bytes(SECRET, 3, range(1, 6))
 def test_what_does_not_combine_changes_nothing(
     shards: Sequence[bytes | bytearray], threshold: int, error: type[Exception]
 ) -> None:
-    """Each kind of wrong shards has its error, and leaves the target as it was."""
+    """Each kind of wrong shards has its own error, and leaves the target unchanged."""
     views = [memoryview(shard) for shard in shards]
     key, shard = bytearray(b"\xaa" * 32), bytearray(b"\xaa" * 33)
     with pytest.raises(error):
@@ -212,7 +212,7 @@ def test_what_does_not_combine_changes_nothing(
 
 @pytest.mark.parametrize("x", [0, -1, 256])
 def test_there_is_no_shard_at_other_xs(x: int) -> None:
-    """Interpolating at 0 would give the secret as a shard."""
+    """Interpolation outside 1 to 255 is refused: at 0 it would give the secret as a shard."""
     into = bytearray(b"\xaa" * 33)
     with pytest.raises(InvalidArgumentError, match="want 1 to 255"):
         interpolate([memoryview(shard) for shard in GOOD], threshold=3, x=x, into=memoryview(into))
@@ -249,14 +249,14 @@ def test_nothing_is_no_secret() -> None:
 
 
 def test_commitment_is_the_digest_of_its_encoding() -> None:
-    """SHA-256 over the codec's form of label, cluster, set, x and shard."""
+    """The commitment is SHA-256 over the codec's form of label, cluster, set, x and shard."""
     shard = bytes(GOOD[0])
     encoded = fields(b"shardhold-shard-commitment-v1", CLUSTER, SET, b"\x01", shard)
     assert commitment(memoryview(shard), cluster_id=CLUSTER, set_id=SET) == hashlib.sha256(encoded).digest()
 
 
 def test_one_flipped_bit_changes_the_commitment() -> None:
-    """In any position of the shard, its x, the cluster or the set."""
+    """One flipped bit of the shard, its x, the cluster or the set changes the commitment."""
     parts = (bytes(GOOD[0]), CLUSTER, SET)
     seen = set()
     for index, part in enumerate(parts):
@@ -270,7 +270,7 @@ def test_one_flipped_bit_changes_the_commitment() -> None:
 
 
 def test_what_is_no_shard_has_no_commitment() -> None:
-    """At least one byte of y and one of x."""
+    """A commitment needs at least one byte of y and one of x."""
     for size in (0, 1):
         with pytest.raises(BadShardError, match="at least 2"):
             commitment(memoryview(bytes(size)), cluster_id=CLUSTER, set_id=SET)

@@ -43,7 +43,7 @@ def verify_as_asked(signed: SignedStatement, **changes: Any) -> Statement:
 )
 @pytest.mark.parametrize("authority", [pytest.param(ROOT, id="root"), pytest.param(INTERMEDIATE, id="intermediate")])
 def test_statement_of_each_kind_of_key_verifies(authority: Authority, kind: str, algorithm: str) -> None:
-    """The algorithm follows from the key; what comes out is what was signed."""
+    """The algorithm follows from the key, and verifying returns what was signed."""
     signed = sign_as(authority.forge(kind))
     assert len(signed.certificates) == 1 + len(authority.chain())
     assert verify_as_asked(signed) == Statement(CLUSTER, KEEPER, NEXUS, PUT_SHARD, NONCE, BOOT, KEY, algorithm)
@@ -51,7 +51,7 @@ def test_statement_of_each_kind_of_key_verifies(authority: Authority, kind: str,
 
 @pytest.mark.parametrize("kind", ["p521", "ed25519"])
 def test_other_keys_neither_sign_nor_verify(kind: str) -> None:
-    """What has no algorithm of ours is refused on both sides."""
+    """A key without an algorithm of ours neither signs nor verifies."""
     svid = ROOT.forge(kind)
     with pytest.raises(StatementError, match="want P-256, P-384 or RSA"):
         sign_as(svid)
@@ -74,7 +74,7 @@ def der(certificate: x509.Certificate) -> bytes:
     ],
 )
 def test_leaves_of_other_issuers_verify(shape: dict[str, Any]) -> None:
-    """Every shape that X.509-SVID allows is good."""
+    """Every shape of leaf that X.509-SVID allows verifies."""
     assert verify_as_asked(sign_as(ROOT.forge(**shape))).issuer == KEEPER
 
 
@@ -99,14 +99,14 @@ def test_leaves_of_other_issuers_verify(shape: dict[str, Any]) -> None:
     ],
 )
 def test_leaves_that_are_no_svid_of_the_keeper(uris: tuple[str, ...], shape: dict[str, Any], message: str) -> None:
-    """The chain may be good: only exactly one URI SAN, the expected one, on a leaf that may sign will do."""
+    """A valid chain is not enough: the leaf must be able to sign and have exactly one URI SAN, the expected one."""
     svid = ROOT.forge("p256", *uris, **shape)
     with pytest.raises(StatementError, match=message):
         verify_as_asked(sign_as(replace(svid, spiffe_id=KEEPER)))
 
 
 def test_leaf_without_names_is_refused() -> None:
-    """No SAN at all."""
+    """A leaf without any SAN is refused."""
     leaf = ROOT.certify(make_key("p256"))
     with pytest.raises(StatementError, match="does not verify"):
         verify_as_asked(replace(sign_as(ROOT.forge()), certificates=(der(leaf),)))
@@ -129,7 +129,7 @@ def test_leaf_without_names_is_refused() -> None:
     ],
 )
 def test_what_was_not_asked_is_refused(changes: dict[str, Any]) -> None:
-    """A good statement for somebody else, for something else, of another time, or in answer to another question."""
+    """A good statement for another peer or purpose, of another time, or in answer to another question is refused."""
     signed = sign_as(ROOT.forge())
     assert verify_as_asked(signed).public_key == KEY
     with pytest.raises(StatementError):
@@ -137,7 +137,7 @@ def test_what_was_not_asked_is_refused(changes: dict[str, Any]) -> None:
 
 
 def test_good_until_the_last_second() -> None:
-    """The chain is valid up to its end, in whatever zone the time is given."""
+    """The chain is valid until its last second, whatever time zone the time is given in."""
     signed = sign_as(INTERMEDIATE.forge())
     for now in (NOW - timedelta(minutes=1), NOW + timedelta(hours=1)):
         assert verify_as_asked(signed, now=now).issuer == KEEPER
@@ -177,7 +177,7 @@ def _pss(hash_: HashAlgorithm, salt: int) -> padding.PSS:
     ],
 )
 def test_other_algorithms_than_the_keys_are_refused(signed: Callable[[], SignedStatement]) -> None:
-    """Each kind of key has one algorithm, and the statement has to state that one."""
+    """Each kind of key has one algorithm, and the statement must name that one."""
     with pytest.raises(StatementError):
         verify_as_asked(signed())
 
@@ -196,12 +196,12 @@ def _flip(data: bytes, bit: int) -> bytes:
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(7, id="a bit of every byte"),  # and each of the eight places in turn
+        pytest.param(7, id="a bit of every byte"),  # at each of the eight places in turn
         pytest.param(1, id="every bit", marks=pytest.mark.slow),
     ],
 )
 def test_one_flipped_bit_anywhere_is_refused(step: int) -> None:
-    """Bits of the statement, of the signature, of the leaf and of the intermediate."""
+    """One flipped bit of the statement, the signature, the leaf or the intermediate is refused."""
     signed = sign_as(INTERMEDIATE.forge())
     verify_as_asked(signed)
     parts = (signed.statement, signed.signature, *signed.certificates)
@@ -221,7 +221,7 @@ def test_one_flipped_bit_anywhere_is_refused(step: int) -> None:
     certificates=st.lists(st.binary(max_size=100) | st.just(der(ROOT.forge().leaf())), max_size=3),
 )
 def test_garbage_is_refused_with_our_error(statement: bytes, signature: bytes, certificates: list[bytes]) -> None:
-    """Whatever arrives: StatementError, no other."""
+    """Whatever arrives, a bad statement raises StatementError and nothing else."""
     with pytest.raises(StatementError):
         verify_as_asked(SignedStatement(statement, signature, tuple(certificates)))
     with pytest.raises(StatementError):
@@ -241,14 +241,14 @@ def test_garbage_is_refused_with_our_error(statement: bytes, signature: bytes, c
     ],
 )
 def test_malformed_chains(certificates: Callable[[tuple[bytes, ...]], tuple[bytes, ...]], message: str) -> None:
-    """Leaf first, then what is between it and the root, and not much."""
+    """A chain is the leaf, then its intermediates up to the root, and only a few of them; anything else is refused."""
     signed = sign_as(INTERMEDIATE.forge())
     with pytest.raises(StatementError, match=message):
         verify_as_asked(replace(signed, certificates=certificates(signed.certificates)))
 
 
 def test_encoding_keeps_every_part() -> None:
-    """Decoding gives the statement back; each part is in the encoding, after the format."""
+    """Decoding gives the statement back, and the encoding has each part in order after the format."""
     statement = Statement.decode(sign_as(ROOT.forge()).statement)
     assert Statement.decode(statement.encode()) == statement
     first, *parts = parse_fields(statement.encode())
@@ -269,7 +269,7 @@ def _others() -> list[tuple[str, Any]]:
     [("cluster_id", bytes(15)), ("nonce", bytes(31)), ("nonce", b""), ("boot_id", bytes(17)), ("public_key", b"")],
 )
 def test_parts_of_the_wrong_size(name: str, value: Any) -> None:
-    """Neither signed nor decoded."""
+    """A part of the wrong size is neither signed nor decoded."""
     with pytest.raises(InvalidArgumentError, match=f"{name} is {len(value)} bytes"):
         sign_as(ROOT.forge(), **{name: value})
     statement = Statement.decode(sign_as(ROOT.forge()).statement)
@@ -288,7 +288,7 @@ def test_parts_of_the_wrong_size(name: str, value: Any) -> None:
     ],
 )
 def test_other_forms_do_not_decode(change: Callable[[list[bytes]], list[bytes]], message: str) -> None:
-    """Exactly nine parts of this format."""
+    """Only an encoding of exactly nine parts in this format decodes."""
     parts = parse_fields(sign_as(ROOT.forge()).statement)
     with pytest.raises(StatementError, match=message):
         Statement.decode(fields(*change(parts)))

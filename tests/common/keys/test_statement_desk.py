@@ -1,4 +1,4 @@
-"""The desk of one-shot keys: each for one use, for a minute, and not too many."""
+"""The desk of one-shot keys: each for one use, for a minute, and only so many."""
 
 import threading
 from typing import Any
@@ -44,7 +44,7 @@ def opens(key: OneShotKey, statement: Statement) -> bool:
 
 
 def test_desk_keeps_the_key_of_each_statement() -> None:
-    """From asking to opening: the statement verifies, and its digest gets the key that opens what was sealed for it."""
+    """A statement from the desk verifies, and its digest gets the key that opens what was sealed for it."""
     desk = StatementDesk(ManualClock())
     first, second = (verified(issue_at(desk)) for _ in range(2))
     assert first.public_key != second.public_key
@@ -58,7 +58,7 @@ def test_desk_keeps_the_key_of_each_statement() -> None:
 
 
 def test_desk_gives_each_key_once() -> None:
-    """A digest that is unknown or was used gets nothing."""
+    """A digest that is unknown or already used gets nothing."""
     desk = StatementDesk(ManualClock())
     statement = verified(issue_at(desk))
     desk.take(statement.digest())
@@ -68,7 +68,7 @@ def test_desk_gives_each_key_once() -> None:
 
 
 def test_desk_forgets_after_a_minute() -> None:
-    """Up to 60 s of the monotonic clock, not a moment more; the private key goes with it."""
+    """The desk keeps a key for 60 s of the monotonic clock, not a moment more; the private key goes with it."""
     clock = ManualClock()
     desk = StatementDesk(clock)
     early, late, never = (verified(issue_at(desk)) for _ in range(3))
@@ -88,7 +88,7 @@ def test_desk_forgets_after_a_minute() -> None:
 
 
 def test_desk_has_a_limit() -> None:
-    """No more than the limit are open; use and time make room."""
+    """No more than the limit of keys are open; use and time make room."""
     clock = ManualClock()
     desk = StatementDesk(clock, limit=2)
     first = verified(issue_at(desk))
@@ -105,7 +105,7 @@ def test_desk_has_a_limit() -> None:
 
 
 def test_desk_keeps_nothing_of_a_bad_question() -> None:
-    """A nonce of the wrong size is the caller's mistake; a key that cannot sign is ours."""
+    """A nonce of the wrong size is the caller's error, an SVID key that cannot sign is ours; neither leaves a key."""
     desk = StatementDesk(ManualClock())
     with pytest.raises(InvalidArgumentError, match="nonce is 3 bytes, want 32"):
         issue_at(desk, nonce=b"123")
@@ -115,7 +115,7 @@ def test_desk_keeps_nothing_of_a_bad_question() -> None:
 
 
 def test_desk_never_exceeds_its_limit_under_threads() -> None:
-    """Many callers at once: exactly the limit get one."""
+    """Of many callers at once, exactly as many as the limit allows get a statement."""
     desk, outcomes = StatementDesk(ManualClock(), limit=5), list[bool]()
     start = threading.Barrier(12)
 

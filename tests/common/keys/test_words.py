@@ -1,4 +1,4 @@
-"""SLIP-39 words: official vectors, interoperation, and errors that give no word away."""
+"""SLIP-39 words: official vectors, interoperation, and errors that reveal no word."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ SEED = bytes(range(32))
 def test_official_vectors(shares: list[str], secret: str) -> None:
     """Valid vectors give their secret; invalid ones, and those with groups, are refused.
 
-    The vectors have a passphrase and we have none, so what we rebuild is carried over by the library's own cipher.
+    The vectors have a passphrase and we have none, so the library's own cipher converts what we rebuild.
     """
     first = shamir_mnemonic.Share.from_mnemonic(shares[0]) if secret else None
     if first is None or first.group_count > 1:
@@ -43,7 +43,7 @@ def test_every_threshold_of_shares_gives_the_seed(threshold: int, count: int) ->
 
 
 def test_the_reference_library_reads_our_shares() -> None:
-    """What we split, the library's own recovery rebuilds, the way its command line does."""
+    """The reference library rebuilds the seed from our shares, the way its command line does."""
     shares = split(SEED, 3, 5)
     state = RecoveryState()
     for share in shares[2:]:
@@ -53,13 +53,13 @@ def test_the_reference_library_reads_our_shares() -> None:
 
 
 def test_we_read_shares_of_the_reference_library() -> None:
-    """What the library splits with its defaults into one group, we rebuild."""
+    """We rebuild the seed from shares that the library makes with its defaults in one group."""
     (shares,) = shamir_mnemonic.generate_mnemonics(1, [(3, 5)], SEED)
     assert combine(shares[:3]) == SEED
 
 
 def test_two_splits_share_nothing() -> None:
-    """Splitting the same seed again makes another set, and the two do not mix."""
+    """Splitting the same seed again makes another set, and shares of the two sets do not combine."""
     one, other = split(SEED, 2, 3), split(SEED, 2, 3)
     with pytest.raises(WordsError, match="share 2 "):
         combine([one[0], other[1]])
@@ -69,7 +69,7 @@ def test_two_splits_share_nothing() -> None:
     ("threshold", "count"), [(0, 0), (0, 1), (1, 2), (1, 16), (2, 1), (3, 2), (2, 17), (17, 17), (-1, 3)]
 )
 def test_counts_beyond_the_limits_are_refused(threshold: int, count: int) -> None:
-    """Only 1 of 1, and 2 to 16 of 2 to 16."""
+    """Only 1 of 1, and 2 to 16 of 2 to 16, are accepted as counts."""
     with pytest.raises(InvalidArgumentError, match=f"got {threshold} of {count}"):
         split(SEED, threshold, count)
 
@@ -81,7 +81,7 @@ def test_seed_of_another_size_is_refused() -> None:
 
 
 def test_typed_words_come_back_in_canonical_form() -> None:
-    """Case, white space and cutting words to four letters change nothing."""
+    """Case, white space and cutting words to four letters change nothing in what is read."""
     (share,) = split(SEED, 1, 1)
     typed = "\n ".join(word[:4].upper() for word in share.split())
     assert read_share(typed).words == share
@@ -90,7 +90,7 @@ def test_typed_words_come_back_in_canonical_form() -> None:
 
 
 def test_share_knows_its_number_and_threshold() -> None:
-    """A share says its number, its threshold and its set."""
+    """A share that was read has its number, its threshold and its set."""
     shares = [read_share(share) for share in split(SEED, 3, 5)]
     assert [share.number for share in shares] == [1, 2, 3, 4, 5]
     assert {share.threshold for share in shares} == {3}
@@ -99,7 +99,7 @@ def test_share_knows_its_number_and_threshold() -> None:
 
 
 def test_wire_form() -> None:
-    """The wire form is 66 bytes, two for each word, and comes back as the canonical words."""
+    """The wire form is 66 bytes, two for each word, and decodes to the canonical words."""
     for share in split(SEED, 2, 3):
         wire = encode_share(share)
         assert len(wire) == WIRE_SIZE
@@ -117,7 +117,7 @@ def test_wire_form() -> None:
     ],
 )
 def test_wrong_wire_form_is_refused(wire: bytes) -> None:
-    """Bytes that are no share are refused as words."""
+    """Bytes that are not a share raise WordsError."""
     with pytest.raises(WordsError):
         decode_share(wire)
 
@@ -141,7 +141,7 @@ def broken(position: int, word: str) -> str:
     ],
 )
 def test_wrong_words_are_named_by_position_only(typed: str, named: str) -> None:
-    """An error and those it came from name the position of a wrong word, and neither it nor any other word."""
+    """An error and its causes name the position of a wrong word, and neither that word nor any other."""
     with pytest.raises(WordsError, match=named) as caught:
         read_share(typed)
     error: BaseException | None = caught.value
@@ -153,7 +153,7 @@ def test_wrong_words_are_named_by_position_only(typed: str, named: str) -> None:
 
 
 def test_wrong_sets_of_shares_are_named() -> None:
-    """Too few, the same one twice and none are each named."""
+    """Too few shares, the same one twice, and none at all each have their own message."""
     shares = split(SEED, 3, 5)
     for some, named in [
         ([], "got no share"),
@@ -166,11 +166,11 @@ def test_wrong_sets_of_shares_are_named() -> None:
 
 @pytest.mark.parametrize("typed", ["academic", "ACADEMIC", "acad", "academ", "zero"])
 def test_words_of_the_list(typed: str) -> None:
-    """A word is known whole or from its fourth letter on, in any case."""
+    """A word is recognised whole or cut to four letters or more, in any case."""
     assert is_word(typed)
 
 
 @pytest.mark.parametrize("typed", ["", "aca", "academics", "hunter", "abandon", "zer", "acid acid"])
 def test_what_is_no_word(typed: str) -> None:
-    """Three letters, more letters than a word has, and words of other lists are none."""
+    """Three letters, more letters than a word has, and words of other lists are not recognised."""
     assert not is_word(typed)

@@ -10,7 +10,7 @@ LATE, MANY = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUST
 
 
 class Ended(list[tuple[str, grpc.StatusCode]]):
-    """What was ended, in order."""
+    """Records what was ended, in order."""
 
     def note(self, call: str, code: grpc.StatusCode, details: str) -> None:
         assert details
@@ -27,7 +27,7 @@ def sweep(arrivals: Arrivals[str], times: int) -> None:
 
 
 def test_call_without_a_message_ends_after_its_time() -> None:
-    """2 s are 20 sweeps; a call is ended once, however long its worker takes to leave."""
+    """A call without its message ends after 20 sweeps, 2 s, and only once, however long its worker takes to leave."""
     ended = Ended()
     arrivals = make(ended, per_caller=2, wait_s=2.0)
     arrival = arrivals.enter("a", "call")
@@ -40,7 +40,7 @@ def test_call_without_a_message_ends_after_its_time() -> None:
 
 
 def test_younger_slow_calls_of_one_caller_are_ended() -> None:
-    """Of five slow calls of one caller the two oldest stay; another caller's calls are its own."""
+    """Of one caller's five slow calls the two oldest stay; another caller's calls are counted apart."""
     ended = Ended()
     arrivals = make(ended, per_caller=2)
     for number in range(5):
@@ -53,7 +53,7 @@ def test_younger_slow_calls_of_one_caller_are_ended() -> None:
 
 
 def test_further_calls_of_a_caller_with_slow_ones_are_refused() -> None:
-    """With as many slow calls as allowed a caller gets no further one, until one of them leaves."""
+    """A caller at its limit of slow calls gets no further one, until one of them leaves."""
     arrivals = make(Ended(), per_caller=2)
     first = arrivals.enter("a", "a0")
     arrivals.enter("a", "a1")
@@ -68,7 +68,7 @@ def test_further_calls_of_a_caller_with_slow_ones_are_refused() -> None:
 
 
 def test_slow_calls_are_let_be_with_workers_to_spare() -> None:
-    """While nobody waits for a worker, a caller may have many slow calls, until they are too old."""
+    """While no call waits for a worker, a caller may have many slow calls, until they are too old."""
     ended = Ended()
     arrivals = make(ended, per_caller=2, wait_s=2.0, is_short=False)
     for number in range(5):
@@ -81,7 +81,7 @@ def test_slow_calls_are_let_be_with_workers_to_spare() -> None:
 
 
 def test_calls_that_are_not_slow_are_not_counted() -> None:
-    """A rush of calls is admitted whole as long as their messages come."""
+    """A rush of calls is admitted whole as long as their messages arrive."""
     ended = Ended()
     arrivals = make(ended, per_caller=1)
     waiting = [arrivals.enter("a", "rush") for _ in range(100)]

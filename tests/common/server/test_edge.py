@@ -25,12 +25,12 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def bench(serve: Callable[..., Bench]) -> Bench:
-    """A server that answers with the caller's SPIFFE ID."""
+    """Return a server that answers with the caller's SPIFFE ID."""
     return serve()
 
 
 def test_method_learns_caller_address_and_deadline(serve: Callable[..., Bench]) -> None:
-    """A method gets the SPIFFE ID, the peer's address and the seconds that are left; None without a deadline."""
+    """A method gets the SPIFFE ID, the peer's address and the seconds left, or None without a deadline."""
     seen: list[Call] = []
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
@@ -61,7 +61,7 @@ def test_every_error_has_a_code(error: type[errors.ShardholdError]) -> None:
 
 
 def test_table_holds_no_strangers() -> None:
-    """Each line of the table is an error of ours."""
+    """Every line of the table is an error of ours."""
     assert set(CODES) <= set(list_errors())
 
 
@@ -96,7 +96,7 @@ def test_errors_come_out_with_code_message_and_reason(
 def test_unknown_errors_tell_the_caller_nothing(
     serve: Callable[..., Bench], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An exception that is none of ours is INTERNAL without its text; the log has it."""
+    """An exception that is not one of ours is INTERNAL without its text; the log has it."""
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         raise KeyError("planted")
@@ -137,7 +137,7 @@ def test_long_messages_are_cut(serve: Callable[..., Bench]) -> None:
 def test_what_no_method_gets_to_see(
     serve: Callable[..., Bench], uris: list[str], method: str, body: bytes, code: str
 ) -> None:
-    """Calls without identity, without sense or too large are refused before the method; the next one is served."""
+    """Calls without identity, malformed or too large are refused before the method; the next call is served."""
     reached: list[Call] = []
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
@@ -171,7 +171,7 @@ def test_nothing_is_served_without_an_svid_of_its_own(serve: Callable[..., Bench
 
 
 def test_large_messages_pass_up_to_the_limit(serve: Callable[..., Bench]) -> None:
-    """5 MiB go through both ways."""
+    """Messages of up to 5 MiB pass in both directions."""
     size = 5 * MIB - 16
 
     def answer(call: Call, request: pb.GetStatusResponse) -> pb.GetStatusResponse:
@@ -196,7 +196,7 @@ def test_large_messages_pass_up_to_the_limit(serve: Callable[..., Bench]) -> Non
 
 
 def test_large_headers_are_refused(bench: Bench) -> None:
-    """16 KiB of metadata are too much."""
+    """A call with 16 KiB of metadata is refused."""
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = bench.connect().unary_unary(METHOD)
     with pytest.raises(grpc.RpcError) as caught:
         unary(b"", metadata=(("x", 17 * 1024 * "y"),), timeout=10)
@@ -212,7 +212,7 @@ def test_compressed_messages_are_refused(bench: Bench) -> None:
 
 
 def test_calls_beyond_the_limit_are_refused(serve: Callable[..., Bench]) -> None:
-    """With as many calls as allowed in flight and queued, one more is RESOURCE_EXHAUSTED; later it is served."""
+    """With the limit of calls in flight and queued, one more is RESOURCE_EXHAUSTED; later it is served."""
     entered, release = threading.Semaphore(0), threading.Event()
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
@@ -231,7 +231,7 @@ def test_calls_beyond_the_limit_are_refused(serve: Callable[..., Bench]) -> None
 
 
 def test_call_whose_deadline_passed_in_the_queue_is_not_begun(serve: Callable[..., Bench]) -> None:
-    """A call that waited longer for a worker than its caller for it never reaches its method."""
+    """A call that waits for a worker beyond its deadline never reaches its method."""
     entered, release = threading.Semaphore(0), threading.Event()
     begun: list[Call] = []
 
@@ -254,7 +254,7 @@ def test_call_whose_deadline_passed_in_the_queue_is_not_begun(serve: Callable[..
 
 
 def test_taken_port_is_a_configuration_error(bench: Bench, serve: Callable[..., Bench]) -> None:
-    """Two servers never share a port in silence."""
+    """Two servers never silently share a port."""
     with pytest.raises(errors.ConfigError, match=f"listen.address: .*{bench.port}"):
         serve(address=f"127.0.0.1:{bench.port}")
 
@@ -266,7 +266,7 @@ def read_health(outcome: Outcome) -> int:
 
 @pytest.mark.parametrize("service", ["", SERVICE])
 def test_health_follows_set_serving(bench: Bench, service: str) -> None:
-    """Health is NOT_SERVING until told otherwise, for "" and for each service, to whoever has an identity."""
+    """Health is NOT_SERVING until told otherwise, for "" and for each service, to any peer with an identity."""
     channel = bench.connect("spiffe://example.test/anybody")
     body = health_pb2.HealthCheckRequest(service=service).SerializeToString()
     assert read_health(call(channel, HEALTH, body)) == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -277,7 +277,7 @@ def test_health_follows_set_serving(bench: Bench, service: str) -> None:
 
 
 def test_health_of_unknown_services(bench: Bench) -> None:
-    """Health knows no other service than those served, neither to ask nor to watch."""
+    """Health knows only the services that are served, both to check and to watch."""
     channel = bench.connect()
     body = health_pb2.HealthCheckRequest(service="other").SerializeToString()
     assert call(channel, HEALTH, body).code is grpc.StatusCode.NOT_FOUND
@@ -288,7 +288,7 @@ def test_health_of_unknown_services(bench: Bench) -> None:
 
 
 def test_watchers_hold_no_worker_and_no_stop(serve: Callable[..., Bench]) -> None:
-    """More watchers than workers leave calls served; each sees changes, and the stop ends them at once."""
+    """With more watchers than workers calls are still served; all see changes, and a stop ends them at once."""
     bench = serve(workers=1)
     channel = bench.connect()
     stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(WATCH)
@@ -328,7 +328,7 @@ def test_stop_lets_calls_in_flight_end(serve: Callable[..., Bench]) -> None:
 
 
 def test_stop_cuts_off_what_takes_too_long(serve: Callable[..., Bench]) -> None:
-    """After the grace a stop no longer waits."""
+    """After its grace period a stop no longer waits for calls."""
     entered, release = threading.Event(), threading.Event()
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:

@@ -1,4 +1,4 @@
-"""`common.server.edge`: callers who send headers and then no message, or slowly, or not quite one."""
+"""`common.server.edge`: callers that send headers and then no message, or a slow one, or not quite one."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 STRANGER = "spiffe://other.test/shardhold/nexus/n1"
 STALLER = "spiffe://example.test/shardhold/nexus/staller"
-NEVER_S = 3600.0  # longer than any test: what ends a call then is not its age
+NEVER_S = 3600.0  # longer than any test, so that no call ends because of its age
 WORKERS = 8
 DATA, HEADERS, SETTINGS, END_STREAM, END_HEADERS = 0, 1, 4, 1, 4
 
@@ -57,7 +57,7 @@ def await_code(stalled: Stalled) -> grpc.StatusCode:
 
 
 def await_ended(stalled: list[Stalled], *, left: int) -> list[grpc.StatusCode]:
-    """Return the codes of those that ended, when at most *left* are left."""
+    """Return the codes of the calls that ended, once at most *left* are left."""
     wait_until(lambda: sum(not one.done() for one in stalled) <= left, what=f"{left} stalled calls left")
     return [await_code(one) for one in stalled if one.done()]
 
@@ -67,7 +67,7 @@ def await_ended(stalled: list[Stalled], *, left: int) -> list[grpc.StatusCode]:
 def test_stalled_calls_of_one_caller_starve_nobody(
     serve: Callable[..., Bench], stall: Callable[..., list[Stalled]], count: int, method: str
 ) -> None:
-    """However many calls one caller stalls, others are answered: those that hold what they need are ended."""
+    """However many calls one caller stalls, others are answered: stalled calls that hold needed workers are ended."""
     bench = serve(message_wait_s=NEVER_S)
     stalled = stall(bench.connect(STALLER), count, method=method)
     good = bench.connect()
@@ -81,7 +81,7 @@ def test_stalled_calls_of_one_caller_starve_nobody(
 def test_strangers_are_refused_before_their_message(
     serve: Callable[..., Bench], stall: Callable[..., list[Stalled]], count: int, method: str
 ) -> None:
-    """A peer of another trust domain gets UNAUTHENTICATED for headers alone, and holds no worker."""
+    """A peer of another trust domain gets UNAUTHENTICATED for its headers alone, and holds no worker."""
     bench = serve(message_wait_s=NEVER_S, workers=1)
     stalled = stall(bench.connect(STRANGER), count, method=method)
     assert {await_code(one) for one in stalled} == {grpc.StatusCode.UNAUTHENTICATED}
@@ -95,7 +95,7 @@ def test_stalled_call_ends_by_itself(serve: Callable[..., Bench], stall: Callabl
     error = stalled.exception(timeout=WAIT_S)
     assert isinstance(error, grpc.RpcError)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert error.details() == "no message within 0.5 s of the call's begin"
+    assert error.details() == "no message within 0.5 s of the call's start"
     assert call(bench.connect(), METHOD).code is grpc.StatusCode.OK
     assert bench.count_calls("DEADLINE_EXCEEDED") == 1
 
@@ -103,9 +103,9 @@ def test_stalled_call_ends_by_itself(serve: Callable[..., Bench], stall: Callabl
 def test_stalled_calls_are_let_be_with_workers_to_spare(
     serve: Callable[..., Bench], stall: Callable[..., list[Stalled]]
 ) -> None:
-    """More slow calls than allowed end when they are too old, not before, and whole calls of their caller are answered.
+    """More slow calls than allowed end only when they are too old, and complete calls of their caller are answered.
 
-    On a machine without time to spare, the messages of honest calls are as late as these.
+    On a busy machine, the messages of honest calls are as late as these.
     """
     bench = serve(message_wait_s=1.0)
     channel = bench.connect(STALLER)
@@ -122,7 +122,7 @@ def test_caller_may_give_up_before_its_message(
     capsys: pytest.CaptureFixture[str],
     timeout: float | None,
 ) -> None:
-    """A cancellation or a deadline ends the wait at once, without a word in the log; the method is not reached."""
+    """A cancellation or a deadline ends the wait at once, without a log line; the method is not reached."""
     reached: list[Call] = []
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
@@ -156,7 +156,7 @@ def test_stream_without_a_message_is_refused(serve: Callable[..., Bench]) -> Non
 
 
 def test_messages_behind_the_first_are_not_read(serve: Callable[..., Bench]) -> None:
-    """The first message of a stream is the request; what follows, garbage too, changes nothing."""
+    """The first message of a stream is the request; whatever follows, even garbage, changes nothing."""
     reached: list[Call] = []
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
@@ -170,7 +170,7 @@ def test_messages_behind_the_first_are_not_read(serve: Callable[..., Bench]) -> 
 
 
 def test_rush_of_one_caller_is_served(serve: Callable[..., Bench]) -> None:
-    """Far more calls at once than workers, all of one caller and each whole, are all answered."""
+    """Far more complete calls at once than workers, all of one caller, are all answered."""
     channel = serve().connect()
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
     rush = [unary.future(b"", timeout=WAIT_S) for _ in range(200)]
@@ -250,7 +250,7 @@ def test_slow_honest_message_arrives(
     message = b"\x00" + struct.pack(">I", len(body)) + body
     for piece in (message[:3], message[3:40], message[40:90]):
         raw.send(DATA, 0, piece)
-        stalled = stall(channel, 2 * WORKERS)  # some are ended when they are slow, so the message is slower yet
+        stalled = stall(channel, 2 * WORKERS)  # some are ended once they are slow, so the message is slower still
         await_ended(stalled, left=WORKERS)
         for one in stalled:
             one.cancel()
@@ -274,7 +274,7 @@ def test_slow_honest_message_arrives(
 def test_garbage_in_place_of_a_message_ends_the_call(
     serve: Callable[..., Bench], tmp_path: Path, garbage: bytes, flags: int
 ) -> None:
-    """What is no message ends its call without an answer, and the only worker is free again."""
+    """Bytes that are not a message end their call without an answer, and the only worker is free again."""
     bench = serve(workers=1, message_wait_s=0.5)
     raw = RawCall(bench, tmp_path)
     raw.begin()
@@ -286,7 +286,7 @@ def test_garbage_in_place_of_a_message_ends_the_call(
 
 @pytest.mark.parametrize("cut", [pytest.param(True, id="connection cut"), pytest.param(False, id="garbage frames")])
 def test_broken_connection_frees_the_worker(serve: Callable[..., Bench], tmp_path: Path, cut: bool) -> None:
-    """A connection that breaks between headers and message takes its call with it."""
+    """A connection that breaks between headers and message ends its call and frees the worker."""
     bench = serve(workers=1, message_wait_s=NEVER_S)
     raw = RawCall(bench, tmp_path)
     raw.begin()
@@ -298,7 +298,7 @@ def test_broken_connection_frees_the_worker(serve: Callable[..., Bench], tmp_pat
 
 
 def test_stop_does_not_wait_for_stalled_calls(serve: Callable[..., Bench], stall: Callable[..., list[Stalled]]) -> None:
-    """A stop ends within its grace although calls have sent no message."""
+    """A stop ends within its grace period even if calls have sent no message."""
     bench = serve(message_wait_s=NEVER_S)
     stalled = stall(bench.connect(STALLER), 2 * WORKERS)
     await_ended(stalled, left=WORKERS)

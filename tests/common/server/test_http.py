@@ -19,7 +19,7 @@ from common.server.http import HttpServer
 
 @dataclass
 class Process:
-    """What a server would say about itself."""
+    """What a server reports about itself."""
 
     live: bool = True
     reasons: list[str] = field(default_factory=list)
@@ -99,7 +99,7 @@ def test_readyz_lists_what_is_missing(process: Process, server: HttpServer, reas
 
 
 def test_metrics_come_from_the_registry(process: Process, server: HttpServer) -> None:
-    """Only what is in the given registry is shown, in Prometheus' text form."""
+    """Only the metrics of the given registry are shown, in Prometheus' text form."""
     Gauge("shardhold_generation", "generation of the root key", registry=process.registry).set(3)
     response, body = ask(server.port, "/metrics")
     assert response.status == 200
@@ -109,13 +109,13 @@ def test_metrics_come_from_the_registry(process: Process, server: HttpServer) ->
 
 @pytest.mark.parametrize("path", ["/", "/livez/", "/livez?x=1", "/../etc/passwd"])
 def test_other_paths_do_not_exist(server: HttpServer, path: str) -> None:
-    """Paths are compared as they are."""
+    """Paths are compared exactly, and any other path is not found."""
     assert ask(server.port, path)[0].status == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW"])
 def test_other_methods_are_refused(server: HttpServer, method: str) -> None:
-    """Nothing can be changed from here."""
+    """Methods other than GET are refused."""
     assert ask(server.port, "/livez", method)[0].status == 405
 
 
@@ -128,13 +128,13 @@ def test_other_methods_are_refused(server: HttpServer, method: str) -> None:
     ],
 )
 def test_a_request_beyond_the_limit_is_refused(server: HttpServer, request_bytes: bytes) -> None:
-    """At most 8 KiB and 100 headers are read of a request, then the connection is closed."""
+    """At most 8 KiB and 100 headers of a request are read, then the connection is closed."""
     assert b" 200 " not in send(server.port, request_bytes)
 
 
 @pytest.mark.parametrize("start", [b"", b"GET /livez HTTP/1.1\r\nHost: a"])
 def test_an_idle_connection_is_closed(process: Process, start: bytes) -> None:
-    """A peer that says nothing, or stops in the middle, holds a thread for the timeout at most."""
+    """A peer that sends nothing, or stops in the middle, holds a thread for the time-out at most."""
     with running(process.server(timeout_s=0.2)) as server:
         assert send(server.port, start) == b""
 
@@ -155,13 +155,13 @@ def test_idle_connections_beyond_the_limit_are_closed_at_once(process: Process) 
 
 
 def test_a_taken_port_is_named(server: HttpServer) -> None:
-    """A second server on the same port is refused, not bound beside the first."""
+    """A second server on the same port is refused, and not bound beside the first."""
     with pytest.raises(ConfigError, match=rf"listen.http: .*127\.0\.0\.1.*{server.port}.*Address already in use"):
         Process().server(f"127.0.0.1:{server.port}").start()
 
 
 def test_the_port_is_closed_after_stop(process: Process) -> None:
-    """Stop returns when nothing answers any more; twice is as good as once, and so is never started."""
+    """Stop returns once nothing answers any more; it may be called twice, and before any start."""
     server = process.server()
     server.start()
     server.stop()
@@ -173,7 +173,7 @@ def test_the_port_is_closed_after_stop(process: Process) -> None:
 
 @pytest.mark.parametrize("address", ["[::1]:0"])
 def test_it_listens_on_ipv6(process: Process, address: str) -> None:
-    """An address in brackets is IPv6."""
+    """An address in brackets is listened on as IPv6."""
     with running(process.server(address)) as server:
         socket.create_connection(("::1", server.port), timeout=5).close()
 
@@ -194,7 +194,7 @@ def test_a_failing_check_is_no_answer(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_peer_that_leaves_is_not_logged(process: Process, capfd: pytest.CaptureFixture[str]) -> None:
-    """A connection that is reset in the middle of a request leaves no line, so that nobody can fill a log with them."""
+    """A connection that is reset in the middle of a request is not logged, so nobody can fill a log that way."""
     process.live = True
     with running(process.server()) as server:
         for _ in range(http.CONNECTION_LIMIT):
@@ -207,7 +207,7 @@ def test_a_peer_that_leaves_is_not_logged(process: Process, capfd: pytest.Captur
 
 
 def test_a_thread_that_cannot_start_costs_no_place(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the machine was out of threads for a while, probes are answered afterwards."""
+    """After a time in which no thread could start, probes are answered again."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("can't start new thread")

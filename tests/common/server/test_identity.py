@@ -48,7 +48,7 @@ def test_tries_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_another_trust_domain_is_refused(tmp_path: Path) -> None:
-    """An SVID of another trust domain than the configured one is no reason to wait, and its source is closed."""
+    """An SVID of another trust domain than the configured one is refused without waiting, and its source is closed."""
     folder = write_svid(tmp_path, CA.issue("/shardhold/nexus/n1"))
     before = list_watchers()
     with pytest.raises(ConfigError, match=r"identity\.trust_domain: got 'other\.test', but the SVID is spiffe://"):

@@ -1,4 +1,4 @@
-"""Logs: one line for each event, and no key material in it whatever is passed."""
+"""Logs: one line for each event, without key material, whatever is passed."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ class Colour(IntEnum):
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    """Give the logging of the test run back."""
+    """Restore the logging of the test run."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -43,7 +43,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 def test_an_event_is_one_json_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    """Timestamp in UTC, level, logger and event come first, then the context."""
+    """Each line has timestamp in UTC, level, logger and event first, then the context."""
     configure("info", "json")
     structlog.get_logger("nexus.recovery").info("shard collected", keeper="keeper-1", set_number=7)
     (line,) = lines(capsys)
@@ -66,7 +66,7 @@ def test_auto_is_json_when_stderr_is_no_terminal(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(("level", "seen"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
 def test_what_is_below_the_level_is_left_out(capsys: pytest.CaptureFixture[str], level: str, seen: int) -> None:
-    """The level holds for both ways to log."""
+    """The level applies to structlog and to `logging`."""
     configure(level, "json")
     for name in ("debug", "info", "warning", "error"):
         getattr(structlog.get_logger(), name)("ours")
@@ -173,7 +173,7 @@ def test_other_values_are_shown_as_json(value: object, shown: object) -> None:
 
 @pytest.mark.parametrize("level", [1, 15, 25, 45, 50])
 def test_levels_that_only_logging_has_are_printed(capsys: pytest.CaptureFixture[str], level: int) -> None:
-    """A library's level of its own goes out under the next lower name."""
+    """A library's own level is logged under the next lower name."""
     configure("debug", "json")
     logging.getLogger().setLevel(0)
     logging.getLogger("theirs").log(level, "said")
@@ -181,7 +181,7 @@ def test_levels_that_only_logging_has_are_printed(capsys: pytest.CaptureFixture[
 
 
 def test_a_message_that_does_not_fit_its_arguments_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """A library's mistake costs the arguments, not the line."""
+    """A library's format error costs the arguments, not the line."""
     configure("info", "json")
     logging.getLogger("theirs").error("%d of %d", 1)
     assert lines(capsys)[0]["event"] == "%d of %d"
@@ -196,7 +196,7 @@ def test_warnings_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_console_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    """A caller who puts an escape sequence into a path does not reach the operator's terminal."""
+    """An escape sequence in a caller's path does not reach the operator's terminal."""
     configure("info", "console")
     try:
         raise RuntimeError("title \x1b]0;x\x07")
@@ -208,7 +208,7 @@ def test_the_console_prints_no_control_characters(capsys: pytest.CaptureFixture[
 
 
 class _Full:
-    """A disk without room."""
+    """A disk without space."""
 
     def write(self, text: str) -> int:
         raise OSError(28, "No space left on device")
@@ -218,7 +218,7 @@ class _Full:
 
 
 def test_a_full_disk_fails_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logging is lost before a call is: audit is what must not be lost, and it is elsewhere."""
+    """A full disk loses log lines but fails no call; the audit, which must not be lost, is written elsewhere."""
     configure("info", "json")
     monkeypatch.setattr(sys, "stderr", _Full())
     structlog.get_logger().info("started")

@@ -1,4 +1,4 @@
-"""`common.server.peer`: whom a certificate makes the caller."""
+"""`common.server.peer`: which caller a certificate stands for."""
 
 import ssl
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ FOREVER = (timedelta(days=-1), timedelta(days=2))
 def make_context(
     *uris: str, pem: bytes | None = None, named: Sequence[str] | None = None, version: str = "TLSv1.3"
 ) -> Mapping[str, Sequence[bytes]]:
-    """Build what gRPC says of a peer with these URI SANs; it names the peer only if there is one."""
+    """Build what gRPC reports about a peer with these URI SANs; it names the peer only if there is one."""
     certificate = certify(CA, uris=uris, valid=FOREVER).certificate if pem is None else pem
     ids = named if named is not None else uris
     context = {"ssl_tls_version": [version.encode()], "x509_pem_cert": [certificate]}
@@ -42,7 +42,7 @@ def make_ca_certificate(*extensions: x509.ExtensionType) -> bytes:
 
 
 def test_leaf_of_own_trust_domain_is_its_spiffe_id() -> None:
-    """A leaf with one SPIFFE ID of the trust domain is a caller, DNS names beside it or not."""
+    """A leaf with one SPIFFE ID of the trust domain is that caller, with or without DNS names besides."""
     check = PeerCheck("example.test")
     assert check.identify(make_context(ID)) == ID
     both = certify(CA, uris=[ID], dns=["nexus.shardhold"], valid=FOREVER).certificate
@@ -88,7 +88,7 @@ def test_leaf_of_own_trust_domain_is_its_spiffe_id() -> None:
     ],
 )
 def test_other_peers_are_nobody(context: Mapping[str, Sequence[bytes]], words: str) -> None:
-    """What breaks one rule is refused, and the message says which rule."""
+    """A certificate that breaks one rule is refused, and the message says which rule."""
     with pytest.raises(UnauthenticatedError, match=words):
         PeerCheck("example.test").identify(context)
 
@@ -103,7 +103,7 @@ def test_other_peers_are_nobody(context: Mapping[str, Sequence[bytes]], words: s
     ],
 )
 def test_dates_are_checked_at_every_call(seconds: int, is_valid: bool) -> None:
-    """A certificate that was good before is refused once it has expired, although it was parsed only once."""
+    """A certificate that was valid before is refused once it has expired, although it is parsed only once."""
     start = datetime.now(UTC).replace(microsecond=0)
     context = make_context(
         ID, pem=certify(CA, uris=[ID], valid=(timedelta(minutes=-1), timedelta(minutes=1))).certificate
@@ -120,5 +120,5 @@ def test_dates_are_checked_at_every_call(seconds: int, is_valid: bool) -> None:
 
 
 def test_pem_of_the_development_authority_is_plain() -> None:
-    """The certificates of this table parse with another library too, so that a refusal is for its own reason."""
+    """The certificates of this table parse with another library too, so each is refused for its own reason."""
     assert ssl.PEM_cert_to_DER_cert(certify(CA, uris=[ID]).certificate.decode())

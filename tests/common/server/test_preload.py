@@ -1,4 +1,4 @@
-"""`common.server.preload`: what a server's start leaves out."""
+"""`common.server.preload`: what a server does not load at its start."""
 
 import subprocess
 import sys
@@ -18,6 +18,6 @@ def test_servers_load_no_rich_and_keep_grpc_quiet(program: str) -> None:
 
 
 def test_rich_can_be_loaded_afterwards() -> None:
-    """Whoever wants rich in such a process still gets it."""
+    """A module that imports rich in such a process still gets it."""
     code = "import common.server.preload, rich.console; rich.console.Console()"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

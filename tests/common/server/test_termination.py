@@ -1,4 +1,4 @@
-"""`common.server.termination`: signals as something to wait for."""
+"""`common.server.termination`: waiting for signals."""
 
 import signal
 import subprocess
@@ -22,7 +22,7 @@ print("ended", flush=True)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_wait(number: int) -> None:
-    """A signal ends a wait without limit, and every later one at once."""
+    """A signal ends a wait without limit, and every later wait ends at once."""
     with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
@@ -32,19 +32,19 @@ def test_signal_ends_the_wait(number: int) -> None:
 
 
 def test_storm_of_signals() -> None:
-    """Many signals in a row are one request to stop, and none of them locks the process up."""
+    """Many signals in a row are one request to stop, and none of them deadlocks the process."""
     with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         for _ in range(200):
             process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "ended\n"
-        # The last ones may come when Python has taken its handlers down already: they end it, too.
+        # The last ones may come after Python has removed its handlers: then they end the process too.
         assert process.wait(20) in (0, -signal.SIGTERM)
 
 
 def test_the_end_waits_for_nobody() -> None:
-    """What was printed is there, and the code; a worker that hangs keeps nothing up."""
+    """Everything printed and the exit code arrive; a worker that hangs delays nothing."""
     code = (
         "import threading; from common.server.termination import end_process; "
         "threading.Thread(target=threading.Event().wait).start(); print('done'); end_process(3)"
@@ -54,6 +54,6 @@ def test_the_end_waits_for_nobody() -> None:
 
 
 def test_the_end_needs_no_output() -> None:
-    """A process that was started without one ends with its code all the same."""
+    """A process that was started without stdout and stderr still ends with its code."""
     code = "import sys; from common.server.termination import end_process; sys.stdout = None; end_process(3)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 3

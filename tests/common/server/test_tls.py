@@ -1,4 +1,4 @@
-"""`common.server.tls`: what a server shows and accepts, over rotations."""
+"""`common.server.tls`: what a server presents and accepts, over rotations."""
 
 import socket
 import ssl
@@ -34,7 +34,7 @@ def identity(ca: Authority) -> FixedIdentity:
 
 @pytest.fixture
 def port(identity: FixedIdentity) -> Iterator[int]:
-    """The port of a server with *identity*."""
+    """Return the port of a server with *identity*."""
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         return pb.GetStatusResponse(version=call.caller)
@@ -50,7 +50,7 @@ def port(identity: FixedIdentity) -> Iterator[int]:
 
 
 def fetch_serial(port: int, ca: Authority, directory: Path) -> int:
-    """Return the serial number of the certificate that the server shows, by Python's own TLS."""
+    """Return the serial number of the certificate that the server presents, by Python's own TLS."""
     credentials = certify(ca, uris=["spiffe://example.test/a"])
     pem = directory / "client.pem"
     pem.write_bytes(credentials.certificate + credentials.key)
@@ -82,7 +82,7 @@ def test_new_connections_see_the_new_svid(port: int, identity: FixedIdentity, ca
 
 
 def test_connections_stay_over_a_rotation(port: int, identity: FixedIdentity, ca: Authority) -> None:
-    """A connection that was open before goes on."""
+    """A connection that was open before a rotation stays open."""
     credentials = certify(ca, uris=["spiffe://example.test/a"])
     with connect(port, credentials, ca, server_name=DNS) as channel:
         assert call(channel, METHOD).code is grpc.StatusCode.OK
@@ -101,7 +101,7 @@ def test_client_roots_rotate_too(port: int, identity: FixedIdentity, ca: Authori
 
 
 def test_last_svid_stays_while_there_is_none(port: int, identity: FixedIdentity, ca: Authority, tmp_path: Path) -> None:
-    """When the source has lost its SVID, connections are still made, with the last one; no call on them is served."""
+    """When the source has lost its SVID, connections are still made with the last one; no call on them is served."""
     last = identity.current()
     identity.svid = None
     assert fetch_serial(port, ca, tmp_path) == last.leaf().serial_number

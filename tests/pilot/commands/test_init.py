@@ -1,4 +1,4 @@
-"""Init step by step, and what is true when any step fails."""
+"""Init step by step, and what holds when any step fails."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from common.clock import SystemClock
 from common.errors import WordsError
 from common.keys.recovery_key import ShareHash, challenge_info, seal
 from pilot.custody.card import Card
-from pilot.custody.ceremony import Begun, Ceremony, Plan, State
+from pilot.custody.ceremony import Begun, Ceremony, InitPlan, State
 from pilot.custody.hand_out import FileCustodians, ShareCheck
 from pilot.errors import PilotError, UsageError, described
 from shardhold._errors import (
@@ -25,12 +25,12 @@ from shardhold._errors import (
 from tests.kit.cards import CLUSTER_ID
 from tests.pilot.person import DEADLINE_S
 
-PLAN = Plan(keeper_threshold=0, recovery_threshold=2, recovery_shares=3)
+PLAN = InitPlan(keeper_threshold=0, recovery_threshold=2, recovery_shares=3)
 
 
 @dataclass
 class FakeNexus:
-    """Does what a nexus promises of an init; `at` has what happens when a call arrives."""
+    """Does what a nexus promises for an init; `at` says what happens when a call arrives."""
 
     at: dict[str, BaseException] = field(default_factory=dict)
     state: str = "uninitialised"
@@ -40,7 +40,7 @@ class FakeNexus:
     open_attempt: int | None = None
     answer: bytes = b""
     calls: list[str] = field(default_factory=list)
-    # Raised after the work of a call was done: its answer is lost.
+    # Raised after the work of a call is done: its answer is lost.
     after: dict[str, BaseException] = field(default_factory=dict)
 
     def _arrive(self, call: str) -> None:
@@ -52,7 +52,7 @@ class FakeNexus:
         if call in self.after:
             raise self.after.pop(call)
 
-    def begin(self, plan: Plan, public_key: bytes, hashes: list[ShareHash]) -> Begun:
+    def begin(self, plan: InitPlan, public_key: bytes, hashes: list[ShareHash]) -> Begun:
         self._arrive("begin")
         assert len(hashes) == plan.recovery_shares
         self.answer = os.urandom(32)
@@ -86,7 +86,7 @@ class FakeNexus:
 
 
 class Custodians:
-    """Reliable people, but for what *fails*; like files, without files."""
+    """Reliable people, except where *fails* says otherwise; like files, but without files."""
 
     def __init__(self, **fails: BaseException) -> None:
         self._fails = fails
@@ -119,7 +119,7 @@ def hold(nexus: FakeNexus, custodians: Custodians, said: list[str] | None = None
 
 
 def test_init() -> None:
-    """All goes well: the answer comes from the shares read back, and the keepers are told of."""
+    """When all goes well, the answer comes from the shares read back, and the keepers are reported."""
     nexus, custodians = FakeNexus(), Custodians()
     initialised = hold(nexus, custodians).run(PLAN)
     assert (initialised.keepers_filled, initialised.keepers_wanted) == (4, 4)
@@ -128,21 +128,21 @@ def test_init() -> None:
 
 
 def test_a_voided_attempt_is_named() -> None:
-    """The cards of an attempt that this one made void are to be destroyed."""
+    """When this attempt voids an earlier one, pilot says to destroy its cards."""
     said: list[str] = []
     hold(FakeNexus(voided=3), Custodians(), said).run(PLAN)
-    assert said == ["attempt 3 is void: share cards of it open nothing, destroy them"]
+    assert said == ["attempt 3 is void: its share cards open nothing, destroy them"]
 
 
 def test_init_with_files(tmp_path: Path) -> None:
-    """With real files the same, and the files stay."""
+    """An init with real files succeeds, and the files stay."""
     Ceremony(FakeNexus(), FileCustodians(tmp_path / "s"), clock=SystemClock(), say=print).run(PLAN)
     assert len(list((tmp_path / "s").iterdir())) == 3
 
 
 VOID = "attempt 4 is void, the cluster is not initialised"
 UNANSWERED = "attempt 4 was not proved and will not become a cluster"
-UNKNOWN = "nobody can say now whether the cluster is initialised: keep all share cards"
+UNKNOWN = "it is not known yet whether the cluster is initialised: keep all share cards"
 NOTHING_BEGUN = "this attempt initialised nothing"
 
 
@@ -164,7 +164,7 @@ NOTHING_BEGUN = "this attempt initialised nothing"
             FakeNexus({"begin": WrongStateError("BeginInit in state ready")}),
             Custodians(),
             1,
-            "init makes a first cluster: in an empty store",
+            "init needs an empty store",
             True,
             id="initialised already",
         ),
@@ -247,7 +247,7 @@ NOTHING_BEGUN = "this attempt initialised nothing"
 def test_when_a_step_fails(
     nexus: FakeNexus, custodians: Custodians, exit_code: int, said: str, discarded: bool
 ) -> None:
-    """The error says what is true now; cards go only when they are certain to open nothing."""
+    """The error says what is true now; cards are removed only when they certainly open nothing."""
     with pytest.raises(PilotError) as caught, described():
         hold(nexus, custodians).run(PLAN)
     assert caught.value.exit_code == exit_code
@@ -260,7 +260,7 @@ def test_when_a_step_fails(
     "lost", [UnavailableError("gone"), DeadlineError("late"), KeyboardInterrupt()], ids=["gone", "late", "Ctrl-C"]
 )
 def test_a_lost_answer_to_the_commit_is_found_out(lost: BaseException) -> None:
-    """When the commit happened and its answer was lost, the cluster is initialised and the cards are kept."""
+    """When the commit happened but its answer was lost, the cluster is initialised and the cards are kept."""
     nexus, custodians = FakeNexus(after={"confirm": lost}), Custodians()
     initialised = hold(nexus, custodians).run(PLAN)
     assert initialised.keepers_filled is None
@@ -268,7 +268,7 @@ def test_a_lost_answer_to_the_commit_is_found_out(lost: BaseException) -> None:
 
 
 def test_an_unanswered_confirmation_is_repeated() -> None:
-    """With patience left, the same answer is sent again."""
+    """An unanswered confirmation is repeated with the same answer until pilot's patience is used up."""
     nexus, custodians = FakeNexus(after={"confirm": UnavailableError("gone")}), Custodians()
     ceremony = Ceremony(nexus, custodians, clock=SystemClock(), say=print, patience=DEADLINE_S)
     assert ceremony.run(PLAN).keepers_filled == 4
@@ -276,7 +276,7 @@ def test_an_unanswered_confirmation_is_repeated() -> None:
 
 
 def test_ctrl_c_between_two_confirmations() -> None:
-    """Whoever loses patience before pilot does is told what is true, as after a Ctrl-C during the call."""
+    """A Ctrl-C between two confirmations is answered with what is true now, as during the call."""
 
     class Impatient(SystemClock):
         def wait(self, event: threading.Event, seconds: float) -> bool:
@@ -291,7 +291,7 @@ def test_ctrl_c_between_two_confirmations() -> None:
 
 
 def test_a_commit_that_was_under_way_is_not_thrown_away() -> None:
-    """A nexus that commits between status and abort refuses the abort; its state then tells, and cards are kept."""
+    """If the nexus commits between status and abort it refuses the abort; then its state decides and cards are kept."""
 
     class Slow(FakeNexus):
         def abort(self, attempt: int) -> None:
@@ -304,7 +304,7 @@ def test_a_commit_that_was_under_way_is_not_thrown_away() -> None:
 
 
 def test_a_recovering_nexus_keeps_the_cards() -> None:
-    """After the commit a nexus that recovers does not say its genesis yet: cards are kept."""
+    """A nexus that recovers after the commit does not show its genesis yet: cards are kept."""
     nexus, custodians = FakeNexus({"confirm": UnavailableError("NEXUS_RECOVERING")}, state="recovering"), Custodians()
     custodians.before_read_back = lambda: setattr(nexus, "state", "recovering")
     with pytest.raises(PilotError) as caught:
@@ -314,7 +314,7 @@ def test_a_recovering_nexus_keeps_the_cards() -> None:
 
 
 def test_another_cluster_makes_the_cards_void() -> None:
-    """When another attempt made the cluster, these cards open nothing."""
+    """When another attempt made the cluster, the cards of this one open nothing."""
 
     def lose() -> None:
         nexus.state, nexus.genesis, nexus.open_attempt = "ready", b"o" * 32, None

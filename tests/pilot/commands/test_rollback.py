@@ -1,4 +1,4 @@
-"""`pilot accept-older-store`: it names what is lost, from where to where, and takes nothing but the exact words."""
+"""`pilot accept-older-store`: it says what is lost, from which revision to which, and takes only the exact words."""
 
 import json
 from datetime import UTC, datetime
@@ -28,13 +28,13 @@ QUESTION = "type: lose everything after 17: "
 
 @pytest.fixture
 def reach(nexus: PlayedNexus, svid_dir: Path) -> list[str]:
-    """The options that lead to a nexus that a newer mark blocks."""
+    """Return the options that lead to a nexus that a newer mark blocks."""
     nexus.status.CopyFrom(STATUS)
     return ["--address", nexus.address, "--svid-dir", str(svid_dir)]
 
 
 def test_confirmed_at_a_terminal(nexus: PlayedNexus, reach: list[str]) -> None:
-    """What is lost, since when, and who remembers it is shown; then the timeline that began."""
+    """Pilot shows what is lost, since when, and who remembers it; then the timeline that began."""
     told = run_at_terminal(*COMMAND, *reach, script=[(QUESTION, "lose everything after 17")])
     assert told.code == 0, told
     for part in ("revisions 18 to 42 (25 of them)", "2026-02-03T04:05:06Z", "keeper-1, keeper-4", CLUSTER_ID.hex()):
@@ -47,28 +47,28 @@ def test_confirmed_at_a_terminal(nexus: PlayedNexus, reach: list[str]) -> None:
 
 @pytest.mark.parametrize("answer", ["", "yes", "17", "lose everything after 18"])
 def test_not_confirmed(nexus: PlayedNexus, reach: list[str], answer: str) -> None:
-    """Any other answer accepts nothing."""
+    """Any answer but the exact words accepts nothing."""
     told = run_at_terminal(*COMMAND, *reach, script=[(QUESTION, answer)])
     assert (told.code, "not confirmed: nothing was accepted" in told.err) == (1, True)
     assert not nexus.find(cluster_pb2.AcceptOlderStoreRequest)
 
 
 def test_without_a_terminal(nexus: PlayedNexus, reach: list[str]) -> None:
-    """Automation says --yes; without it nothing is accepted."""
+    """Without a terminal only --yes accepts the store."""
     assert run_pilot(*COMMAND, *reach).code == 2
     assert not nexus.find(cluster_pb2.AcceptOlderStoreRequest)
     assert json.loads(run_pilot(*COMMAND, "--yes", "-o", "json", *reach).out) == {"timeline": 2}
 
 
 def test_the_store_moved_meanwhile(nexus: PlayedNexus, reach: list[str]) -> None:
-    """The nexus compares once more, and its refusal is said."""
+    """The nexus compares once more, and pilot reports its refusal."""
     nexus.errors["AcceptOlderStore"] = ConflictError("the store is at timeline 1, revision 19; got 1 and 17")
     told = run_pilot(*COMMAND, "--yes", *reach)
     assert (told.code, "the store is at timeline 1, revision 19" in told.err) == (1, True)
 
 
 def test_which_store_has_to_be_named() -> None:
-    """Timeline and revision have no default."""
+    """Timeline and revision are required: they have no default."""
     for left_out in (COMMAND[:3], [COMMAND[0], *COMMAND[3:]]):
         assert run_pilot(*left_out).code == 2
 
@@ -87,13 +87,13 @@ def test_which_store_has_to_be_named() -> None:
 def test_only_what_was_looked_at_is_accepted(
     status: cluster_pb2.GetStatusResponse, timeline: int, revision: int, said: str
 ) -> None:
-    """Another store than the one that is there, or no newer mark: refused before anybody is asked."""
+    """When the store is another one or no mark is newer, pilot refuses before anyone is asked."""
     with pytest.raises(PilotError, match=said):
         check(status, timeline=timeline, revision=revision)
 
 
 def test_loss_across_timelines() -> None:
-    """When the mark is of a later timeline, the revisions cannot be counted."""
+    """When the mark is of a later timeline, pilot does not count the revisions."""
     status = cluster_pb2.GetStatusResponse()
     status.CopyFrom(STATUS)
     status.newer_mark.timeline, status.newer_mark.revision = 3, 5
@@ -103,7 +103,7 @@ def test_loss_across_timelines() -> None:
 
 
 def test_names_of_keepers_cannot_steer_the_terminal() -> None:
-    """They come from the database."""
+    """Control characters in keepers' names, which come from the database, are replaced."""
     status = cluster_pb2.GetStatusResponse()
     status.CopyFrom(STATUS)
     status.newer_mark.keepers[:] = ["k\x1b[2J"]

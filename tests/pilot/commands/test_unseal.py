@@ -1,4 +1,4 @@
-"""`pilot unseal` as its users see it: commands, prompts, files, and what is said, over real mTLS."""
+"""`pilot unseal` as its users see it: commands, prompts, files and output, over real mTLS."""
 
 import json
 from datetime import date
@@ -37,18 +37,18 @@ def write_card(folder: Path, number: int, genesis: bytes = GENESIS) -> Path:
 
 @pytest.fixture
 def reach(nexus: PlayedNexus, svid_dir: Path) -> list[str]:
-    """The options that lead to the nexus."""
+    """Return the options that lead to the nexus."""
     return ["--address", nexus.address, "--svid-dir", str(svid_dir)]
 
 
 def test_two_custodians_with_their_cards(nexus: PlayedNexus, reach: list[str], tmp_path: Path) -> None:
-    """The first opens the session, the second ends it: each gives a card, and is told what is missing."""
+    """The first custodian opens the session, the second completes it; each gives a card and is told what is missing."""
     first = run_pilot("unseal", f"@{write_card(tmp_path, 1)}", *reach)
     assert first == Transcript(
         0,
         "accepted  share of custodian 1\nshares    1 of 2\nnexus     waits for 1 more custodian\n",
         f"pilot: cluster {CLUSTER_ID.hex()}: its genesis fingerprint is that of the card\n"
-        "pilot: 0 of 2 shares are there; the session ends within 15 minutes\n",
+        "pilot: 0 of 2 shares submitted; the session ends within 15 minutes\n",
     )
     second = run_pilot("unseal", "submit", "-", "-o", "json", *reach, stdin=write_card(tmp_path, 3).read_text())
     assert json.loads(second.out) == {"number": 3, "submitted": 2, "needed": 2, "missing": 0, "ready": True}
@@ -56,7 +56,7 @@ def test_two_custodians_with_their_cards(nexus: PlayedNexus, reach: list[str], t
 
 
 def test_a_custodian_at_a_terminal(nexus: PlayedNexus, reach: list[str]) -> None:
-    """Plain `pilot unseal` asks to compare, takes the words hidden, and shows nothing of them."""
+    """Plain `pilot unseal` asks to compare, takes the words hidden, and shows none of them."""
     words = SHARES[1].split()
     told = run_at_terminal(
         "unseal",
@@ -75,7 +75,7 @@ def test_a_custodian_at_a_terminal(nexus: PlayedNexus, reach: list[str]) -> None
 
 
 def test_ctrl_c_at_the_prompt(nexus: PlayedNexus, reach: list[str]) -> None:
-    """It ends with 130, and nothing was submitted."""
+    """A Ctrl-C at the prompt ends pilot with 130, and nothing is submitted."""
     told = run_at_terminal("unseal", *reach, script=[("Type yes or no: ", "yes"), ("0 of 33 words: ", "academic \x03")])
     assert told.code == 130
     assert "pilot: error: interrupted" in told.err
@@ -87,29 +87,29 @@ def test_another_genesis_than_the_cards(nexus: PlayedNexus, reach: list[str], tm
     told = run_pilot("unseal", f"@{write_card(tmp_path, 1, b'x' * 32)}", *reach)
     assert told.code == 1
     assert told.err.startswith("pilot: error: the genesis of this nexus is 0001 0203 0405")
-    assert "pilot: hint: this is another cluster, or somebody put another database under this one" in told.err
+    assert "pilot: hint: this is another cluster, or someone replaced the database of this one" in told.err
     assert not nexus.find(recovery_pb2.StartUnsealRequest)
     assert not nexus.find(recovery_pb2.SubmitShareRequest)
 
 
 def test_words_without_a_card_need_the_genesis(nexus: PlayedNexus, reach: list[str]) -> None:
-    """Without a terminal somebody has to have compared: --genesis says so."""
+    """Words without a card and without a terminal need --genesis, which says what was compared."""
     told = run_pilot("unseal", "-", *reach, stdin=SHARES[0])
     assert told.code == 2
-    assert "pilot: hint: --genesis HEX, as it stands on the card" in told.err
+    assert "pilot: hint: --genesis HEX, as printed on the card" in told.err
     assert run_pilot("unseal", "-", "--genesis", FINGERPRINT, *reach, stdin=SHARES[0]).code == 0
     assert nexus.shares == [SHARES[0]]
 
 
 def test_start_status_and_reset(nexus: PlayedNexus, reach: list[str], tmp_path: Path) -> None:
-    """A session is opened, shown, and reset; without one there is nothing to submit to or to reset."""
+    """A session is opened, shown and reset; without one there is nothing to submit to or to reset."""
     assert "pilot: error: no session is open" in run_pilot("unseal", "reset", *reach).err
     told = run_pilot("unseal", "submit", f"@{write_card(tmp_path, 1)}", *reach)
     assert (told.code, "pilot: hint: 'pilot unseal start' opens one" in told.err) == (1, True)
     assert run_pilot("unseal", "start", *reach).out == (
         f"cluster     {CLUSTER_ID.hex()}\n"
         "genesis     0001 0203 0405 0607 0809 0a0b 0c0d 0e0f 1011 1213 1415 1617 1819 1a1b 1c1d 1e1f\n"
-        "recovery    any 2 of 3 custodians\nsession     0 of 2 shares are there\nends in     900 s\n"
+        "recovery    any 2 of 3 custodians\nsession     0 of 2 shares submitted\nends in     900 s\n"
         "started by  another\n"
     )
     assert run_pilot("unseal", "submit", f"@{write_card(tmp_path, 1)}", *reach).code == 0
@@ -131,16 +131,16 @@ def test_start_status_and_reset(nexus: PlayedNexus, reach: list[str], tmp_path: 
 
 
 def test_unsealed_and_blocked(nexus: PlayedNexus, reach: list[str], tmp_path: Path) -> None:
-    """When all shares are there and a newer mark blocks, it says where to look."""
+    """When all shares are submitted but a newer mark blocks the nexus, pilot says where to look."""
     nexus.status.newer_mark.revision = 9
     run_pilot("unseal", f"@{write_card(tmp_path, 1)}", *reach)
     told = run_pilot("unseal", f"@{write_card(tmp_path, 2)}", *reach)
     assert (told.code, told.out.splitlines()[-1]) == (0, "nexus     blocked")
-    assert "pilot: the root key is proved, and the nexus is blocked: 'pilot status'" in told.err
+    assert "pilot: the root key is proved, but the nexus is blocked: 'pilot status'" in told.err
 
 
 def test_a_nexus_that_is_ready(nexus: PlayedNexus, reach: list[str]) -> None:
-    """There is nothing to unseal, and it says so instead of the code."""
+    """A nexus that is ready has nothing to unseal, and pilot says so instead of the code."""
     nexus.status.state = cluster_pb2.STATE_READY
     nexus.errors["GetProgress"] = WrongStateError("GetProgress is not served in the state ready")
     told = run_pilot("unseal", "status", *reach)
@@ -154,7 +154,7 @@ def test_a_nexus_that_is_ready(nexus: PlayedNexus, reach: list[str]) -> None:
         pytest.param(["unseal", "submit", "academic"], "words on the command line", id="and behind submit"),
         pytest.param(["unseal", "@/nonexistent"], "/nonexistent: No such file", id="no such file"),
         pytest.param(["unseal", "--genesis", "00", "-"], "--genesis: got '00'", id="a short genesis"),
-        pytest.param(["unseal", "--timeout", "3", "status"], "options stand before", id="options in the middle"),
+        pytest.param(["unseal", "--timeout", "3", "status"], "options go before", id="options in the middle"),
     ],
 )
 def test_usage(arguments: list[str], said: str) -> None:
@@ -166,7 +166,7 @@ def test_usage(arguments: list[str], said: str) -> None:
 
 
 def test_genesis_as_it_stands_on_the_card() -> None:
-    """In groups, in capitals or in one piece it is the same; anything else is refused."""
+    """A genesis in groups, in capitals or in one piece is the same; anything else is refused."""
     groups = " ".join(FINGERPRINT[at : at + 4] for at in range(0, 64, 4))
     assert parse_genesis(groups) == parse_genesis(FINGERPRINT.upper()) == GENESIS
     assert parse_genesis(None) is None

@@ -1,4 +1,4 @@
-"""Share cards: what a custodian reads on them, and what is read back from them."""
+"""Share cards: what a custodian reads on them, and what pilot reads back from them."""
 
 import re
 
@@ -13,7 +13,7 @@ SHARES = split(bytes(32), 2, 3)
 
 
 def test_card_holds_what_a_custodian_needs() -> None:
-    """Number, threshold, genesis, cluster, date, every word with its number, and what to do."""
+    """A card has number, threshold, genesis, cluster, date, each word with its number, and what to do."""
     text = make_cards(SHARES)[1].format()
     for part in (
         "custodian           2 of 3",
@@ -31,14 +31,14 @@ def test_card_holds_what_a_custodian_needs() -> None:
 
 
 def test_words_are_read_back_from_a_card() -> None:
-    """The words of a card's text are the words that went in."""
+    """The words read from a card's text are the words that were put on it."""
     for card, share in zip(make_cards(SHARES), SHARES, strict=True):
         assert read_words(card.format()) == share
         assert share not in repr(card)
 
 
 def test_genesis_is_read_back_from_a_card() -> None:
-    """The fingerprint of a card's text is the one that went in, and a text without one is named."""
+    """The fingerprint read from a card's text is the one put on it, and a text without one is refused by name."""
     text = make_cards(SHARES)[0].format()
     assert is_card(text)
     assert not is_card(SHARES[0])
@@ -50,6 +50,6 @@ def test_genesis_is_read_back_from_a_card() -> None:
 
 @pytest.mark.parametrize("text", ["", "hello\n", "recovery words\n\n", "recovery words\n 1 academic\n\n"])
 def test_what_is_no_card_is_refused(text: str) -> None:
-    """A text without 33 words is no card."""
+    """A text without 33 words is not a card."""
     with pytest.raises(WordsError):
         read_words(text)

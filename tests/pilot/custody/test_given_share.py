@@ -1,4 +1,4 @@
-"""Shares that are given: a card or its words, from a file or standard input, and never on the command line."""
+"""Shares that are given: a card or its words, from a file or standard input, never on the command line."""
 
 import io
 from datetime import date
@@ -45,14 +45,14 @@ def read(text: str | bytes, tmp_path: Path, *, by_file: bool) -> GivenShare:
     ],
 )
 def test_share_is_read(text: str, genesis: bytes | None, by_file: bool, tmp_path: Path) -> None:
-    """A card gives words and fingerprint, words alone only themselves; neither shows in a repr."""
+    """A card gives words and fingerprint, words alone give only themselves; neither shows in a repr."""
     given = read(text, tmp_path, by_file=by_file)
     assert (given.share.words, given.genesis) == (SHARES[1], genesis)
     assert SHARES[1].split()[0] not in repr(given)
 
 
 def test_nothing_given_means_ask() -> None:
-    """Without an argument somebody is asked."""
+    """Without an argument no share is read, and the custodian is asked."""
     assert read_given_share([], io.BytesIO()) is None
 
 
@@ -67,10 +67,10 @@ def test_nothing_given_means_ask() -> None:
     ],
 )
 def test_words_on_the_command_line_are_refused(arguments: list[str]) -> None:
-    """They are in the history already; at least they are not repeated."""
+    """Words on the command line are refused and not repeated; the shell's history already has them."""
     with pytest.raises(UsageError, match="shell's history") as caught:
         read_given_share(arguments, io.BytesIO(SHARES[0].encode()))
-    # Pairs: single words of the random share may be words of the message as well.
+    # Pairs: a single word of the random share may also be a word of the message.
     words = SHARES[0].split()
     assert not any(" ".join(words[at : at + 2]) in str(caught.value) for at in range(len(words) - 1))
     assert "hunter2" not in str(caught.value)
@@ -83,13 +83,13 @@ def test_words_on_the_command_line_are_refused(arguments: list[str]) -> None:
         pytest.param(SHARES[1] + " academic", "got 34 words", id="a word too many"),
         pytest.param("hunter2 " + SHARES[1], "word 1 is not in the list", id="no word"),
         pytest.param(swap_words(SHARES[1]), "checksum", id="two words swapped"),
-        pytest.param(b"\xff" + SHARES[1].encode(), "is no share card, and no words", id="binary"),
-        pytest.param(CARD.replace("recovery words", "words"), "no share card", id="a card without words"),
+        pytest.param(b"\xff" + SHARES[1].encode(), "is neither a share card nor words", id="binary"),
+        pytest.param(CARD.replace("recovery words", "words"), "not a share card", id="a card without words"),
         pytest.param(CARD.replace("0001 0203", "0001 xxxx"), "no genesis", id="a card without its fingerprint"),
     ],
 )
 def test_what_is_no_share_is_refused(text: str | bytes, said: str, tmp_path: Path) -> None:
-    """The file and the fault are named, and no word of it."""
+    """The error names the file and the fault, and no word of it."""
     with pytest.raises(UsageError, match=said) as caught:
         read(text, tmp_path, by_file=True)
     assert str(tmp_path / "card") in str(caught.value)
@@ -98,6 +98,6 @@ def test_what_is_no_share_is_refused(text: str | bytes, said: str, tmp_path: Pat
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    """It is named."""
+    """The error for a missing file names it."""
     with pytest.raises(UsageError, match="No such file"):
         read_given_share([f"@{tmp_path / 'none'}"], io.BytesIO())

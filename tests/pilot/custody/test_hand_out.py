@@ -23,7 +23,7 @@ CHECK = ShareCheck([hash_share(encode_share(share)) for share in SHARES], thresh
 
 
 def test_share_check() -> None:
-    """Shares of this attempt pass; mistyped ones and good ones of another attempt do not."""
+    """Shares of this attempt pass; mistyped ones and valid ones of another attempt do not."""
     assert [CHECK.check(share.upper()).number for share in SHARES] == [1, 2, 3]
     with pytest.raises(WordsError, match="not one of this attempt"):
         CHECK.check(split(bytes(32), 2, 3)[0])
@@ -37,7 +37,7 @@ def test_share_check() -> None:
 
 
 def test_files_are_private_and_new(tmp_path: Path) -> None:
-    """One file for each custodian, mode 0600 whatever the umask, in a directory of mode 0700."""
+    """Each custodian gets one file, mode 0600 whatever the umask, in a directory of mode 0700."""
     before = os.umask(0o277)
     try:
         custodians = FileCustodians(tmp_path / "shares")
@@ -54,7 +54,7 @@ def test_files_are_private_and_new(tmp_path: Path) -> None:
 
 
 def test_files_are_on_the_disk_before_anything_depends_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each card is synced, and behind them the directory, without which a power cut could take their names."""
+    """Each card is synced, then the directory, without which a power cut could lose the names."""
     synced: list[bool] = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(stat.S_ISDIR(os.fstat(fd).st_mode)))
     FileCustodians(tmp_path).hand_out(make_cards(SHARES))
@@ -62,7 +62,7 @@ def test_files_are_on_the_disk_before_anything_depends_on_them(tmp_path: Path, m
 
 
 def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
-    """Nothing is written beside other files, nor where no directory can be."""
+    """Nothing is written beside other files, or where no directory can be created."""
     (tmp_path / "x").touch()
     with pytest.raises(UsageError, match="is not empty"):
         FileCustodians(tmp_path).prepare()
@@ -73,7 +73,7 @@ def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_lies_there_is_set_aside_and_kept(tmp_path: Path) -> None:
-    """Each time in a new folder, once there are new shares; it comes back when those are void."""
+    """Existing files go to a new folder each time, once there are new shares, and return when those are void."""
     (tmp_path / "custodian-1.txt").write_text("first")
     before = load_files(tmp_path)
     for hands_out in (False, True):
@@ -93,7 +93,7 @@ def test_what_lies_there_is_set_aside_and_kept(tmp_path: Path) -> None:
 
 
 def test_what_was_set_aside_replaces_no_file_that_came_meanwhile(tmp_path: Path) -> None:
-    """It stays aside then."""
+    """A file that was set aside stays there when a new file has taken its name."""
     (tmp_path / "custodian-1.txt").write_text("first")
     custodians = FileCustodians(tmp_path, set_aside=True)
     custodians.prepare()
@@ -111,7 +111,7 @@ def load_files(folder: Path) -> dict[str, str]:
 
 
 def test_a_file_that_came_meanwhile_is_not_written_over(tmp_path: Path) -> None:
-    """A file or link of the same name stops the hand-out, and stays; what was written before goes."""
+    """A file or link of the same name stops the hand-out and stays; files written before are removed."""
     custodians = FileCustodians(tmp_path)
     custodians.prepare()
     (tmp_path / "custodian-2.txt").symlink_to(tmp_path / "elsewhere")
@@ -136,7 +136,7 @@ def test_a_changed_file_fails_the_proof(tmp_path: Path) -> None:
 
 
 def test_hidden_answers_are_not_shown() -> None:
-    """While a hidden question waits there is no echo, and afterwards there is again."""
+    """While a hidden question waits there is no echo; afterwards there is again."""
     person = Person()
     person.act(("value: ", "hunter2"), ("name: ", "visible"))
     assert person.terminal.ask_hidden("value: ") == "hunter2"
@@ -148,7 +148,7 @@ def test_hidden_answers_are_not_shown() -> None:
 
 
 def test_without_a_terminal_nobody_is_asked() -> None:
-    """A pipe is no terminal."""
+    """When standard input is a pipe, nobody is asked."""
     read_end, write_end = os.pipe()
     with (
         os.fdopen(read_end) as source,
@@ -166,7 +166,7 @@ def test_custodians_at_a_screen() -> None:
     enter = [
         line
         for number in (1, 2, 3)
-        for line in ((f"custodian {number} of 3: press Enter", ""), ("press Enter when every word", ""))
+        for line in ((f"custodian {number} of 3: press Enter", ""), ("press Enter once every word", ""))
     ]
     person.act(
         *enter,

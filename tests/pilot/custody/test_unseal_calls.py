@@ -39,7 +39,7 @@ def submit(recovery: Recovery, words: str = SHARES[0]) -> Any:
 
 @pytest.mark.parametrize("nexus_id", [None, NEXUS_ID], ids=["any nexus of ours", "exactly this one"])
 def test_share_arrives_sealed(nexus: PlayedNexus, connection: Connection, nexus_id: str | None) -> None:
-    """The nexus opens what was sealed to its statement; nothing of the words is in the request."""
+    """The nexus opens what was sealed to its statement; the request contains nothing of the words."""
     answer = submit(open_recovery(connection, nexus_id))
     assert (answer.number, answer.submitted, answer.needed) == (1, 1, 2)
     assert nexus.shares == [SHARES[0]]
@@ -48,7 +48,7 @@ def test_share_arrives_sealed(nexus: PlayedNexus, connection: Connection, nexus_
 
 
 def test_each_share_has_a_key_of_its_own(nexus: PlayedNexus, connection: Connection) -> None:
-    """Statements, nonces and sealed forms differ, for the same words as well."""
+    """Statements, nonces and sealed forms differ, even for the same words."""
     recovery = open_recovery(connection)
     submit(recovery)
     with pytest.raises(WrongStateError, match="submitted before"):
@@ -59,7 +59,7 @@ def test_each_share_has_a_key_of_its_own(nexus: PlayedNexus, connection: Connect
 
 
 def test_share_of_another_key_is_the_nexuss_to_refuse(connection: Connection) -> None:
-    """What the nexus says comes as the SDK's error."""
+    """When the nexus refuses a share, its answer comes as the SDK's error."""
     with pytest.raises(InvalidArgumentError, match="no share of this cluster"):
         submit(open_recovery(connection), split(bytes(32), 3, 3)[0])
 
@@ -69,7 +69,7 @@ def flip(value: bytes) -> bytes:
 
 
 def own_statement(ca: Authority, svid_path: str, **changes: Any) -> Any:
-    """Return a bend that puts a statement in place that was signed by another SVID, or says something else."""
+    """Return a bend that substitutes a statement signed by another SVID, or with other contents."""
     svid = ca.issue(svid_path, dns="nexus.shardhold")
 
     def bend(answer: Any) -> None:
@@ -111,7 +111,7 @@ OTHER_AUDIENCE = {"audience": f"spiffe://example.test{CUSTODIAN_PATH}a"}
 def test_nothing_is_sealed_for_another_statement(
     nexus: PlayedNexus, connection: Connection, ca: Authority, path: str, changes: dict[str, Any], said: str
 ) -> None:
-    """Who is no nexus of this trust domain, or states something else than was asked, gets no share."""
+    """A server that is not a nexus of this trust domain, or states other than what was asked, gets no share."""
     nexus.bend = own_statement(ca, path, **changes)
     with pytest.raises(StatementError, match=said):
         submit(open_recovery(connection))
@@ -119,7 +119,7 @@ def test_nothing_is_sealed_for_another_statement(
 
 
 def test_nothing_is_sealed_for_another_authority(nexus: PlayedNexus, connection: Connection) -> None:
-    """A nexus's SPIFFE ID under an authority that is not ours is nobody's."""
+    """A nexus's SPIFFE ID that another authority issued gets no share."""
     nexus.bend = own_statement(Authority("example.test"), NEXUS_PATH)
     with pytest.raises(StatementError, match="chain does not verify"):
         submit(open_recovery(connection))
@@ -130,14 +130,14 @@ def test_nothing_is_sealed_for_another_authority(nexus: PlayedNexus, connection:
 
 
 def test_exactly_the_named_nexus_gets_it(nexus: PlayedNexus, connection: Connection) -> None:
-    """With --nexus-id another nexus of the same trust domain is refused."""
+    """With --nexus-id, any other nexus of the same trust domain is refused."""
     with pytest.raises(StatementError, match="want exactly"):
         submit(open_recovery(connection, NEXUS_ID + "2"))
     assert not nexus.find(SubmitShareRequest)
 
 
 def test_a_nexus_elsewhere_in_the_trust_domain_is_named(ca: Authority, svid_dir: Path) -> None:
-    """A nexus under another path than the default gets a share only when it is named."""
+    """A nexus outside the default path gets a share only when it is named."""
     nexus = PlayedNexus(ca, path="/prod/secrets/nexus-1")
     try:
         with Connection(Settings(address=nexus.address, svid_dir=svid_dir)) as connection:
@@ -150,7 +150,7 @@ def test_a_nexus_elsewhere_in_the_trust_domain_is_named(ca: Authority, svid_dir:
 
 @pytest.mark.parametrize("part", ["statement", "signature"])
 def test_one_flipped_bit_is_refused(nexus: PlayedNexus, connection: Connection, part: str) -> None:
-    """A changed statement or signature is none."""
+    """A statement with one flipped bit in it or in its signature is refused."""
 
     def bend(answer: Any) -> None:
         setattr(answer, part, flip(getattr(answer, part)))

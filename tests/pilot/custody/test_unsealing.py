@@ -1,4 +1,4 @@
-"""Leading a custodian through: the genesis first, then the session, then the words; and what happens when one fails."""
+"""Guiding a custodian: the genesis first, then the session, then the words; and what happens when a step fails."""
 
 import os
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ WORDS = "0 of 33 words: "
 
 @dataclass
 class FakeRecovery:
-    """Does what a nexus promises of an unseal; `at` has what happens when a call arrives."""
+    """Does what a nexus promises for an unseal; `at` says what happens when a call arrives."""
 
     state: str = "sealed"
     genesis: bytes = GENESIS
@@ -88,7 +88,7 @@ class FakeRecovery:
 
 @pytest.fixture
 def nobody() -> Iterator[Terminal]:
-    """What is there instead of a terminal in automation."""
+    """Return what automation has instead of a terminal."""
     read_end, write_end = os.pipe()
     with os.fdopen(read_end) as source, os.fdopen(write_end, "w") as screen:
         yield Terminal(source, screen)
@@ -99,13 +99,13 @@ def give(share: str, genesis: bytes | None = GENESIS) -> GivenShare:
 
 
 def test_one_custodian_at_a_terminal() -> None:
-    """The fingerprint is shown as the card has it and confirmed, a session opened, and the words taken hidden."""
+    """The fingerprint is shown as on the card and confirmed, a session opened, and the words taken hidden."""
     person, recovery, said = Person(), FakeRecovery(), list[str]()
     person.act((COMPARE, "YES"), (WORDS, SHARES[1]))
     accepted = Unsealing(recovery, terminal=person.terminal, say=said.append).run(None, genesis=None, starts=True)
     assert (accepted.number, accepted.submitted, accepted.needed, accepted.ready) == (2, 1, 2, False)
     assert recovery.calls == ["progress", "start", "submit"]
-    assert said == ["0 of 2 shares are there; the session ends within 15 minutes"]
+    assert said == ["0 of 2 shares submitted; the session ends within 15 minutes"]
     seen = person.leave()
     assert "0001 0203 0405 0607 0809 0a0b 0c0d 0e0f\r\n    1011 1213" in seen
     assert CLUSTER_ID.hex() in seen
@@ -119,12 +119,12 @@ def test_second_custodian_joins() -> None:
     accepted = Unsealing(recovery, terminal=person.terminal, say=said.append).run(None, genesis=None, starts=True)
     assert accepted.ready
     assert recovery.calls == ["progress", "submit"]
-    assert said == ["1 of 2 shares are there; the session ends within 15 minutes"]
+    assert said == ["1 of 2 shares submitted; the session ends within 15 minutes"]
     person.leave()
 
 
 def test_a_share_that_the_nexus_refuses_is_asked_for_again() -> None:
-    """A good share of another cluster is refused by the nexus; the custodian tries again, in the same session."""
+    """When the nexus refuses a share of another cluster, the custodian tries again in the same session."""
     person, recovery = Person(), FakeRecovery()
     person.act((COMPARE, "yes"), (WORDS, FOREIGN), ("not accepted: these words are no share", ""), (WORDS, SHARES[0]))
     accepted = Unsealing(recovery, terminal=person.terminal, say=print).run(None, genesis=None, starts=True)
@@ -135,12 +135,12 @@ def test_a_share_that_the_nexus_refuses_is_asked_for_again() -> None:
 
 @pytest.mark.parametrize("answer", ["no", "", "y", "yes!"])
 def test_a_genesis_that_is_not_confirmed_ends_it(answer: str) -> None:
-    """Nothing but yes goes on: no session is opened and no word asked for."""
+    """Any answer but yes ends it: no session is opened and no word asked for."""
     person, recovery = Person(), FakeRecovery()
     person.act((COMPARE, answer))
     with pytest.raises(PilotError, match="not confirmed; nothing was submitted") as caught:
         Unsealing(recovery, terminal=person.terminal, say=print).run(None, genesis=None, starts=True)
-    assert "another database" in caught.value.hints[0]
+    assert "someone replaced the database" in caught.value.hints[0]
     assert recovery.calls == ["progress"]
     assert "words" not in person.leave()
 
@@ -155,7 +155,7 @@ def test_a_genesis_that_is_not_confirmed_ends_it(answer: str) -> None:
     ],
 )
 def test_another_genesis_ends_it(given: GivenShare, genesis: bytes | None, nobody: Terminal) -> None:
-    """A fingerprint that differs from the card's or the one named ends it before anything is opened or submitted."""
+    """A fingerprint that differs from the card's or the given one ends it before anything is opened or submitted."""
     recovery = FakeRecovery()
     with pytest.raises(PilotError, match="the genesis of this nexus is 0001 0203 .* nothing was submitted"):
         Unsealing(recovery, terminal=nobody, say=print).run(given, genesis=genesis, starts=True)
@@ -171,7 +171,7 @@ def test_another_genesis_ends_it(given: GivenShare, genesis: bytes | None, nobod
     ],
 )
 def test_automation_needs_nobody(given: GivenShare, genesis: bytes | None, nobody: Terminal) -> None:
-    """With a fingerprint to compare nobody is asked."""
+    """When pilot has a fingerprint to compare, nobody is asked."""
     said: list[str] = []
     accepted = Unsealing(FakeRecovery(), terminal=nobody, say=said.append).run(given, genesis=genesis, starts=True)
     assert accepted.number == 1
@@ -188,7 +188,7 @@ def test_automation_needs_nobody(given: GivenShare, genesis: bytes | None, nobod
 def test_without_a_terminal_somebody_is_missing(
     given: GivenShare | None, hint: str, calls: list[str], nobody: Terminal
 ) -> None:
-    """Where a person has to look or type, and there is none, the option that stands in is named."""
+    """Where a person must look or type but there is no terminal, the error names the option to use instead."""
     recovery = FakeRecovery()
     with pytest.raises(UsageError, match="no terminal") as caught:
         Unsealing(recovery, terminal=nobody, say=print).run(given, genesis=None, starts=True)
@@ -198,15 +198,15 @@ def test_without_a_terminal_somebody_is_missing(
 
 @pytest.mark.parametrize("is_open", [False, True], ids=["opened", "joined"])
 def test_a_session_of_another_genesis_than_was_compared_gets_nothing(is_open: bool, nobody: Terminal) -> None:
-    """Whoever writes the database may have swapped its rows between the comparison and the session."""
+    """A session whose genesis is not the compared one gets no share: the rows may have been swapped meanwhile."""
     recovery = FakeRecovery(session_genesis=bytes(32), is_open=is_open)
-    with pytest.raises(PilotError, match=r"session is of genesis 0000 0000 .* nothing was submitted"):
+    with pytest.raises(PilotError, match=r"session has genesis 0000 0000 .* nothing was submitted"):
         Unsealing(recovery, terminal=nobody, say=print).run(give(SHARES[0]), genesis=None, starts=True)
     assert "submit" not in recovery.calls
 
 
 def test_a_nexus_without_a_genesis_gets_nothing(nobody: Terminal) -> None:
-    """An empty fingerprint is nothing that could be compared."""
+    """An empty fingerprint cannot be compared, so nothing is submitted."""
     with pytest.raises(PilotError, match="names no genesis"):
         Unsealing(FakeRecovery(genesis=b""), terminal=nobody, say=print).run(give(SHARES[0]), genesis=None, starts=True)
 
@@ -273,7 +273,7 @@ def test_a_nexus_without_a_genesis_gets_nothing(nobody: Terminal) -> None:
 def test_when_a_step_fails(
     recovery: FakeRecovery, starts: bool, error: type[Exception], said: str, nobody: Terminal
 ) -> None:
-    """The error says what is true, and nothing is repeated behind the custodian's back."""
+    """The error says what is true, and pilot repeats nothing by itself."""
     with pytest.raises(error, match=said):
         Unsealing(recovery, terminal=nobody, say=print).run(give(SHARES[0]), genesis=None, starts=starts)
     assert recovery.calls.count("submit") <= 1
@@ -281,7 +281,7 @@ def test_when_a_step_fails(
 
 
 def test_when_the_answer_is_lost_it_says_where_to_look(nobody: Terminal) -> None:
-    """A share without an answer may have arrived: the hint says how one sees it."""
+    """A share whose answer is lost may have arrived: the hint says how to see whether it did."""
     recovery = FakeRecovery(is_open=True, at={"submit": UnavailableError("gone")})
     with pytest.raises(PilotError) as caught:
         Unsealing(recovery, terminal=nobody, say=print).run(give(SHARES[0]), genesis=None, starts=True)
@@ -290,7 +290,7 @@ def test_when_the_answer_is_lost_it_says_where_to_look(nobody: Terminal) -> None
 
 
 def test_two_custodians_start_at_once(nobody: Terminal) -> None:
-    """Who comes second finds the session that the other opened meanwhile."""
+    """The second of two custodians who start at once joins the session that the first opened."""
 
     class Overtaken(FakeRecovery):
         def start(self) -> UnsealSession:
@@ -308,6 +308,6 @@ def test_two_custodians_start_at_once(nobody: Terminal) -> None:
     ("seconds", "left"), [(900, "15 minutes"), (61, "2 minutes"), (60, "a minute"), (1, "a minute"), (0, "a minute")]
 )
 def test_time_left_is_rounded_up(seconds: int, left: str) -> None:
-    """It is a limit, in minutes."""
+    """The time left is shown as a limit, in whole minutes rounded up."""
     session = UnsealSession(expires_in=Duration(seconds=seconds), submitted=1, needed=3)
-    assert describe_session(session) == f"1 of 3 shares are there; the session ends within {left}"
+    assert describe_session(session) == f"1 of 3 shares submitted; the session ends within {left}"

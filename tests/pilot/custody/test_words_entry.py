@@ -1,4 +1,4 @@
-"""Entering words: each checked as it is typed, nothing shown, and every slip said by its position."""
+"""Entering words: each is checked as it is typed, none is shown, and every mistake is reported by its position."""
 
 from itertools import pairwise
 
@@ -38,7 +38,7 @@ def type_into(entry: WordsEntry, keys: str) -> list[str]:
     ],
 )
 def test_words_are_taken(keys: str) -> None:
-    """However the words of a share are typed, they are that share."""
+    """Any accepted way of typing the words of a share gives that share."""
     entry = WordsEntry()
     said = type_into(entry, keys)
     assert entry.share is not None
@@ -47,7 +47,7 @@ def test_words_are_taken(keys: str) -> None:
 
 
 def test_a_wrong_word_is_said_at_once() -> None:
-    """The word that is not in the list is named by its position, and only it is typed again."""
+    """A word that is not in the list is reported by its position, and only that word is typed again."""
     entry = WordsEntry()
     assert not type_into(entry, " ".join(TYPED[:6]) + " ")
     assert type_into(entry, "aca ") == ["word 7 is not in the list: type it again"]
@@ -58,7 +58,7 @@ def test_a_wrong_word_is_said_at_once() -> None:
 
 
 def test_a_wrong_checksum_begins_again() -> None:
-    """Two words swapped are found when the last is there; then the right ones are taken."""
+    """Two swapped words are found after the last word; then the right ones are accepted."""
     entry = WordsEntry()
     (said,) = type_into(entry, swap_words(SHARE) + "\n")
     assert said.startswith("the checksum does not fit")
@@ -71,7 +71,7 @@ def test_a_wrong_checksum_begins_again() -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.text(st.sampled_from("acdemi \n\x7f\x15\x1b[~O1é"), max_size=200))
 def test_no_keys_break_it(keys: str) -> None:
-    """Whatever is pressed, the count stays within its bounds, and nothing that was typed is said."""
+    """Whatever is pressed, the count stays within its bounds, and nothing that was typed is shown."""
     entry = WordsEntry()
     for said in type_into(entry, keys):
         assert "is not in the list" in said or "checksum" in said
@@ -79,7 +79,7 @@ def test_no_keys_break_it(keys: str) -> None:
 
 
 def test_a_person_at_the_prompt() -> None:
-    """Nothing typed is shown but the number of words, and a complaint comes while typing, before the other words."""
+    """Only the number of words is shown, and a complaint appears at once, before the next words."""
     person = Person()
     person.act(
         ("0 of 33 words: ", "zzzz"),
@@ -95,7 +95,7 @@ def test_a_person_at_the_prompt() -> None:
 
 
 def test_what_is_typed_too_much_answers_no_other_question() -> None:
-    """What stands behind the last word is thrown away with the line."""
+    """Anything typed after the last word is discarded with the line, and answers no later question."""
     person = Person()
     person.act(("0 of 33 words: ", SHARE + " yes yes"), ("sure? ", "no"))
     ask_words(person.terminal, "Enter the words.")
@@ -104,7 +104,7 @@ def test_what_is_typed_too_much_answers_no_other_question() -> None:
 
 
 def test_the_end_of_input_ends_it() -> None:
-    """Ctrl-D, like a terminal that goes away, is the end; there is an echo again."""
+    """Ctrl-D and a terminal that goes away end the input, and the echo is on again."""
     person = Person()
     person.act(("0 of 33 words: ", "academic \x04"))
     with pytest.raises(EOFError):

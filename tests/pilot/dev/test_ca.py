@@ -15,7 +15,7 @@ CA = DevelopmentCA("example.org")
 
 
 def test_svid_is_shaped_like_spires() -> None:
-    """P-256, one URI SAN, one DNS SAN, digitalSignature only, both purposes, no CA, valid since a little ago."""
+    """An SVID is P-256, one URI SAN, one DNS SAN, only digitalSignature, both purposes, no CA, a little backdated."""
     before = datetime.now(UTC)
     svid = CA.issue("/shardhold/nexus/a", dns="nexus.shardhold", lifetime=timedelta(minutes=5))
     leaf = svid.leaf()
@@ -40,7 +40,7 @@ def test_svid_is_shaped_like_spires() -> None:
 
 
 def test_workload_has_no_dns_name() -> None:
-    """A workload's SVID passes for no server: it has no DNS SAN and no common name to match."""
+    """A workload's SVID cannot pass for a server's: it has no DNS SAN and no common name to match."""
     leaf = CA.issue("/team/app").leaf()
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == []
@@ -83,7 +83,7 @@ def test_bundle_is_the_authority() -> None:
     ],
 )
 def test_bad_path(path: str) -> None:
-    """A path that is no SPIFFE path is refused and named."""
+    """A path that is not a SPIFFE path is refused and named."""
     with pytest.raises(ConfigError, match="SPIFFE path"):
         CA.issue(path)
 
@@ -95,14 +95,14 @@ def test_bad_trust_domain() -> None:
 
 
 def test_shortest_lifetime() -> None:
-    """Five seconds is the shortest lifetime; less is refused by name."""
+    """Five seconds is the shortest lifetime; a shorter one is refused by name."""
     CA.issue("/team/app", lifetime=timedelta(seconds=5))
     with pytest.raises(ConfigError, match=r"lifetime of SVIDs: got 4 s, want at least 5 s"):
         CA.issue("/team/app", lifetime=timedelta(seconds=4))
 
 
 def test_repr_has_no_key() -> None:
-    """Neither the authority nor an SVID shows key material."""
+    """The repr of an authority or an SVID shows no key material."""
     svid = CA.issue("/team/app")
     assert "PRIVATE" not in repr(svid)
     assert repr(CA) == "DevelopmentCA('example.org')"

@@ -34,14 +34,14 @@ def test_a_directory_that_holds_anything_else_is_refused(tmp_path: Path, make: o
 
 
 def test_a_file_in_the_way_is_an_error_and_no_traceback(tmp_path: Path) -> None:
-    """A DIR that is a file is named with what the system says."""
+    """A DIR that is a file is named together with the system's message."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(DevError, match="cannot be used: File exists"):
         DevCluster.create(DevDirectory(tmp_path / "file"), Plan())
 
 
 def test_a_new_directory_says_what_it_is_for(tmp_path: Path) -> None:
-    """The marker's name and text say it, and only the owner may look in."""
+    """The marker's name and text say what a new directory is for, and only the owner may look into it."""
     directory = DevDirectory(tmp_path / "new")
     DevCluster.create(directory, Plan())
     assert "Never keep a real secret in it" in (directory.root / MARKER).read_text()
@@ -49,7 +49,7 @@ def test_a_new_directory_says_what_it_is_for(tmp_path: Path) -> None:
 
 
 def test_a_first_start_that_was_cut_off_can_be_repeated(tmp_path: Path) -> None:
-    """A marked directory without state is taken."""
+    """A marked directory without state is accepted for a new cluster."""
     directory = DevDirectory(tmp_path / "new")
     directory.claim()
     assert not directory.exists
@@ -69,7 +69,7 @@ def test_ports_are_chosen_once(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_not_chosen() -> None:
-    """A port is free until somebody listens on it."""
+    """A port is free until a server listens on it."""
     (port,) = choose_ports(1)
     assert is_free(port)
     with socket.create_server(("127.0.0.1", port)):
@@ -79,7 +79,7 @@ def test_a_taken_port_is_not_chosen() -> None:
 
 @pytest.mark.parametrize("name", [pytest.param("deep" * 20, id="too long"), pytest.param("50% #?", id="read as URI")])
 def test_sockets_move_out_of_an_unusable_directory(tmp_path: Path, name: str) -> None:
-    """Where a socket's path would be too long for the kernel or misread, a short private folder holds them."""
+    """Where a socket's path would be too long for the kernel or misread, sockets go to a short private folder."""
     directory = DevDirectory(tmp_path / name)
     directory.claim()
     sockets = directory.make_sockets()
@@ -91,7 +91,7 @@ def test_sockets_move_out_of_an_unusable_directory(tmp_path: Path, name: str) ->
 
 
 def test_sockets_stay_in_a_short_directory() -> None:
-    """Where it is short enough the folder is inside, private, and stays when its sockets are gone."""
+    """Where paths are short enough the sockets' folder is inside, private, and stays when its sockets are gone."""
     with tempfile.TemporaryDirectory() as folder:
         directory = DevDirectory(Path(folder) / "dev")
         directory.claim()
@@ -128,7 +128,7 @@ def test_configurations_are_toml_and_say_what_they_are_for(tmp_path: Path, name:
     ],
 )
 def test_a_workload_is_named_by_path_or_id(text: str, path: str) -> None:
-    """All forms mean the same identity."""
+    """A path and a whole SPIFFE ID name the same identity."""
     assert parse_workload(text) == Identity(path=path)
 
 
@@ -146,14 +146,14 @@ def test_a_workload_is_named_by_path_or_id(text: str, path: str) -> None:
     ],
 )
 def test_what_is_no_workload_is_refused(text: str) -> None:
-    """Malformed paths, other trust domains and servers are usage errors."""
+    """Malformed paths, other trust domains and servers' identities are usage errors."""
     with pytest.raises(DevError) as caught:
         parse_workload(text)
     assert caught.value.exit_code == 2
 
 
 def test_two_identities_never_share_a_socket() -> None:
-    """Names fit the limit, also for the longest paths, and tell /a/app from /b/app."""
+    """Socket names fit the limit, even for the longest paths, and tell /a/app from /b/app."""
     paths = [
         "/a/app",
         "/b/app",
@@ -170,7 +170,7 @@ def test_two_identities_never_share_a_socket() -> None:
 
 
 def test_identities_are_added_once(tmp_path: Path) -> None:
-    """The list keeps what it has, and a known identity leaves the file as it is."""
+    """The list keeps what it has, and adding a known identity leaves the file unchanged."""
     directory = DevDirectory(tmp_path)
     add_identities(directory, Identity(path="/a"), Identity(path="/b"))
     before = directory.identities.stat().st_ino

@@ -1,4 +1,4 @@
-"""Processes known by pid and start time."""
+"""Processes identified by pid and start time."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ STUBBORN = [
 
 @pytest.fixture
 def processes() -> Iterator[Processes]:
-    """Processes that end with the test."""
+    """Return processes that end with the test."""
     processes = Processes()
     yield processes
     for record in processes.started:
@@ -31,7 +31,7 @@ def processes() -> Iterator[Processes]:
 
 
 def start(processes: Processes, folder: Path, command: list[str] = SLEEPER) -> ProcessRecord:
-    """Start a command that says "up" and wait for it."""
+    """Start a command that says "up" and wait for that."""
     log = folder / "log"
     record = processes.start(command, log=log, environ=os.environ, directory=folder)
     assert wait_until(lambda: "up" in log.read_text(), timeout=20)
@@ -49,7 +49,7 @@ def test_a_started_process_is_alive_until_it_is_killed(processes: Processes, tmp
 
 
 def test_a_reused_pid_is_never_killed(processes: Processes, tmp_path: Path) -> None:
-    """A record whose start time is not the process's stands for a process that is gone."""
+    """A record whose start time is not the process's stands for a process that is gone, so nothing is killed."""
     record = start(processes, tmp_path)
     older = msgspec.structs.replace(record, started=record.started[:-1] + str((int(record.started[-1]) + 1) % 10))
     assert not processes.is_alive(older)
@@ -59,14 +59,14 @@ def test_a_reused_pid_is_never_killed(processes: Processes, tmp_path: Path) -> N
 
 
 def test_another_command_finds_the_process_again(processes: Processes, tmp_path: Path) -> None:
-    """Nothing but the record is needed to end a process that somebody else started."""
+    """The record alone is enough to end a process that another command started."""
     record = start(processes, tmp_path)
     assert not Processes().stop(record, grace=20)
     assert not processes.is_alive(record)
 
 
 def test_a_process_survives_the_session_of_its_starter(tmp_path: Path) -> None:
-    """What a command starts is in a session of its own and runs on after the command ended."""
+    """A process runs in a session of its own and goes on after the command that started it has ended."""
     script = (
         "import os, msgspec; from pathlib import Path; from pilot.dev.processes import Processes\n"
         f"record = Processes().start({SLEEPER!r}, log=Path('log'), environ=os.environ, directory=Path())\n"
@@ -82,7 +82,7 @@ def test_a_process_survives_the_session_of_its_starter(tmp_path: Path) -> None:
 
 
 def test_who_ignores_sigterm_is_killed(processes: Processes, tmp_path: Path) -> None:
-    """After the grace SIGKILL comes, and stop says so."""
+    """A process that ignores SIGTERM gets SIGKILL after the grace period, and stop reports it."""
     (tmp_path / "other").mkdir()
     stubborn, other = start(processes, tmp_path, STUBBORN), start(processes, tmp_path / "other")
     assert processes.stop(stubborn, other, grace=0.5) == (stubborn,)
@@ -91,8 +91,8 @@ def test_who_ignores_sigterm_is_killed(processes: Processes, tmp_path: Path) -> 
 
 
 def test_a_zombie_is_not_alive(tmp_path: Path) -> None:
-    """A process that ended and that nobody has waited for yet counts as ended."""
+    """A process that has ended and that nobody has waited for yet counts as ended."""
     processes = Processes()
     record = processes.start([sys.executable, "-c", ""], log=tmp_path / "log", environ=os.environ, directory=tmp_path)
-    assert wait_until(lambda: not Processes().is_alive(record), timeout=20)  # somebody else's view: it cannot reap
+    assert wait_until(lambda: not Processes().is_alive(record), timeout=20)  # another command's view: it cannot reap
     assert not processes.is_alive(record)

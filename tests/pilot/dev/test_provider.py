@@ -22,7 +22,7 @@ HEADER = (("workload.spiffe.io", "true"),)
 
 @pytest.fixture
 def provider(tmp_path: Path) -> Iterator[IdentityProvider]:
-    """Provider whose SVIDs rotate when a test says so."""
+    """Return a provider whose SVIDs rotate when a test says so."""
     with IdentityProvider(tmp_path / "sockets", DevelopmentCA("example.org")) as provider:
         yield provider
 
@@ -33,7 +33,7 @@ def _open_stub(socket: Path) -> tuple[grpc.Channel, workload_pb2_grpc.SpiffeWork
 
 
 def test_each_socket_is_one_identity(provider: IdentityProvider) -> None:
-    """Whoever asks on a socket gets the identity of that socket, and its bundle."""
+    """Any client of a socket gets the identity of that socket, and its bundle."""
     for path, dns in (("/shardhold/nexus/a", "nexus.shardhold"), ("/team/app", None)):
         with WorkloadApiClient(f"unix:{provider.add(path, dns)}") as client:
             context = client.fetch_x509_context(timeout=10)
@@ -44,7 +44,7 @@ def test_each_socket_is_one_identity(provider: IdentityProvider) -> None:
 
 
 def test_same_identity_keeps_its_socket(provider: IdentityProvider) -> None:
-    """Adding an identity again gives the socket that it has."""
+    """Adding an identity again returns the socket it already has."""
     assert provider.add("/team/app") == provider.add("/team/app")
     assert provider.add("/team/app") != provider.add("/team/app", "nexus.shardhold")
 
@@ -52,14 +52,14 @@ def test_same_identity_keeps_its_socket(provider: IdentityProvider) -> None:
 def test_socket_can_be_named(provider: IdentityProvider) -> None:
     """A name given for the socket is used, and belongs to one identity only."""
     assert provider.add("/team/app", name="app.sock").name == "app.sock"
-    with pytest.raises(ConfigError, match=r"socket app\.sock: it is another identity's already"):
+    with pytest.raises(ConfigError, match=r"socket app\.sock: already belongs to another identity"):
         provider.add("/team/other", name="app.sock")
     with pytest.raises(ConfigError, match="want a file name"):
         provider.add("/team/other", name="../app.sock")
 
 
 def test_socket_in_a_folder_of_its_own(provider: IdentityProvider) -> None:
-    """The folder is for the owner only; a socket that a killed provider left there is replaced."""
+    """Only the owner can open the folder; a socket that a killed provider left there is replaced."""
     (folder := provider.add("/team/app").parent / "app").mkdir(mode=0o700)
     with socket_module.socket(socket_module.AF_UNIX) as left:
         left.bind(str(folder / "workload.sock"))
@@ -69,14 +69,14 @@ def test_socket_in_a_folder_of_its_own(provider: IdentityProvider) -> None:
     for socket, path in ((folder / "workload.sock", "/team/left"), (other, "/team/other")):
         with WorkloadApiClient(f"unix:{socket}") as client:
             assert str(client.fetch_x509_svid(timeout=10).spiffe_id) == f"spiffe://example.org{path}"
-    with pytest.raises(ConfigError, match="another identity's already"):
+    with pytest.raises(ConfigError, match="already belongs to another identity"):
         provider.add("/team/third", name="workload.sock", folder="app")
     with pytest.raises(ConfigError, match="want a file name"):
         provider.add("/team/third", name="workload.sock", folder="../app")
 
 
 def test_rotation_reaches_every_stream(provider: IdentityProvider) -> None:
-    """All open streams of all identities get each new SVID, more streams than a small pool of threads could hold."""
+    """All open streams of all identities get each new SVID, even more streams than a small thread pool could hold."""
     channel, stub = _open_stub(provider.add("/team/app"))
     other_channel, other_stub = _open_stub(provider.add("/team/other"))
     with channel, other_channel:
@@ -91,7 +91,7 @@ def test_rotation_reaches_every_stream(provider: IdentityProvider) -> None:
 
 
 def test_rotation_at_half_life(tmp_path: Path) -> None:
-    """Without being told, an open stream gets the next SVID before the present one ends."""
+    """An open stream gets the next SVID, unprompted, before the present one ends."""
     with IdentityProvider(tmp_path, DevelopmentCA("example.org"), lifetime=timedelta(seconds=10)) as provider:
         channel, stub = _open_stub(provider.add("/team/app"))
         with channel:
@@ -103,7 +103,7 @@ def test_rotation_at_half_life(tmp_path: Path) -> None:
 
 
 def test_callers_that_leave_free_their_threads(provider: IdentityProvider) -> None:
-    """Many streams one after the other work: each gives its thread back when its caller goes away."""
+    """Many streams in succession work: each gives its thread back when its caller leaves."""
     socket = provider.add("/team/app")
     channel, stub = _open_stub(socket)
     with channel:
@@ -122,7 +122,7 @@ def test_header_is_required(provider: IdentityProvider) -> None:
 
 
 def test_long_path_gets_a_short_socket(provider: IdentityProvider) -> None:
-    """Where the readable name would be too long for a unix socket, a hash of it is the name."""
+    """A readable name that would be too long for a unix socket is replaced by a hash."""
     socket = provider.add("/team/" + "x" * 120)
     assert len(bytes(socket)) <= LONGEST_SOCKET_PATH
     with WorkloadApiClient(f"unix:{socket}") as client:
@@ -130,7 +130,7 @@ def test_long_path_gets_a_short_socket(provider: IdentityProvider) -> None:
 
 
 def test_long_directory_is_named(tmp_path: Path) -> None:
-    """A directory too long for unix sockets is refused with the length it has and the one it may have."""
+    """A directory too long for unix sockets is refused with its length and the limit."""
     with (
         IdentityProvider(tmp_path / ("d" * 100), DevelopmentCA("example.org")) as provider,
         pytest.raises(ConfigError, match=r"the path is \d+ bytes, a unix socket takes at most 107; choose a shorter"),
@@ -139,13 +139,13 @@ def test_long_directory_is_named(tmp_path: Path) -> None:
 
 
 def test_directory_that_no_address_can_name(tmp_path: Path) -> None:
-    """Signs that socket addresses read as something else are refused."""
+    """A directory with characters that socket addresses interpret is refused."""
     with pytest.raises(ConfigError, match="want a path without"):
         IdentityProvider(tmp_path / "a%20b", DevelopmentCA("example.org"))
 
 
 def test_others_cannot_enter(provider: IdentityProvider) -> None:
-    """The directory and the sockets are their owner's alone."""
+    """Only their owner can enter the directory and the sockets."""
     socket = provider.add("/team/app")
     assert socket.parent.stat().st_mode & 0o077 == 0
     assert socket.stat().st_mode & 0o077 == 0

@@ -1,4 +1,4 @@
-"""Output: no binary and nothing that steers a terminal, and the documents that programs read."""
+"""Output: nothing binary and nothing that controls a terminal, and the documents that programs read."""
 
 import io
 import os
@@ -33,19 +33,19 @@ def written_raw(value: bytes, *, terminal: bool, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("value", [b"", b"a", b"a\n", b"\xff\x00", b"\x1b[2J", bytes(range(256))])
 def test_pipes_get_values_as_they_are(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To anything but a terminal a value is written byte for byte, with no newline behind it."""
+    """A value goes to anything but a terminal byte for byte, with no newline added."""
     assert written_raw(value, terminal=False, monkeypatch=monkeypatch) == value
 
 
 @pytest.mark.parametrize(("value", "shown"), [(b"a", b"a\n"), (b"a\n", b"a\n"), ("é\tx".encode(), "é\tx\n".encode())])
 def test_terminals_get_text_with_a_newline(value: bytes, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal text ends with one newline."""
+    """Text on a terminal ends with one newline."""
     assert written_raw(value, terminal=True, monkeypatch=monkeypatch) == shown
 
 
 @pytest.mark.parametrize("value", [b"\xff", b"\x00", b"\x1b[2J", b"a\rb", "\u202e".encode(), b"\x7f"])
 def test_terminals_get_no_binary(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not text, or would steer the terminal, is refused there."""
+    """A value that is not text, or would control the terminal, is refused there."""
     with pytest.raises(PilotError, match="binary"):
         written_raw(value, terminal=True, monkeypatch=monkeypatch)
 
@@ -69,7 +69,7 @@ def test_long_cells_stay_whole_in_pipes(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_table_values() -> None:
-    """Text is shown, binary is counted."""
+    """A table shows text values, and the number of bytes of binary ones."""
     assert show_value(b"hunter2\n") == "hunter2"
     assert show_value(b"\xff\x00") == "<2 bytes>"
     assert show_value(b"\x1b[2J") == "<4 bytes>"
@@ -101,7 +101,7 @@ STATUS_KEYS = [
 
 
 def test_status_document_of_nothing() -> None:
-    """What does not exist yet is null, and every key is there."""
+    """What does not exist yet is null, and every key is present."""
     document = to_document(cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_UNINITIALISED, version="0.1.0"))
     assert list(document) == STATUS_KEYS
     assert document["state"] == "uninitialised"
@@ -112,7 +112,7 @@ def test_status_document_of_nothing() -> None:
 
 
 def test_status_document_of_a_cluster() -> None:
-    """A status has its numbers, bytes as hex, and its keepers."""
+    """A status document has the cluster's numbers, bytes as hex, and its keepers."""
     response = cluster_pb2.GetStatusResponse(
         state=cluster_pb2.STATE_RECOVERING,
         blocked_by=["2 of 3 shards of set 7, generation 3"],
@@ -173,7 +173,7 @@ WAITING = cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_RECOVERING, bloc
 
 
 def test_status_of_an_older_store() -> None:
-    """The newer mark is there as numbers, time and keepers, in the document and for people."""
+    """The newer mark appears with numbers, time and keepers, in the document and for people."""
     document = to_document(BLOCKED)
     made_at = "2026-02-02T02:40:00Z"
     assert document["newer_mark"] == {"timeline": 1, "revision": 42, "made_at": made_at, "keepers": ["k1", "k3"]}
@@ -182,11 +182,11 @@ def test_status_of_an_older_store() -> None:
 
 
 def test_status_of_an_unseal() -> None:
-    """An unseal counts its shares, also when there is none yet."""
+    """An unseal counts its shares, even when there is none yet."""
     document = to_document(SEALED)
     assert document["unseal"] == {"submitted": 0, "needed": 3}
     assert document["newer_mark"] is None
-    assert to_facts(document)["unseal"] == "0 of 3 shares are there"
+    assert to_facts(document)["unseal"] == "0 of 3 shares submitted"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_status_of_an_unseal() -> None:
     [
         pytest.param(BLOCKED, "'pilot accept-older-store --timeline 1 --revision 17'", id="blocked by a mark"),
         pytest.param(SEALED, "custodians bring it back: 'pilot unseal'", id="sealed"),
-        pytest.param(WAITING, "when the keepers that it waits for do not come back", id="too few keepers"),
+        pytest.param(WAITING, "if the keepers that it waits for do not return", id="too few keepers"),
         pytest.param(cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_READY), "", id="ready"),
         pytest.param(
             cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_UNINITIALISED, blocked_by=["never initialised"]),
@@ -204,14 +204,14 @@ def test_status_of_an_unseal() -> None:
     ],
 )
 def test_status_says_what_to_do(response: cluster_pb2.GetStatusResponse, said: str) -> None:
-    """A nexus that does not come back by itself gets one hint, any other none."""
+    """A nexus that does not come back by itself gets one hint, and any other gets none."""
     hints = list_hints(to_document(response))
     assert len(hints) == bool(said)
     assert said in "".join(hints)
 
 
 def test_secret_document() -> None:
-    """Text goes under fields, other bytes under fields_base64, which is there only when needed."""
+    """Text goes under fields, other bytes under fields_base64, which is present only when needed."""
     response = secrets_pb2.GetSecretResponse(
         path="a/b", version=2, incarnation=b"\1" * 16, fields={"t": b"x", "a": b"y"}
     )
@@ -237,7 +237,7 @@ permissions = ["read", "list"]
 
 
 def test_policy_file_round_trip() -> None:
-    """What a file says comes back as the same document."""
+    """The policies of a file come back as the same document."""
     (policy,) = parse_policies(POLICY, origin="f")
     assert policy_document(policy) == {
         "name": "app",
@@ -263,7 +263,7 @@ def test_policy_file_round_trip() -> None:
     ],
 )
 def test_wrong_policy_file_is_named(text: str, named: str) -> None:
-    """File, policy and option are named."""
+    """The error for a wrong policy file names file, policy and option."""
     with pytest.raises(PilotError, match=named):
         parse_policies(text, origin="f")
 

@@ -32,7 +32,7 @@ def never(prompt: str) -> str:
     ],
 )
 def test_sources(arguments: list[str], sources: list[Source]) -> None:
-    """These forms are read."""
+    """Every documented form of a source is read."""
     assert parse_sources(arguments) == sources
 
 
@@ -49,21 +49,21 @@ def test_sources(arguments: list[str], sources: list[Source]) -> None:
         pytest.param(["a=@"], "value 1: a value on the command line", id="file without a name"),
         pytest.param(["@"], "value 1: a value on the command line", id="@ alone"),
         pytest.param(["=@f"], "a field has no name", id="field without a name"),
-        pytest.param(["a=@f", "a=-"], "value 2: its field is that of value 1", id="field twice"),
-        pytest.param(["@f", "value=@g"], "value 2: its field is that of value 1", id="field twice, once unnamed"),
-        pytest.param(["x=@f", "hunter2=-", "hunter2=-"], "value 3: its field is that of value 2", id="value twice"),
-        pytest.param(["a=-", "b=-"], "standard input stands twice", id="standard input twice"),
+        pytest.param(["a=@f", "a=-"], "value 2: names the same field as value 1", id="field twice"),
+        pytest.param(["@f", "value=@g"], "value 2: names the same field as value 1", id="field twice, once unnamed"),
+        pytest.param(["x=@f", "hunter2=-", "hunter2=-"], "value 3: names the same field as value 2", id="value twice"),
+        pytest.param(["a=-", "b=-"], "standard input is given twice", id="standard input twice"),
     ],
 )
 def test_wrong_sources_are_refused(arguments: list[str], named: str) -> None:
-    """What is wrong is named, and what may be a secret is not repeated."""
+    """The error names what is wrong, and does not repeat what may be a secret."""
     with pytest.raises(UsageError, match=named) as caught:
         parse_sources(arguments)
     assert "hunter2" not in " ".join([str(caught.value), *caught.value.hints])
 
 
 def test_values_are_taken_as_they_are(tmp_path: Path) -> None:
-    """Bytes and newlines of files and standard input stay."""
+    """Bytes and newlines of files and standard input are kept."""
     file = tmp_path / "f"
     file.write_bytes(b"\xff\n")
     sources = [Source("a", file), Source("b", None)]
@@ -71,7 +71,7 @@ def test_values_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 def test_values_beyond_the_limit_are_refused(tmp_path: Path) -> None:
-    """A megabyte is read, a byte more is refused, and an endless file is not read to its end."""
+    """A megabyte is read, one byte more is refused, and an endless file is not read to its end."""
     assert len(read_values([Source("a", None)], stdin=io.BytesIO(bytes(MAX_VALUE_BYTES)), ask=never)["a"]) == 1 << 20
     for source in (Source("a", Path("/dev/zero")), Source("a", None)):
         with pytest.raises(UsageError, match="more than 1048576 bytes"):
@@ -79,7 +79,7 @@ def test_values_beyond_the_limit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """The file is named, and not the field, which may be a value in the wrong place."""
+    """The error names the file, not the field, which may be a value in the wrong place."""
     with pytest.raises(UsageError, match="^/.*nope: No such file"):
         read_values([Source("a", tmp_path / "nope")], stdin=io.BytesIO(), ask=never)
 
@@ -93,13 +93,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_prompt_refuses(answers: list[str], named: str) -> None:
-    """Different or empty answers write nothing."""
+    """When the two answers differ or are empty, nothing is written."""
     with pytest.raises(UsageError, match=named):
         read_values([], stdin=io.BytesIO(), ask=lambda _: answers.pop(0))
 
 
 def test_prompt_asks_twice() -> None:
-    """Without sources the value is asked for, twice."""
+    """Without sources the prompt asks for the value twice."""
     prompts: list[str] = []
 
     def ask(prompt: str) -> str:
@@ -111,7 +111,7 @@ def test_prompt_asks_twice() -> None:
 
 
 def test_a_line_that_the_terminal_cuts_is_refused() -> None:
-    """What a terminal drops of a long line is not missing in silence."""
+    """A line so long that the terminal may have cut it is refused, so no part is silently lost."""
     person = Person()
     person.act(("value: ", "x" * 5000))
     with pytest.raises(UsageError, match="may be cut off"):
@@ -120,7 +120,7 @@ def test_a_line_that_the_terminal_cuts_is_refused() -> None:
 
 
 def test_a_signal_at_the_prompt_leaves_the_terminal_as_it_was() -> None:
-    """SIGTERM while a value is asked for ends pilot, and what is typed afterwards is shown again."""
+    """SIGTERM at the prompt ends pilot, and what is typed afterwards is shown again."""
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "pilot", "secret", "put", "team/app"]
     with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower) as process:

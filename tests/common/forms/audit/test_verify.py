@@ -1,4 +1,4 @@
-"""What `verify` finds in audit files that somebody has worked on."""
+"""What `verify` finds in audit files that someone has tampered with."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -27,7 +27,7 @@ class Key:
 
     @property
     def public_key(self) -> bytes:
-        """32 bytes."""
+        """The public key, 32 bytes."""
         return self._key.public_key().public_bytes_raw()
 
     def sign(self, message: bytes) -> bytes:
@@ -40,7 +40,7 @@ KEY = Key(1)
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Two segments: entries a, b, c, d and a signed checkpoint; e and a signed checkpoint."""
+    """Return two segments: entries a, b, c, d and a signed checkpoint; e and a signed checkpoint."""
     with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
         log.set_signer(KEY, [b"link 1"])
         for path in "abcd":
@@ -61,7 +61,7 @@ def edit(file: Path, change: Callable[[Lines], object]) -> None:
 
 
 def forge(lines: Lines, number: int, old: bytes, new: bytes) -> None:
-    """Replace in one line, and make all hashes from there on as they have to be."""
+    """Replace text in one line, and make all later hashes fit again."""
     lines[number] = lines[number].replace(old, new)
     decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
     previous = NO_HASH
@@ -70,7 +70,7 @@ def forge(lines: Lines, number: int, old: bytes, new: bytes) -> None:
 
 
 def test_an_untouched_audit_verifies(directory: Path) -> None:
-    """Report: one chain, its last line, the checkpoints whose signature holds, the torn tail that is named."""
+    """The report of an untouched audit has one chain, its last line, the valid checkpoints and the named torn tail."""
     report = verify(directory, public_keys=[KEY.public_key])
     assert report.faults == []
     (chain,) = report.chains
@@ -104,14 +104,14 @@ def test_an_untouched_audit_verifies(directory: Path) -> None:
     ],
 )
 def test_the_first_bad_line_is_named(directory: Path, change: Callable[[Lines], object], line: int, why: str) -> None:
-    """An edit of any kind is a fault at the first line that shows it."""
+    """Any kind of edit is a fault at the first line that shows it."""
     edit(directory / FIRST, change)
     (fault,) = verify(directory, public_keys=[KEY.public_key]).faults
     assert (fault.line, why in fault.why) == (line, True), fault
 
 
 def test_each_flipped_bit_is_found(directory: Path) -> None:
-    """No bit of a whole line can be flipped unseen."""
+    """No bit of a whole line can be flipped without being found."""
     whole = (directory / FIRST).read_bytes()
     for offset in range(0, len(whole), 7):
         flipped = bytearray(whole)
@@ -122,7 +122,7 @@ def test_each_flipped_bit_is_found(directory: Path) -> None:
 
 
 def test_a_flip_in_the_newest_lines_is_no_torn_tail(tmp_path: Path) -> None:
-    """Whole lines that do not follow are a fault, even at the end, where a crash could have left a part of one."""
+    """Whole lines that do not follow are a fault, even at the end, where a crash could have left part of a line."""
     with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
         log.append(make_entry("a"))
     edit(tmp_path / FIRST, lambda lines: lines.__setitem__(A, lines[A].replace(b'"a"', b'"x"')))
@@ -131,7 +131,7 @@ def test_a_flip_in_the_newest_lines_is_no_torn_tail(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_line_at_the_end_is_a_torn_tail(tmp_path: Path) -> None:
-    """What a crash leaves is no fault, and is told, before the nexus has been started again."""
+    """What a crash leaves is reported as a torn tail, not as a fault, even before the nexus is restarted."""
     with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
         log.append(make_entry("a"))
     with (tmp_path / FIRST).open("ab") as file:
@@ -142,38 +142,38 @@ def test_a_part_of_a_line_at_the_end_is_a_torn_tail(tmp_path: Path) -> None:
 
 
 def test_a_missing_segment_is_named(directory: Path) -> None:
-    """The chain has to be there from its first segment on."""
+    """A chain must be complete from its first segment on."""
     (directory / FIRST).unlink()
     (fault,) = verify(directory).faults
     assert (fault.file, fault.line, fault.why) == (SECOND, 1, "segment 1 is missing before it")
 
 
 def test_a_segment_under_another_name_is_named(directory: Path) -> None:
-    """A header belongs to its file name."""
+    """A segment whose header does not match its file name is a fault."""
     (directory / FIRST).rename(directory / "nexus-2.000001.000001.jsonl")
     faults = verify(directory, nexus="nexus-2").faults
     assert [fault.why for fault in faults] == [f"segment says that it is {FIRST} in format 1"]
 
 
 def test_a_foreign_key_is_named(directory: Path) -> None:
-    """With public keys given, a checkpoint by another one is a fault."""
+    """When public keys are given, a checkpoint by any other key is a fault."""
     (fault,) = verify(directory, public_keys=[Key(2).public_key]).faults
     assert (fault.line, fault.why) == (CHECKPOINT + 1, "checkpoint is signed by another key")
 
 
 def test_a_checkpoint_carries_the_links_to_its_key(directory: Path) -> None:
-    """The links are in the line, signed with it."""
+    """A checkpoint contains the links to its key, and its signature covers them."""
     decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
     line = decoder.decode((directory / FIRST).read_bytes().splitlines()[CHECKPOINT])
     assert not isinstance(line, SegmentLine)
     assert getattr(line, "chain", None) == [b"link 1"]
     edit(directory / FIRST, lambda lines: forge(lines, CHECKPOINT, b'"bGluayAx"', b'"bGluayAy"'))
     (fault,) = verify(directory).faults
-    assert (fault.line, fault.why) == (CHECKPOINT + 1, "signature of the checkpoint does not hold")
+    assert (fault.line, fault.why) == (CHECKPOINT + 1, "signature of the checkpoint does not verify")
 
 
 def test_two_nexuses_are_checked_apart(tmp_path: Path) -> None:
-    """A fault of one nexus does not hide the other's report."""
+    """A fault in one nexus's chains does not hide the report on another's."""
     for nexus in ("nexus-1", "nexus-2"):
         with closing(AuditLog.open(tmp_path, nexus=nexus, timeline=1)) as log:
             log.append(make_entry("a"))
