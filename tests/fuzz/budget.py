@@ -4,7 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-EXAMPLES_VARIABLE = "FUZZ_EXAMPLES"  # examples of an ordinary target; unset: the short, repeatable look
+EXAMPLES_VARIABLE = "FUZZ_EXAMPLES"  # examples of an ordinary target; unset: the short look
 _SHORT = 20
 
 _examples = int(os.environ.get(EXAMPLES_VARIABLE, "0"))
@@ -14,6 +14,4 @@ def budget(share: float = 1.0) -> settings:
     """Return the settings of one target; *share* of the usual number of examples, where each costs more or less."""
     count = max(1, int((_examples or _SHORT) * share))
     tolerated = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    if _examples:
-        return settings(max_examples=count, deadline=None, print_blob=True, suppress_health_check=tolerated)
-    return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=tolerated)
+    return settings(max_examples=count, suppress_health_check=tolerated)

@@ -317,7 +317,7 @@ class StoreContract:
             assert pages == expected
             assert reader.list_secrets(prefix, after="", limit=0) == []
 
-    @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     @given(st.sets(paths, max_size=12), paths | st.just(""), paths | st.just(""), st.integers(1, 5))
     def test_listing_equals_its_definition(
         self, store: Store, secrets: set[str], prefix: str, after: str, limit: int
