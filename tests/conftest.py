@@ -85,7 +85,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test of the memory scan, each on containers, and each of the fuzzers the marks that all of them have."""
+    """Give the tests of the memory scan, those on containers and the fuzzers the marks that all of them have."""
     for item in items:
         if Path(__file__).parent / "containers" in item.path.parents:
             item.add_marker(pytest.mark.needs("docker"))

@@ -1,4 +1,4 @@
-"""A plugin of pytest that says in a file what failed: `-p tests.kit.failures --failures FILE`, with xdist or without."""
+"""A plugin of pytest that writes what failed to a file, under xdist too: `-p tests.kit.failures --failures FILE`."""
 
 from __future__ import annotations
 
