@@ -3,11 +3,9 @@
 import asyncio
 import gc
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from tests.client.bridge import find_leftovers
+from tests.kit import patience
 
 WaitUntil = Callable[..., None]
 Eventually = Callable[..., Awaitable[None]]
@@ -58,10 +57,7 @@ def wait_until() -> WaitUntil:
     """Wait for a condition, and fail when it does not hold within *timeout* seconds."""
 
     def wait(condition: Callable[[], object], *, timeout: float = 30.0) -> None:
-        deadline, pause = monotonic() + timeout, threading.Event()
-        while not condition():
-            assert monotonic() < deadline, f"not so within {timeout:g} s"
-            pause.wait(0.01)
+        assert patience.wait_until(condition, seconds=timeout), f"not so within {timeout:g} s"
 
     return wait
 
@@ -71,9 +67,9 @@ def eventually() -> Eventually:
     """Wait for a condition while the event loop goes on, and fail when it does not hold within *timeout* seconds."""
 
     async def wait(condition: Callable[[], object], *, timeout: float = 30.0) -> None:
-        deadline = monotonic() + timeout
+        deadline = patience.Deadline(timeout)
         while not condition():
-            assert monotonic() < deadline, f"not so within {timeout:g} s"
+            assert not deadline.is_over(), f"not so within {timeout:g} s"
             await asyncio.sleep(0.005)
 
     return wait

@@ -29,10 +29,10 @@ from pilot.dev.cluster import DevCluster
 from pilot.dev.configuration import socket_path
 from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodian_path, parse_workload
-from pilot.dev.probes import wait_until
 from shardhold import Client, IdentityUnavailableError, WorkloadAPI
 from shardhold.channel import PinnedChannel
 from tests.cluster.person import Person
+from tests.kit.patience import patience, wait_until
 
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
@@ -161,7 +161,7 @@ class Cluster:
             ClusterError: It did not within *timeout* seconds.
         """
         started = time.monotonic()
-        if not wait_until(condition, timeout=timeout):
+        if not wait_until(condition, seconds=timeout):
             raise ClusterError(f"not within {timeout:g} s: {what}")
         return time.monotonic() - started
 
@@ -212,7 +212,7 @@ class Cluster:
 
     def fetch(self, name: str, path: str) -> str:
         """Return what the HTTP server of a process answers, whatever its status; empty when it does not."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.dev.state.ports[name].http, timeout=2)
+        connection = http.client.HTTPConnection("127.0.0.1", self.dev.state.ports[name].http, timeout=patience(2))
         try:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
@@ -276,7 +276,7 @@ class Cluster:
             self._keepers[name] = KeeperServiceStub(self._connect(address, identity, f"{name}.keeper.shardhold"))
         progress = self._genesis
         with contextlib.suppress(grpc.RpcError):
-            mark = self._keepers[name].GetMark(GetMarkRequest(cluster_id=progress[0]), timeout=5).mark
+            mark = self._keepers[name].GetMark(GetMarkRequest(cluster_id=progress[0]), timeout=patience(5)).mark
             signed = SignedMark(mark.mark, mark.signature, tuple(mark.chain))
             return verify_mark(signed, cluster_id=progress[0], genesis=progress[1])
         return None

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,6 +26,8 @@ from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from shardhold.identity import IdentityUnavailableError, Svid
 from tests.cluster.refusal import Outcome, read_reason
+from tests.kit.patience import INTERVAL_S, at_most, join
+from tests.kit.patience import wait_until as look_until
 
 WAIT_S = 20.0  # seconds; far more than anything takes, so that a busy machine fails no test
 NEXUS_PATH = "/shardhold/nexus/n1"
@@ -126,7 +127,7 @@ def make_put(
     )
 
 
-def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: float = 10.0) -> Outcome:
+def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: float = at_most(10)) -> Outcome:
     """Call *method*, with its full name, by bytes."""
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
     try:
@@ -160,12 +161,10 @@ def put_shard(channel: grpc.Channel, request: pb.PutShardRequest) -> Outcome:
     return call(channel, name_rpc("PutShard"), request.SerializeToString())
 
 
-def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S, pause: float = 0.01) -> Any:
+def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = WAIT_S, pause: float = INTERVAL_S) -> Any:
     """Return the first true value of *condition*; fail when there is none in time."""
-    deadline, never = time.monotonic() + seconds, threading.Event()
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        never.wait(pause)
+    value = look_until(condition, seconds=seconds, pause=pause)
+    assert value, f"{what}: not within {seconds:g} s"
     return value
 
 
@@ -246,8 +245,8 @@ class KeeperProcess:
 
     def wait(self) -> int:
         """Return the exit code, once it has ended and its last words are read."""
-        code = self.process.wait(WAIT_S)
-        self._reader.join(WAIT_S)
+        code = self.process.wait(at_most(WAIT_S))
+        join(self._reader, WAIT_S)
         return code
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ def fail(name, times):
     tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
     assert len(tries.read_text()) > times, f"by chance, {name}"
 '''
-ONCE = "def test_once(): fail('once', 1)\n"
+ONCE = "def test_once():\n    fail('once', 1)\n"
 
 
 class Repository:
@@ -104,9 +104,7 @@ def test_ci_only_prints_the_entry(repository: Repository) -> None:
 
 def test_two_may_fail(repository: Repository) -> None:
     """Each runs again for itself, whatever its parameter is spelled like."""
-    repository.write(
-        "@pytest.mark.parametrize('name', ['a b[', 'ü::-k'])\ndef test_x(name): fail(len(name), 1)\n"
-    )
+    repository.write("@pytest.mark.parametrize('name', ['a b[', 'ü::-k'])\ndef test_x(name): fail(len(name), 1)\n")
     done = repository.run()
     assert done.returncode == 0, done.stdout
     assert len(read_flakes(repository.flakes.read_text())) == 2
@@ -118,13 +116,13 @@ def test_two_may_fail(repository: Repository) -> None:
         pytest.param("def test_once(): fail('once', 9)\n", "test_once failed again", 2, id="fails always"),
         pytest.param("def test_once(): fail('once', 2)\n", "test_once failed again", 2, id="fails twice"),
         pytest.param(
-            "def test_once():\n    fail('once', 1)\n    assert Path(__file__).with_name('once.tries').stat().st_size != 4\n",
+            ONCE + "    assert Path(__file__).with_name('once.tries').stat().st_size != 4\n",
             "test_once failed again",
             4,
             id="fails at the third",
         ),
         pytest.param(
-            "def test_once():\n    fail('once', 1)\n    pytest.skip('gone')\n",
+            ONCE + "    pytest.skip('gone')\n",
             "test_once failed again",
             2,
             id="skipped",

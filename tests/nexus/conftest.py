@@ -1,16 +1,15 @@
 """What the tests of the nexus core share: protected memory, a real store, clusters in it, waiting for a condition."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from time import monotonic
 
 import pytest
 
 from common.keys.protected import Level, ProtectedMemory
 from nexus.policy.rules import Policy
 from nexus.store.protocol import Store
+from tests.kit import patience
 from tests.nexus import cluster
 from tests.nexus.cluster import FoundCluster
 from tests.nexus.core import NexusCore, make_ready
@@ -48,10 +47,7 @@ def wait_until() -> WaitUntil:
     """Wait for a condition, and fail when it does not hold within *timeout* seconds."""
 
     def wait(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
-        deadline, pause = monotonic() + timeout, threading.Event()
-        while not condition():
-            assert monotonic() < deadline, f"not so within {timeout:g} s"
-            pause.wait(0.005)
+        assert patience.wait_until(condition, seconds=timeout, pause=0.005), f"not so within {timeout:g} s"
 
     return wait
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConflictError, StoreUnavailableError
 from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, Store, VersionRow, Writer
+from tests.kit.patience import join
 
 CALLER = "spiffe://example.org/ns/payments/sa/api"
 INCARNATION = b"i" * 16
@@ -441,7 +442,7 @@ def threads(work: Callable[[int], None], count: int) -> Iterator[None]:
         thread.start()
     yield
     for thread in running:
-        thread.join(60)
+        join(thread, 60)
         assert not thread.is_alive()
     for error in errors:
         raise error
