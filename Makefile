@@ -19,6 +19,8 @@ ARGS :=
 FUZZ_S := 120
 SOAK_S := 14400
 CHAOS_S := 1800
+# RERUN=1: what failed runs again, and goes on if that was luck. By hand it fails plainly.
+PYTEST := $(if $(RERUN),tests.kit.rerun --,pytest)
 
 .PHONY: help
 help:  ## List the targets
@@ -30,11 +32,11 @@ demo: $(READY)  ## Show the main job on real processes, in under a minute
 
 .PHONY: test
 test: $(READY)  ## Run the fast tests, those on a shared cluster included
-	.venv/bin/python -m pytest tests $(APART) -m "not destructive and not slow" $(ARGS)
+	.venv/bin/python -m $(PYTEST) tests $(APART) -m "not destructive and not slow" $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(READY)  ## Run the tests that kill, corrupt and restart clusters, and other slow ones
-	.venv/bin/python -m pytest tests $(APART) -m "destructive or slow" $(ARGS)
+	.venv/bin/python -m $(PYTEST) tests $(APART) -m "destructive or slow" $(ARGS)
 
 .PHONY: test-memory
 test-memory: $(READY)  ## Search the memory of nexus and keepers for keys (as root, or with CAP_SYS_PTRACE)
@@ -42,21 +44,26 @@ test-memory: $(READY)  ## Search the memory of nexus and keepers for keys (as ro
 
 .PHONY: test-containers
 test-containers: $(READY)  ## Run the tests on images and on docker-compose.yml (Docker engine, `docker compose` v2)
-	.venv/bin/python -m pytest tests/containers $(ARGS)
+	.venv/bin/python -m $(PYTEST) tests/containers $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(READY)  ## Feed every decoder with hostile input, on new examples, for FUZZ_S=120 seconds
 	.venv/bin/python -m tests.fuzz $(FUZZ_S)
 
 .PHONY: soak
-soak: $(READY)  ## The same for SOAK_S=14400 seconds, a fault at every call, and chaos for CHAOS_S=1800 seconds
+soak: export START := exec
+soak: export TEST_PROFILE := soak
+soak: export TEST_SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+soak: $(READY)  ## Fuzz for SOAK_S=14400 s, run clusters on a new seed, fault every call, chaos for CHAOS_S=1800 s
+	@echo "soak: TEST_SEED=$(TEST_SEED)"
 	.venv/bin/python -m tests.fuzz $(SOAK_S)
-	SWEEP=all TEST_REQUIRE=strace .venv/bin/python -m pytest tests/cluster/test_sweeps.py -s $(ARGS)
+	.venv/bin/python -m pytest tests $(APART) -m "cluster or destructive or slow" --ignore-glob "*/test_sweeps*" $(ARGS)
+	SWEEP=all TEST_REQUIRE=strace .venv/bin/python -m pytest tests/cluster/test_sweeps*.py -s $(ARGS)
 	CHAOS_S=$(CHAOS_S) TEST_REQUIRE=docker .venv/bin/python -m pytest tests/containers/test_chaos.py -s $(ARGS)
 
 .PHONY: test-sdk-lowest
 test-sdk-lowest: $(LOWEST)  ## Run the tests of the SDK's wheel on the lowest versions that it allows
-	.venv-lowest/bin/python -m pytest tests/client $(ARGS)
+	.venv-lowest/bin/python -m $(PYTEST) tests/client $(ARGS)
 
 .PHONY: flake
 flake: $(READY)  ## Run TEST=… N=20 times, until it fails
@@ -67,12 +74,13 @@ flake: $(READY)  ## Run TEST=… N=20 times, until it fails
 	done
 
 .PHONY: lint
-lint: $(READY)  ## Check style, types, import contracts and generated code
+lint: $(READY)  ## Check style, types, import contracts, generated code and the list of flaky tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/python proto/generate.py --check
+	.venv/bin/python -m pytest -q tests/test_flakes.py
 
 .PHONY: bench
 bench: $(READY)  ## Measure speed and size, each beside its baseline

@@ -1,6 +1,8 @@
-"""What some tests need of the machine: without it they are skipped, or fail where `TEST_REQUIRE` asks for it.
+"""What holds for all tests.
 
-`TEST_REQUIRE=memory,memfd_secret` is how CI makes sure that nothing is skipped in silence.
+What some need of the machine: without it they are skipped, or fail where `TEST_REQUIRE` asks for it;
+`TEST_REQUIRE=memory,memfd_secret` is how CI makes sure that nothing is skipped in silence. Which examples hypothesis
+looks at (`TEST_PROFILE`), and the seed of all other chance (`TEST_SEED`).
 """
 
 import functools
@@ -11,10 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from common.errors import ProtectionError
 from common.keys.protected import Level, ProtectedMemory
+from tests.kit import seed
 from tests.kit.fake_clock import find_library
+
+# Always the same examples, or always new ones; however long one takes, for that is the machine's to say.
+_TOLERATED = [HealthCheck.too_slow]
+settings.register_profile(
+    "ci", derandomize=True, database=None, deadline=None, print_blob=True, suppress_health_check=_TOLERATED
+)
+settings.register_profile("soak", deadline=None, print_blob=True, suppress_health_check=_TOLERATED)
+set_hypothesis_home_dir(Path(__file__).parents[1] / ".pytest_cache" / "hypothesis")
+settings.load_profile(os.environ.get("TEST_PROFILE", "ci"))
 
 _CAP_IPC_LOCK, _CAP_SYS_PTRACE = 14, 19
 
@@ -65,13 +79,21 @@ PARTS: dict[str, tuple[Callable[[], bool], str]] = {
 }
 
 
+def pytest_report_header() -> str:
+    """Say what decides the examples of this run, for whoever repeats it."""
+    return f"{seed.VARIABLE}={seed.SEED} TEST_PROFILE={settings.get_current_profile_name()}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test of the memory scan, and each on containers, the need that all of them have."""
+    """Give the tests of the memory scan, those on containers and the fuzzers the marks that all of them have."""
     for item in items:
         if Path(__file__).parent / "containers" in item.path.parents:
             item.add_marker(pytest.mark.needs("docker"))
         if item.get_closest_marker("memory"):
             item.add_marker(pytest.mark.needs("memory"))
+            item.add_marker(pytest.mark.final)
+        if Path(__file__).parent / "fuzz" in item.path.parents:
+            item.add_marker(pytest.mark.final)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

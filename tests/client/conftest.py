@@ -6,14 +6,13 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
 
 from pilot.dev.provider import IdentityProvider
 from tests.client.bridge import find_leftovers
-from tests.kit import waiting
+from tests.kit import patience, waiting
 from tests.kit.authority import Authority
 
 WaitUntil = Callable[..., None]
@@ -64,9 +63,9 @@ def eventually() -> Eventually:
     """Wait for a condition while the event loop goes on, and fail when it does not hold within *timeout* seconds."""
 
     async def wait(condition: Callable[[], object], *, timeout: float = 30.0) -> None:
-        deadline = monotonic() + timeout
+        deadline = patience.Deadline(timeout)
         while not condition():
-            assert monotonic() < deadline, f"not so within {timeout:g} s"
+            assert not deadline.is_over(), f"not so within {timeout:g} s"
             await asyncio.sleep(0.005)
 
     return wait

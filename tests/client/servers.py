@@ -24,6 +24,7 @@ from shardhold.identity import IdentitySource
 from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.patience import at_most
 
 NEXUS = "/shardhold/nexus/a"
 Answer: TypeAlias = Callable[[Any], Message]
@@ -104,12 +105,12 @@ class Server(grpc.GenericRpcHandler):
     def _wait(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         context.add_callback(self.wait_ended.set)
         self.waiting.set()
-        self.go_on.wait(20)
+        self.go_on.wait(at_most(20))
         return request
 
     def _count(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         yield b"first"
-        self.go_on.wait(20)
+        self.go_on.wait(at_most(20))
         yield b"second"
 
 

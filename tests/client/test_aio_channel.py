@@ -18,6 +18,7 @@ from shardhold.identity import IdentityUnavailableError, WorkloadAPI
 from tests.client.servers import NEXUS, Server
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.patience import at_most
 
 Eventually: TypeAlias = Callable[..., Awaitable[None]]
 
@@ -56,7 +57,7 @@ def _count(channel: AioPinnedChannel) -> "grpc.aio.UnaryStreamMultiCallable[byte
 
 async def _ask(method: "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]", request: bytes) -> bytes:
     """Make a call in a coroutine, from which tasks are made."""
-    return await method(request, timeout=20)
+    return await method(request, timeout=at_most(20))
 
 
 def _check_idle(channel: AioPinnedChannel) -> None:
@@ -78,7 +79,7 @@ async def test_rotation_drops_no_call(provider: IdentityProvider, eventually: Ev
 
         async def call_on(number: int) -> None:
             while not stop.is_set():
-                assert await echo(b"ping", timeout=20) == b"ping"
+                assert await echo(b"ping", timeout=at_most(20)) == b"ping"
                 answered[number] += 1
 
         async with asyncio.TaskGroup() as tasks:
@@ -104,7 +105,7 @@ async def test_call_in_flight_outlives_its_svid(
         slow = asyncio.create_task(_ask(_wait(channel), b"slow"))
         await eventually(server.waiting.is_set)
         identity.svid = ca.issue("/team/app")
-        assert await _echo(channel)(b"quick", timeout=10) == b"quick"
+        assert await _echo(channel)(b"quick", timeout=at_most(10)) == b"quick"
         assert len(channel._connections.retired) == 1
         server.go_on.set()
         assert await slow == b"slow"
@@ -116,10 +117,10 @@ async def test_stream_outlives_its_svid(
 ) -> None:
     """A stream keeps the connection it began on, which is closed when the stream ends."""
     async with channel:
-        stream = _count(channel)(b"", timeout=20)
+        stream = _count(channel)(b"", timeout=at_most(20))
         assert await stream.read() == b"first"
         identity.svid = ca.issue("/team/app")
-        assert await _echo(channel)(b"quick", timeout=10) == b"quick"
+        assert await _echo(channel)(b"quick", timeout=at_most(10)) == b"quick"
         assert len(channel._connections.retired) == 1
         server.go_on.set()
         assert [await stream.read(), await stream.read()] == [b"second", grpc.aio.EOF]
@@ -131,10 +132,10 @@ async def test_abandoned_stream(
 ) -> None:
     """A stream that is cancelled, or that reaches its deadline unread, holds no old connection open."""
     async with channel:
-        cancelled, late = _count(channel)(b"", timeout=20), _count(channel)(b"", timeout=3)
+        cancelled, late = _count(channel)(b"", timeout=at_most(20)), _count(channel)(b"", timeout=3)
         assert (await cancelled.read(), await late.read()) == (b"first", b"first")
         identity.svid = ca.issue("/team/app")
-        await _echo(channel)(b"", timeout=10)
+        await _echo(channel)(b"", timeout=at_most(10))
         assert len(channel._connections.retired) == 1
         cancelled.cancel()
         await eventually(lambda: not channel._connections.retired)
@@ -148,7 +149,7 @@ async def test_svid_of_the_call(
     async with channel:
         for svid in (identity.current(), identity.current(), ca.issue("/team/app")):
             identity.svid = svid
-            await _echo(channel)(b"", timeout=10)
+            await _echo(channel)(b"", timeout=at_most(10))
     assert len(server.seen) == 2
 
 
@@ -157,24 +158,24 @@ async def test_no_svid(channel: AioPinnedChannel, identity: FixedIdentity) -> No
     svid, identity.svid = identity.svid, None
     async with channel:
         with pytest.raises(IdentityUnavailableError, match="no SVID"):
-            await _echo(channel)(b"", timeout=10)
+            await _echo(channel)(b"", timeout=at_most(10))
         identity.svid = svid
-        assert await _echo(channel)(b"x", timeout=10) == b"x"
+        assert await _echo(channel)(b"x", timeout=at_most(10)) == b"x"
 
 
 async def test_message_sizes(channel: AioPinnedChannel) -> None:
     """Messages of up to 5 MiB pass, and a larger one is refused on this side."""
     async with channel:
-        assert len(await _echo(channel)(b"x" * (MESSAGE_LIMIT - 64), timeout=20)) == MESSAGE_LIMIT - 64
+        assert len(await _echo(channel)(b"x" * (MESSAGE_LIMIT - 64), timeout=at_most(20))) == MESSAGE_LIMIT - 64
         with pytest.raises(grpc.RpcError) as caught:
-            await _echo(channel)(b"x" * (MESSAGE_LIMIT + 1), timeout=20)
+            await _echo(channel)(b"x" * (MESSAGE_LIMIT + 1), timeout=at_most(20))
         assert type(from_rpc(caught.value)) is OverloadedError
 
 
 async def test_metadata_and_call(channel: AioPinnedChannel) -> None:
     """Metadata travels both ways, and the call tells its code, like any call of grpc.aio."""
     async with channel:
-        call = _echo(channel)(b"x", timeout=10, metadata=grpc.aio.Metadata(("x-test", "1")))
+        call = _echo(channel)(b"x", timeout=at_most(10), metadata=grpc.aio.Metadata(("x-test", "1")))
         assert (await call, await call.code()) == (b"x", grpc.StatusCode.OK)
         assert ("x-test", "1") in set(await call.trailing_metadata())
 
@@ -204,7 +205,7 @@ async def test_cancelled_task(channel: AioPinnedChannel, server: Server, eventua
 async def test_task_cancelled_early(channel: AioPinnedChannel, steps: int) -> None:
     """At whichever step of its start a call is cancelled, it gives the connection back."""
     async with channel:
-        await _echo(channel)(b"", timeout=10)
+        await _echo(channel)(b"", timeout=at_most(10))
         task = asyncio.create_task(_ask(_wait(channel), b""))
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -219,7 +220,7 @@ async def test_server_of_another_name(ca: Authority, identity: FixedIdentity) ->
     server = Server(FixedIdentity(ca.issue("/team/app")))
     async with AioPinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            await _echo(channel)(b"", timeout=10)
+            await _echo(channel)(b"", timeout=at_most(10))
         error = from_rpc(caught.value)
         assert (type(error), error.reason) == (UnavailableError, "")
         assert "no nexus of this trust domain" in error.hint
@@ -237,7 +238,7 @@ async def test_call_that_cannot_be_made(channel: AioPinnedChannel) -> None:
 
 async def test_closed(channel: AioPinnedChannel, server: Server, eventually: Eventually) -> None:
     """Closing cancels calls and streams in flight, may be repeated, and later calls are refused."""
-    calls: list[Any] = [_wait(channel)(b"", timeout=20), _count(channel)(b"", timeout=20)]
+    calls: list[Any] = [_wait(channel)(b"", timeout=at_most(20)), _count(channel)(b"", timeout=at_most(20))]
     await eventually(server.waiting.is_set)
     await channel.close()
     await channel.close()
@@ -246,17 +247,17 @@ async def test_closed(channel: AioPinnedChannel, server: Server, eventually: Eve
     with pytest.raises(asyncio.CancelledError):
         await calls[0]
     with pytest.raises(ValueError, match="the channel is closed"):
-        _echo(channel)(b"", timeout=10)
+        _echo(channel)(b"", timeout=at_most(10))
 
 
 async def test_close_ends_retired_connections(
     channel: AioPinnedChannel, server: Server, identity: FixedIdentity, ca: Authority, eventually: Eventually
 ) -> None:
     """Closing also cancels the calls of older SVIDs."""
-    slow = _wait(channel)(b"", timeout=20)
+    slow = _wait(channel)(b"", timeout=at_most(20))
     await eventually(server.waiting.is_set)
     identity.svid = ca.issue("/team/app")
-    await _echo(channel)(b"", timeout=10)
+    await _echo(channel)(b"", timeout=at_most(10))
     await channel.close()
     assert slow.cancelled()
     await eventually(server.wait_ended.is_set)
@@ -266,7 +267,7 @@ def test_belongs_to_one_loop(channel: AioPinnedChannel) -> None:
     """In any loop but that of its first use, calls and `close` are refused with a clear message."""
 
     async def call() -> None:
-        assert await _echo(channel)(b"x", timeout=10) == b"x"
+        assert await _echo(channel)(b"x", timeout=at_most(10)) == b"x"
 
     with asyncio.Runner() as runner:
         runner.run(call())
@@ -285,17 +286,17 @@ def test_belongs_to_one_loop(channel: AioPinnedChannel) -> None:
         runner.run(call())
         runner.run(channel.close())
     with pytest.raises(RuntimeError, match="no running event loop"):
-        _echo(channel)(b"x", timeout=10)
+        _echo(channel)(b"x", timeout=at_most(10))
 
 
 def test_never_closed(channel: AioPinnedChannel, identity: FixedIdentity, ca: Authority) -> None:
     """A program that ends its loop without closing, and with a forgotten stream, gets no warning."""
 
     async def use() -> Any:
-        stream = _count(channel)(b"", timeout=20)
+        stream = _count(channel)(b"", timeout=at_most(20))
         await stream.read()
         identity.svid = ca.issue("/team/app")
-        await _echo(channel)(b"", timeout=10)
+        await _echo(channel)(b"", timeout=at_most(10))
         return stream
 
     stream = asyncio.run(use())

@@ -28,6 +28,7 @@ from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.client.servers import NEXUS, Nexus
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.patience import at_most
 
 Eventually: TypeAlias = Callable[..., Awaitable[None]]
 
@@ -40,7 +41,7 @@ class Pause:
 
     def __call__(self, request: Any) -> Message:
         """Wait, and answer with an empty secret."""
-        self.go_on.wait(20)
+        self.go_on.wait(at_most(20))
         return secrets_pb2.GetSecretResponse(path="a")
 
 
@@ -64,7 +65,7 @@ def pause(nexus: Nexus) -> Iterator[Pause]:
 @pytest.fixture
 def client(nexus: Nexus, ca: Authority) -> AsyncClient:
     """Make a client, outside any loop; each test enters it."""
-    return AsyncClient(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10)
+    return AsyncClient(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=at_most(10))
 
 
 def _check_idle(client: AsyncClient) -> None:
@@ -253,12 +254,15 @@ class TestLoops:
         identity, statuses = FixedIdentity(ca.issue("/team/app")), []
 
         async def use() -> None:
-            async with AsyncClient(nexus.address, identity, timeout=20) as client:
+            async with AsyncClient(nexus.address, identity, timeout=at_most(20)) as client:
                 for _ in range(30):
                     statuses.append(await client.status())
 
         threads = [threading.Thread(target=lambda: asyncio.run(use())) for _ in range(3)]
-        with caplog.at_level(logging.WARNING, logger="asyncio"), Client(nexus.address, identity, timeout=20) as client:
+        with (
+            caplog.at_level(logging.WARNING, logger="asyncio"),
+            Client(nexus.address, identity, timeout=at_most(20)) as client,
+        ):
             for thread in threads:
                 thread.start()
             statuses += [client.status() for _ in range(30)]
@@ -318,7 +322,7 @@ class TestLateIdentity:
             assert turns >= 10
             place.unlink()
             place.symlink_to(provider.add("/team/app"))
-        assert (await client.status(timeout=20)).state is State.READY
+        assert (await client.status(timeout=at_most(20))).state is State.READY
         await client.close()
 
     async def test_closed_while_it_opens(
@@ -356,7 +360,7 @@ async def test_short_svids_under_load(
 
             async def read_on(number: int) -> None:
                 while not stop.is_set():
-                    assert (await client.get("a", timeout=10)).fields["value"] == b"x"
+                    assert (await client.get("a", timeout=at_most(10))).fields["value"] == b"x"
                     read[number] += 1
 
             began = monotonic()

@@ -19,6 +19,7 @@ from shardhold.identity import IdentityUnavailableError, Svid, WorkloadAPI
 from tests.client.servers import NEXUS, Server, SlowLink
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.patience import at_most, patience, patiently
 
 WaitUntil: TypeAlias = Callable[..., None]
 
@@ -66,7 +67,7 @@ def test_rotation_drops_no_call(provider: IdentityProvider) -> None:
     def call_on(number: int) -> None:
         while not stop.is_set():
             try:
-                assert _echo(channel)(b"ping", timeout=20) == b"ping"
+                assert _echo(channel)(b"ping", timeout=at_most(20)) == b"ping"
                 answered[number] += 1
             except grpc.RpcError as exc:
                 failures.append(exc)
@@ -98,11 +99,11 @@ def test_call_in_flight_outlives_its_svid(
 ) -> None:
     """A call that began before the rotation ends well, and its connection is closed afterwards."""
     answers: list[bytes] = []
-    thread = threading.Thread(target=lambda: answers.append(_wait(channel)(b"slow", timeout=20)))
+    thread = threading.Thread(target=lambda: answers.append(_wait(channel)(b"slow", timeout=at_most(20))))
     thread.start()
-    assert server.waiting.wait(10)
+    assert patiently(server.waiting.wait, 10)
     identity.svid = ca.issue("/team/app")
-    assert _echo(channel)(b"quick", timeout=10) == b"quick"
+    assert _echo(channel)(b"quick", timeout=at_most(10)) == b"quick"
     assert len(channel._connections.retired) == 1
     server.go_on.set()
     thread.join()
@@ -115,10 +116,10 @@ def test_stream_outlives_its_svid(
 ) -> None:
     """A stream keeps the connection it began on, which is closed when the stream ends."""
     count: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test/Count")
-    stream = count(b"", timeout=20)
+    stream = count(b"", timeout=at_most(20))
     assert next(stream) == b"first"
     identity.svid = ca.issue("/team/app")
-    assert _echo(channel)(b"quick", timeout=10) == b"quick"
+    assert _echo(channel)(b"quick", timeout=at_most(10)) == b"quick"
     server.go_on.set()
     assert list(stream) == [b"second"]
     wait_until(lambda: not channel._connections.retired)
@@ -129,10 +130,10 @@ def test_abandoned_stream(
 ) -> None:
     """A stream that is cancelled or forgotten holds no old connection open."""
     count: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/test/Count")
-    cancelled, forgotten = count(b"", timeout=20), count(b"", timeout=20)
+    cancelled, forgotten = count(b"", timeout=at_most(20)), count(b"", timeout=at_most(20))
     assert (next(cancelled), next(forgotten)) == (b"first", b"first")
     identity.svid = ca.issue("/team/app")
-    _echo(channel)(b"", timeout=10)
+    _echo(channel)(b"", timeout=at_most(10))
     assert len(channel._connections.retired) == 1
     cancelled.cancel()
     del forgotten
@@ -143,17 +144,17 @@ def test_svid_of_the_call(channel: PinnedChannel, server: Server, identity: Fixe
     """Each call uses the SVID that is current when it begins; a connection is kept while its SVID is current."""
     for svid in (identity.current(), identity.current(), ca.issue("/team/app")):
         identity.svid = svid
-        _echo(channel)(b"", timeout=10)
+        _echo(channel)(b"", timeout=at_most(10))
     assert len(server.seen) == 2
 
 
 def test_equal_svid_keeps_the_connection(channel: PinnedChannel, identity: FixedIdentity, ca: Authority) -> None:
     """A source that returns an equal SVID as a new object costs no new connection."""
     svid = identity.current()
-    _echo(channel)(b"", timeout=10)
+    _echo(channel)(b"", timeout=at_most(10))
     first = channel._connections.current
     identity.svid = Svid.parse(svid.certificates_pem, svid.key_pem, svid.bundle_pem)
-    _echo(channel)(b"", timeout=10)
+    _echo(channel)(b"", timeout=at_most(10))
     assert channel._connections.current is first
 
 
@@ -161,27 +162,27 @@ def test_no_svid(channel: PinnedChannel, identity: FixedIdentity) -> None:
     """Without an SVID a call raises at once, and works again once there is one."""
     svid, identity.svid = identity.svid, None
     with pytest.raises(IdentityUnavailableError, match="no SVID"):
-        _echo(channel)(b"", timeout=10)
+        _echo(channel)(b"", timeout=at_most(10))
     identity.svid = svid
-    assert _echo(channel)(b"x", timeout=10) == b"x"
+    assert _echo(channel)(b"x", timeout=at_most(10)) == b"x"
 
 
 @pytest.mark.parametrize("size", [0, 1, MESSAGE_LIMIT - 64])
 def test_message_sizes(channel: PinnedChannel, size: int) -> None:
     """Messages of up to 5 MiB pass; gRPC's own default of 4 MiB would be too small for a batch."""
-    assert len(_echo(channel)(b"x" * size, timeout=20)) == size
+    assert len(_echo(channel)(b"x" * size, timeout=at_most(20))) == size
 
 
 def test_message_too_large(channel: PinnedChannel) -> None:
     """A message above the limit is refused on this side."""
     with pytest.raises(grpc.RpcError) as caught:
-        _echo(channel)(b"x" * (MESSAGE_LIMIT + 1), timeout=20)
+        _echo(channel)(b"x" * (MESSAGE_LIMIT + 1), timeout=at_most(20))
     assert type(from_rpc(caught.value)) is OverloadedError
 
 
 def test_metadata_and_call(channel: PinnedChannel) -> None:
     """Metadata travels both ways, and `with_call` returns the call beside the answer."""
-    answer, call = _echo(channel).with_call(b"x", timeout=10, metadata=(("x-test", "1"),))
+    answer, call = _echo(channel).with_call(b"x", timeout=at_most(10), metadata=(("x-test", "1"),))
     assert (answer, call.code()) == (b"x", grpc.StatusCode.OK)
     assert ("x-test", "1") in {(item[0], item[1]) for item in call.trailing_metadata()}
 
@@ -208,7 +209,7 @@ def test_server_of_another_name(ca: Authority, identity: FixedIdentity, path: st
     server = Server(FixedIdentity(ca.issue(path, dns=dns)))
     with PinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            _echo(channel)(b"", timeout=10)
+            _echo(channel)(b"", timeout=at_most(10))
         error = from_rpc(caught.value)
         assert (type(error), error.reason) == (UnavailableError, "")
         assert "no nexus of this trust domain" in error.hint
@@ -221,7 +222,7 @@ def test_foreign_client_is_refused(server: Server) -> None:
     stranger = Authority("example.org").issue("/team/app")
     with PinnedChannel(server.address, FixedIdentity(stranger), server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            _echo(channel)(b"", timeout=10)
+            _echo(channel)(b"", timeout=at_most(10))
         assert "of an authority that is not known here" in from_rpc(caught.value).hint
 
 
@@ -231,7 +232,7 @@ def test_client_that_only_the_server_refuses(server: Server, ca: Authority) -> N
     half_trusted = Svid.parse(other.certificates_pem, other.key_pem, other.bundle_pem + ca.bundle_pem)
     with PinnedChannel(server.address, FixedIdentity(half_trusted), server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            _echo(channel)(b"", timeout=10)
+            _echo(channel)(b"", timeout=at_most(10))
         error = from_rpc(caught.value)
         assert type(error) is UnavailableError
         assert "no server accepted this SVID" in error.hint
@@ -243,7 +244,7 @@ def test_nothing_listens(server: Server, identity: FixedIdentity) -> None:
     server.stop()
     with PinnedChannel(server.address, identity, server_name=SERVER_NAME) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            _echo(channel)(b"", timeout=10)
+            _echo(channel)(b"", timeout=at_most(10))
         assert "nothing listens there" in from_rpc(caught.value).hint
 
 
@@ -252,9 +253,10 @@ def test_attempts_to_connect_come_often(identity: FixedIdentity) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
         with PinnedChannel(address, identity, server_name=SERVER_NAME) as channel:
-            waiting = threading.Thread(target=_wait_for, args=(channel, 12.0))
+            limit = patience(12)
+            waiting = threading.Thread(target=_wait_for, args=(channel, limit))
             waiting.start()
-            deadline = monotonic() + 12
+            deadline = monotonic() + limit
             for _ in range(7):
                 deaf.settimeout(max(0.001, deadline - monotonic()))
                 deaf.accept()[0].close()
@@ -270,7 +272,7 @@ def test_long_way(server: Server, identity: FixedIdentity) -> None:
     """A server with a round trip of half a second is reached: an attempt to connect has time for its handshakes."""
     link = SlowLink(server.port, delay_s=0.25)
     with PinnedChannel(link.address, identity, server_name=SERVER_NAME) as channel:
-        assert _echo(channel)(b"x", timeout=30, wait_for_ready=True) == b"x"
+        assert _echo(channel)(b"x", timeout=at_most(30), wait_for_ready=True) == b"x"
     link.close()
 
 
@@ -279,7 +281,7 @@ def test_options_of_the_caller_win(server: Server, identity: FixedIdentity) -> N
     options = (("grpc.max_send_message_length", 10),)
     with PinnedChannel(server.address, identity, server_name=SERVER_NAME, options=options) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            _echo(channel)(b"x" * 11, timeout=10)
+            _echo(channel)(b"x" * 11, timeout=at_most(10))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -302,16 +304,16 @@ def test_closed(channel: PinnedChannel, server: Server) -> None:
 
     def call() -> None:
         try:
-            _wait(channel)(b"", timeout=20)
+            _wait(channel)(b"", timeout=at_most(20))
         except grpc.RpcError as exc:
             failures.append(exc)
 
     thread = threading.Thread(target=call)
     thread.start()
-    assert server.waiting.wait(10)
+    assert patiently(server.waiting.wait, 10)
     channel.close()
     channel.close()
     thread.join()
     assert len(failures) == 1
     with pytest.raises(ValueError, match="the channel is closed"):
-        _echo(channel)(b"", timeout=10)
+        _echo(channel)(b"", timeout=at_most(10))

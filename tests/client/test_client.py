@@ -35,6 +35,7 @@ from tests.client.bridge import LoopThread, MakeClient
 from tests.client.servers import Nexus
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.patience import at_most, patience
 
 INCARNATION = bytes(range(16))
 
@@ -60,7 +61,7 @@ def nexus(ca: Authority) -> Iterator[Nexus]:
 @pytest.fixture
 def client(make: MakeClient, nexus: Nexus, ca: Authority) -> Iterator[Client]:
     """Connect to the nexus as the workload /team/app."""
-    with make(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=10) as client:
+    with make(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=at_most(10)) as client:
         yield client
 
 
@@ -225,8 +226,8 @@ class TestRetries:
         nexus.fail("GetSecret", *[RecoveringError("1 of 3 shards")] * 1000, then=_secret())
         began = monotonic()
         with pytest.raises(shardhold.RecoveringError, match="1 of 3 shards"):
-            client.get("a", timeout=1.0)
-        assert monotonic() - began < 8.0  # a thousand tries would take minutes
+            client.get("a", timeout=patience(1))
+        assert monotonic() - began < patience(8)  # a thousand tries would take minutes
         assert len(nexus.requests) >= 2
 
     def test_deadline(self, client: Client, nexus: Nexus) -> None:
@@ -234,14 +235,14 @@ class TestRetries:
         go_on = threading.Event()
 
         def answer(_: Any) -> Message:
-            go_on.wait(10)
+            go_on.wait(at_most(10))
             return _secret()
 
         nexus.answers["GetSecret"] = answer
         began = monotonic()
         with pytest.raises(shardhold.DeadlineError):
             client.get("a", timeout=0.2)
-        assert monotonic() - began < 8.0  # the answer would come after 10 s
+        assert monotonic() - began < patience(8)  # the answer would come after 10 s
         go_on.set()
 
     def test_restarted_nexus(self, client: Client, nexus: Nexus, ca: Authority) -> None:
@@ -250,7 +251,7 @@ class TestRetries:
         client.get("a")
         nexus.stop()
         read: list[bytes] = []
-        thread = threading.Thread(target=lambda: read.append(client.get("a", timeout=20).fields["value"]))
+        thread = threading.Thread(target=lambda: read.append(client.get("a", timeout=at_most(20)).fields["value"]))
         thread.start()
         successor = Nexus(ca, nexus.port)
         successor.fail("GetSecret", then=_secret(fields={"value": b"2"}))
@@ -312,7 +313,7 @@ class TestSetup:
         """Where no nexus answers, the error says what to check."""
         nexus.stop()
         with pytest.raises(shardhold.UnavailableError) as caught:
-            client.get("a", timeout=0.3)
+            client.get("a", timeout=patience(0.3))
         assert caught.value.hint
 
 

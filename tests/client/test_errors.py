@@ -34,6 +34,7 @@ from shardhold._errors import (
     WrongStateError,
     from_rpc,
 )
+from tests.kit.patience import at_most
 
 Kind = TypeVar("Kind")
 Answer = Callable[..., grpc.RpcError]
@@ -83,7 +84,7 @@ def answer() -> Iterator[Answer]:
         ) -> grpc.RpcError:
             wanted = {"code": code.value[0], "reason": reason, "message": message, "domain": domain}
             with pytest.raises(grpc.RpcError) as caught:
-                call(json.dumps({**wanted, "stated": (stated or code).value[0]}).encode(), timeout=10)
+                call(json.dumps({**wanted, "stated": (stated or code).value[0]}).encode(), timeout=at_most(10))
             assert isinstance(caught.value, grpc.RpcError)
             return caught.value
 

@@ -22,6 +22,7 @@ from pilot.dev.provider import IdentityProvider
 from shardhold.identity import ENDPOINT_VARIABLE, IdentityUnavailableError, Svid, WorkloadAPI, _HeldSvid
 from tests.kit.authority import Authority
 from tests.kit.credentials import certify
+from tests.kit.patience import at_most, join, patiently
 
 APP = "spiffe://example.org/team/app"
 WaitUntil: TypeAlias = Callable[..., None]
@@ -53,7 +54,7 @@ class ScriptedAPI(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
             if isinstance(line, grpc.StatusCode):
                 context.abort(line, "as the script says")
             elif isinstance(line, threading.Event):
-                assert line.wait(10)
+                assert patiently(line.wait, 10)
             else:
                 yield line
         while context.is_active() and not self.ended.wait(0.05):
@@ -365,15 +366,15 @@ class TestWorkloadAPI:
         """Close waits for the stream's thread: the interpreter could stop it with a gRPC lock held, and never end."""
         source = WorkloadAPI(str(provider.add("/team/app")))
         is_told, go_on = threading.Event(), threading.Event()
-        source.subscribe(lambda: (is_told.set(), go_on.wait(30)))  # type: ignore[func-returns-value, arg-type]
+        source.subscribe(lambda: (is_told.set(), go_on.wait(at_most(30))))  # type: ignore[func-returns-value, arg-type]
         provider.rotate()
-        assert is_told.wait(30)
+        assert patiently(is_told.wait, 30)
         closing = threading.Thread(target=source.close)
         closing.start()
         closing.join(0.5)
         assert closing.is_alive()
         go_on.set()
-        closing.join(30)
+        join(closing, 30)
         assert not closing.is_alive()
 
     def test_closed_for_good(self, ca: Authority) -> None:
@@ -404,5 +405,5 @@ def test_process_ends_without_close(provider: IdentityProvider) -> None:
     """A process that never closes its source still ends at once."""
     code = "import sys; from shardhold.identity import WorkloadAPI; print(WorkloadAPI(sys.argv[1]).current().spiffe_id)"
     command = [sys.executable, "-c", code, str(provider.add("/team/app"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=at_most(20))
     assert done.stdout == "spiffe://example.org/team/app\n"

@@ -20,6 +20,7 @@ from pilot.dev.identities import Identity
 from shardhold import WorkloadAPI
 from shardhold.channel import PinnedChannel
 from tests.kit.cluster import Cluster
+from tests.kit.patience import at_most
 from tests.kit.person import NEXUS_ID
 from tests.kit.process_memory import make_forms
 from tests.kit.stored_keys import StoredCluster
@@ -93,7 +94,7 @@ def fetch_shards(cluster: Cluster, stored: StoredCluster) -> dict[str, bytes]:
         with contextlib.closing(WorkloadAPI(f"unix:{socket_path(cluster.dev.state, 'nexus')}")) as identity:
             address = f"127.0.0.1:{cluster.dev.state.ports[member.name].grpc}"
             with PinnedChannel(address, identity, server_name=f"{member.name}.keeper.shardhold") as channel:
-                answer = KeeperServiceStub(channel).FetchShard(request, timeout=10)
+                answer = KeeperServiceStub(channel).FetchShard(request, timeout=at_most(10))
         info = build_fetch_info(
             label,
             x=member.x,
@@ -140,7 +141,7 @@ def run_watched(cluster: Cluster, *arguments: str, path: str, stdin: bytes) -> R
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            out, err = process.communicate(stdin, timeout=60)
+            out, err = process.communicate(stdin, timeout=at_most(60))
         finally:
             ended.set()
             watcher.join()

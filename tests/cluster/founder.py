@@ -12,6 +12,7 @@ from shardhold.identity import WorkloadAPI
 from shardhold.v1 import cluster_pb2 as pb
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from tests.kit.cluster import Cluster
+from tests.kit.patience import at_most
 
 TIMEOUT_S = 20.0
 
@@ -43,7 +44,7 @@ class Founder:
             recovery_public_key=derive_public_key(seed),
             share_hashes=[pb.ShareHash(salt=one.salt, digest=one.digest) for one in hashes],
         )
-        begun = self._stub.BeginInit(request, timeout=TIMEOUT_S, wait_for_ready=True)
+        begun = self._stub.BeginInit(request, timeout=at_most(TIMEOUT_S), wait_for_ready=True)
         answer = open_sealed(begun.challenge, seed, challenge_info(begun.cluster_id, begun.attempt, begun.genesis))
         return Attempt(begun.attempt, begun.cluster_id, begun.genesis, begun.voided_attempt, answer)
 
@@ -57,7 +58,7 @@ class Founder:
     def abort(self, attempt: Attempt) -> None:
         """Void the attempt."""
         request = pb.AbortInitRequest(attempt=attempt.number)
-        self._stub.AbortInit(request, timeout=TIMEOUT_S, wait_for_ready=True)
+        self._stub.AbortInit(request, timeout=at_most(TIMEOUT_S), wait_for_ready=True)
 
 
 @contextlib.contextmanager

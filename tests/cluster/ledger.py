@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from shardhold.v1 import secrets_pb2 as pb
+from tests.kit.patience import at_most
 from tests.kit.person import TIMEOUT_S, Person
 from tests.kit.refusal import read_reason
 
@@ -98,7 +99,7 @@ class Ledger:
     def _find_newest(self, secret: _Written) -> int:
         request = pb.GetSecretRequest(path=secret.path)
         try:
-            return int(self._secrets.GetSecret(request, timeout=TIMEOUT_S, wait_for_ready=True).version)
+            return int(self._secrets.GetSecret(request, timeout=at_most(TIMEOUT_S), wait_for_ready=True).version)
         except grpc.RpcError as exc:
             if exc.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
@@ -106,4 +107,4 @@ class Ledger:
 
     def _get(self, secret: _Written, version: int) -> bytes:
         request = pb.GetSecretRequest(path=secret.path, version=version)
-        return self._secrets.GetSecret(request, timeout=TIMEOUT_S).fields["value"]
+        return self._secrets.GetSecret(request, timeout=at_most(TIMEOUT_S)).fields["value"]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilot.dev.probes import wait_until
+from tests.kit.patience import at_most, patience, wait_until
 
 # What changes files. With a question mark: what not every architecture has.
 CALLS = "write,pwrite64,fsync,fdatasync,ftruncate,fallocate,?unlink,unlinkat,?rename,?renameat,renameat2,?mknod,mknodat"
@@ -66,7 +66,7 @@ class Strace:
             subprocess.Popen([*self._command, "-p", str(pid)], stderr=said, stdin=subprocess.DEVNULL) as strace,
         ):
             try:
-                wait_until(lambda: self._said(b"attached") or strace.poll() is not None, timeout=WAIT_S)
+                wait_until(lambda: self._said(b"attached") or strace.poll() is not None, seconds=WAIT_S)
                 assert self._said(b"attached"), self._log.with_suffix(".stderr").read_text()
                 yield
             finally:
@@ -94,13 +94,13 @@ class Strace:
 
 def _end(strace: subprocess.Popen[bytes], pid: int) -> None:
     """Have strace let go of a process, or end with one that died."""
-    wait_until(lambda: strace.poll() is not None or _is_running(pid), timeout=WAIT_S)
+    wait_until(lambda: strace.poll() is not None or _is_running(pid), seconds=WAIT_S)
     strace.send_signal(signal.SIGTERM)
     try:
-        strace.wait(5)
+        strace.wait(patience(5))
     except subprocess.TimeoutExpired:  # the process died while strace let go of it: then it waits for ever
         strace.kill()
-        strace.wait(WAIT_S)
+        strace.wait(at_most(WAIT_S))
 
 
 def _is_running(pid: int) -> bool:
@@ -114,7 +114,7 @@ def release(pid: int) -> None:
     """Let go of a process that was traced from its start, if it runs."""
     if tracer := _find_tracer(pid):
         os.kill(tracer, signal.SIGTERM)
-        assert wait_until(lambda: not _find_tracer(pid), timeout=WAIT_S), "strace does not let go"
+        assert wait_until(lambda: not _find_tracer(pid), seconds=WAIT_S), "strace does not let go"
 
 
 def _find_tracer(pid: int) -> int:

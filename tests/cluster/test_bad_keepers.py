@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import shardhold
 from common.errors import MarkError
 from tests.kit.cluster import Cluster
+from tests.kit.patience import at_most, patience
 from tests.kit.probes import Status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
@@ -83,7 +84,7 @@ def wait_metrics(cluster: Cluster, *lines: str) -> None:
 def use(app: shardhold.Client) -> None:
     """Do what callers do; none of it may fail."""
     for number in range(20):
-        app.put("bad-keepers/more", {"value": b"%d" % number}, timeout=20)
+        app.put("bad-keepers/more", {"value": b"%d" % number}, timeout=at_most(20))
         assert app.get("bad-keepers/more").fields == {"value": b"%d" % number}
     assert app.get(PATH).fields == FIELDS
 
@@ -152,10 +153,10 @@ def test_one_keeper_too_few(cluster: Cluster, app: shardhold.Client) -> None:
         ),
     )
     health = health_pb2_grpc.HealthStub(cluster.superuser.channel)
-    answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+    answer = health.Check(health_pb2.HealthCheckRequest(), timeout=at_most(5))
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
     with pytest.raises(shardhold.RecoveringError):
-        app.get(PATH, timeout=0.5)
+        app.get(PATH, timeout=patience(1))
     told = cluster.pilot("status")
     assert "2 of 3 shards" in told.stdout + told.stderr
 

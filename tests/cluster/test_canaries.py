@@ -30,10 +30,11 @@ from tests.cluster.canary import (
     run_watched,
 )
 from tests.kit.cluster import Cluster
+from tests.kit.patience import at_most
 from tests.kit.refusal import read_outcome
 from tests.kit.stored_keys import derive_keys, load_stored
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.final]
 
 APP = "/canary/app"
 PATH = "canary/secret"
@@ -211,7 +212,7 @@ def test_a_server_that_is_told_to_trace_does_not_start(haunted: Haunted, name: s
     """The traces of gRPC, which are no log, would have every value in them: exit code 2, and the variable is named."""
     command = [*server_command(haunted.cluster.directory, name), "--check-config"]
     environ = os.environ | {"GRPC_TRACE": "secure_endpoint", "GRPC_VERBOSITY": "debug"}
-    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=at_most(60), check=False)
     assert ended.returncode == 2
     assert "error: GRPC_TRACE: want it unset" in ended.stderr
 

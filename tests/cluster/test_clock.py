@@ -19,6 +19,7 @@ from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH, Identity
 from tests.kit.cluster import Cluster
 from tests.kit.fake_clock import FakeClock
+from tests.kit.patience import at_most, patience
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.needs("faketime")]
 
@@ -185,7 +186,7 @@ def test_during_svid_rotation(cluster: ClockedCluster, jump: int) -> None:
 @JUMPS
 def test_a_seal_with_a_wrong_clock_is_made_good(cluster: ClockedCluster, jump: int) -> None:
     """Keepers that could not be told to drop their sets while the clock was wrong are told when it is right."""
-    cluster.superuser.seal(timeout=3)
+    cluster.superuser.seal(timeout=patience(3))
     cluster.jump(jump)
     cluster.rerun(*cluster.keepers)
     cluster.jump(0)
@@ -202,8 +203,8 @@ def test_pilot_with_a_wrong_clock_names_it(cluster: ClockedCluster, jump: int) -
     clock.set(jump)
     environ = cluster.dev.environ(Identity(path=SUPERUSER_PATH)) | clock.variables
     command = [sys.executable, "-P", "-m", "pilot", "--timeout", "5", "status"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=at_most(60), check=False)
     assert done.returncode != 0
     assert "by this machine's clock it is" in done.stderr
     clock.set(0)
-    assert subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False).returncode == 0
+    assert subprocess.run(command, env=environ, capture_output=True, timeout=at_most(60), check=False).returncode == 0

@@ -15,9 +15,9 @@ import pytest
 from pilot.dev.cluster import DevCluster, clean_environ
 from pilot.dev.directory import MARKER, DevDirectory
 from pilot.dev.identities import OPERATOR_PATH
-from pilot.dev.probes import wait_until
+from tests.kit.patience import at_most, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
 PILOT = [sys.executable, "-m", "pilot"]
 
@@ -30,7 +30,7 @@ def pilot(*arguments: str | Path, exit_code: int = 0, environ: dict[str, str] | 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=at_most(120),
         check=False,
     )
     assert done.returncode == exit_code, f"{done.stdout}{done.stderr}"
@@ -96,7 +96,9 @@ def test_from_up_to_down(folder: Path) -> None:
     assert len(commands) == 3
     for command in commands:
         spelled = re.sub(r"(^|-- )pilot ", rf"\1{' '.join(PILOT)} ", command.strip())
-        subprocess.run(["bash", "-c", spelled], env=clean_environ(), capture_output=True, timeout=60, check=True)
+        subprocess.run(
+            ["bash", "-c", spelled], env=clean_environ(), capture_output=True, timeout=at_most(60), check=True
+        )
     assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "ready"
 
 
@@ -124,7 +126,7 @@ def foreground(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
             stderr=output,
         )
     try:
-        assert wait_until(lambda: "Ctrl-C" in log.read_text() or up.poll() is not None, timeout=60), log.read_text()
+        assert wait_until(lambda: "Ctrl-C" in log.read_text() or up.poll() is not None, seconds=60), log.read_text()
         yield up, log
     finally:
         up.kill()
@@ -137,12 +139,12 @@ def test_in_the_foreground_it_ends_with_the_terminal(folder: Path) -> None:
         cluster = DevCluster(DevDirectory(folder))
         assert all(cluster.is_alive(name) for name in cluster.names), log.read_text()
         pilot("dev", "kill", "keeper-1", "--dir", folder)
-        assert wait_until(lambda: "keeper-1 ended" in log.read_text(), timeout=10)
+        assert wait_until(lambda: "keeper-1 ended" in log.read_text(), seconds=10)
         pilot("dev", "restart", "keeper-1", "--dir", folder)
-        assert wait_until(lambda: "keeper-1 runs again" in log.read_text(), timeout=10)
+        assert wait_until(lambda: "keeper-1 runs again" in log.read_text(), seconds=10)
         cluster.reload()
         up.send_signal(signal.SIGINT)
-        assert up.wait(timeout=30) == 0
+        assert up.wait(timeout=at_most(30)) == 0
     assert not any(cluster.is_alive(name) for name in cluster.names)
 
 
@@ -150,7 +152,7 @@ def test_in_the_foreground_it_notices_down(folder: Path) -> None:
     """When another command took the cluster down there is nothing left to stay for."""
     with foreground(folder) as (up, _):
         pilot("dev", "down", "--dir", folder)
-        assert up.wait(timeout=30) == 0
+        assert up.wait(timeout=at_most(30)) == 0
 
 
 def test_a_removed_directory_leaves_no_process(folder: Path) -> None:
@@ -158,7 +160,7 @@ def test_a_removed_directory_leaves_no_process(folder: Path) -> None:
     with foreground(folder) as (up, log):
         cluster = DevCluster(DevDirectory(folder))
         shutil.rmtree(folder)
-        assert up.wait(timeout=30) == 0, log.read_text()
+        assert up.wait(timeout=at_most(30)) == 0, log.read_text()
     assert not any(cluster.is_alive(name) for name in cluster.names)
 
 
@@ -232,7 +234,7 @@ def test_identities_alone(folder: Path) -> None:
             watch_rotation(sockets["spiffe://dev.shardhold/team/app"])
         finally:
             provider.terminate()
-        assert provider.wait(timeout=20) == 0
+        assert provider.wait(timeout=at_most(20)) == 0
     assert not list((folder / "sockets").iterdir())
 
 
@@ -252,7 +254,7 @@ def test_identities_in_folders_outlive_a_kill(folder: Path, tmp_path: Path) -> N
                 identity.close()
             finally:
                 provider.send_signal(end)
-            provider.wait(timeout=20)
+            provider.wait(timeout=at_most(20))
     assert len(bundles) == 2
     people = ("superuser-dev", "operator-dev", *(f"recover-custodian-{number}" for number in (1, 2, 3)))
     names = ("team+app", "nexus-1", *(f"keeper-{number}" for number in range(1, 6)), *people)
@@ -267,6 +269,6 @@ def watch_rotation(socket: str) -> None:
     try:
         first = identity.current()
         assert first.spiffe_id == "spiffe://dev.shardhold/team/app"
-        assert wait_until(lambda: identity.current() != first, timeout=20)
+        assert wait_until(lambda: identity.current() != first, seconds=20)
     finally:
         identity.close()

@@ -16,7 +16,7 @@ from tests.cluster.small_disk import SmallDisk, small_disk
 from tests.kit.cluster import Cluster
 from tests.kit.refusal import read_outcome
 
-pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.needs("tmpfs"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.needs("tmpfs")]
 
 AUDIT_OBSTACLE = "audit entries cannot be written"
 SIZE = "3m"  # more than a store and the audit's reserve take, less than the audit would like to set aside

@@ -13,6 +13,7 @@ from shardhold import WorkloadAPI
 from shardhold.channel import PinnedChannel
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.kit.cluster import Cluster
+from tests.kit.patience import at_most
 from tests.kit.refusal import read_outcome
 
 pytestmark = pytest.mark.cluster
@@ -45,7 +46,7 @@ def test_garbage_is_an_invalid_argument(
 ) -> None:
     """Garbage is refused before anything else is looked at, and the server goes on."""
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channels[server].unary_unary(rpc)
-    outcome = read_outcome(lambda: call(body, timeout=20))
+    outcome = read_outcome(lambda: call(body, timeout=at_most(20)))
     assert (outcome.code, outcome.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
     assert f"{len(body)} bytes" in outcome.details
     assert cluster.dev.is_ready(server)

@@ -12,6 +12,7 @@ from pilot.dev.directory import Plan
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.founder import Founder, founding
 from tests.kit.cluster import Cluster
+from tests.kit.patience import patience
 from tests.kit.refusal import Refusal, read_outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
@@ -199,7 +200,7 @@ def test_confirm_does_not_wait_for_ever_for_keepers(unborn: Cluster, founder: Fo
     """A cluster with no keeper in reach is initialised all the same, and keepers are filled as they come."""
     attempt = founder.begin()
     unborn.freeze(*unborn.keepers)
-    confirmed = founder.confirm(attempt, timeout=3)
+    confirmed = founder.confirm(attempt, timeout=patience(3))
     assert (confirmed.keepers_filled, confirmed.keepers_wanted) == (0, 3)
     assert is_serving(unborn)
     unborn.thaw(*unborn.keepers)
@@ -229,7 +230,7 @@ def test_a_nexus_killed_before_any_shard_was_sent_never_makes_another_key(unborn
     """Committed and lost before a keeper had a shard: it waits for shards and refuses a new init."""
     attempt = founder.begin()
     unborn.kill(*unborn.keepers)
-    founder.confirm(attempt, timeout=3)
+    founder.confirm(attempt, timeout=patience(3))
     restart(unborn)
     unborn.run(*unborn.keepers)
     status = unborn.wait_status(
@@ -245,7 +246,7 @@ def test_a_keeper_killed_during_init_is_filled_later(unborn: Cluster, founder: F
     """Init needs the quorum, not every keeper."""
     attempt = founder.begin()
     unborn.kill("keeper-2")
-    confirmed = founder.confirm(attempt, timeout=5)
+    confirmed = founder.confirm(attempt, timeout=patience(5))
     assert confirmed.keepers_filled == 2
     unborn.run("keeper-2")
     unborn.wait_filled()

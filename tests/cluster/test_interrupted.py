@@ -16,8 +16,9 @@ import pytest
 from common.keys.words import encode_share
 from pilot.dev.directory import Plan
 from tests.kit.cluster import Cluster, running
+from tests.kit.patience import at_most, patience, patiently
 
-pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.final]
 
 APP = "/interrupted/app"
 Delay = float | None  # seconds from the sending of a call to the kill; None: until it is answered
@@ -75,13 +76,13 @@ def kill_in_flight(cluster: Cluster, call: Callable[[], object], delay: Delay, *
 
     with ThreadPoolExecutor(1) as pool:
         answered = pool.submit(send)
-        assert sent.wait(5)
+        assert patiently(sent.wait, 5)
         if delay is None:
-            assert answered.result(timeout=30)
+            assert answered.result(timeout=at_most(30))
         else:
             threading.Event().wait(delay)  # not until something: the moment of the kill is what differs
         cluster.kill("nexus", *victims)
-        was_answered = answered.result(timeout=30)
+        was_answered = answered.result(timeout=at_most(30))
     cluster.run("nexus", *victims)
     return was_answered
 
@@ -106,7 +107,7 @@ def test_seal(cluster: Cluster, acknowledged: Acknowledged, victims: tuple[str, 
 def test_a_killed_seal_goes_on_to_empty_keepers(cluster: Cluster, acknowledged: Acknowledged) -> None:
     """Committed and killed before a keeper had dropped its set: the restarted nexus empties it, whoever asks for it."""
     cluster.freeze(*cluster.keepers)
-    assert cluster.superuser.seal(timeout=2).keepers_emptied == 0
+    assert cluster.superuser.seal(timeout=patience(2)).keepers_emptied == 0
     cluster.rerun("nexus")
     cluster.thaw(*cluster.keepers)
     cluster.wait("keepers are empty", lambda: [cluster.count_sets(name) for name in cluster.keepers] == [0] * 3)

@@ -1,6 +1,5 @@
 """Shardhold's main job on real processes: a restarted nexus gets its key back from its keepers, without a human."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,12 +108,10 @@ def test_two_lost_keepers_are_not_felt(cluster: Cluster, app: shardhold.Client) 
 
 
 def test_an_empty_keeper_is_filled_again(cluster: Cluster) -> None:
-    """A keeper that lost its shard with its process holds it again within seconds of its start."""
+    """A keeper that lost its shard with its process holds it again; `make bench` says how soon."""
     cluster.kill("keeper-1", "keeper-3")
     cluster.run("keeper-1", "keeper-3")
-    began = time.monotonic()
     cluster.wait_filled()
-    assert time.monotonic() - began < 10  # 1 s of polling and a slow machine
 
 
 def test_refilled_keepers_carry_a_recovery(cluster: Cluster, app: shardhold.Client) -> None:

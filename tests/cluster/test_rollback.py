@@ -16,6 +16,7 @@ import pytest
 import shardhold
 from pilot.dev.directory import Plan
 from tests.kit.cluster import Cluster, running
+from tests.kit.patience import patience
 from tests.kit.probes import Status
 from tests.kit.refusal import Refusal
 
@@ -111,7 +112,7 @@ def test_an_older_store_is_refused_until_it_is_accepted(cluster: Cluster) -> Non
     assert logged["level"] == "critical"
     assert said in str(logged["obstacles"])
     with pytest.raises(shardhold.RecoveringError):
-        app.get(KEPT, timeout=0.5)
+        app.get(KEPT, timeout=patience(1))
 
     superuser = cluster.superuser
     for wrong in ((1, older - 1), (1, newer.revision), (2, older), (0, 0)):
@@ -198,7 +199,7 @@ def test_a_mark_that_comes_later_ends_ready(cluster: Cluster) -> None:
     assert (status["newer_mark"]["timeline"], status["newer_mark"]["revision"]) == newest
     assert list_events(cluster, "store was put back")[0]["level"] == "critical"
     with pytest.raises(shardhold.RecoveringError):
-        app.get(KEPT, timeout=0.5)
+        app.get(KEPT, timeout=patience(1))
     assert accept(cluster) == 2
     assert app.get(KEPT).fields == {"value": b"kept"}
     cluster.wait_filled()
@@ -342,4 +343,4 @@ def test_a_slow_keeper_delays_the_block_check_by_half_a_second(cluster: Cluster)
     began = time.monotonic()
     cluster.run("nexus")
     cluster.wait_ready()
-    assert time.monotonic() - began < 10  # not for ever, on a slow machine
+    assert time.monotonic() - began < patience(10)  # not for ever, on a slow machine

@@ -20,6 +20,7 @@ from pilot.dev.directory import Plan
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.cluster.founder import founding
 from tests.kit.cluster import Cluster
+from tests.kit.patience import at_most
 from tests.kit.person import Person
 from tests.kit.refusal import read_outcome
 
@@ -206,7 +207,7 @@ def test_health_and_probes_say_whether_it_is_ready(walk: Walk, state: str) -> No
     is_ready = state == "ready"
     health = health_pb2_grpc.HealthStub(walk.superuser.channel)
     for service in ("", "shardhold.v1.SecretService"):
-        answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=at_most(5))
         assert answer.status == (health_pb2.HealthCheckResponse.SERVING if is_ready else 2), service
     assert walk.cluster.dev.is_ready() is is_ready
     assert f'shardhold_nexus_state{{state="{state}"}} 1.0' in walk.cluster.fetch("nexus", "/metrics")
@@ -216,7 +217,7 @@ def test_health_and_probes_say_whether_it_is_ready(walk: Walk, state: str) -> No
 def test_the_health_command_tells_ready_from_alive(walk: Walk, state: str, live: bool) -> None:
     """`nexus health` exits with 0 in ready alone, `nexus health --live` in every state; both print the answer."""
     command = [*server_command(walk.cluster.directory, "nexus"), "health", *(["--live"] if live else [])]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=at_most(60), check=False)
     is_ready = state == "ready"
     assert (ended.returncode, ended.stdout) == (0 if live or is_ready else 1, f"{'' if is_ready else 'NOT_'}SERVING\n")
 

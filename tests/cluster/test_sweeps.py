@@ -6,7 +6,6 @@ takes every one, for an hour and more.
 
 import functools
 import os
-import random
 import shutil
 import signal
 import time
@@ -22,15 +21,15 @@ from tests.cluster.strace import Injection
 from tests.cluster.sweep import Cell, Step, Sweep
 from tests.kit.cluster import Cluster
 from tests.kit.refusal import read_outcome
+from tests.kit.seed import make_random
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.destructive,
+    pytest.mark.final,
     pytest.mark.needs("memory", "strace"),  # strace of a process that is not dumpable
     pytest.mark.timeout(0 if os.environ.get("SWEEP") == "all" else 600),
 ]
-
-SEED = 20_261_128
 
 
 def have_ready(sweep: Sweep) -> None:
@@ -181,7 +180,7 @@ def test_sweep(sweep: Sweep, calls: Callable[[str], list[tuple[str, str, int]]],
                     break
     else:
         cells = [Cell(group, inject(fault, call, k + 1)) for group, call, most in calls(name) for k in range(most)]
-        picked = pick(cells, f"{SEED} {name} {fault}", ends=fault == "kill")
+        picked = pick(cells, f"{name} {fault}", ends=fault == "kill")
         fired = [run(sweep, name, cell) for cell in picked]
         assert any(fired) or len(picked) == 1  # how many calls there are differs a little each time
     sweep.ledger.check(whole=True)
@@ -192,9 +191,9 @@ def inject(fault: str, call: str, k: int) -> Injection:
     return Injection(call, effect, f"{k}{lasts}")
 
 
-def pick(cells: list[Cell], seed: str, *, ends: bool) -> list[Cell]:
+def pick(cells: list[Cell], name: str, *, ends: bool) -> list[Cell]:
     """Choose one, and with *ends* the first and the last as well."""
-    chosen = {random.Random(seed).randrange(len(cells))} | ({0, len(cells) - 1} if ends else set())
+    chosen = {make_random(name).randrange(len(cells))} | ({0, len(cells) - 1} if ends else set())
     return [cells[index] for index in sorted(chosen)]
 
 

@@ -6,7 +6,6 @@ Each test changes the same good copy. Keepers run all the while and hold their s
 import base64
 import json
 import os
-import random
 import re
 import sqlite3
 import subprocess
@@ -25,7 +24,9 @@ from pilot.dev.cluster import server_command
 from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import TRUST_DOMAIN
 from tests.kit.cluster import Cluster, running
+from tests.kit.patience import at_most
 from tests.kit.refusal import Refusal
+from tests.kit.seed import make_random
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -339,7 +340,7 @@ def test_a_flipped_bit_in_the_database(store: Tampered) -> None:
     """Named at the start, the recovery or the read, or without a consequence; `tests/nexus` looks at all pages."""
     store.load("PRAGMA wal_checkpoint(TRUNCATE)")
     file = store.folder / DATABASE
-    whole, chance = file.read_bytes(), random.Random(8)
+    whole, chance = file.read_bytes(), make_random("bits")
     said = []
     for position in (16, 40, *(chance.randrange(len(whole)) for _ in range(4))):  # two in the header
         store.put_back()
@@ -375,7 +376,7 @@ def test_a_second_nexus_on_the_same_store(store: Tampered) -> None:
     cluster.run("nexus")
     check_whole(store)
     command = server_command(cluster.directory, "nexus")
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=at_most(60), check=False)
     lock = store.folder.resolve() / f"{DATABASE}.lock"
     assert second.returncode == 1
     assert f"nexus: error: store lock {lock} is held: another nexus has this store" in second.stderr

@@ -14,6 +14,7 @@ from common.keys.words import encode_share
 from pilot.dev.directory import Plan
 from shardhold.v1.recovery_pb2 import UnsealSession
 from tests.kit.cluster import Cluster, running
+from tests.kit.patience import patience
 from tests.kit.person import SealedShare
 from tests.kit.refusal import Refusal
 
@@ -116,7 +117,7 @@ def test_a_seal_may_be_repeated(cluster: Cluster) -> None:
 def test_a_keeper_that_is_away_is_emptied_when_it_comes(cluster: Cluster) -> None:
     """The seal answers without it, and drops are repeated, also by a restarted nexus."""
     cluster.freeze("keeper-2")
-    sealed = cluster.superuser.seal(timeout=4)
+    sealed = cluster.superuser.seal(timeout=patience(4))
     assert (sealed.keepers_emptied, sealed.keepers) == (2, 3)
     cluster.rerun("nexus")
     cluster.thaw("keeper-2")
@@ -135,7 +136,7 @@ def test_recovering_can_be_sealed(cluster: Cluster) -> None:
     """A nexus that waits for shards stops waiting, and keepers that come later do not bring it back."""
     cluster.freeze("keeper-2", "keeper-3")
     cluster.rerun("nexus")
-    cluster.superuser.seal(timeout=2)
+    cluster.superuser.seal(timeout=patience(2))
     assert cluster.superuser.get_status().state == 4
     cluster.thaw("keeper-2", "keeper-3")
     cluster.wait("keepers are empty", lambda: not any(cluster.count_sets(name) != 0 for name in cluster.keepers))
@@ -150,7 +151,7 @@ def test_nexus_and_all_keepers_killed(cluster: Cluster) -> None:
     status = cluster.wait_status("it lacks shards", lambda status: "0 of 2 shards" in " ".join(status["blocked_by"]))
     assert status["state"] == "recovering"
     with pytest.raises(shardhold.RecoveringError):
-        cluster.workload(APP).get(PATH, timeout=0.5)
+        cluster.workload(APP).get(PATH, timeout=patience(1))
     cluster.unseal(5, 2, 4)
     assert cluster.dev.is_ready()
     check_secret(cluster)
@@ -168,7 +169,7 @@ def test_ready_waits_for_no_keeper(cluster: Cluster) -> None:
     began = time.monotonic()
     cluster.unseal()
     assert cluster.dev.is_ready()
-    assert time.monotonic() - began < 10  # a call to a keeper may take 2 s, and a second set of them 4
+    assert time.monotonic() - began < patience(10)  # a call to a keeper may take 2 s, and a second set of them 4
     check_secret(cluster)
     status = cluster.wait_filled("keeper-1")
     assert status["state"] == "ready"
@@ -397,5 +398,5 @@ def test_a_seal_ends_a_session(cluster: Cluster) -> None:
     cluster.rerun("nexus")
     session = cluster.custodian(1).start_unseal()
     cluster.custodian(1).submit_words(session.session_id, cluster.words[0])
-    cluster.superuser.seal(timeout=2)
+    cluster.superuser.seal(timeout=patience(2))
     assert not cluster.custodian(1).get_progress().HasField("session")

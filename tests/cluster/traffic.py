@@ -12,6 +12,7 @@ import grpc
 from shardhold import AsyncClient, Client, Error
 from shardhold.identity import IdentitySource
 from tests.kit.cluster import Cluster
+from tests.kit.patience import join
 
 PAUSE_S = 0.002  # between two calls of one worker, so that the machine is not full of them
 TICK_S = 0.05
@@ -56,7 +57,7 @@ class Traffic:
             finally:
                 self._stop.set()
                 for thread in threads:
-                    thread.join(timeout=60)
+                    join(thread, 60)
         assert not any(thread.is_alive() for thread in threads), "a worker hangs in a call"
 
     def wait_answered(self, cluster: Cluster, count: int) -> None:

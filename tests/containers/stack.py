@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilot.dev.probes import wait_until
+from tests.kit.patience import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 KEEPERS = tuple(f"keeper-{number}" for number in range(1, 6))
@@ -193,7 +193,7 @@ class Stack:
             StackError: It did not within *timeout* seconds; with the end of all logs.
         """
         started = time.monotonic()
-        if not wait_until(condition, timeout=timeout):
+        if not wait_until(condition, seconds=timeout):
             tail = self.compose("logs", "--no-color", "--tail", "15", check=False).stdout
             raise StackError(f"not within {timeout:g} s: {what}\n\n{tail}")
         return time.monotonic() - started

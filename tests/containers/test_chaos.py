@@ -30,7 +30,7 @@ STEPS_S = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # of the histogram
 KEEPER_WAYS = ("pause", "kill", "crash", "cut")
 NEXUS_WAYS = ("pause", "cut", "unreachable", *("crash",) * 7)
 
-pytestmark = pytest.mark.timeout(CHAOS_S * 3 + 1200)
+pytestmark = [pytest.mark.final, pytest.mark.timeout(CHAOS_S * 3 + 1200)]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Fuzz for a time: `python -m tests.fuzz SECONDS [TEST …]` repeats the tests of this folder on new examples. The first
 round is complete; the last one is cut off when the time is over.
 
-Exits with 1 after the first round that fails; hypothesis has shrunk the example by then, and keeps it in `.hypothesis`
-for the next run.
+Exits with 1 after the first round that fails; hypothesis has shrunk the example by then, and keeps it in
+`.pytest_cache/hypothesis` for the next run.
 """
 
 import os
@@ -25,7 +25,7 @@ def main() -> int:
         rounds += 1
         print(f"fuzz: round {rounds}, {max(0.0, end - time.monotonic()):.0f} s left", flush=True)
         targets = tests or [str(Path(__file__).parent)]
-        environ = {**os.environ, EXAMPLES_VARIABLE: str(_EXAMPLES)}
+        environ = {**os.environ, EXAMPLES_VARIABLE: str(_EXAMPLES), "TEST_PROFILE": "soak"}
         try:
             left = None if rounds == 1 else max(1.0, end - time.monotonic())
             done = subprocess.run([*command, *targets], env=environ, timeout=left, check=False)

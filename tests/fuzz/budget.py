@@ -14,6 +14,4 @@ def budget(share: float = 1.0) -> settings:
     """Return the settings of one target; *share* scales the number of examples where each costs more or less."""
     count = max(1, int((_examples or _SHORT) * share))
     tolerated = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    if _examples:
-        return settings(max_examples=count, deadline=None, print_blob=True, suppress_health_check=tolerated)
-    return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=tolerated)
+    return settings(max_examples=count, suppress_health_check=tolerated)

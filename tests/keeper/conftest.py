@@ -27,13 +27,17 @@ def provider(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def shared_keeper(provider: IdentityProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeeperProcess]:
     """A running keeper that the tests of a module share; they leave it unpinned and empty."""
     keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider)
-    yield keeper.start()
-    keeper.close()
+    try:
+        yield keeper.start()
+    finally:
+        keeper.close()
 
 
 @pytest.fixture
 def keeper(provider: IdentityProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeeperProcess]:
     """A running keeper for one test."""
     keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider)
-    yield keeper.start()
-    keeper.close()
+    try:
+        yield keeper.start()
+    finally:
+        keeper.close()

@@ -20,6 +20,7 @@ from common.keys.sealing import seal
 from common.keys.statement import NONCE_SIZE, PUT_SHARD, Statement
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.provider import IdentityProvider
+from tests.kit.patience import at_most, join
 from tests.kit.raw_calls import call
 from tests.kit.refusal import Outcome
 from tests.kit.waiting import WAIT_S, wait_until
@@ -166,8 +167,8 @@ class KeeperProcess:
 
     def wait(self) -> int:
         """Return the exit code, once it has ended and its last words are read."""
-        code = self.process.wait(WAIT_S)
-        self._reader.join(WAIT_S)
+        code = self.process.wait(at_most(WAIT_S))
+        join(self._reader, WAIT_S)
         return code
 
     def close(self) -> None:

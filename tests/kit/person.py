@@ -18,6 +18,7 @@ from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
 from shardhold.v1.secrets_pb2_grpc import SecretServiceStub
+from tests.kit.patience import at_most, patience
 
 TIMEOUT_S = 20.0
 NEXUS_ID = f"spiffe://{TRUST_DOMAIN}{NEXUS_PATH}"
@@ -64,7 +65,7 @@ class Person:
             return ()
 
     def get_status(self) -> cluster_pb2.GetStatusResponse:
-        return self.cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=5, wait_for_ready=True)
+        return self.cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=patience(5), wait_for_ready=True)
 
     def seal(self, reason: str = "", *, timeout: float = TIMEOUT_S) -> cluster_pb2.SealResponse:
         """Seal; it waits for the keepers until a second before *timeout*."""
@@ -73,26 +74,28 @@ class Person:
     def accept_older_store(self, timeline: int, revision: int) -> int:
         """Accept the store at this position; return the timeline that began."""
         request = cluster_pb2.AcceptOlderStoreRequest(timeline=timeline, revision=revision)
-        return self.cluster.AcceptOlderStore(request, timeout=TIMEOUT_S).timeline
+        return self.cluster.AcceptOlderStore(request, timeout=at_most(TIMEOUT_S)).timeline
 
     def start_unseal(self) -> recovery_pb2.UnsealSession:
         return self.recovery.StartUnseal(
-            recovery_pb2.StartUnsealRequest(), timeout=TIMEOUT_S, wait_for_ready=True
+            recovery_pb2.StartUnsealRequest(), timeout=at_most(TIMEOUT_S), wait_for_ready=True
         ).session
 
     def get_progress(self) -> recovery_pb2.GetProgressResponse:
-        return self.recovery.GetProgress(recovery_pb2.GetProgressRequest(), timeout=TIMEOUT_S, wait_for_ready=True)
+        return self.recovery.GetProgress(
+            recovery_pb2.GetProgressRequest(), timeout=at_most(TIMEOUT_S), wait_for_ready=True
+        )
 
     def reset_unseal(self, session_id: bytes) -> int:
         """End the session; return how many shares were forgotten."""
         request = recovery_pb2.ResetUnsealRequest(session_id=session_id)
-        return self.recovery.ResetUnseal(request, timeout=TIMEOUT_S).forgotten
+        return self.recovery.ResetUnseal(request, timeout=at_most(TIMEOUT_S)).forgotten
 
     def ask_statement(self, session_id: bytes) -> Statement:
         """Ask for a one-shot key, and verify that it is the nexus's and for this caller."""
         nonce = os.urandom(32)
         request = recovery_pb2.GetSealingKeyRequest(session_id=session_id, nonce=nonce)
-        answer = self.recovery.GetSealingKey(request, timeout=TIMEOUT_S, wait_for_ready=True)
+        answer = self.recovery.GetSealingKey(request, timeout=at_most(TIMEOUT_S), wait_for_ready=True)
         return verify(
             SignedStatement(answer.statement, answer.signature, tuple(answer.certificates)),
             roots=self._identity.current().bundle(),
@@ -117,7 +120,7 @@ class Person:
         return SealedShare(session_id, digest, sealed)
 
     def submit(self, share: SealedShare) -> recovery_pb2.SubmitShareResponse:
-        return self.recovery.SubmitShare(share.to_request(), timeout=TIMEOUT_S)
+        return self.recovery.SubmitShare(share.to_request(), timeout=at_most(TIMEOUT_S))
 
     def submit_words(self, session_id: bytes, words: str) -> recovery_pb2.SubmitShareResponse:
         """Do what a custodian does: words in, sealed to the nexus alone."""

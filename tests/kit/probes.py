@@ -16,9 +16,9 @@ from keeper.v1.keeper_pb2 import GetMarkRequest
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
 from pilot.commands.status import to_document
 from pilot.dev.cluster import DevCluster
-from pilot.dev.probes import wait_until
 from shardhold import IdentityUnavailableError
 from tests.kit.errors import ClusterError
+from tests.kit.patience import patience, wait_until
 from tests.kit.people import People
 from tests.kit.waiting import WAIT_S
 
@@ -39,7 +39,7 @@ class Probes:
             ClusterError: It did not within *timeout* seconds.
         """
         started = time.monotonic()
-        if not wait_until(condition, timeout=timeout):
+        if not wait_until(condition, seconds=timeout):
             raise ClusterError(f"not within {timeout:g} s: {what}")
         return time.monotonic() - started
 
@@ -94,7 +94,7 @@ class Probes:
 
     def fetch(self, name: str, path: str) -> str:
         """Return what the HTTP server of a process answers, whatever its status; empty when it does not."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._dev.state.ports[name].http, timeout=2)
+        connection = http.client.HTTPConnection("127.0.0.1", self._dev.state.ports[name].http, timeout=patience(2))
         try:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
@@ -108,7 +108,7 @@ class Probes:
         keeper = KeeperServiceStub(self._people.reach_keeper(name))
         cluster_id, genesis = self._genesis
         with contextlib.suppress(grpc.RpcError):
-            mark = keeper.GetMark(GetMarkRequest(cluster_id=cluster_id), timeout=5).mark
+            mark = keeper.GetMark(GetMarkRequest(cluster_id=cluster_id), timeout=patience(5)).mark
             signed = SignedMark(mark.mark, mark.signature, tuple(mark.chain))
             return verify_mark(signed, cluster_id=cluster_id, genesis=genesis)
         return None

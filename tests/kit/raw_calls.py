@@ -4,6 +4,7 @@ import grpc
 
 from tests.kit.authority import Authority
 from tests.kit.credentials import Credentials
+from tests.kit.patience import at_most
 from tests.kit.refusal import Outcome, read_reason
 
 
@@ -18,7 +19,7 @@ def connect(port: int, credentials: Credentials | None, ca: Authority, *, server
     return grpc.secure_channel(f"127.0.0.1:{port}", secrets, options=options)
 
 
-def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: float = 10.0) -> Outcome:
+def call(channel: grpc.Channel, method: str, body: bytes = b"", *, timeout: float = at_most(10)) -> Outcome:
     """Call *method*, with its full name, by bytes."""
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
     try:

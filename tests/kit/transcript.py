@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.kit.patience import at_most
 from tests.pilot.person import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def run_pilot(*arguments: str | Path, stdin: str = "", environ: dict[str, str] |
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=at_most(60),
         check=False,
     )
     return Transcript(done.returncode, done.stdout, done.stderr)
@@ -90,7 +91,7 @@ def run_at_terminal(
             if not read:
                 break
             seen += read.decode(errors="replace")
-        out, _ = process.communicate(timeout=DEADLINE_S)
+        out, _ = process.communicate(timeout=at_most(DEADLINE_S))
     finally:
         watchdog.cancel()
         os.close(leader)

@@ -1,12 +1,11 @@
 """Waiting for what other threads and processes do."""
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
+from tests.kit import patience
+
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
-PAUSE_S = 0.01  # between two looks
 
 T = TypeVar("T")
 
@@ -16,11 +15,9 @@ def wait_until(
     *,
     what: str = "the condition",
     seconds: float = WAIT_S,
-    pause: float = PAUSE_S,
+    pause: float = patience.INTERVAL_S,
 ) -> T:
-    """Return the first true value of *condition*; fail when there is none within *seconds*."""
-    deadline, never = time.monotonic() + seconds, threading.Event()
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        never.wait(pause)
+    """Return the first true value of *condition*; fail when there is none within *seconds*, longer on a busy machine."""
+    value = patience.wait_until(condition, seconds=seconds, pause=pause)
+    assert value, f"{what}: not within {seconds:g} s"
     return value

@@ -8,8 +8,9 @@ import ctypes
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
+
+from tests.kit.patience import Deadline
 
 _SEIZE, _CONT, _DETACH = 0x4206, 7, 17
 _TRACE_EXIT = 0x40  # option: stop when it exits
@@ -35,8 +36,8 @@ def caught_at_exit(pid: int, signum: signal.Signals = signal.SIGTERM) -> Iterato
 
 
 def _wait_for_exit(pid: int) -> None:
-    give_up, pause = time.monotonic() + _WAIT_S, threading.Event()
-    while time.monotonic() < give_up:
+    deadline, pause = Deadline(_WAIT_S), threading.Event()
+    while not deadline.is_over():
         found, status = os.waitpid(pid, os.WNOHANG | _WALL)
         if not found:
             pause.wait(0.005)

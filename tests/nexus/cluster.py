@@ -25,6 +25,7 @@ from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.policy.rules import Policy, superuser_policy
 from nexus.store.protocol import ControlRow, Meta, Phase, Store, Writer
 from nexus.store.sqlite.store import SqliteStore
+from tests.kit.patience import at_most
 from tests.nexus.played_keepers import PlayedKeeper
 
 TRUST_DOMAIN = "example.org"
@@ -185,7 +186,7 @@ def open_store(folder: Path) -> SqliteStore:
 
 def tamper(folder: Path, sql: str, *parameters: object) -> None:
     """Change the database behind Shardhold's back, as somebody without the root key can."""
-    with closing(sqlite3.connect(folder / "nexus.db", timeout=5)) as connection, connection:
+    with closing(sqlite3.connect(folder / "nexus.db", timeout=at_most(5))) as connection, connection:
         assert connection.execute(sql, parameters).rowcount == 1, sql
 
 

@@ -17,6 +17,7 @@ from common.forms.mark import SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer
 from nexus.keepers.link import KeeperReport, ReportedSet
+from tests.kit.patience import patiently
 
 DEADLINE_S: Final = 20.0  # no test waits longer for another thread
 
@@ -122,7 +123,7 @@ class PlayedKeeper:
             self.calls.append(call)
         if not self.go.is_set():
             self.waiting.set()
-            assert self.go.wait(DEADLINE_S), "nobody let the slow keeper go on"
+            assert patiently(self.go.wait, DEADLINE_S), "nobody let the slow keeper go on"
         if not self.is_reachable:
             raise KeeperUnreachableError(f"{self._name} does not answer")
         if not self.accepts:

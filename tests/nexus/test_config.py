@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import ConfigError
 from nexus.config import NexusConfig, load_config
+from tests.kit.patience import at_most
 
 GOOD = """
 name = "n1"
@@ -128,7 +129,7 @@ def test_a_wrong_option_ends_the_process_before_it_opens_a_port(tmp_path: Path) 
                 env={name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=at_most(30),
                 check=False,
             )
             assert (ended.returncode, ended.stdout) == (2, "")

@@ -6,6 +6,7 @@ import termios
 import threading
 
 from pilot.terminal.terminal import Terminal
+from tests.kit.patience import join
 
 DEADLINE_S = 10.0
 
@@ -52,7 +53,7 @@ class Person:
     def leave(self) -> str:
         """Return everything that was on the screen."""
         if self._thread is not None:
-            self._thread.join(DEADLINE_S)
+            join(self._thread, DEADLINE_S)
             assert not self._thread.is_alive(), f"still waiting; on the screen: {self.seen!r}"
         self.source.close()
         self.screen.close()

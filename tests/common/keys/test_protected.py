@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from common.errors import ProtectionError
 from common.keys.protected import SLOT, Level, ProtectedBuffer, ProtectedMemory, random_into, read_into, wipe_bytes
+from tests.kit.patience import join
 
 PAGE = resource.getpagesize()
 
@@ -299,7 +300,7 @@ def test_threads_share_an_arena() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        join(thread, 60)
     assert faults == []
     memory.allocate(4 * PAGE).release()  # everything came back, in one piece
 
@@ -373,7 +374,7 @@ def test_read_into_waits_until_full() -> None:
     writer = threading.Thread(target=lambda: [os.write(writing, bytes((part,))) for part in range(40)])
     writer.start()
     read_into(reading, buffer.view)
-    writer.join(5)
+    join(writer, 5)
     assert bytes(buffer.view) == bytes(range(32))
     assert os.read(reading, 8) == bytes(range(32, 40))
     os.close(reading)

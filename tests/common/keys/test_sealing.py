@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from common.errors import DecryptionError, InvalidArgumentError
 from common.keys.sealing import OVERHEAD, OneShotKey, seal
+from tests.kit.patience import at_most, join
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
@@ -152,7 +153,7 @@ def test_of_many_threads_one_gets_the_key() -> None:
     sealed = seal(memoryview(b"x"), recipient=key.public_bytes, info=b"")
 
     def work() -> None:
-        start.wait(10)
+        start.wait(at_most(10))
         try:
             outcomes.append(open_bytes(key, sealed))
         except DecryptionError:
@@ -162,7 +163,7 @@ def test_of_many_threads_one_gets_the_key() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        join(thread, 10)
     assert sorted(outcomes) == [b""] * 7 + [b"x"]
 
 

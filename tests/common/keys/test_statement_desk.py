@@ -10,6 +10,7 @@ from common.keys.sealing import OneShotKey, seal
 from common.keys.statement import LIFETIME_S, PUT_SHARD, SignedStatement, Statement, StatementDesk, verify
 from tests.kit.authority import KEEPER, NEXUS, NOW, Authority
 from tests.kit.manual_clock import ManualClock
+from tests.kit.patience import at_most, join
 
 ROOT = Authority(at=NOW)
 CLUSTER, NONCE, BOOT = bytes(range(16)), bytes(range(32)), bytes(range(16, 32))
@@ -120,7 +121,7 @@ def test_desk_never_exceeds_its_limit_under_threads() -> None:
     start = threading.Barrier(12)
 
     def work() -> None:
-        start.wait(10)
+        start.wait(at_most(10))
         try:
             issue_at(desk)
         except OverloadedError:
@@ -132,5 +133,5 @@ def test_desk_never_exceeds_its_limit_under_threads() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        join(thread, 30)
     assert sum(outcomes) == len(desk) == 5

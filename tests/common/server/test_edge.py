@@ -14,6 +14,7 @@ from keeper.v1 import keeper_pb2 as pb
 from tests.common.server.edge_bench import CALLER, DNS, METHOD, SERVICE, Bench
 from tests.kit.credentials import certify
 from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.patience import at_most, patiently
 from tests.kit.raw_calls import call
 from tests.kit.refusal import Outcome
 from tests.kit.waiting import WAIT_S, wait_until
@@ -38,7 +39,7 @@ def test_method_learns_caller_address_and_deadline(serve: Callable[..., Bench]) 
         return pb.GetStatusResponse()
 
     channel = serve(answer).connect()
-    assert call(channel, METHOD, timeout=30).code is grpc.StatusCode.OK
+    assert call(channel, METHOD, timeout=at_most(30)).code is grpc.StatusCode.OK
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
     unary(b"")
     assert [one.caller for one in seen] == [CALLER, CALLER]
@@ -199,7 +200,7 @@ def test_large_headers_are_refused(bench: Bench) -> None:
     """A call with 16 KiB of metadata is refused."""
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = bench.connect().unary_unary(METHOD)
     with pytest.raises(grpc.RpcError) as caught:
-        unary(b"", metadata=(("x", 17 * 1024 * "y"),), timeout=10)
+        unary(b"", metadata=(("x", 17 * 1024 * "y"),), timeout=at_most(10))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -207,7 +208,7 @@ def test_compressed_messages_are_refused(bench: Bench) -> None:
     """A compressed message, which could unpack to gigabytes, is not unpacked."""
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = bench.connect().unary_unary(METHOD)
     with pytest.raises(grpc.RpcError) as caught:
-        unary(100_000 * b"\x00", compression=grpc.Compression.Gzip, timeout=10)
+        unary(100_000 * b"\x00", compression=grpc.Compression.Gzip, timeout=at_most(10))
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -217,13 +218,13 @@ def test_calls_beyond_the_limit_are_refused(serve: Callable[..., Bench]) -> None
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         entered.release()
-        release.wait(WAIT_S)
+        release.wait(at_most(WAIT_S))
         return pb.GetStatusResponse()
 
     channel = serve(answer, workers=2, max_calls=2).connect()
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(call, channel, METHOD) for _ in range(2)]
-        assert all(entered.acquire(timeout=WAIT_S) for _ in running)
+        assert all(entered.acquire(timeout=at_most(WAIT_S)) for _ in running)
         assert call(channel, METHOD).code is grpc.StatusCode.RESOURCE_EXHAUSTED
         release.set()
         assert {one.result().code for one in running} == {grpc.StatusCode.OK}
@@ -238,14 +239,14 @@ def test_call_whose_deadline_passed_in_the_queue_is_not_begun(serve: Callable[..
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         begun.append(call)
         entered.release()
-        release.wait(WAIT_S)
+        release.wait(at_most(WAIT_S))
         return pb.GetStatusResponse()
 
     bench = serve(answer, workers=1)
     channel = bench.connect()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(call, channel, METHOD)
-        assert entered.acquire(timeout=WAIT_S)
+        assert entered.acquire(timeout=at_most(WAIT_S))
         assert call(channel, METHOD, timeout=0.2).code is grpc.StatusCode.DEADLINE_EXCEEDED
         release.set()
         assert first.result().code is grpc.StatusCode.OK
@@ -283,7 +284,7 @@ def test_health_of_unknown_services(bench: Bench) -> None:
     assert call(channel, HEALTH, body).code is grpc.StatusCode.NOT_FOUND
     stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(WATCH)
     with pytest.raises(grpc.RpcError) as caught:
-        next(stream(body, timeout=10))
+        next(stream(body, timeout=at_most(10)))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -292,7 +293,7 @@ def test_watchers_hold_no_worker_and_no_stop(serve: Callable[..., Bench]) -> Non
     bench = serve(workers=1)
     channel = bench.connect()
     stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(WATCH)
-    watchers = [stream(b"", timeout=WAIT_S) for _ in range(4)]
+    watchers = [stream(b"", timeout=at_most(WAIT_S)) for _ in range(4)]
     parse = health_pb2.HealthCheckResponse.FromString
     assert [parse(next(one)).status for one in watchers] == 4 * [health_pb2.HealthCheckResponse.NOT_SERVING]
     assert call(channel, METHOD).code is grpc.StatusCode.OK
@@ -312,14 +313,14 @@ def test_stop_lets_calls_in_flight_end(serve: Callable[..., Bench]) -> None:
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         entered.set()
-        release.wait(WAIT_S)
+        release.wait(at_most(WAIT_S))
         return pb.GetStatusResponse(version="done")
 
     bench = serve(answer)
     channel, other = bench.connect(), bench.connect()
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(call, channel, METHOD)
-        assert entered.wait(WAIT_S)
+        assert patiently(entered.wait, WAIT_S)
         stopping = pool.submit(bench.server.stop, WAIT_S)
         wait_until(lambda: call(other, METHOD, timeout=1).code is grpc.StatusCode.UNAVAILABLE, what="refusal")
         release.set()
@@ -333,14 +334,14 @@ def test_stop_cuts_off_what_takes_too_long(serve: Callable[..., Bench]) -> None:
 
     def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         entered.set()
-        release.wait(WAIT_S)
+        release.wait(at_most(WAIT_S))
         return pb.GetStatusResponse()
 
     bench = serve(answer)
     channel = bench.connect()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(call, channel, METHOD, timeout=WAIT_S)
-        assert entered.wait(WAIT_S)
+        running = pool.submit(call, channel, METHOD, timeout=at_most(WAIT_S))
+        assert patiently(entered.wait, WAIT_S)
         bench.server.stop(0.1)
         assert running.result().code is grpc.StatusCode.UNAVAILABLE
         release.set()

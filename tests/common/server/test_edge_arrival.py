@@ -16,6 +16,7 @@ from common.server.edge import Call
 from keeper.v1 import keeper_pb2 as pb
 from tests.common.server.edge_bench import CALLER, DNS, METHOD, Bench
 from tests.kit.credentials import certify
+from tests.kit.patience import at_most
 from tests.kit.raw_calls import call
 from tests.kit.refusal import read_reason
 from tests.kit.waiting import WAIT_S, wait_until
@@ -51,7 +52,7 @@ def stall() -> Iterator[Callable[..., list[Stalled]]]:
 
 
 def await_code(stalled: Stalled) -> grpc.StatusCode:
-    error = stalled.exception(timeout=WAIT_S)
+    error = stalled.exception(timeout=at_most(WAIT_S))
     assert isinstance(error, grpc.RpcError)
     return error.code()
 
@@ -71,7 +72,7 @@ def test_stalled_calls_of_one_caller_starve_nobody(
     bench = serve(message_wait_s=NEVER_S)
     stalled = stall(bench.connect(STALLER), count, method=method)
     good = bench.connect()
-    assert {call(good, METHOD, timeout=WAIT_S).code for _ in range(20)} == {grpc.StatusCode.OK}
+    assert {call(good, METHOD, timeout=at_most(WAIT_S)).code for _ in range(20)} == {grpc.StatusCode.OK}
     codes = await_ended(stalled, left=WORKERS)
     assert set(codes) <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
@@ -92,7 +93,7 @@ def test_stalled_call_ends_by_itself(serve: Callable[..., Bench], stall: Callabl
     """A call without a deadline ends with DEADLINE_EXCEEDED and its cause, is counted, and frees the only worker."""
     bench = serve(message_wait_s=0.5, workers=1)
     (stalled,) = stall(bench.connect(STALLER), 1)
-    error = stalled.exception(timeout=WAIT_S)
+    error = stalled.exception(timeout=at_most(WAIT_S))
     assert isinstance(error, grpc.RpcError)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert error.details() == "no message within 0.5 s of the call's start"
@@ -111,7 +112,7 @@ def test_stalled_calls_are_let_be_with_workers_to_spare(
     channel = bench.connect(STALLER)
     stalled = stall(channel, WORKERS // 2)
     while not any(one.done() for one in stalled):
-        assert call(channel, METHOD, timeout=WAIT_S).code is grpc.StatusCode.OK
+        assert call(channel, METHOD, timeout=at_most(WAIT_S)).code is grpc.StatusCode.OK
     assert set(await_ended(stalled, left=0)) == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -137,7 +138,7 @@ def test_caller_may_give_up_before_its_message(
         unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = other.unary_unary(METHOD)
         queued = unary.future(b"")
         stalled.cancel()
-        assert queued.result(timeout=WAIT_S) == b""
+        assert queued.result(timeout=at_most(WAIT_S)) == b""
     else:
         assert await_code(stalled) is grpc.StatusCode.DEADLINE_EXCEEDED
     wait_until(lambda: call(other, METHOD).code is grpc.StatusCode.OK, what="a call after it")
@@ -150,7 +151,7 @@ def test_stream_without_a_message_is_refused(serve: Callable[..., Bench]) -> Non
     """A call that ends without a message is INVALID_ARGUMENT."""
     stream: grpc.StreamUnaryMultiCallable[bytes, bytes] = serve().connect().stream_unary(METHOD)
     with pytest.raises(grpc.RpcError) as caught:
-        stream(iter(()), timeout=10)
+        stream(iter(()), timeout=at_most(10))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert read_reason(caught.value) == "INVALID_ARGUMENT"
 
@@ -164,7 +165,7 @@ def test_messages_behind_the_first_are_not_read(serve: Callable[..., Bench]) -> 
         return pb.GetStatusResponse(version="done")
 
     stream: grpc.StreamUnaryMultiCallable[bytes, bytes] = serve(answer).connect().stream_unary(METHOD)
-    answered = stream(iter((b"", b"\xff\xff", b"")), timeout=10)
+    answered = stream(iter((b"", b"\xff\xff", b"")), timeout=at_most(10))
     assert pb.GetStatusResponse.FromString(answered).version == "done"
     assert len(reached) == 1
 
@@ -173,7 +174,7 @@ def test_rush_of_one_caller_is_served(serve: Callable[..., Bench]) -> None:
     """Far more complete calls at once than workers, all of one caller, are all answered."""
     channel = serve().connect()
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-    rush = [unary.future(b"", timeout=WAIT_S) for _ in range(200)]
+    rush = [unary.future(b"", timeout=at_most(WAIT_S)) for _ in range(200)]
     assert {pb.GetStatusResponse.FromString(one.result()).version for one in rush} == {CALLER}
 
 
@@ -187,7 +188,7 @@ def test_asyncio_clients_are_served(serve: Callable[..., Bench]) -> None:
         options = [("grpc.ssl_target_name_override", DNS)]
         async with grpc.aio.secure_channel(f"127.0.0.1:{bench.port}", secrets, options=options) as channel:
             unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-            return await unary(b"", timeout=WAIT_S)
+            return await unary(b"", timeout=at_most(WAIT_S))
 
     assert pb.GetStatusResponse.FromString(asyncio.run(ask())).version == CALLER
 
@@ -281,7 +282,7 @@ def test_garbage_in_place_of_a_message_ends_the_call(
     raw.send(DATA, flags, garbage)
     assert raw.read_data() == b""
     raw.close()
-    assert call(bench.connect(), METHOD, timeout=WAIT_S).code is grpc.StatusCode.OK
+    assert call(bench.connect(), METHOD, timeout=at_most(WAIT_S)).code is grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize("cut", [pytest.param(True, id="connection cut"), pytest.param(False, id="garbage frames")])
@@ -294,7 +295,7 @@ def test_broken_connection_frees_the_worker(serve: Callable[..., Bench], tmp_pat
         raw.send_raw(b"\xff" * 64)
         assert raw.read_data() == b""
     raw.close()
-    assert call(bench.connect(), METHOD, timeout=WAIT_S).code is grpc.StatusCode.OK
+    assert call(bench.connect(), METHOD, timeout=at_most(WAIT_S)).code is grpc.StatusCode.OK
 
 
 def test_stop_does_not_wait_for_stalled_calls(serve: Callable[..., Bench], stall: Callable[..., list[Stalled]]) -> None:

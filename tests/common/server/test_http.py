@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from common.errors import ConfigError
 from common.server import http
 from common.server.http import HttpServer
+from tests.kit.patience import at_most
 
 
 @dataclass
@@ -56,7 +57,7 @@ def server(process: Process) -> Iterator[HttpServer]:
 
 
 def ask(port: int, path: str, method: str = "GET") -> tuple[HTTPResponse, bytes]:
-    with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=at_most(10))) as connection:
         connection.request(method, path)
         response = connection.getresponse()
         return response, response.read()
@@ -64,7 +65,7 @@ def ask(port: int, path: str, method: str = "GET") -> tuple[HTTPResponse, bytes]
 
 def send(port: int, data: bytes) -> bytes:
     """Send raw bytes and read until the server closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=at_most(20)) as connection:
         answer = b""
         try:
             connection.sendall(data)
@@ -144,7 +145,7 @@ def test_idle_connections_beyond_the_limit_are_closed_at_once(process: Process) 
     process.live = True
     with running(process.server()) as server:
         address = ("127.0.0.1", server.port)
-        held = [socket.create_connection(address, timeout=20) for _ in range(http.CONNECTION_LIMIT)]
+        held = [socket.create_connection(address, timeout=at_most(20)) for _ in range(http.CONNECTION_LIMIT)]
         try:
             assert send(server.port, b"GET /livez HTTP/1.1\r\n\r\n") == b""
         finally:
@@ -167,7 +168,7 @@ def test_the_port_is_closed_after_stop(process: Process) -> None:
     server.stop()
     server.stop()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", server.port), timeout=5)
+        socket.create_connection(("127.0.0.1", server.port), timeout=at_most(5))
     process.server().stop()
 
 
@@ -175,7 +176,7 @@ def test_the_port_is_closed_after_stop(process: Process) -> None:
 def test_it_listens_on_ipv6(process: Process, address: str) -> None:
     """An address in brackets is listened on as IPv6."""
     with running(process.server(address)) as server:
-        socket.create_connection(("::1", server.port), timeout=5).close()
+        socket.create_connection(("::1", server.port), timeout=at_most(5)).close()
 
 
 def test_a_failing_check_is_no_answer(capfd: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +199,7 @@ def test_a_peer_that_leaves_is_not_logged(process: Process, capfd: pytest.Captur
     process.live = True
     with running(process.server()) as server:
         for _ in range(http.CONNECTION_LIMIT):
-            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=at_most(20)) as connection:
                 connection.sendall(b"GET /livez")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         while not send(server.port, b"GET /livez HTTP/1.1\r\n\r\n"):

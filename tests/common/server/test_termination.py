@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.kit.patience import at_most
+
 PROGRAM = """
 import sys, threading
 from common.server.termination import Termination
@@ -28,7 +30,7 @@ def test_signal_ends_the_wait(number: int) -> None:
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(number)
         assert process.stdout.readline() == "ended\n"
-        assert process.wait(20) == 0
+        assert process.wait(at_most(20)) == 0
 
 
 def test_storm_of_signals() -> None:
@@ -40,7 +42,7 @@ def test_storm_of_signals() -> None:
             process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "ended\n"
         # The last ones may come after Python has removed its handlers: then they end the process too.
-        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert process.wait(at_most(20)) in (0, -signal.SIGTERM)
 
 
 def test_the_end_waits_for_nobody() -> None:
@@ -49,11 +51,13 @@ def test_the_end_waits_for_nobody() -> None:
         "import threading; from common.server.termination import end_process; "
         "threading.Thread(target=threading.Event().wait).start(); print('done'); end_process(3)"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=at_most(30), check=False
+    )
     assert (ended.returncode, ended.stdout) == (3, "done\n")
 
 
 def test_the_end_needs_no_output() -> None:
     """A process that was started without stdout and stderr still ends with its code."""
     code = "import sys; from common.server.termination import end_process; sys.stdout = None; end_process(3)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 3
+    assert subprocess.run([sys.executable, "-c", code], timeout=at_most(30), check=False).returncode == 3

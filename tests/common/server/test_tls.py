@@ -45,8 +45,10 @@ def port(identity: FixedIdentity) -> Iterator[int]:
         identity=identity,
         trust_domain="example.test",
     )
-    yield server.start()
-    server.stop(0)
+    try:
+        yield server.start()
+    finally:
+        server.stop(0)
 
 
 def fetch_serial(port: int, ca: Authority, directory: Path) -> int:

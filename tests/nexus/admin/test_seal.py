@@ -14,7 +14,9 @@ from nexus.access.gate import Caller
 from nexus.lifecycle.sealing import Emptied
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Writer
+from nexus.store.sqlite.store import SqliteStore
 from nexus.vault.secrets import Expected
+from tests.kit.patience import join, patience, patiently
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
 from tests.nexus.conftest import StartNexus, WaitUntil
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, SUPERUSER, NexusCore
@@ -77,7 +79,7 @@ def test_a_seal_stays_through_restarts(ready: Ready, start_nexus: StartNexus, wa
     """A keeper that was away is emptied when it comes, and t full keepers bring nothing back."""
     for keeper in ready.keepers[:3]:
         keeper.is_reachable = False
-    assert ready.seal(seconds=0.2).keepers_emptied == 2
+    assert ready.seal(seconds=patience(0.5)).keepers_emptied == 2
     core = start_nexus(ready.keepers)
     assert core.lifecycle.state is State.SEALED
     for keeper in ready.keepers[:3]:
@@ -91,7 +93,7 @@ def test_a_late_keeper_takes_the_last_mark_before_it_is_emptied(ready: Ready, wa
     """Without the last mark, a store put back while sealed would look like the newest one."""
     ready.keepers[0].is_reachable = False
     ready.put()
-    assert ready.seal(seconds=0.2).keepers_emptied == 4
+    assert ready.seal(seconds=patience(0.5)).keepers_emptied == 4
     meta = ready.cluster.load()[0]
     ready.keepers[0].is_reachable = True
     wait_until(lambda: not ready.keepers[0].sets)
@@ -101,7 +103,7 @@ def test_a_late_keeper_takes_the_last_mark_before_it_is_emptied(ready: Ready, wa
 def test_a_repeated_seal_repeats_the_drops(ready: Ready, wait_until: WaitUntil) -> None:
     """A repeated seal brings the last mark to keepers that lack it; without a key it takes no revision."""
     ready.keepers[0].is_reachable = False
-    assert ready.seal(seconds=0.2).keepers_emptied == 4
+    assert ready.seal(seconds=patience(0.5)).keepers_emptied == 4
     last, revision = ready.last_mark(1), ready.cluster.load()[0].revision
     ready.keepers[0].is_reachable = True
     assert ready.seal().keepers_emptied == 5
@@ -124,39 +126,60 @@ def test_a_call_in_flight_ends_before_the_keys_are_wiped(ready: Ready, wait_unti
     assert serving.root_key.view == ready.cluster.root_key
     revision = ready.store.write(lambda writer: writer.revision)  # of the call in flight
     lifecycle.give_back()
-    sealing.join(DEADLINE_S)
+    join(sealing, DEADLINE_S)
     assert [ready.last_mark(keeper) for keeper in range(5)] == [(1, revision)] * 5
 
 
 def test_a_put_that_is_behind_the_seal_in_the_store_is_refused(ready: Ready, wait_until: WaitUntil) -> None:
     """Its change asks for the keys when its turn comes."""
-    reached, go, outcomes = threading.Event(), threading.Event(), list[SealedError | int]()
+    reached, go, refused = threading.Event(), threading.Event(), list[SealedError]()
 
-    def hold_the_store(writer: Writer) -> None:
+    def hold() -> None:
         reached.set()
-        assert go.wait(DEADLINE_S)
+        assert patiently(go.wait, DEADLINE_S)
 
     def put() -> None:
-        try:
-            outcomes.append(ready.put())
-        except SealedError as exc:
-            outcomes.append(exc)
+        with pytest.raises(SealedError) as caught:
+            ready.put()
+        refused.append(caught.value)
 
-    holder = threading.Thread(target=lambda: ready.store.write(hold_the_store))
-    holder.start()
-    assert reached.wait(DEADLINE_S)
-    sealer = threading.Thread(target=ready.seal)
+    ready.store.at_write = hold
     putter = threading.Thread(target=put)
-    sealer.start()
     putter.start()
+    assert patiently(reached.wait, DEADLINE_S)
+    sealer = threading.Thread(target=ready.seal)
+    sealer.start()
+    wait_until(lambda: ready.core.lifecycle.state is State.SEALED)
     go.set()
-    for thread in (holder, sealer, putter):
-        thread.join(DEADLINE_S)
-        assert not thread.is_alive()
-    (outcome,) = outcomes
-    meta = ready.cluster.load()[0]
-    assert isinstance(outcome, SealedError) or outcome <= meta.revision
-    assert ready.last_mark(0) == (1, meta.revision)
+    join(putter, DEADLINE_S)
+    join(sealer, DEADLINE_S)
+    assert len(refused) == 1
+    assert ready.last_mark(0) == (1, ready.cluster.load()[0].revision)
+
+
+def test_a_put_that_shares_the_commit_of_the_seal_is_under_the_last_mark(ready: Ready, wait_until: WaitUntil) -> None:
+    """The keys are still there in its turn, so it is acknowledged, and no keeper forgets it."""
+    store, reached, go, made = ready.cluster.store, threading.Event(), threading.Event(), list[int]()
+    assert isinstance(store, SqliteStore)
+
+    def hold(writer: Writer) -> None:
+        reached.set()
+        assert patiently(go.wait, DEADLINE_S)
+
+    threads = [
+        threading.Thread(target=lambda: ready.store.write(hold)),
+        threading.Thread(target=ready.seal),
+        threading.Thread(target=lambda: made.append(ready.put())),
+    ]
+    for waiting, thread in enumerate(threads):
+        thread.start()
+        assert patiently(reached.wait, DEADLINE_S)
+        wait_until(lambda waiting=waiting: len(store._committer._waiting) == waiting)
+    go.set()
+    for thread in threads:
+        join(thread, DEADLINE_S)
+    assert made == [ready.cluster.load()[0].revision]
+    assert ready.last_mark(0) == (1, made[0])
 
 
 @pytest.mark.parametrize("broken", ["cannot_commit", "cannot_audit", "meta row", "cannot_read"])
@@ -201,7 +224,7 @@ def test_a_seal_while_recovering_needs_no_key(
         keeper.is_reachable = False
     core = start_nexus(keepers)
     wait_until(lambda: "2 of 3 shards" in core.warden.list_obstacles()[0])
-    assert core.seal.seal(OPERATOR, "", seconds=0.5).keepers_emptied == 2
+    assert core.seal.seal(OPERATOR, "", seconds=patience(0.5)).keepers_emptied == 2
     for keeper in keepers[2:]:
         keeper.is_reachable = True
     wait_until(lambda: not any(keeper.sets for keeper in keepers))
@@ -247,7 +270,7 @@ def test_a_seal_does_not_wait_for_a_call_that_hangs_with_the_store(
 
     def hang() -> None:
         reached.set()
-        assert go.wait(DEADLINE_S)
+        assert patiently(go.wait, DEADLINE_S)
 
     def submit_last() -> None:
         try:
@@ -258,12 +281,12 @@ def test_a_seal_does_not_wait_for_a_call_that_hangs_with_the_store(
     lost.store.at_write = hang
     unsealing = threading.Thread(target=submit_last)
     unsealing.start()
-    assert reached.wait(DEADLINE_S)
+    assert patiently(reached.wait, DEADLINE_S)
     with pytest.raises(StoreUnavailableError, match="seal is not committed: another call waits for the store"):
         core.seal.seal(OPERATOR, "", seconds=10)
     assert core.failures
     go.set()
-    unsealing.join(DEADLINE_S)
+    join(unsealing, DEADLINE_S)
     assert [type(outcome) for outcome in outcomes] == [SealedError]
     assert core.states == [State.SEALED]
     core.close()

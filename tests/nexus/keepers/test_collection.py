@@ -9,6 +9,7 @@ from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keys.records import MemberRecord, SetState, ShardSetRecord
 from tests.kit.manual_clock import ManualClock
+from tests.kit.patience import join
 from tests.nexus.cluster import is_wiped
 
 MEMBERS = tuple(MemberRecord(f"keeper-{x}", "spiffe://example.org/k", "k:1", x, bytes(32)) for x in range(1, 6))
@@ -85,5 +86,5 @@ def test_a_waiter_wakes_at_the_last_shard(collection: Collection, memory: Protec
     assert clock.wait_for_waiters()
     for x in (1, 2, 3):
         collection.offer(x, shard(memory, x))
-    waiter.join(timeout=10)
+    join(waiter, 10)
     assert results == [True]

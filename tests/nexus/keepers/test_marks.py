@@ -12,6 +12,7 @@ from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import MarkBook, MarkMaker
 from nexus.store.protocol import Meta
 from tests.kit.manual_clock import ManualClock
+from tests.kit.patience import join
 from tests.nexus.cluster import MADE_AT, FoundCluster, FoundedCluster, open_store
 from tests.nexus.cluster import found as found_in
 from tests.nexus.played_keepers import DEADLINE_S
@@ -183,7 +184,7 @@ def test_a_keeper_that_answers_late_is_heard(cluster: FoundedCluster) -> None:
     waiter = threading.Thread(target=wait)
     waiter.start()
     book.take("keeper-2", marks[1])
-    waiter.join(DEADLINE_S)
+    join(waiter, DEADLINE_S)
     assert seen == [True]
 
 

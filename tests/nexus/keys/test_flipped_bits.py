@@ -1,7 +1,6 @@
 """One flipped bit in each page of a store's file: damage is named, and no value is ever another."""
 
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from common.errors import IntegrityError, NotFoundError, ShardholdError, StoreUn
 from common.keys.protected import Level, ProtectedMemory
 from nexus.lifecycle.states import State
 from shardhold.v1 import secrets_pb2
+from tests.kit.seed import make_random
 from tests.nexus.cluster import FoundedCluster, found, open_store
 from tests.nexus.core import NexusCore, make_ready
 from tests.nexus.keys.damaged import ask, bring_back, started_on
@@ -97,7 +97,7 @@ def test_a_flipped_bit_in_each_page(cluster: FoundedCluster, file: bytes, tmp_pa
     """The nexus refuses to start, or to recover, by name; or it serves what is right and refuses the rest."""
     pages = len(file) // PAGE_SIZE
     assert pages > 15
-    chance = random.Random(20)
+    chance = make_random("bits")
     ends = set()
     for page in range(pages):
         for _ in range(FLIPS):

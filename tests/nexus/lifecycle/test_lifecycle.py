@@ -6,13 +6,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from common.errors import RecoveringError, SealedError, ShardholdError, WrongStateError
+from common.errors import AuditUnavailableError, RecoveringError, SealedError, ShardholdError, WrongStateError
 from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import READY_ONLY, State
+from tests.kit.patience import join
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
-from tests.nexus.conftest import MakeNexus, WaitUntil
-from tests.nexus.core import NexusCore
+from tests.nexus.conftest import MakeNexus, StartNexus, WaitUntil
+from tests.nexus.core import SUPERUSER, NexusCore
 from tests.nexus.played_keepers import DEADLINE_S
 
 
@@ -39,7 +40,7 @@ class Watched:
         thread = threading.Thread(target=lambda: self.lifecycle.withdraw(State.SEALED, seconds=seconds))
         thread.start()
         yield thread
-        thread.join(DEADLINE_S)
+        join(thread, DEADLINE_S)
         assert not thread.is_alive()
 
 
@@ -83,13 +84,25 @@ def test_a_wiped_nexus_serves_nothing(make_nexus: MakeNexus) -> None:
     assert is_wiped(nexus.memory)
 
 
-def test_a_nexus_becomes_ready_when_its_audit_is_failing(make_nexus: MakeNexus) -> None:
+def test_a_nexus_becomes_ready_when_its_audit_is_failing(
+    found: FoundCluster, start_nexus: StartNexus, wait_until: WaitUntil
+) -> None:
     """The chain of this timeline goes on; the gate refuses what cannot be audited, and the process lives."""
-    nexus = make_nexus()
-    with nexus.store.read() as reader:
-        timeline = reader.load_meta().timeline
+    cluster = found()
+    keepers = cluster.keepers()
+    for keeper in keepers:
+        keeper.is_reachable = False
+    nexus = start_nexus(keepers)
+    wait_until(lambda: "0 of 3 shards" in nexus.warden.list_obstacles()[0])
     with nexus.audit_failing():
-        nexus.audit.start_timeline(timeline)
+        for keeper in keepers:
+            keeper.is_reachable = True
+        wait_until(lambda: nexus.states == [State.READY])
+        nexus.audit.start_timeline(cluster.load()[0].timeline)
+        with pytest.raises(AuditUnavailableError):
+            nexus.vault.get(SUPERUSER, "a", 0)
+    assert nexus.lifecycle.require_serving().root_key.view == cluster.root_key
+    assert nexus.failures == []
 
 
 def test_a_change_of_state_is_told_once(watched: Watched) -> None:

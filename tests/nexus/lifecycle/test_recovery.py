@@ -13,6 +13,7 @@ from nexus.keys import records
 from nexus.keys.opened import Serving
 from nexus.lifecycle.recovery import KeeperRecovery
 from nexus.store.protocol import Store
+from tests.kit.patience import join
 from tests.nexus.cluster import FoundCluster, FoundedCluster, add_set, is_wiped, members, tamper
 from tests.nexus.conftest import WaitUntil
 from tests.nexus.failing_store import FailingStore
@@ -39,7 +40,7 @@ class Run:
 
     def wait(self) -> Serving:
         """Return what the root key opened."""
-        self._thread.join(DEADLINE_S)
+        join(self._thread, DEADLINE_S)
         assert not self._thread.is_alive(), self.recovery.missing
         assert self.serving is not None
         return self.serving
@@ -49,7 +50,7 @@ class Run:
         self.stopping.set()
         for keeper in self.keepers.values():
             keeper.go.set()
-        self._thread.join(DEADLINE_S)
+        join(self._thread, DEADLINE_S)
         self.pool.stop()
         assert not self._thread.is_alive()
 

@@ -13,6 +13,7 @@ from nexus.keys import records
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Store, Writer
 from nexus.vault.secrets import Expected
+from tests.kit.patience import join
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, tamper
 from tests.nexus.conftest import StartNexus, WaitUntil
 from tests.nexus.core import SUPERUSER, NexusCore
@@ -126,7 +127,7 @@ def test_keepers_and_custodians_that_come_at_once_leave_one_ready_nexus(
 
     thread = threading.Thread(target=admit)
     thread.start()
-    thread.join(20)
+    join(thread, 20)
     wait_until(lambda: core.lifecycle.state is State.READY)
     current = core.lifecycle.require_serving().shard_set.record
     assert current.set_number == (2 if outcomes == [True] else 1)

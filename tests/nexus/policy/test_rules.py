@@ -1,7 +1,5 @@
 """Policies: default deny, the table of who may do what, and the index against the definition of a glob."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,17 +174,10 @@ def test_index_equals_single_globs(globs: list[str], path: str, wanted: int) -> 
         pytest.param("**", "**/x-{}/**/y", "any/app", "a/b/c/x-500/d/e/y", id="all are deep"),
     ],
 )
-def test_decision_with_1000_policies_is_fast(spiffe_id: str, path: str, caller: str, asked: str) -> None:
-    """A decision among 1,000 policies takes no more than 20 µs (ten times that here: the machine may be busy)."""
+def test_decision_among_1000_policies(spiffe_id: str, path: str, caller: str, asked: str) -> None:
+    """One policy among 1,000 decides; `make bench` says how fast."""
     policies = PolicySet(
         policy(f"p-{n:04}", "spiffe://example.org/" + spiffe_id.format(n), path.format(n)) for n in range(1000)
     )
     caller = "spiffe://example.org/" + caller
     assert policies.decide(caller, READ, asked) is not None
-    taken = []
-    for _ in range(5):
-        start = time.process_time()
-        for _ in range(200):
-            policies.decide(caller, READ, asked)
-        taken.append((time.process_time() - start) / 200)
-    assert min(taken) < 200e-6

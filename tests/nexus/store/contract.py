@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConflictError, StoreUnavailableError
 from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, Store, VersionRow, Writer
+from tests.kit.patience import join
 
 CALLER = "spiffe://example.org/ns/payments/sa/api"
 INCARNATION = b"i" * 16
@@ -317,7 +318,7 @@ class StoreContract:
             assert pages == expected
             assert reader.list_secrets(prefix, after="", limit=0) == []
 
-    @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     @given(st.sets(paths, max_size=12), paths | st.just(""), paths | st.just(""), st.integers(1, 5))
     def test_listing_equals_its_definition(
         self, store: Store, secrets: set[str], prefix: str, after: str, limit: int
@@ -441,7 +442,7 @@ def threads(work: Callable[[int], None], count: int) -> Iterator[None]:
         thread.start()
     yield
     for thread in running:
-        thread.join(60)
+        join(thread, 60)
         assert not thread.is_alive()
     for error in errors:
         raise error

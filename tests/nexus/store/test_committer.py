@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import OutcomeUnknownError
 from nexus.store.committer import GROUP, GroupCommitter, Turn
+from tests.kit.patience import patiently
 from tests.nexus.store.contract import threads
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ class _Engine:
 
     def run(self, batch: Sequence[Turn[str, object]]) -> None:
         self.batches.append(len(batch))
-        assert self.go.wait(20)
+        assert patiently(self.go.wait, 20)
         if self.breaks:
             raise MemoryError
         for turn in batch:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -174,13 +174,7 @@ def test_any_sequence_of_calls_leaves_what_the_model_says(tmp_path: Path, memory
     start()
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=20,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-            database=None,
-        ),
+        settings=settings(max_examples=25, stateful_step_count=20),
     )
     made.pop().close()
     cluster.store.close()

@@ -17,6 +17,7 @@ from pilot.options import Settings
 from shardhold._errors import InvalidArgumentError, WrongStateError
 from shardhold.v1.recovery_pb2 import SubmitShareRequest
 from tests.kit.authority import Authority
+from tests.kit.patience import at_most
 from tests.kit.played_nexus import CLUSTER_ID, CUSTODIAN_PATH, GENESIS, NEXUS_PATH, SESSION_ID, PlayedNexus
 
 SHARES = split(bytes(32), 2, 3)
@@ -24,7 +25,7 @@ NEXUS_ID = f"spiffe://example.test{NEXUS_PATH}"
 
 
 def open_recovery(connection: Connection, nexus_id: str | None = None) -> Recovery:
-    return Recovery(connection, nexus_id=nexus_id, clock=SystemClock(), timeout=10)
+    return Recovery(connection, nexus_id=nexus_id, clock=SystemClock(), timeout=at_most(10))
 
 
 @pytest.fixture

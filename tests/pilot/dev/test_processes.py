@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pilot.dev.probes import wait_until
 from pilot.dev.processes import Processes, ProcessRecord
+from tests.kit.patience import wait_until
 
 SLEEPER = [sys.executable, "-c", "import signal; print('up', flush=True); signal.pause()"]
 STUBBORN = [
@@ -34,7 +34,7 @@ def start(processes: Processes, folder: Path, command: list[str] = SLEEPER) -> P
     """Start a command that says "up" and wait for that."""
     log = folder / "log"
     record = processes.start(command, log=log, environ=os.environ, directory=folder)
-    assert wait_until(lambda: "up" in log.read_text(), timeout=20)
+    assert wait_until(lambda: "up" in log.read_text(), seconds=20)
     return record
 
 
@@ -94,5 +94,5 @@ def test_a_zombie_is_not_alive(tmp_path: Path) -> None:
     """A process that has ended and that nobody has waited for yet counts as ended."""
     processes = Processes()
     record = processes.start([sys.executable, "-c", ""], log=tmp_path / "log", environ=os.environ, directory=tmp_path)
-    assert wait_until(lambda: not Processes().is_alive(record), timeout=20)  # another command's view: it cannot reap
+    assert wait_until(lambda: not Processes().is_alive(record), seconds=20)  # another command's view: it cannot reap
     assert not processes.is_alive(record)

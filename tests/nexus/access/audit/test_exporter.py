@@ -1,6 +1,5 @@
 """The exporter: each change's entry is in the files once, whatever dies in between."""
 
-import random
 import signal
 import subprocess
 import threading
@@ -19,6 +18,7 @@ from nexus.access.audit.log import AuditLog
 from nexus.store.protocol import Writer
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.manual_clock import ManualClock
+from tests.kit.seed import make_random
 from tests.nexus.access.audit.test_log import ROOT, WRITING, load_lines
 from tests.nexus.access.audit.writing import make_entry
 from tests.nexus.failing_store import FailingStore
@@ -169,9 +169,10 @@ def test_entries_stay_in_the_store_while_the_files_refuse(store: SqliteStore, lo
     assert len(store.load_audit(limit=9)) == 1
 
 
+@pytest.mark.final
 def test_kill_exports_each_change_once(tmp_path: Path) -> None:
     """After `kill -9` at any moment, and a start, each committed change's entry is in the files exactly once."""
-    moments = random.Random(5)
+    moments = make_random("kills")
     file = tmp_path / "nexus.db"
     acknowledged: list[int] = []
     for _ in range(8):
@@ -179,8 +180,8 @@ def test_kill_exports_each_change_once(tmp_path: Path) -> None:
             [*WRITING, "export", str(tmp_path), str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         ) as writing:
             assert writing.stdout is not None
-            lines = [writing.stdout.readline()]
-            killer = threading.Timer(moments.uniform(0, 0.2), writing.send_signal, [signal.SIGKILL])
+            lines = [writing.stdout.readline() for _ in range(moments.randrange(1, 8))]
+            killer = threading.Timer(moments.uniform(0, 0.02), writing.send_signal, [signal.SIGKILL])
             killer.start()
             lines += writing.stdout.readlines()
             killer.join()

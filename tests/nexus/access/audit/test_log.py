@@ -1,6 +1,5 @@
 """The audit log: what it writes, and what it does when it is killed or the disk fails."""
 
-import random
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from common.forms.audit.line import ChangeLine, CheckpointLine, EntryLine, Line,
 from common.forms.audit.verify import TornTail, verify
 from nexus.access.audit.log import CHECKPOINT_EVERY, AuditLog
 from nexus.access.audit.segment_file import AHEAD, RESERVE
+from tests.kit.seed import make_random
 from tests.nexus.access.audit.writing import make_entry
 from tests.nexus.store.contract import threads
 
@@ -226,17 +226,18 @@ def test_the_end_of_a_long_segment_is_found(tmp_path: Path, wait_until: WaitUnti
     assert (report.faults, len(report.torn_tails)) == ([], 1)
 
 
+@pytest.mark.final
 def test_kill_loses_no_entry(tmp_path: Path) -> None:
     """After `kill -9` at any moment every entry whose append returned is in the chain, and the chain holds."""
-    moments = random.Random(3)
+    moments = make_random("kills")
     acknowledged: list[str] = []
     for _ in range(10):
         with subprocess.Popen(
             [*WRITING, "threads", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         ) as writing:
             assert writing.stdout is not None
-            lines = [writing.stdout.readline()]
-            killer = threading.Timer(moments.uniform(0, 0.1), writing.send_signal, [signal.SIGKILL])
+            lines = [writing.stdout.readline() for _ in range(moments.randrange(11, 40))]
+            killer = threading.Timer(moments.uniform(0, 0.02), writing.send_signal, [signal.SIGKILL])
             killer.start()
             lines += writing.stdout.readlines()
             killer.join()

@@ -9,10 +9,8 @@ outcome.
 
 import os
 import sys
-import threading
 from itertools import count
 from pathlib import Path
-from time import monotonic
 
 from common.errors import AuditUnavailableError
 from common.forms.audit.entry import Entry
@@ -20,6 +18,7 @@ from common.server.logs import configure
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
 from nexus.store.sqlite.store import SqliteStore
+from tests.kit.patience import wait_until
 from tests.nexus.store.contract import make_row, put, threads
 
 
@@ -77,9 +76,7 @@ def fill(log: AuditLog, filler: Path) -> None:
     except AuditUnavailableError:
         say(f"reserve of a mebibyte: {reserved > 1_000_000}")
     filler.unlink()
-    deadline = monotonic() + 10
-    while log.failing and monotonic() < deadline:
-        threading.Event().wait(0.01)
+    wait_until(lambda: not log.failing, seconds=10)
     log.append(entry)
     say("ok")
 
@@ -93,9 +90,7 @@ def append_some(log: AuditLog, appends: int) -> None:
             say("ok")
         except AuditUnavailableError:
             say("AuditUnavailableError")
-            deadline = monotonic() + 10
-            while log.failing and monotonic() < deadline:
-                threading.Event().wait(0.01)
+            wait_until(lambda: not log.failing, seconds=10)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The SQLite store: its contract, what it refuses to open, and what it does when it is killed or the disk fails."""
 
 import os
-import random
 import shutil
 import signal
 import sqlite3
@@ -19,6 +18,7 @@ from nexus.store.protocol import Store
 from nexus.store.sqlite.connection import APPLICATION_ID, connect_reader, connect_writer
 from nexus.store.sqlite.migrations import NEWEST
 from nexus.store.sqlite.store import SqliteStore
+from tests.kit.seed import make_random
 from tests.nexus.store.contract import CALLER, StoreContract, load_meta, make_row, put, request
 
 ROOT = Path(__file__).parents[4]
@@ -205,15 +205,16 @@ def write_first_page_of_wal(file: Path) -> None:
         main.write(newest[24:])
 
 
+@pytest.mark.final
 def test_kill_loses_nothing_acknowledged(file: Path) -> None:
     """After `kill -9` at any moment all that was acknowledged is there, once, and the lock is free."""
-    moments = random.Random(7)
+    moments = make_random("kills")
     acknowledged: list[tuple[str, int]] = []
     for _ in range(10):
         with subprocess.Popen([*WRITING, "threads", str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as writing:
             assert writing.stdout is not None
-            lines = [writing.stdout.readline()]  # it writes
-            killer = threading.Timer(moments.uniform(0, 0.1), writing.send_signal, [signal.SIGKILL])
+            lines = [writing.stdout.readline() for _ in range(moments.randrange(11, 40))]  # it writes
+            killer = threading.Timer(moments.uniform(0, 0.02), writing.send_signal, [signal.SIGKILL])
             killer.start()
             lines += writing.stdout.readlines()
             killer.join()
@@ -301,7 +302,7 @@ def test_a_flipped_bit_never_empties_the_store(file: Path) -> None:
             put(store, make_row(path))
             put(store, make_row(path, 2))
     good = file.read_bytes()
-    bits = random.Random(11)
+    bits = make_random("bits")
     named: list[str] = []
     for _ in range(120):
         flipped = bytearray(good)
