@@ -162,7 +162,8 @@ class Stack:
 
     def environ(self) -> dict[str, str]:
         """Return an environment in which `docker compose` is about this project."""
-        return _environ(self.tag) | {"COMPOSE_PROJECT_NAME": self.project}
+        files = {"COMPOSE_FILE": os.pathsep.join(self._files[1::2])} if self._override is not None else {}
+        return _environ(self.tag) | {"COMPOSE_PROJECT_NAME": self.project} | files
 
     # What is asked
 
