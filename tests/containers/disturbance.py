@@ -34,7 +34,7 @@ WAYS: dict[str, tuple[Act, Act]] = {
 def disturbed(stack: Stack, **ways: str) -> Iterator[None]:
     """Disturb services, each in its way, for as long as the block lasts: `disturbed(stack, keeper_1="pause")`.
 
-    The last is undone first: compose starts no service beside an identity provider that is paused.
+    The last is undone first.
     """
     with ExitStack() as undone:
         for name, way in ways.items():

@@ -31,15 +31,16 @@ def read_base() -> str:
     return found[1]
 
 
-def list_layers(image: str) -> list[str]:
-    """Return the digests of the layers that we put on the base."""
-    base, ours = (inspect(name)[0]["RootFS"]["Layers"] for name in (read_base(), image))
-    assert ours[: len(base)] == base
-    return list(ours[len(base) :])
+def list_layers(images: Sequence[str]) -> dict[str, list[str]]:
+    """Return the digests of the layers that we put on the base, lowest first, for each image."""
+    base, *ours = (found["RootFS"]["Layers"] for found in inspect(read_base(), *images))
+    assert all(layers[: len(base)] == base for layers in ours)
+    return {image: layers[len(base) :] for image, layers in zip(images, ours, strict=True)}
 
 
 def load_layers(images: Sequence[str]) -> dict[str, list[Layer]]:
     """Read the layers that we put on the base, lowest first, for each image."""
+    counts = {image: len(layers) for image, layers in list_layers(images).items()}
     with tempfile.TemporaryFile() as file:
         subprocess.run(["docker", "save", *images], stdout=file, check=True, timeout=300)
         file.seek(0)
@@ -47,9 +48,10 @@ def load_layers(images: Sequence[str]) -> dict[str, list[Layer]]:
             known: dict[str, Layer] = {}
             found: dict[str, list[Layer]] = {}
             for image in json.loads(_read(archive, "manifest.json")):
-                own = image["Layers"][-len(list_layers(image["RepoTags"][0])) :]
-                known |= {name: _load_layer(archive, name) for name in own if name not in known}
-                found[image["RepoTags"][0]] = [known[name] for name in own]
+                name = image["RepoTags"][0]
+                own = image["Layers"][-counts[name] :]
+                known |= {layer: _load_layer(archive, layer) for layer in own if layer not in known}
+                found[name] = [known[layer] for layer in own]
             return found
 
 

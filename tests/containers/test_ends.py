@@ -1,37 +1,33 @@
 """Whatever ends, and however: the cluster comes back by itself where it can, and says for whom it waits where not.
 
-One stack walks through all of it; each test leaves it ready.
+One stack walks through all of it.
 """
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.containers.stack import KEEPERS, ROOT, SERVERS, Stack, docker, running
+from tests.containers.shared import SharedStacks
+from tests.containers.stack import KEEPERS, ROOT, SERVERS, Stack, docker
 from tests.containers.transcript import Step, read_steps
+from tests.containers.without_shells import PATH, VALUE, take
 
-PATH = "team/app/db"
-VALUE = "correct horse"
 DOCUMENT = (ROOT / "docs" / "deploy-containers.md").read_text()
 TAR = "shardhold-data.tar"
 
 
 @pytest.fixture(scope="module")
-def whole(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack that is ready and has a secret."""
-    with running(tmp_path_factory.mktemp("stack"), images) as stack:
-        stack.pilot("secret", "put", PATH, "password=-", given=VALUE)
-        yield stack
+def shared(stacks: SharedStacks) -> Stack:
+    """The stack without shells; it has a secret."""
+    return take(stacks)
 
 
 @pytest.fixture
-def stack(whole: Stack) -> Stack:
-    """The same, with the shards where they belong."""
-    whole.wait_ready()
-    whole.wait_filled()
-    return whole
+def stack(shared: Stack) -> Stack:
+    """The stack, whole before each test."""
+    shared.restore()
+    return shared
 
 
 def read(stack: Stack) -> str:
@@ -40,7 +36,7 @@ def read(stack: Stack) -> str:
 
 
 def test_a_nexus_that_crashes_comes_back_by_itself(stack: Stack) -> None:
-    """Killed with SIGKILL: the engine starts it, the keepers give it its key, and the secret is served."""
+    """After SIGKILL the engine starts the nexus, keepers give it its key, and the secret is served."""
     before = stack.inspect("nexus")
     stack.crash("nexus")
     took = stack.wait("it was started", lambda: stack.inspect("nexus")["RestartCount"] > before["RestartCount"])
@@ -50,15 +46,15 @@ def test_a_nexus_that_crashes_comes_back_by_itself(stack: Stack) -> None:
 
 
 def test_a_keeper_that_crashes_is_filled_again(stack: Stack) -> None:
-    """It comes back empty, and gets its shard; nobody else notices."""
+    """A keeper that crashes comes back empty and gets its shard, and reads go on meanwhile."""
     stack.crash("keeper-2", "keeper-4")
     assert read(stack) == VALUE
-    stack.wait("they were started", lambda: all(stack.is_running(keeper) for keeper in ("keeper-2", "keeper-4")))
+    stack.wait("they were started", lambda: stack.is_running("keeper-2", "keeper-4"))
     stack.wait_filled()
 
 
 def test_restart_drains_and_comes_back(stack: Stack) -> None:
-    """`docker compose restart nexus` ends it by SIGTERM, in time and wiped; it is ready again without a human."""
+    """`docker compose restart nexus` ends the nexus by SIGTERM, in time and wiped, and no human is needed after it."""
     stack.compose("restart", "nexus")
     stack.wait_ready()
     assert '"event": "stopped", "exit_code": 0' in stack.logs("nexus")
@@ -66,8 +62,8 @@ def test_restart_drains_and_comes_back(stack: Stack) -> None:
 
 
 def test_kill_stays_down_until_up(stack: Stack) -> None:
-    """`docker compose kill` is a decision, and not undone by the engine; `up` starts it, and it is ready by itself."""
-    stack.kill("nexus")
+    """The engine leaves a nexus down after `docker compose kill`; after `up` it is ready by itself."""
+    stack.compose("kill", "nexus")
     assert not stack.is_running("nexus")
     stack.up()
     stack.wait_ready()
@@ -75,7 +71,7 @@ def test_kill_stays_down_until_up(stack: Stack) -> None:
 
 
 def test_paused_keepers_hold_nobody_up(stack: Stack) -> None:
-    """Two of five do not answer: reads go on, and a nexus that crashes meanwhile comes back."""
+    """While two keepers of five do not answer, reads go on, and a nexus that crashes comes back."""
     stack.pause("keeper-1", "keeper-3")
     try:
         assert read(stack) == VALUE
@@ -87,7 +83,7 @@ def test_paused_keepers_hold_nobody_up(stack: Stack) -> None:
 
 
 def test_another_provider_is_another_authority(stack: Stack) -> None:
-    """The provider's key dies with it: everybody takes up the next one, and old connections and new ones both serve."""
+    """After the provider crashed with its key, all trust the next one's, and old and new connections serve."""
     stack.crash("identity")
     stack.wait("it was started", lambda: stack.is_running("identity"))
     stack.wait("the workload is served", lambda: stack.exec("app", "pilot", "whoami", check=False).returncode == 0)
@@ -97,18 +93,16 @@ def test_another_provider_is_another_authority(stack: Stack) -> None:
     )
     stack.wait_filled()
     stack.crash("nexus")
-    stack.wait_ready()
-    stack.wait_filled()
+    stack.wait_whole()
     assert read(stack) == VALUE
 
 
 def test_a_lost_volume_is_put_back_as_printed(stack: Stack, tmp_path: Path) -> None:
-    """Backup and restore by the commands of the document alone. In between the volume is gone: no new cluster is made,
-    and what the copy lacks is noticed, and lost when it is accepted."""
+    """A backup is put back by the commands of the document alone. Without the volume no new cluster is made; what the
+    copy lacks is noticed, and is lost when an operator accepts the copy."""
     for step in read_steps(DOCUMENT, "Backup"):
         run_step(step, stack, tmp_path)
-    stack.wait_ready()
-    copied = stack.wait_filled()
+    copied = stack.wait_whole()
     stack.pilot("secret", "put", PATH, "password=-", given="newer")
     refill(stack, "keeper-1")  # with its shard it is given a mark of where the store stands now
     stack.compose("rm", "--stop", "--force", "nexus")
@@ -146,9 +140,9 @@ def run_step(step: Step, stack: Stack, folder: Path) -> None:
     assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
 
 
-def test_down_and_up_waits_for_recovery_shares(stack: Stack) -> None:
-    """Everything down at once forgets the key. `up` is content, and the nexus says for whom it waits; three custodians
-    bring it back with their shares, and nothing that was written is lost."""
+def test_down_and_up_waits_for_recovery_shares(stack: Stack, tmp_path: Path) -> None:
+    """After all went down at once, `up` succeeds and the nexus says what it waits for. Three custodians bring it back
+    by the commands of the document, and nothing that was written is lost."""
     stack.down()
     stack.up()
     status = stack.wait_state("recovering")
@@ -156,20 +150,25 @@ def test_down_and_up_waits_for_recovery_shares(stack: Stack) -> None:
     assert "initialised before" in stack.logs("init")
     assert "policies are as they were" in stack.logs("policy")
     stack.wait("the example says why", lambda: f"no {PATH}: " in stack.logs("app"))
-    stack.unseal()
-    stack.wait_ready()
-    stack.wait_filled()
+    printed = [
+        step
+        for step in read_steps(DOCUMENT, "What an operator does, and what happens")
+        if " pilot unseal " in step.command
+    ]
+    assert len(printed) == 3
+    for step in printed:
+        run_step(step, stack, tmp_path)
+    stack.wait_whole()
     assert read(stack) == VALUE
     stack.wait("the example goes on", lambda: f"got {PATH} version 1" in stack.logs("app"))
 
 
 def test_all_at_once_in_any_order(stack: Stack) -> None:
-    """As when the machine goes down: all killed, started the wrong way round; custodians bring it back."""
+    """After all were killed and started the wrong way round, as when a machine restarts, custodians bring it back."""
     order = ("app", *reversed(KEEPERS), "nexus", "identity")
     stack.kill(*order)
-    for service in order:
-        stack.start(service)
-    stack.wait("all of them run", lambda: all(stack.is_running(service) for service in (*SERVERS, "identity")))
+    stack.start(*order)
+    stack.wait("all of them run", lambda: stack.is_running(*SERVERS, "identity"))
     stack.wait_state("recovering")
     stack.unseal((5, 2, 4))
     stack.wait_ready()

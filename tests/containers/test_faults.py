@@ -1,6 +1,6 @@
 """Under load, whatever fails: callers notice nothing while t keepers are there, and what ended comes back by itself.
 
-The tests share a stack, and each leaves it whole; the last one leaves it on other images.
+The last test leaves the stack on other images.
 """
 
 import random
@@ -8,8 +8,9 @@ import random
 import pytest
 
 from tests.containers.disturbance import disturbed
-from tests.containers.stack import SERVERS, Stack, Status, docker, rebuild_images, remove_images
-from tests.containers.traffic import check_ledger, flowing
+from tests.containers.shared import SharedStacks
+from tests.containers.stack import SERVERS, Stack, Status, rebuild_images
+from tests.containers.traffic import check_ledger, flowing, with_load
 
 SEED = 20_261_128
 KILLS = 3
@@ -31,11 +32,17 @@ IN_GROUPS = (  # n − t
 )
 
 
+@pytest.fixture(scope="module")
+def shared(stacks: SharedStacks) -> Stack:
+    """The stack under load."""
+    return stacks.take("load", with_load())
+
+
 @pytest.fixture
-def stack(loaded_stack: Stack) -> Stack:
+def stack(shared: Stack) -> Stack:
     """The stack, whole before each test."""
-    loaded_stack.wait_filled()
-    return loaded_stack
+    shared.restore()
+    return shared
 
 
 def test_nexus_killed(stack: Stack) -> None:
@@ -72,7 +79,7 @@ def test_too_few_keepers(stack: Stack) -> None:
                 stack.crash("nexus")
                 _wait_short(stack, "2 of 3 shards")
             stack.wait_ready()
-        stack.wait_filled()
+        stack.wait_whole()
     assert not traffic.failed_calls
     assert check_ledger(traffic)
 
@@ -85,8 +92,7 @@ def test_partition(stack: Stack) -> None:
             assert not traffic.failed_tries
             stack.crash("nexus")
             _wait_short(stack, "0 of 3 shards")
-        stack.wait_ready()
-        stack.wait_filled()
+        stack.wait_whole()
     assert not traffic.failed_calls
     assert check_ledger(traffic)
 
@@ -96,35 +102,28 @@ def test_host_restarted(stack: Stack) -> None:
     with flowing(stack) as traffic:
         traffic.wait_answered(MANY)
     services = ["identity", "app", *SERVERS]
-    containers = [stack.container(service) for service in services]
-    docker("kill", *containers)
-    random.Random(SEED).shuffle(containers)
-    for container in containers:
-        docker("start", container)
+    stack.kill(*services)
+    random.Random(SEED).shuffle(services)
+    stack.start(*services)
     _wait_short(stack, "0 of 3 shards")
     stack.unseal()
-    stack.wait_ready()
-    stack.wait_filled()
+    stack.wait_whole()
     assert check_ledger(traffic)
 
 
 def test_images_rolled(stack: Stack) -> None:
     """New images go in one container at a time, while no call of a client with retries fails."""
-    before, stack.tag = stack.tag, rebuild_images(stack.tag)
-    try:
-        with flowing(stack) as traffic:
-            for service in (*SERVERS[1:], "nexus", "identity"):
-                stack.compose("up", "--detach", "--no-deps", service)
-                traffic.wait_answered()
-                stack.wait_filled()
-            print(f"\nseconds without an answer while everything was replaced: {traffic.gaps}")
-        assert not traffic.failed_calls
-        assert check_ledger(traffic)
-        assert {stack.inspect(service)["Config"]["Image"].rpartition(":")[2] for service in SERVERS} == {stack.tag}
-    finally:
-        stack.remove()
-        remove_images(stack.tag)
-        stack.tag = before
+    stack.tag = rebuild_images(stack.tag)
+    with flowing(stack) as traffic:
+        for service in (*SERVERS[1:], "nexus", "identity"):
+            stack.compose("up", "--detach", "--no-deps", service)
+            traffic.wait_answered()
+            stack.wait_whole()
+        print(f"\nseconds without an answer while everything was replaced: {traffic.gaps}")
+    assert not traffic.failed_calls
+    assert check_ledger(traffic)
+    images = {found["Config"]["Image"] for found in stack.inspect_all(*SERVERS, "identity").values()}
+    assert {image.rpartition(":")[2] for image in images} == {stack.tag}
 
 
 def _wait_named(stack: Stack, gone: set[str]) -> None:

@@ -4,11 +4,11 @@ The authority of the development provider dies with it, so that what comes back 
 """
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
-from tests.containers.stack import SERVERS, Stack, running
+from tests.containers.shared import SharedStacks
+from tests.containers.stack import SERVERS, Stack
 from tests.containers.traffic import Traffic, check_ledger, flowing, with_load
 
 LIFETIME_S = 15
@@ -18,15 +18,13 @@ EXPIRED = re.compile("the SVID of spiffe://.* expired|the certificate of spiffe:
 
 
 @pytest.fixture(scope="module")
-def stack(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack whose SVIDs live for seconds."""
-    with running(tmp_path_factory.mktemp("identity"), images, override=with_load(lifetime_s=LIFETIME_S)) as own:
-        own.wait_filled()
-        yield own
+def stack(stacks: SharedStacks) -> Stack:
+    """The stack under load, with SVIDs that live for seconds."""
+    return stacks.take("load", with_load(lifetime_s=LIFETIME_S))
 
 
 def test_provider_gone(stack: Stack) -> None:
-    """While SVIDs are good nothing is felt; then callers hear that theirs expired; with the provider all goes on."""
+    """Without a provider callers notice nothing until SVIDs expire, then hear that; with it all goes on."""
     restarts = _count_restarts(stack)
     with flowing(stack) as traffic:
         stack.kill("identity")
@@ -37,20 +35,20 @@ def test_provider_gone(stack: Stack) -> None:
     assert any(OWN in error for error in traffic.failed_calls)
     assert not [error for error in traffic.failed_calls if not EXPIRED.search(error)]
     assert check_ledger(traffic)
-    stack.wait_filled()
+    stack.wait_whole()
     assert _count_restarts(stack) == restarts, "only the provider was away"
 
 
 def test_restarts_meanwhile(stack: Stack) -> None:
-    """Who restarts while there is no provider waits for it, and needs nobody else."""
+    """A nexus and keepers that restart while there is no provider wait for it, and need nothing else."""
     with flowing(stack) as traffic:
         stack.kill("identity")
         _wait_expired(stack, traffic)
         stack.crash("nexus", "keeper-1", "keeper-2")
-        stack.wait("they were started again", lambda: all(map(stack.is_running, ("nexus", "keeper-1", "keeper-2"))))
+        stack.wait("they were started again", lambda: stack.is_running("nexus", "keeper-1", "keeper-2"))
         stack.start("identity")
         traffic.wait_answered()
-        stack.wait_filled()
+        stack.wait_whole()
     assert check_ledger(traffic)
 
 
@@ -60,4 +58,4 @@ def _wait_expired(stack: Stack, traffic: Traffic) -> None:
 
 
 def _count_restarts(stack: Stack) -> dict[str, int]:
-    return {service: stack.inspect(service)["RestartCount"] for service in SERVERS}
+    return {service: found["RestartCount"] for service, found in stack.inspect_all(*SERVERS).items()}

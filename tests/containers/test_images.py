@@ -71,8 +71,8 @@ def list_packages(layers: Layers) -> set[str]:
     return found
 
 
-def test_an_image_holds_what_its_role_needs(role: str, image: str, layers: Layers) -> None:
-    """Of our packages its own, of a keeper's in a nexus the contract alone; of libraries those that it loads."""
+def test_an_image_holds_what_its_role_needs(role: str, layers: Layers) -> None:
+    """An image holds the package of its role and the libraries that it loads; a nexus also the keepers' contract."""
     packages = list_packages(layers)
     assert packages >= SHARED
     assert packages & {"nexus", "keeper", "pilot"} == OURS[role]
@@ -80,16 +80,23 @@ def test_an_image_holds_what_its_role_needs(role: str, image: str, layers: Layer
     keeper = {path for layer in layers for path in layer if re.search(r"site-packages/keeper/\w+\.py$", path)}
     assert len(keeper) == {"nexus": 1, "pilot": 0}.get(role, len(list((ROOT / "keeper").glob("*.py"))))
     commands = {path for layer in layers for path in layer if path.startswith("opt/shardhold/bin/")}
-    assert {path.rpartition("/")[2] for path in commands} == {role, "python", "python3", f"python{read_version(image)}"}
+    assert {path.rpartition("/")[2] for path in commands} == {role, "python", "python3", find_python(layers)}
 
 
-def read_version(image: str) -> str:
-    program = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
-    return docker("run", "--rm", "--network", "none", "--entrypoint", "python3", image, "-c", program).strip()
+def find_python(layers: Layers) -> str:
+    """Return the name of the Python for which packages were installed, with its version."""
+    found = {
+        match[1]
+        for layer in layers
+        for path in layer
+        if (match := re.match(r"opt/shardhold/lib/(python3\.\d+)/", path))
+    }
+    assert len(found) == 1
+    return found.pop()
 
 
 def test_nothing_else_is_in_its_layers(layers: Layers) -> None:
-    """No test, no history, no installer, no configuration and no key: not even in a layer that a later one hides."""
+    """No layer, a hidden one included, holds a test, history, an installer, configuration or a key."""
     unwanted = {
         path
         for layer in layers
@@ -104,13 +111,13 @@ def test_nothing_else_is_in_its_layers(layers: Layers) -> None:
 
 
 def test_no_private_key_is_in_its_layers(layers: Layers) -> None:
-    """Nothing in them is a key in PEM, but for words in the code of libraries that read such."""
+    """No file of a layer holds a private key in PEM; the words around one stand in code that reads keys."""
     key = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/]{40}")
     assert not [path for layer in layers for path, file in layer.items() if key.search(file.content)]
 
 
 def test_only_volumes_belong_to_the_user(role: str, layers: Layers) -> None:
-    """Everything else is root's, and nobody else may write it; a new volume takes mode 0700 from its folder."""
+    """All but the volumes belongs to root, who alone may write it; a new volume takes mode 0700 from its folder."""
     files = [(path, file) for layer in layers for path, file in layer.items()]
     mine = {path: file.mode for path, file in files if file.uid != 0}
     assert mine.pop("var/lib/shardhold", 0o755) == 0o755  # around them; it came with them
@@ -134,7 +141,7 @@ def test_bytecode_is_there(layers: Layers) -> None:
 
 
 def test_settings(role: str, image: str) -> None:
-    """A numeric user that is not root, a program without a shell as entry point and as health check, and labels."""
+    """An image has a numeric user that is not root, labels, and entry point and health check without a shell."""
     config = inspect(image)[0]["Config"]
     assert config["User"] == "10001:10001"
     assert config["Entrypoint"] == [role]
@@ -151,20 +158,20 @@ def test_settings(role: str, image: str) -> None:
 
 
 def test_layers_are_shared(images: str, all_layers: dict[str, Layers]) -> None:
-    """What all need is one layer of all images; how much that and the rest is, is printed."""
-    digests = {role: list_layers(name_image(role, images)) for role in IMAGES}
+    """What all images need is one layer of all of them, and the layers of one role are the lesser part of its image."""
+    digests = list_layers([name_image(role, images) for role in IMAGES])
     common = set.intersection(*map(set, digests.values()))
     assert common
-    for role in IMAGES:
-        size = inspect(name_image(role, images))[0]["Size"]
-        layers = zip(digests[role], all_layers[name_image(role, images)], strict=True)
+    for image, found in zip(digests, inspect(*digests), strict=True):
+        size = found["Size"]
+        layers = zip(digests[image], all_layers[image], strict=True)
         own = sum(len(file.content) for digest, layer in layers if digest not in common for file in layer.values())
-        print(f"\n{role}: {size / 1e6:.0f} MB, of its own {own / 1e6:.1f} MB")
+        print(f"\n{image}: {size / 1e6:.0f} MB, of its own {own / 1e6:.1f} MB")
         assert own < size / 4
 
 
 def test_the_programs_start_without_a_shell(role: str, image: str) -> None:
-    """With nothing to write to, no capability, no network, and no shell in the image at all."""
+    """Every program starts without a shell, a network, a capability and anything to write to."""
     hidden = [f"--volume=/dev/null:/usr/bin/{shell}:ro" for shell in ("dash", "bash")]
     bare = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none"]
     said = docker("run", "--rm", *bare, *hidden, image, "--help")

@@ -17,12 +17,14 @@ STEPS = read_steps((ROOT / "README.md").read_text(), "In containers")
 def empty(images: str, tmp_path: Path) -> Iterator[Stack]:
     """A project of which there is nothing yet."""
     stack = Stack(tmp_path, images)
-    yield stack
-    stack.remove()
+    try:
+        yield stack
+    finally:
+        stack.remove()
 
 
 def test_the_readme_runs_as_printed(empty: Stack) -> None:
-    """Cluster up, a secret put and read from another container, nexus killed and back: by these commands alone."""
+    """The README's commands alone start a cluster, put and read a secret, and bring a killed nexus back."""
     assert len(STEPS) > 4
     for step in STEPS:
         # Only a status may be asked for again: a keeper may just have been late.
@@ -65,7 +67,7 @@ def run(step: Step, stack: Stack) -> list[str]:
     ],
 )
 def test_a_difference_is_seen(shown: str, printed: str, alike: bool) -> None:
-    """Only random and counted numbers may differ."""
+    """A run looks like its transcript only if nothing but random and counted numbers differs."""
     assert looks_alike([shown], [printed]) is alike
     assert not looks_alike([shown], [])
     assert read_steps("\n## A\n```console\n$ x\n1\n2\n```\n", "A") == [Step("x", ["1", "2"])]

@@ -1,24 +1,28 @@
-"""A stack that runs: what its containers may do, reach and write, and that no secret is where others look.
-
-The shells of the image are hidden from all of them: nothing here needs one.
-"""
+"""A stack that runs: what its containers may do, reach and write, and that no secret is where others look."""
 
 import itertools
 import json
 import re
 import stat
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tests.containers.layers import load_layers
-from tests.containers.stack import IMAGES, KEEPERS, SERVERS, SHARES, Stack, docker, inspect, name_image, running
-
-LASTING = (*SERVERS, "identity", "app")
-ONE_SHOTS = ("init", "policy")
-CANARY = "canary-5f1d-of-the-containers"
-PATH = "team/app/db"
+from tests.containers.shared import SharedStacks
+from tests.containers.stack import (
+    IMAGES,
+    KEEPERS,
+    ROOT,
+    SERVERS,
+    SHARES,
+    Stack,
+    docker,
+    inspect,
+    name_image,
+)
+from tests.containers.without_shells import LASTING, ONE_SHOTS, PATH, VALUE, take
 
 # What each service may write, beside /proc, /sys and devices, which are the engine's.
 WRITABLE = {
@@ -50,18 +54,22 @@ commands = [open(f"/proc/{pid}/cmdline").read() for pid in os.listdir("/proc") i
 print(json.dumps({"writable": [*writable], "sockets": [*sockets], "status": status, "commands": commands}))
 """
 CALL = """
-import socket, sys
-for target in sys.argv[1:]:
+import os, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+os.environ["RES_OPTIONS"] = "timeout:2"  # seconds; a name that is not there is asked for twice
+def call(target):
     host, port = target.split(":")
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
-        print("open")
+        return "open"
     except socket.gaierror:
-        print("unknown")
+        return "unknown"
     except ConnectionRefusedError:
-        print("refused")
+        return "refused"
     except OSError:
-        print("unreachable")
+        return "unreachable"
+with ThreadPoolExecutor(8) as pool:
+    print(*pool.map(call, sys.argv[1:]))
 """
 LIST_SHARES = """
 import hashlib, pathlib, sys
@@ -84,46 +92,48 @@ for top in sys.argv[1:]:
 
 
 @pytest.fixture(scope="module")
-def stack(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack without shells; a secret is put, as the README says."""
-    shells = [f"/dev/null:/usr/bin/{shell}:ro" for shell in ("dash", "bash")]
-    override = {"services": {name: {"volumes": shells} for name in (*LASTING, *ONE_SHOTS, "pilot")}}
-    with running(tmp_path_factory.mktemp("stack"), images, override=override) as shared:
-        shared.pilot("secret", "put", PATH, "password=-", given=CANARY)
-        yield shared
+def stack(stacks: SharedStacks) -> Stack:
+    """The stack without shells; it has a secret."""
+    return take(stacks)
 
 
 def see_shares(stack: Stack, program: str) -> str:
     """Run a Python program over the recovery shares, in a container that has them."""
-    command = ("run", "--rm", "--no-TTY", "--entrypoint", "python3", "pilot", "-c", program, SHARES)
-    return stack.compose(*command).stdout
+    return stack.observe("python3", "-c", program, SHARES).stdout
 
 
 @pytest.fixture(scope="module")
 def seen(stack: Stack) -> dict[str, dict[str, Any]]:
     """What a process in each container sees of it: what it can write, sockets, and what it is itself."""
-    return {service: json.loads(stack.python(service, LOOK_AROUND)) for service in LASTING}
+    with ThreadPoolExecutor(2) as pool:
+        said = pool.map(lambda service: stack.python(service, LOOK_AROUND), LASTING)
+        return {service: json.loads(one) for service, one in zip(LASTING, said, strict=True)}
 
 
 @pytest.fixture(scope="module")
-def settings(stack: Stack) -> dict[str, dict[str, Any]]:
+def told(stack: Stack) -> dict[str, dict[str, Any]]:
+    """What the engine knows of each container."""
+    return stack.inspect_all(*LASTING)
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, dict[str, Any]]:
     """What docker-compose.yml says of each service."""
-    services: dict[str, dict[str, Any]] = json.loads(
-        stack.compose("--profile", "pilot", "config", "--format", "json").stdout
-    )["services"]
+    command = ("--file", str(ROOT / "docker-compose.yml"), "--profile", "pilot", "config", "--format", "json")
+    services: dict[str, dict[str, Any]] = json.loads(docker("compose", *command))["services"]
     return services
 
 
 def test_what_one_container_put_another_gets(stack: Stack) -> None:
-    """Pilot puts as superuser, the workload gets with its own identity, and the example says that it did."""
+    """A workload gets with its own identity what a superuser put, and the example says that it did."""
     got = stack.exec("app", "pilot", "secret", "get", PATH, "--field", "password")
-    assert got.stdout == CANARY
+    assert got.stdout == VALUE
     assert "spiffe://dev.shardhold/team/app" in stack.exec("app", "pilot", "whoami").stdout
     stack.wait("the example got it", lambda: f"got {PATH} version 1: password" in stack.logs("app"))
 
 
 def test_the_workload_may_do_no_more(stack: Stack) -> None:
-    """Its policy lets it read what is its own."""
+    """The workload's policy lets it read what is its own, and neither write nor read anything else."""
     assert stack.exec("app", "pilot", "secret", "put", PATH, "password=@/app/app.py", check=False).returncode == 4
     assert stack.exec("app", "pilot", "secret", "get", "team/other/db", check=False).returncode == 4
 
@@ -136,12 +146,12 @@ def test_status(stack: Stack) -> None:
 
 
 def test_every_service_is_known(settings: dict[str, dict[str, Any]]) -> None:
-    """A service that is new here has to be looked at in these tests."""
+    """These tests look at every service of docker-compose.yml: one that is added there is added here."""
     assert set(settings) == {*LASTING, *ONE_SHOTS, "pilot"}
 
 
 def test_every_service_is_bounded(settings: dict[str, dict[str, Any]]) -> None:
-    """No root, no capability, nothing to write to; limits of memory, processors, processes and logs."""
+    """Every service runs without root, capabilities and a writable root, within limits of all that it could use up."""
     for name, service in settings.items():
         assert service["user"] == "10001:10001", name
         assert service["read_only"] is True, name
@@ -157,17 +167,17 @@ def test_every_service_is_bounded(settings: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("service", LASTING)
-def test_the_engine_did_as_it_was_told(stack: Stack, service: str) -> None:
-    """Limits are not only declared."""
-    host = stack.inspect(service)["HostConfig"]
+def test_the_engine_did_as_it_was_told(told: dict[str, dict[str, Any]], service: str) -> None:
+    """The engine enforces the limits that docker-compose.yml declares."""
+    host = told[service]["HostConfig"]
     assert (host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == (True, ["ALL"], False)
     assert min(host["Memory"], host["NanoCpus"], host["PidsLimit"]) > 0
 
 
 @pytest.mark.parametrize("service", LASTING)
 def test_no_process_is_root(stack: Stack, seen: dict[str, dict[str, Any]], service: str) -> None:
-    """Every process has the uid 10001, no capability that it could get either, and a seccomp filter."""
-    listed = docker("top", stack.container(service), "-eo", "uid,pid").split("\n")[1:]
+    """Every process has the uid 10001, a seccomp filter, and neither a capability nor a way to get one."""
+    listed = docker("top", stack.name_container(service), "-eo", "uid,pid").split("\n")[1:]
     assert {line.split()[0] for line in listed if line} == {"10001"}
     status = seen[service]["status"]
     assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"10001"}
@@ -177,7 +187,7 @@ def test_no_process_is_root(stack: Stack, seen: dict[str, dict[str, Any]], servi
 
 @pytest.mark.parametrize("service", LASTING)
 def test_nothing_else_can_be_written(seen: dict[str, dict[str, Any]], service: str) -> None:
-    """Asked of the kernel for every path that is not on a read-only mount, as the container's own user."""
+    """A container's user may write only to its volumes, as the kernel says of every path on a writable mount."""
     allowed, found = WRITABLE.get(service, ()), seen[service]["writable"]
     others = [path for path in found if not any(path == one or path.startswith(f"{one}/") for one in allowed)]
     assert set(others) <= set(ALWAYS)
@@ -186,7 +196,7 @@ def test_nothing_else_can_be_written(seen: dict[str, dict[str, Any]], service: s
 
 @pytest.mark.parametrize("service", [*SERVERS, "app"])
 def test_a_container_has_one_identity(seen: dict[str, dict[str, Any]], service: str) -> None:
-    """Of all sockets of the provider it sees its own."""
+    """A container sees the one socket of the provider that gives it its own identity."""
     assert seen[service]["sockets"] == ["/run/identity/workload.sock"]
     assert len(seen["identity"]["sockets"]) >= len(SERVERS) + 2
 
@@ -209,29 +219,27 @@ def test_who_reaches_whom(stack: Stack, service: str, targets: dict[str, str]) -
     assert dict(zip(targets, stack.python(service, CALL, *targets).split(), strict=True)) == targets
 
 
-def test_no_keeper_reaches_another_by_its_address(stack: Stack) -> None:
-    """Who knows the address of another network's container gets no answer there."""
-    networks = [
-        network for keeper in KEEPERS for network in stack.inspect(keeper)["NetworkSettings"]["Networks"].values()
-    ]
+def test_no_keeper_reaches_another_by_its_address(stack: Stack, told: dict[str, dict[str, Any]]) -> None:
+    """A keeper that knows the address of another keeper gets no answer there."""
+    networks = [network for keeper in KEEPERS for network in told[keeper]["NetworkSettings"]["Networks"].values()]
     assert len(networks) == len(KEEPERS)
     own, *others = [f"{network['IPAddress']}:8443" for network in networks]
     assert stack.python(KEEPERS[0], CALL, own, *others).split() == ["open", *["unreachable"] * len(others)]
 
 
-def test_one_port_is_published_and_on_loopback(stack: Stack) -> None:
-    """gRPC of the nexus; everything else stays inside."""
+def test_one_port_is_published_and_on_loopback(told: dict[str, dict[str, Any]]) -> None:
+    """The gRPC port of the nexus is published on loopback, and no other port is published at all."""
     published = {
         (service, port, binding["HostIp"])
         for service in LASTING
-        for port, bindings in stack.inspect(service)["NetworkSettings"]["Ports"].items()
+        for port, bindings in told[service]["NetworkSettings"]["Ports"].items()
         for binding in bindings or ()
     }
     assert published == {("nexus", "8553/tcp", "127.0.0.1")}
 
 
 def test_init_again_is_harmless(stack: Stack) -> None:
-    """`up` runs the one-shots again: the cluster and its recovery shares stay what they were, and it stays ready."""
+    """When `up` runs the one-shots again, the cluster and its recovery shares stay as they were, and it stays ready."""
     genesis, shares = stack.status()["genesis"], see_shares(stack, LIST_SHARES)
     assert shares.count("custodian-") == 5
     stack.up()
@@ -241,30 +249,31 @@ def test_init_again_is_harmless(stack: Stack) -> None:
 
 
 def test_a_second_nexus_names_the_lock_and_ends(stack: Stack) -> None:
-    """Beside the first, on the same volume: it says who holds what, and the first goes on."""
+    """A second nexus on the same volume says which lock is held and ends, and the first goes on."""
     ended = stack.compose("run", "--rm", "--no-TTY", "nexus", check=False)
     assert ended.returncode == 1
     lock = "/var/lib/shardhold/data/nexus.db.lock"
     assert f"nexus: error: store lock {lock} is held: another nexus has this store" in ended.stderr
-    assert stack.exec("app", "pilot", "secret", "get", PATH, "--field", "password").stdout == CANARY
+    assert stack.exec("app", "pilot", "secret", "get", PATH, "--field", "password").stdout == VALUE
 
 
 def test_a_second_nexus_by_scale(stack: Stack) -> None:
-    """`--scale nexus=2` starts one that ends as well, and again as its restart policy says; the first serves on."""
-    first = stack.container("nexus")
+    """`--scale nexus=2` starts a second nexus that ends each time that it is started, and the first serves on."""
+    first, before = stack.container("nexus"), stack.inspect("nexus")["RestartCount"]
     try:
         stack.compose("up", "--detach", "--no-recreate", "--no-deps", "--scale", "nexus=2", "nexus")
         stack.wait("the second says it", lambda: ".lock is held: another nexus" in stack.logs("nexus"))
-        assert inspect(first)[0]["State"]["Running"]
-        assert inspect(first)[0]["RestartCount"] == 0
+        found = inspect(first)[0]
+        assert found["State"]["Running"]
+        assert found["RestartCount"] == before
     finally:
         stack.compose("up", "--detach", "--no-recreate", "--no-deps", "--scale", "nexus=1", "nexus")
     assert stack.container("nexus") == first
-    assert stack.exec("app", "pilot", "secret", "get", PATH, "--field", "password").stdout == CANARY
+    assert stack.exec("app", "pilot", "secret", "get", PATH, "--field", "password").stdout == VALUE
 
 
 def test_overlapping_folders_are_refused_by_name(stack: Stack) -> None:
-    """A configuration that lies where the nexus writes ends it with exit code 2, and says which folder it is."""
+    """A nexus that is told to write its audit inside its data folder names that folder and ends with exit code 2."""
     moved = "SHARDHOLD_NEXUS__AUDIT__DIRECTORY=/var/lib/shardhold/data/audit"
     ended = stack.compose("run", "--rm", "--no-TTY", "--env", moved, "nexus", check=False)
     assert ended.returncode == 2
@@ -272,7 +281,7 @@ def test_overlapping_folders_are_refused_by_name(stack: Stack) -> None:
 
 
 def test_health_tells_alive_from_ready(stack: Stack) -> None:
-    """The health check of the image takes any answer; without --live it has to be ready."""
+    """The image's health check passes with any answer; without --live the nexus has to be ready."""
     for live in ([], ["--live"]):
         asked = stack.exec("nexus", "nexus", "health", *live, "--config", "/etc/shardhold/nexus.toml")
         assert asked.stdout == "SERVING\n"
@@ -280,7 +289,7 @@ def test_health_tells_alive_from_ready(stack: Stack) -> None:
 
 
 def test_no_secret_is_where_others_look(stack: Stack, seen: dict[str, dict[str, Any]]) -> None:
-    """Neither value, nor recovery words, nor key: not in environment, inspect output, images or logs."""
+    """No value, recovery word or key is in environments, in what the engine tells, in images or in logs."""
     words = re.findall(r"\b\d+ ([a-z]{4,8})\b", see_shares(stack, READ_SHARES))
     assert len(words) > 100  # 33 words on each card
     containers = stack.compose("ps", "--all", "--quiet").stdout.split()
@@ -291,14 +300,14 @@ def test_no_secret_is_where_others_look(stack: Stack, seen: dict[str, dict[str, 
     told += "".join(docker("history", "--no-trunc", image) for image in images)
     layers = [file.content for found in load_layers(images).values() for layer in found for file in layer.values()]
     pairs = {f"{first} {second}" for first, second in itertools.pairwise(words)}
-    for secret in (CANARY, "PRIVATE KEY", *pairs):
+    for secret in (VALUE, "PRIVATE KEY", *pairs):
         assert secret not in told
-    assert not [content for content in layers if CANARY.encode() in content]
-    assert not [service for service in LASTING if CANARY in "".join(seen[service]["commands"])]
+    assert not [content for content in layers if VALUE.encode() in content]
+    assert not [service for service in LASTING if VALUE in "".join(seen[service]["commands"])]
 
 
 def test_volumes_are_for_their_owner(stack: Stack) -> None:
-    """Data, audit and recovery shares have mode 0700, and what lies there 0600."""
+    """The folders of data, audit and recovery shares have mode 0700, and what lies in them 0600."""
     listed = stack.python("nexus", LIST_MODES, "/var/lib/shardhold/data", "/var/lib/shardhold/audit")
     listed += see_shares(stack, LIST_MODES)
     found = {(int(uid), int(mode, 8)) for uid, mode in (line.split() for line in listed.splitlines())}

@@ -17,7 +17,7 @@ def wait_until(
     seconds: float = WAIT_S,
     pause: float = patience.INTERVAL_S,
 ) -> T:
-    """Return the first true value of *condition*; fail when there is none within *seconds*, longer on a busy machine."""
+    """Return the first true value of *condition*; fail when there is none within *seconds* of an idle machine."""
     value = patience.wait_until(condition, seconds=seconds, pause=pause)
     assert value, f"{what}: not within {seconds:g} s"
     return value

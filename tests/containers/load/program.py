@@ -26,7 +26,7 @@ from shardhold import Client, Error
 WRITERS, READERS, PATHS_EACH = 3, 2, 4
 PAUSE_S = 0.04  # between two calls of one worker, so that the machine is not full of them
 TIMEOUT_S = 120.0  # of a call; far longer than the nexus is ever away
-PROGRESS_S = 0.2
+PROGRESS_S = 0.1
 GAP_S = 0.5  # without any answer: worth a line
 
 
