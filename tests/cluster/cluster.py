@@ -30,9 +30,12 @@ from pilot.dev.configuration import socket_path
 from pilot.dev.directory import DevDirectory, Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodian_path, parse_workload
 from pilot.dev.probes import wait_until
+from pilot.dev.spawn import Spawn
 from shardhold import Client, IdentityUnavailableError, WorkloadAPI
 from shardhold.channel import PinnedChannel
 from tests.cluster.person import Person
+from tests.kit.ports import find_port_range
+from tests.kit.spawn import choose_spawn
 
 WAIT_S = 30.0  # seconds; far more than anything takes, so that a busy machine fails no test
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
@@ -47,9 +50,12 @@ class ClusterError(AssertionError):
 class Cluster:
     """One cluster in *root*, a directory of its own. Not thread-safe, but for the clients that it makes."""
 
-    def __init__(self, root: Path, plan: Plan | None = None) -> None:
+    def __init__(self, root: Path, plan: Plan | None = None, *, spawn: Spawn | None = None) -> None:
+        """Prepare it; *spawn* starts its processes, by default as the whole run does."""
         self.directory = DevDirectory(root)
-        self.dev = DevCluster.create(self.directory, plan or Plan())
+        self.dev = DevCluster.create(
+            self.directory, plan or Plan(), spawn=spawn or choose_spawn(), port_range=find_port_range()
+        )
         self._clients: dict[str, Client] = {}
         self._people: dict[str, Person] = {}
         self._keepers: dict[str, KeeperServiceStub] = {}
@@ -379,9 +385,11 @@ def _is_settled(status: Status) -> bool:
     return int(short[1]) < int(short[2]) and " yet" not in said
 
 
-def running(root: Path, plan: Plan | None = None) -> contextlib.AbstractContextManager[Cluster]:
+def running(
+    root: Path, plan: Plan | None = None, *, spawn: Spawn | None = None
+) -> contextlib.AbstractContextManager[Cluster]:
     """A cluster that is ready, and that ends with the block."""
-    return started(Cluster(root, plan))
+    return started(Cluster(root, plan, spawn=spawn))
 
 
 @contextlib.contextmanager

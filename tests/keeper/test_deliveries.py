@@ -27,6 +27,7 @@ from tests.cluster.keepers import (
     put_shard,
 )
 from tests.cluster.refusal import Outcome
+from tests.kit.spawn import choose_spawn
 
 pytestmark = pytest.mark.cluster
 
@@ -45,7 +46,7 @@ def holder(
 ) -> Iterator[KeeperProcess]:
     """A keeper of two nexuses that holds set 7."""
     directory = tmp_path_factory.mktemp("keeper")
-    keeper = KeeperProcess(directory, provider, nexuses=(NEXUS_PATH, OTHER_NEXUS_PATH))
+    keeper = KeeperProcess(directory, provider, nexuses=(NEXUS_PATH, OTHER_NEXUS_PATH), spawn=choose_spawn())
     try:
         keeper.start()
         with connect_as(keeper, ca) as nexus:

@@ -36,6 +36,7 @@ from pilot.dev.ca import DevelopmentCA
 from pilot.dev.provider import IdentityProvider
 from tests.cluster.keepers import NEXUS_PATH, FixedIdentity, KeeperProcess, wait_until
 from tests.cluster.marks import MarkMaker
+from tests.kit.spawn import choose_spawn
 
 pytestmark = pytest.mark.cluster
 
@@ -66,7 +67,7 @@ def memory() -> Iterator[ProtectedMemory]:
 
 @pytest.fixture
 def keeper(provider: IdentityProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeeperProcess]:
-    keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider)
+    keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider, spawn=choose_spawn())
     yield keeper.start()
     keeper.close()
 
