@@ -19,6 +19,7 @@ ARGS :=
 FUZZ_S := 120
 SOAK_S := 14400
 CHAOS_S := 1800
+TWO := -n 2 --dist loadfile --no-loadscope-reorder  # two workers; in the order of tests/kit/order.py
 
 .PHONY: help
 help:  ## List the targets
@@ -30,11 +31,11 @@ demo: $(READY)  ## Show the main job on real processes, in under a minute
 
 .PHONY: test
 test: $(READY)  ## Run the fast tests, those on a shared cluster included
-	.venv/bin/python -m pytest tests $(APART) -m "not destructive and not slow" $(ARGS)
+	.venv/bin/python -m pytest tests $(APART) $(TWO) -m "not destructive and not slow" $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(READY)  ## Run the tests that kill, corrupt and restart clusters, and other slow ones
-	.venv/bin/python -m pytest tests $(APART) -m "destructive or slow" $(ARGS)
+	.venv/bin/python -m pytest tests $(APART) $(TWO) -m "destructive or slow" $(ARGS)
 
 .PHONY: test-memory
 test-memory: $(READY)  ## Search the memory of nexus and keepers for keys (as root, or with CAP_SYS_PTRACE)
@@ -51,12 +52,12 @@ fuzz: $(READY)  ## Feed every decoder with hostile input, on new examples, for F
 .PHONY: soak
 soak: $(READY)  ## The same for SOAK_S=14400 seconds, a fault at every call, and chaos for CHAOS_S=1800 seconds
 	.venv/bin/python -m tests.fuzz $(SOAK_S)
-	SWEEP=all TEST_REQUIRE=strace .venv/bin/python -m pytest tests/cluster/test_sweeps.py -s $(ARGS)
+	SWEEP=all TEST_REQUIRE=strace .venv/bin/python -m pytest tests/cluster/test_sweeps*.py -s $(ARGS)
 	CHAOS_S=$(CHAOS_S) TEST_REQUIRE=docker .venv/bin/python -m pytest tests/containers/test_chaos.py -s $(ARGS)
 
 .PHONY: test-sdk-lowest
 test-sdk-lowest: $(LOWEST)  ## Run the tests of the SDK's wheel on the lowest versions that it allows
-	.venv-lowest/bin/python -m pytest tests/client $(ARGS)
+	.venv-lowest/bin/python -m pytest tests/client $(TWO) $(ARGS)
 
 .PHONY: flake
 flake: $(READY)  ## Run TEST=… N=20 times, until it fails

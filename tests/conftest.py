@@ -15,6 +15,7 @@ import pytest
 from common.errors import ProtectionError
 from common.keys.protected import Level, ProtectedMemory
 from tests.cluster.fake_clock import find_library
+from tests.kit.order import put_long_first
 
 _CAP_IPC_LOCK, _CAP_SYS_PTRACE = 14, 19
 
@@ -66,12 +67,13 @@ PARTS: dict[str, tuple[Callable[[], bool], str]] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test of the memory scan, and each on containers, the need that all of them have."""
+    """Give each test of the memory scan, and each on containers, the need that all of them have; sort by length."""
     for item in items:
         if Path(__file__).parent / "containers" in item.path.parents:
             item.add_marker(pytest.mark.needs("docker"))
         if item.get_closest_marker("memory"):
             item.add_marker(pytest.mark.needs("memory"))
+    put_long_first(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -395,9 +395,7 @@ def test_import_is_light() -> None:
 
 def test_process_ends_without_close(provider: IdentityProvider) -> None:
     """A process that never closes its source still ends at once."""
-    code = (
-        "import sys; from shardhold.identity import WorkloadAPI; print(WorkloadAPI(sys.argv[1]).current().spiffe_id)"
-    )
+    code = "import sys; from shardhold.identity import WorkloadAPI; print(WorkloadAPI(sys.argv[1]).current().spiffe_id)"
     command = [sys.executable, "-c", code, str(provider.add("/team/app"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     assert done.stdout == "spiffe://example.org/team/app\n"

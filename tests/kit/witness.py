@@ -9,7 +9,6 @@ import signal
 import ssl
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,10 +78,6 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _sleep() -> None:
-    time.sleep(60)
-
-
 ENDS: dict[str, Callable[[], object]] = {
     "return": lambda: None,
     "unflushed": lambda: print("the end", end=""),
@@ -92,7 +87,7 @@ ENDS: dict[str, Callable[[], object]] = {
     "exit words": lambda: sys.exit("these are my last words"),
     "interrupted": lambda: os.kill(os.getpid(), signal.SIGINT),
     "killed": _kill,
-    "sleep": _sleep,
+    "sleep": signal.pause,
     "echo": lambda: print(sys.stdin.read()),
     "random": lambda: print(random.random(), ssl.RAND_bytes(16).hex()),
 }
