@@ -33,6 +33,7 @@ from pilot.dev.probes import wait_until
 from pilot.dev.spawn import Spawn
 from shardhold import Client, IdentityUnavailableError, WorkloadAPI
 from shardhold.channel import PinnedChannel
+from shardhold.v1 import policies_pb2
 from tests.cluster.person import Person
 from tests.kit.ports import find_port_range
 from tests.kit.spawn import choose_spawn
@@ -176,8 +177,8 @@ class Cluster:
         return self.wait("the nexus is ready", self.dev.is_ready, timeout=timeout)
 
     def status(self) -> Status:
-        """Return what `pilot status -o json` says."""
-        return self.dev.load_status()
+        """Return what `pilot status -o json` says, without pilot."""
+        return to_document(self.superuser.get_status())
 
     def wait_status(self, what: str, condition: Callable[[Status], bool], *, timeout: float = WAIT_S) -> Status:
         """Wait for a status that fulfils *condition*, and return it. Asks the nexus itself, many times a second."""
@@ -314,14 +315,14 @@ class Cluster:
         return self._clients[path]
 
     def allow(self, path: str, paths: Sequence[str], permissions: Sequence[str]) -> None:
-        """Let the workload *path* do something, by a policy that pilot applies."""
-        name = path.strip("/").replace("/", "-")
-        file = self.directory.root / f"policy-{name}.toml"
-        file.write_text(
-            f'[[policy]]\nname = "{name}"\nspiffe_ids = ["spiffe://{TRUST_DOMAIN}{path}"]\n'
-            f"paths = {json.dumps(list(paths))}\npermissions = {json.dumps(list(permissions))}\n"
+        """Let the workload *path* do something, by a policy of its own."""
+        policy = policies_pb2.Policy(
+            name=path.strip("/").replace("/", "-"),
+            spiffe_ids=[f"spiffe://{TRUST_DOMAIN}{path}"],
+            paths=paths,
+            permissions=[policies_pb2.Permission.Value(f"PERMISSION_{one.upper()}") for one in permissions],
         )
-        self.pilot("policy", "apply", str(file))
+        self.superuser.apply_policy(policy)
 
     def list_audit(self, actor: str) -> list[Status]:
         """Return the audit's entries of one caller; those of changes come a moment later than the others."""
