@@ -21,6 +21,7 @@ SOAK_S := 14400
 CHAOS_S := 1800
 # RERUN=1: what failed runs again, and goes on if that was luck. By hand it fails plainly.
 PYTEST := $(if $(RERUN),tests.kit.rerun --,pytest)
+TWO := -n 2 --dist loadfile --no-loadscope-reorder  # two workers; in the order of tests/kit/order.py
 
 .PHONY: help
 help:  ## List the targets
@@ -32,11 +33,11 @@ demo: $(READY)  ## Show the main job on real processes, in under a minute
 
 .PHONY: test
 test: $(READY)  ## Run the fast tests, those on a shared cluster included
-	.venv/bin/python -m $(PYTEST) tests $(APART) -m "not destructive and not slow" $(ARGS)
+	.venv/bin/python -m $(PYTEST) tests $(APART) $(TWO) -m "not destructive and not slow" $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(READY)  ## Run the tests that kill, corrupt and restart clusters, and other slow ones
-	.venv/bin/python -m $(PYTEST) tests $(APART) -m "destructive or slow" $(ARGS)
+	.venv/bin/python -m $(PYTEST) tests $(APART) $(TWO) -m "destructive or slow" $(ARGS)
 
 .PHONY: test-memory
 test-memory: $(READY)  ## Search the memory of nexus and keepers for keys (as root, or with CAP_SYS_PTRACE)
@@ -63,7 +64,7 @@ soak: $(READY)  ## Fuzz for SOAK_S=14400 s, run clusters on a new seed, fault ev
 
 .PHONY: test-sdk-lowest
 test-sdk-lowest: $(LOWEST)  ## Run the tests of the SDK's wheel on the lowest versions that it allows
-	.venv-lowest/bin/python -m $(PYTEST) tests/client $(ARGS)
+	.venv-lowest/bin/python -m $(PYTEST) tests/client $(TWO) $(ARGS)
 
 .PHONY: flake
 flake: $(READY)  ## Run TEST=… N=20 times, until it fails

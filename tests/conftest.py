@@ -20,6 +20,7 @@ from common.errors import ProtectionError
 from common.keys.protected import Level, ProtectedMemory
 from tests.kit import seed
 from tests.kit.fake_clock import find_library
+from tests.kit.order import put_long_first
 
 # Always the same examples, or always new ones; however long one takes, for that is the machine's to say.
 _TOLERATED = [HealthCheck.too_slow]
@@ -85,7 +86,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of the memory scan, those on containers and the fuzzers the marks that all of them have."""
+    """Mark the tests of the memory scan, those on containers and the fuzzers as all of them are, and sort by length."""
     for item in items:
         if Path(__file__).parent / "containers" in item.path.parents:
             item.add_marker(pytest.mark.needs("docker"))
@@ -94,6 +95,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.final)
         if Path(__file__).parent / "fuzz" in item.path.parents:
             item.add_marker(pytest.mark.final)
+    put_long_first(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -25,9 +25,10 @@ from pilot.dev.identities import (
     list_people,
     server_identity,
 )
-from pilot.dev.ports import HOST, choose_ports, is_free
+from pilot.dev.ports import HOST, RANGE, choose_ports, is_free
 from pilot.dev.probes import says_yes, wait_until
 from pilot.dev.processes import Processes, ProcessRecord
+from pilot.dev.spawn import Spawn, exec_program, run_captured
 from pilot.errors import UNAVAILABLE, USAGE
 
 IDENTITY = "identity"  # the provider's name among the processes
@@ -42,23 +43,27 @@ RECOVERY = f"{RECOVERY_THRESHOLD}/5"
 class DevCluster:
     """One development cluster. Methods change the state file: call them under `directory.locked()`."""
 
-    def __init__(self, directory: DevDirectory) -> None:
+    def __init__(self, directory: DevDirectory, *, spawn: Spawn = exec_program, port_range: range = RANGE) -> None:
         self.directory = directory
         self.state = directory.load()
-        self.processes = Processes()
+        self.spawn = spawn
+        self.port_range = port_range
+        self.processes = Processes(spawn)
 
     @classmethod
-    def create(cls, directory: DevDirectory, plan: Plan) -> "DevCluster":
+    def create(
+        cls, directory: DevDirectory, plan: Plan, *, spawn: Spawn = exec_program, port_range: range = RANGE
+    ) -> "DevCluster":
         """Prepare a new cluster in an empty or missing directory.
 
         Raises:
             DevError: The directory holds something else.
         """
         state = directory.create(plan)
-        ports = choose_ports(2 * len(plan.servers))
+        ports = choose_ports(2 * len(plan.servers), within=port_range)
         state.ports = {name: Ports(grpc=ports.pop(), http=ports.pop()) for name in plan.servers}
         directory.save(state)
-        return cls(directory)
+        return cls(directory, spawn=spawn, port_range=port_range)
 
     @property
     def address(self) -> str:
@@ -161,15 +166,8 @@ class DevCluster:
 
     def run_pilot(self, arguments: Sequence[str], *, path: str = SUPERUSER_PATH) -> subprocess.CompletedProcess[str]:
         """Run pilot against this cluster, with the identity *path*."""
-        return subprocess.run(
-            [sys.executable, "-P", "-m", "pilot", *arguments],
-            env=self.environ(Identity(path=path)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        command = [sys.executable, "-P", "-m", "pilot", *arguments]
+        return run_captured(self.spawn, command, environ=self.environ(Identity(path=path)), timeout=120)
 
     def load_status(self) -> dict[str, Any]:
         """Return what `pilot status -o json` says.
@@ -259,7 +257,7 @@ class DevCluster:
                 if not may_move or self.is_alive(name) or (is_free(ports.grpc) and is_free(ports.http)):
                     raise
                 taken = {port for pair in self.state.ports.values() for port in (pair.grpc, pair.http)}
-                grpc, http_port = choose_ports(2, taken=taken)
+                grpc, http_port = choose_ports(2, taken=taken, within=self.port_range)
                 self.state.ports[name] = Ports(grpc=grpc, http=http_port)
                 moved.append(name)
         if moved and "nexus" not in moved:

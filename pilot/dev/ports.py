@@ -12,8 +12,8 @@ HOST = "127.0.0.1"
 RANGE = range(20000, 32000)
 
 
-def choose_ports(count: int, *, taken: Collection[int] = ()) -> list[int]:
-    """Choose *count* different ports that are free now and not among *taken*.
+def choose_ports(count: int, *, taken: Collection[int] = (), within: range = RANGE) -> list[int]:
+    """Choose *count* different ports *within* a range that are free now and not among *taken*.
 
     Another program may take one before its server does: the caller must check again when a server does not start.
 
@@ -21,7 +21,7 @@ def choose_ports(count: int, *, taken: Collection[int] = ()) -> list[int]:
         OSError: There are not enough free ports.
     """
     chosen: list[int] = []
-    for port in random.SystemRandom().sample(RANGE, len(RANGE)):
+    for port in random.SystemRandom().sample(within, len(within)):
         if len(chosen) == count:
             return chosen
         if port not in taken and is_free(port):

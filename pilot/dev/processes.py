@@ -8,12 +8,15 @@ import contextlib
 import os
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+
+from pilot.dev.spawn import Child, Spawn, exec_program
+
+NOTHING = Path(os.devnull)
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,8 +29,9 @@ class ProcessRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Processes:
     """Starts processes in the background and ends them. One object for each command or test; not thread-safe."""
 
-    def __init__(self) -> None:
-        self._children: dict[ProcessRecord, subprocess.Popen[bytes]] = {}
+    def __init__(self, spawn: Spawn = exec_program) -> None:
+        self._spawn = spawn
+        self._children: dict[ProcessRecord, Child] = {}
 
     def start(self, command: Sequence[str], *, log: Path, environ: Mapping[str, str], directory: Path) -> ProcessRecord:
         """Start *command* in a session of its own, so that neither Ctrl-C nor a closed terminal reaches it.
@@ -37,15 +41,15 @@ class Processes:
         Raises:
             OSError: The program or the log cannot be opened.
         """
-        with log.open("ab") as output:
-            child = subprocess.Popen(
+        with log.open("ab") as output, NOTHING.open("rb") as nothing:
+            child = self._spawn(
                 command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=dict(environ),
-                cwd=directory,
-                start_new_session=True,
+                environ=environ,
+                directory=directory,
+                stdin=nothing.fileno(),
+                stdout=output.fileno(),
+                stderr=output.fileno(),
+                new_session=True,
             )
         started = _find_start(child.pid)
         if started is None:  # impossible: a child stays in /proc until it is waited for

@@ -11,6 +11,7 @@ from pathlib import Path
 from pilot.dev.cluster import server_command
 from pilot.dev.identities import TRUST_DOMAIN, Identity, parse_workload
 from pilot.dev.ports import choose_ports
+from pilot.dev.spawn import exec_program
 from tests.bench.driver import ROOT, Driver, Load, Server
 from tests.bench.load import FIELDS, Kind
 from tests.kit.cluster import Cluster
@@ -102,7 +103,7 @@ class Stage:
         return f"unix:{cluster.dev.add_identity(parse_workload(APP))}"
 
     def _start_cluster(self, name: str) -> Cluster:
-        cluster = Cluster(self.folder / name)
+        cluster = Cluster(self.folder / name, spawn=exec_program)
         self.clusters.append(cluster)
         self._open.callback(cluster.close)
         cluster.start()

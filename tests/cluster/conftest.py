@@ -1,11 +1,14 @@
 """Clusters of real processes, one for a module of tests that break nothing, or one for a single test."""
 
+import functools
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from pilot.dev.directory import Plan
+from tests.cluster.sweep import Sweep
+from tests.cluster.sweep_steps import STEPS, Calls
 from tests.kit.cluster import Cluster, running
 
 MakeCluster = Callable[[Plan], Cluster]
@@ -37,6 +40,24 @@ def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    """Two keepers, threshold two. A step leaves the cluster ready."""
+    cluster = Cluster(tmp_path_factory.mktemp("sweep") / "dev", Plan(keepers=2, threshold=2))
+    try:
+        cluster.start()
+        cluster.kill("nexus")
+        yield Sweep(cluster)
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def calls(sweep: Sweep) -> Calls:
+    """Of each step: the calls that it makes."""
+    return functools.cache(lambda name: list(sweep.record(STEPS[name])))
 
 
 @pytest.hookimpl(wrapper=True)

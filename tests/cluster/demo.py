@@ -12,6 +12,7 @@ from rich.padding import Padding
 
 from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import OPERATOR_PATH, custodian_path
+from pilot.dev.spawn import exec_program
 from shardhold import DeniedError, Error
 from tests.kit.cluster import Cluster
 from tests.kit.errors import ClusterError
@@ -184,7 +185,7 @@ def main() -> int:
     console.rule("[bold]Shardhold: it gets its key back")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="shardhold-demo-") as folder:
-        cluster = Cluster(Path(folder) / "dev", Plan(keepers=5, threshold=3))
+        cluster = Cluster(Path(folder) / "dev", Plan(keepers=5, threshold=3), spawn=exec_program)
         try:
             for number, step in enumerate(STEPS, start=1):
                 if not run(console, cluster, number, step):

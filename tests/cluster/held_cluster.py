@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from pilot.dev.cluster import IDENTITY, DevCluster, server_command
-from pilot.dev.directory import DevDirectory, Plan
+from pilot.dev.directory import Plan
 from pilot.dev.identities import TRUST_DOMAIN, Identity, list_people, server_identity
 from pilot.dev.provider import IdentityProvider
 from tests.kit.authority import Authority
@@ -19,8 +19,9 @@ from tests.kit.credentials import Credentials, write_svid
 class HeldDevCluster(DevCluster):
     """A development cluster whose identities come from *ca*, by a provider in this process."""
 
-    def __init__(self, directory: DevDirectory, ca: Authority) -> None:
-        super().__init__(directory)
+    def __init__(self, like: DevCluster, ca: Authority) -> None:
+        """Take over a cluster that was never started."""
+        super().__init__(like.directory, spawn=like.spawn, port_range=like.port_range)
         self._ca = ca
         self._provider: IdentityProvider | None = None
 
@@ -61,7 +62,7 @@ class HeldCluster(Cluster):
     def __init__(self, root: Path, plan: Plan | None = None) -> None:
         super().__init__(root, plan)
         self.ca = Authority(TRUST_DOMAIN)
-        self.use(HeldDevCluster(self.directory, self.ca))
+        self.use(HeldDevCluster(self.dev, self.ca))
 
     def port(self, name: str) -> int:
         """Return the gRPC port of a server."""

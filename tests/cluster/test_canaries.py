@@ -19,6 +19,7 @@ import shardhold
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH
+from pilot.dev.spawn import exec_program
 from tests.cluster.canary import (
     Canaries,
     Run,
@@ -91,7 +92,7 @@ class Haunted:
 @pytest.fixture(scope="module")
 def haunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Haunted]:
     """Three keepers, threshold two, that have seen it all."""
-    cluster = Cluster(tmp_path_factory.mktemp("canaries") / "dev", Plan(keepers=3, threshold=2))
+    cluster = Cluster(tmp_path_factory.mktemp("canaries") / "dev", Plan(keepers=3, threshold=2), spawn=exec_program)
     haunted = Haunted(cluster)
     try:
         cluster.start_by(lambda name: command_talkative(cluster, name))

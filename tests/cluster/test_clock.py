@@ -17,7 +17,7 @@ from common.keys.words import encode_share
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH, Identity
-from tests.kit.cluster import Cluster
+from tests.kit.cluster import Cluster, started
 from tests.kit.fake_clock import FakeClock
 from tests.kit.patience import at_most, patience
 
@@ -55,27 +55,34 @@ class ClockedCluster(Cluster):
         return [line for line in map(json.loads, lines) if str(line["event"]).startswith(event)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plan() -> Plan:
     """SVIDs that outlive the test; the jumps are longer than they live."""
     return Plan(keepers=3, threshold=2)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, plan: Plan) -> Iterator[ClockedCluster]:
-    """Three keepers, threshold two, a secret, and a nexus that runs by a clock of its own."""
-    cluster = ClockedCluster(tmp_path / "dev", plan)
-    try:
-        cluster.start()
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> Iterator[ClockedCluster]:
+    """Three keepers, threshold two, and a secret."""
+    with started(ClockedCluster(tmp_path_factory.mktemp("clock") / "dev", plan)) as cluster:
         cluster.allow(APP, ["clock/**"], ["read", "write"])
         cluster.workload(APP).put(PATH, FIELDS)
         cluster.wait_filled()
-        cluster.kill("nexus")
-        cluster.start_clocked()
-        cluster.wait_ready()
         yield cluster
-    finally:
-        cluster.close()
+
+
+@pytest.fixture
+def cluster(shared: ClockedCluster) -> Iterator[ClockedCluster]:
+    """A ready cluster whose nexus runs by a clock of its own, which is right; a test leaves its keepers as it likes."""
+    shared.kill("nexus")
+    shared.start_clocked()
+    shared.wait_ready()
+    yield shared
+    shared.clock.set(0)
+    shared.dev.kill("nexus")
+    shared.thaw(*(name for name in shared.keepers if shared.dev.is_alive(name)))
+    shared.dev.start(shared.dev.names)
+    shared.bring_back()
 
 
 def check_all(cluster: ClockedCluster) -> None:
@@ -170,7 +177,7 @@ def test_during_an_unseal(cluster: ClockedCluster, jump: int) -> None:
     check_all(cluster)
 
 
-@pytest.mark.parametrize("plan", [Plan(keepers=3, threshold=2, lifetime_s=5.0)], ids=["SVIDs of 5 s"])
+@pytest.mark.parametrize("plan", [Plan(keepers=3, threshold=2, lifetime_s=5.0)], ids=["SVIDs of 5 s"], scope="module")
 @JUMPS
 def test_during_svid_rotation(cluster: ClockedCluster, jump: int) -> None:
     """SVIDs that come while the clock is wrong look expired or not valid yet; they are taken when it is right."""

@@ -1,6 +1,6 @@
 """A real nexus on a full disk, under the database or under the audit: it refuses truly, and goes on when there is room.
 
-That each single write fails with EIO or ENOSPC is in test_sweeps.py.
+That each single write fails with EIO or ENOSPC is in test_sweeps.py and test_sweeps_of_shutting.py.
 """
 
 from collections.abc import Iterator

@@ -8,7 +8,6 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
@@ -47,12 +46,21 @@ class Acknowledged:
         self.put()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three keepers, threshold two."""
-    with running(tmp_path / "dev", Plan(keepers=3, threshold=2)) as own:
-        own.wait_filled()
-        yield own
+    with running(tmp_path_factory.mktemp("interrupted") / "dev", Plan(keepers=3, threshold=2)) as cluster:
+        cluster.wait_filled()
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Iterator[Cluster]:
+    """A ready and filled cluster. Whatever a test leaves, the next one finds it so, by the way that people have."""
+    yield shared
+    shared.thaw(*(name for name in shared.dev.names if shared.dev.is_alive(name)))
+    shared.dev.start(shared.dev.names)
+    shared.bring_back()
 
 
 @pytest.fixture

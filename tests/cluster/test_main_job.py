@@ -1,11 +1,13 @@
 """Shardhold's main job on real processes: a restarted nexus gets its key back from its keepers, without a human."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import shardhold
+from pilot.dev.identities import TRUST_DOMAIN
 from tests.kit.cluster import Cluster
 from tests.kit.probes import Status
 
@@ -69,6 +71,20 @@ def test_nobody_else_reads_it(cluster: Cluster, app: shardhold.Client) -> None:
     for path in ("main-job/first", "main-job/nothing-there"):
         with pytest.raises(shardhold.DeniedError):
             stranger.get(path)
+
+
+def test_what_tests_ask_for_directly_is_what_pilot_says(cluster: Cluster, app: shardhold.Client) -> None:
+    """`Cluster.status` and `Cluster.allow` go past pilot: the real one shows the same status and the same policy."""
+    cluster.wait_filled()
+    status = json.loads(cluster.pilot("status", "-o", "json").stdout)
+    assert status == cluster.status()
+    policies = json.loads(cluster.pilot("policy", "list", "-o", "json").stdout)["policies"]
+    assert {
+        "name": "main-job-app",
+        "spiffe_ids": [f"spiffe://{TRUST_DOMAIN}{APP}"],
+        "paths": ["main-job/**"],
+        "permissions": ["read", "write", "delete", "list"],
+    } in policies
 
 
 def test_a_killed_nexus_comes_back_without_a_human(cluster: Cluster, app: shardhold.Client) -> None:

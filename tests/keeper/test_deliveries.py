@@ -19,6 +19,7 @@ from tests.kit.fake_clock import FakeClock
 from tests.kit.keepers import CLUSTER_ID, NEXUS_PATH, KeeperProcess, ask_statement, fetch_status, make_put, put_shard
 from tests.kit.raw_calls import connect
 from tests.kit.refusal import Outcome
+from tests.kit.spawn import choose_spawn
 
 pytestmark = pytest.mark.cluster
 
@@ -37,7 +38,7 @@ def holder(
 ) -> Iterator[KeeperProcess]:
     """A keeper of two nexuses that holds set 7."""
     directory = tmp_path_factory.mktemp("keeper")
-    keeper = KeeperProcess(directory, provider, nexuses=(NEXUS_PATH, OTHER_NEXUS_PATH))
+    keeper = KeeperProcess(directory, provider, nexuses=(NEXUS_PATH, OTHER_NEXUS_PATH), spawn=choose_spawn())
     try:
         keeper.start()
         with connect_as(keeper, ca) as nexus:

@@ -13,10 +13,13 @@ from typing import TypeVar
 
 from pilot.dev.cluster import DevCluster
 from pilot.dev.directory import DevDirectory, Plan
+from pilot.dev.spawn import Spawn
 from tests.kit.people import People
 from tests.kit.person import Person
+from tests.kit.ports import find_port_range
 from tests.kit.probes import Probes
 from tests.kit.processes import ClusterProcesses
+from tests.kit.spawn import choose_spawn
 from tests.kit.store import ClusterStore
 
 LYING_KEEPER = Path(__file__).with_name("lying_keeper.py")
@@ -29,9 +32,13 @@ class Cluster:
     Its parts are `processes`, `people`, `store` and `probes`. What tests call most, they call on the cluster itself.
     """
 
-    def __init__(self, root: Path, plan: Plan | None = None) -> None:
+    def __init__(self, root: Path, plan: Plan | None = None, *, spawn: Spawn | None = None) -> None:
+        """Prepare it; *spawn* starts its processes, by default as the whole run does."""
         self.directory = DevDirectory(root)
-        self.use(DevCluster.create(self.directory, plan or Plan()))
+        dev = DevCluster.create(
+            self.directory, plan or Plan(), spawn=spawn or choose_spawn(), port_range=find_port_range()
+        )
+        self.use(dev)
 
     def use(self, dev: DevCluster) -> None:
         """Make the parts, and have them all go through *dev*, which has started nothing yet."""
@@ -140,9 +147,11 @@ class Cluster:
         return "\n\n".join(self.dev.log_tail(name, lines) for name in self.dev.names)
 
 
-def running(root: Path, plan: Plan | None = None) -> contextlib.AbstractContextManager[Cluster]:
+def running(
+    root: Path, plan: Plan | None = None, *, spawn: Spawn | None = None
+) -> contextlib.AbstractContextManager[Cluster]:
     """A cluster that is ready, and that ends with the block."""
-    return started(Cluster(root, plan))
+    return started(Cluster(root, plan, spawn=spawn))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from common.keys.sealing import seal
 from common.keys.statement import NONCE_SIZE, PUT_SHARD, Statement
 from keeper.v1 import keeper_pb2 as pb
 from pilot.dev.provider import IdentityProvider
+from pilot.dev.spawn import Spawn, exec_program
 from tests.kit.patience import at_most, join
 from tests.kit.raw_calls import call
 from tests.kit.refusal import Outcome
@@ -103,6 +103,7 @@ class KeeperProcess:
         extra: str = "",
         socket: Path | None = None,
         nexuses: Sequence[str] = (NEXUS_PATH,),
+        spawn: Spawn = exec_program,
     ) -> None:
         self.name = name
         self.spiffe_path = f"/shardhold/keeper/{name}"
@@ -113,6 +114,7 @@ class KeeperProcess:
         self._extra = extra
         self._asked_port = port
         self._socket = socket
+        self._spawn = spawn
         self._nexuses = [f"spiffe://{provider.trust_domain}{path}" for path in nexuses]
         self.config = directory / f"{name}.toml"
         self.work = directory / f"{name}.work"  # where it runs, its home and its TMPDIR: nothing may appear there
@@ -144,16 +146,17 @@ class KeeperProcess:
         self.work.mkdir(exist_ok=True)
         self.log.clear()
         work = str(self.work)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "keeper", "--config", str(self.config)],
-            cwd=work,
-            env={"PATH": os.environ["PATH"], "HOME": work, "TMPDIR": work, **(environ or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        reading, writing = os.pipe()
+        with Path(os.devnull).open("rb") as nothing, os.fdopen(writing, "wb") as output:
+            self.process = self._spawn(
+                [sys.executable, "-P", "-m", "keeper", "--config", str(self.config)],
+                environ={"PATH": os.environ["PATH"], "HOME": work, "TMPDIR": work, **(environ or {})},
+                directory=self.work,
+                stdin=nothing.fileno(),
+                stdout=output.fileno(),
+                stderr=output.fileno(),
+            )
+        self._reader = threading.Thread(target=self._read_log, args=[reading], daemon=True)
         self._reader.start()
 
     @property
@@ -191,7 +194,6 @@ class KeeperProcess:
             return ""
         return f"{self.name} ended with {self.wait()}: {self.log}"
 
-    def _read_log(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
+    def _read_log(self, fd: int) -> None:
+        with os.fdopen(fd) as lines:
             self.log.extend(iter(lines.readline, ""))

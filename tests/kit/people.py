@@ -1,7 +1,6 @@
 """Those who call a cluster: people and workloads, each with an SVID of their own."""
 
 import contextlib
-import json
 import subprocess
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from pilot.dev.configuration import socket_path
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, Identity, custodian_path, parse_workload
 from shardhold import Client, WorkloadAPI
 from shardhold.channel import PinnedChannel
+from shardhold.v1 import policies_pb2
 from tests.kit.errors import ClusterError
 from tests.kit.person import Person
 
@@ -80,14 +80,14 @@ class People:
             self.custodian(number).submit_words(session.session_id, words[number - 1])
 
     def allow(self, path: str, paths: Sequence[str], permissions: Sequence[str]) -> None:
-        """Let the workload *path* do something, by a policy that pilot applies."""
-        name = path.strip("/").replace("/", "-")
-        file = self._dev.directory.root / f"policy-{name}.toml"
-        file.write_text(
-            f'[[policy]]\nname = "{name}"\nspiffe_ids = ["spiffe://{TRUST_DOMAIN}{path}"]\n'
-            f"paths = {json.dumps(list(paths))}\npermissions = {json.dumps(list(permissions))}\n"
+        """Let the workload *path* do something, by a policy of its own."""
+        policy = policies_pb2.Policy(
+            name=path.strip("/").replace("/", "-"),
+            spiffe_ids=[f"spiffe://{TRUST_DOMAIN}{path}"],
+            paths=paths,
+            permissions=[policies_pb2.Permission.Value(f"PERMISSION_{one.upper()}") for one in permissions],
         )
-        self.pilot("policy", "apply", str(file))
+        self.superuser.apply_policy(policy)
 
     def pilot(
         self, *arguments: str, path: str = SUPERUSER_PATH, exit_code: int | None = 0

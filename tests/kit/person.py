@@ -13,7 +13,7 @@ from common.keys.words import encode_share
 from pilot.dev.identities import NEXUS_PATH, TRUST_DOMAIN
 from shardhold import IdentityUnavailableError, WorkloadAPI
 from shardhold.channel import PinnedChannel
-from shardhold.v1 import cluster_pb2, recovery_pb2
+from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
@@ -75,6 +75,11 @@ class Person:
         """Accept the store at this position; return the timeline that began."""
         request = cluster_pb2.AcceptOlderStoreRequest(timeline=timeline, revision=revision)
         return self.cluster.AcceptOlderStore(request, timeout=at_most(TIMEOUT_S)).timeline
+
+    def apply_policy(self, policy: policies_pb2.Policy) -> None:
+        """Create a policy, or replace the one of its name."""
+        request = policies_pb2.ApplyPoliciesRequest(policies=[policy])
+        self.policies.ApplyPolicies(request, timeout=TIMEOUT_S, wait_for_ready=True)
 
     def start_unseal(self) -> recovery_pb2.UnsealSession:
         return self.recovery.StartUnseal(

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilot.dev.spawn import run_captured
 from tests.kit.patience import at_most
+from tests.kit.spawn import choose_spawn
 from tests.pilot.person import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
@@ -40,15 +42,13 @@ def _environ() -> dict[str, str]:
 
 def run_pilot(*arguments: str | Path, stdin: str = "", environ: dict[str, str] | None = None) -> Transcript:
     """Run a command line with *stdin* on a pipe."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pilot", *map(str, arguments)],
-        cwd=ROOT,
-        env=_environ() | (environ or {}),
-        input=stdin,
-        capture_output=True,
-        text=True,
+    done = run_captured(
+        choose_spawn(),
+        [sys.executable, "-P", "-m", "pilot", *map(str, arguments)],
+        environ=_environ() | (environ or {}),
+        directory=ROOT,
+        given=stdin,
         timeout=at_most(60),
-        check=False,
     )
     return Transcript(done.returncode, done.stdout, done.stderr)
 

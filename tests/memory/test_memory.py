@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pilot.dev.directory import Plan
+from pilot.dev.spawn import exec_program
 from tests.kit.cluster import Cluster, running
 from tests.kit.process_memory import find_keys, list_regions, make_forms, read_region
 from tests.kit.stored_keys import derive_keys, find_shards, load_stored
@@ -68,7 +69,7 @@ def _serve_requests(cluster: Cluster) -> None:
 def used_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Return a cluster after an init, requests, a refill, a recovery and requests again."""
     plan = Plan(highest_level=request.param, lowest_level=request.param)
-    with running(tmp_path_factory.mktemp("memory") / "dev", plan) as cluster:
+    with running(tmp_path_factory.mktemp("memory") / "dev", plan, spawn=exec_program) as cluster:
         cluster.wait_filled()
         _serve_requests(cluster)
         cluster.kill("keeper-1")

@@ -38,6 +38,7 @@ from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.keepers import NEXUS_PATH, KeeperProcess
 from tests.kit.marks import MarkMaker
 from tests.kit.patience import at_most, patience
+from tests.kit.spawn import choose_spawn
 from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -69,7 +70,7 @@ def memory() -> Iterator[ProtectedMemory]:
 
 @pytest.fixture
 def keeper(provider: IdentityProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeeperProcess]:
-    keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider)
+    keeper = KeeperProcess(tmp_path_factory.mktemp("keeper"), provider, spawn=choose_spawn())
     try:
         yield keeper.start()
     finally:
