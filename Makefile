@@ -14,7 +14,7 @@ COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11
 	--no-emit-index-url --custom-compile-command "make lock"
 TEST :=
 N := 20
-APART := --ignore tests/memory --ignore tests/containers
+APART := --ignore tests/memory --ignore tests/containers --ignore tests/fuzz  # suites with targets of their own
 ARGS :=
 FUZZ_S := 120
 SOAK_S := 14400

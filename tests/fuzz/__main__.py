@@ -25,6 +25,8 @@ def main() -> int:
         rounds += 1
         print(f"fuzz: round {rounds}, {max(0.0, end - time.monotonic()):.0f} s left", flush=True)
         targets = tests or [str(Path(__file__).parent)]
+        if seed := os.environ.get("TEST_SEED"):
+            targets.append(f"--hypothesis-seed={int(seed) + rounds}")
         environ = {**os.environ, EXAMPLES_VARIABLE: str(_EXAMPLES), "TEST_PROFILE": "soak"}
         try:
             left = None if rounds == 1 else max(1.0, end - time.monotonic())

@@ -11,6 +11,7 @@ from tests.kit.flakes import read_flakes
 from tests.kit.patience import at_most
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
 INI = "[pytest]\nmarkers = final: as it says\naddopts = --import-mode=importlib -p no:cacheprovider\n"
 LUCK = '''
