@@ -150,7 +150,7 @@ def test_half_a_set_is_not_taken_by_a_workload(cluster: FiledCluster, identity: 
 
 
 def test_a_nexus_whose_files_are_not_renewed_stops_to_serve(cluster: FiledCluster, identity: SvidFiles) -> None:
-    """The others go on; callers are told that it is the server's SVID; with new files it is back by itself."""
+    """Only that nexus refuses calls, and says that its SVID is why; with new files it is back by itself."""
     client = shardhold.Client(cluster.dev.address, identity)
     client.put("motion/fixed", {"value": b"fixed"})
     cluster.helpers["nexus"].names = ()

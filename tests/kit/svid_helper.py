@@ -24,7 +24,8 @@ class SvidHelper:
 
     def write(self) -> None:
         """Write the newest SVID now."""
-        write_svid(self.folder, self._identity.current(), *self.names)
+        if self.names:  # none: write_svid would write all
+            write_svid(self.folder, self._identity.current(), *self.names)
 
     def close(self) -> None:
         """Leave the files as they are."""
