@@ -27,8 +27,6 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
-from grpc_health.v1.health import HealthServicer
 from prometheus_client import CollectorRegistry
 
 from common import errors
@@ -36,9 +34,11 @@ from common.server.arrival import Arrivals
 from common.server.meter import Meter
 from common.server.peer import PeerCheck
 from common.server.tls import server_credentials
+from common.server.watches import Send, Watches
 from shardhold.identity import IdentitySource, IdentityUnavailableError
 
 ERROR_DOMAIN = "shardhold"
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 CODES: Mapping[type[errors.ShardholdError], grpc.StatusCode] = {
     errors.ShardholdError: grpc.StatusCode.INTERNAL,
@@ -99,7 +99,6 @@ M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 # The authentication context holds lists of bytes; grpcio's stubs say bytes.
 _Identify = Callable[[Any], str]
-_Send = Callable[[health_pb2.HealthCheckResponse | None], None]  # None ends the stream
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"  # generic in its stubs only
 
 
@@ -153,7 +152,6 @@ class GrpcServer:
         self._address = address
         self._identity = identity
         self._services = ("", *sorted({method.name.split("/")[1] for method in methods}))
-        self._health = HealthServicer()
         self._peers = PeerCheck(trust_domain)
         self._pool = _Workers(workers)
         self._arrivals = Arrivals(
@@ -162,11 +160,9 @@ class GrpcServer:
             per_caller=max(1, workers // 4),
             wait_s=message_wait_s,
         )
+        self._watches: Watches[grpc.ServicerContext] = Watches(_end)
         self._meter = Meter(registry)
         self._stopping = threading.Lock()
-        self._is_stopping = False
-        self._watchers: set[_Send] = set()
-        self.set_serving(False)
         handlers = {method.name: self._make_handler(method) for method in methods}
         handlers |= self._make_health_handlers()
         self._server = grpc.server(
@@ -199,21 +195,18 @@ class GrpcServer:
             ) from exc
         self._server.start()
         self._arrivals.start()
+        self._watches.start()
         return port
 
     def set_serving(self, serving: bool) -> None:
-        """Say by gRPC health, for "" and for each service, whether calls are served."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in self._services:
-            self._health.set(service, status)
+        """Say by gRPC health, for "" and for each service, whether calls are served. Waits for nobody."""
+        self._watches.set_serving(serving)
 
     def stop(self, grace: float) -> None:
         """Refuse new calls, give those in flight *grace* seconds, then cancel them. Returns when done; idempotent."""
         with self._stopping:
-            self._is_stopping = True
-            self._health.enter_graceful_shutdown()
-            for end in list(self._watchers):  # they would stay for the whole grace period
-                end(None)
+            self._watches.set_serving(False)
+            self._watches.stop()  # they would stay for the whole grace period
             self._server.stop(grace).wait()
             self._arrivals.stop()
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -272,13 +265,14 @@ class GrpcServer:
     def _make_health_handlers(self) -> dict[str, _Handler]:
         def check(_: Call, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
             self._require_service(request.service)
-            return self._health.Check(request, None)
+            status = health_pb2.HealthCheckResponse
+            return status(status=status.SERVING if self._watches.is_serving else status.NOT_SERVING)
 
         identify: _Identify = self._peers.identify
 
         arrivals = self._arrivals
 
-        def watch(messages: Iterator[bytes], context: grpc.ServicerContext, send: _Send) -> None:
+        def watch(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
             try:
                 caller = identify(context.auth_context())
                 arrival = arrivals.enter(caller, context)
@@ -291,14 +285,12 @@ class GrpcServer:
                 if body is None:
                     raise errors.InvalidArgumentError("the call ended without a message, want one")
                 request = _parse(health_pb2.HealthCheckRequest.FromString, body)
-                # The servicer would keep an entry for every name that was ever asked for.
                 self._require_service(request.service)
+                opened = self._watches.open(caller, context, send)
             except errors.ShardholdError as exc:
                 _refuse(context, code_of(exc), exc.reason, str(exc))
-            self._health.Watch(request, context, send)
-            self._watchers.add(send)
-            if self._is_stopping or not context.add_callback(lambda: self._watchers.discard(send)):
-                send(None)
+            if not context.add_callback(lambda: self._watches.close(opened)):
+                self._watches.close(opened)
 
         # Otherwise a watcher would hold a worker for as long as it watches.
         watch.experimental_non_blocking = True  # type: ignore[attr-defined]

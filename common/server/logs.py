@@ -5,13 +5,19 @@ inside a text as "<bytes>", and an object only as the name of its type. This als
 exceptions, and for what libraries log through `logging`. It cannot hold for hex and the like inside formatted text, so
 an event is a literal of lower-case words, and whatever varies goes into the context:
 `log.info("shard stored", set_number=7)`.
+
+Whoever logs waits for nobody: a thread writes the lines, so that a reader of stderr that stalls holds up no call and no
+wipe of keys. Lines that find `QUEUED` others waiting are dropped, and the next one that is written says how many.
 """
 
+import atexit
 import json
 import logging
 import math
+import queue
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence, Set
 from datetime import date
@@ -23,9 +29,13 @@ from uuid import UUID
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
+from common.server.termination import call_at_end
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _BYTES_LITERAL = re.compile(r"""\bb(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 _FIRST = ("timestamp", "level", "logger", "event")
+QUEUED = 10_000  # lines
+FLUSH_S = 1.0  # for what is queued when the process ends
 
 
 def configure(level: str = "info", format: str = "auto") -> None:  # noqa: A002 — named as the option
@@ -48,6 +58,8 @@ def configure(level: str = "info", format: str = "auto") -> None:  # noqa: A002 
         logger_factory=_Logger,
         cache_logger_on_first_use=False,
     )
+    atexit.register(flush)
+    call_at_end(flush)
     logging.basicConfig(handlers=[_Handler()], level=_LEVELS[level], force=True)
     logging.captureWarnings(True)
 
@@ -81,18 +93,75 @@ def conceal(value: Any) -> Any:
             return f"<{type(value).__name__}>"
 
 
+def flush(seconds: float = FLUSH_S) -> None:
+    """Wait until what was logged before is written, at most *seconds*."""
+    _WRITER.flush(seconds)
+
+
+class _Writer:
+    """Writes lines to stderr on a thread of its own, which the first line starts. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[str | threading.Event] = queue.Queue(QUEUED)
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._dropped = 0
+
+    def add(self, line: str) -> None:
+        """Queue *line*, or drop it when too many wait."""
+        try:
+            self._queue.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+        if self._thread is None:
+            self._start()
+
+    def flush(self, seconds: float) -> None:
+        written = threading.Event()
+        try:
+            self._queue.put_nowait(written)
+        except queue.Full:
+            return  # the reader stalls: nothing is to be gained by waiting
+        if self._thread is not None:
+            written.wait(seconds)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                _write(f'{{"level": "warning", "logger": "log", "event": "lines dropped", "count": {dropped}}}')
+            _write(item)
+
+
+_WRITER = _Writer()
+
+
+def _write(line: str) -> None:
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # full disk, reader gone, closed at exit: no call may fail for it, and it cannot be reported anywhere
+
+
 class _Logger:
-    """Writes lines to stderr; `name` is what `structlog.get_logger` got, else the module that logs."""
+    """Queues lines; `name` is what `structlog.get_logger` got, else the module that logs."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name or _calling_module()
 
     def write(self, line: str) -> None:
-        try:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            pass  # full disk, reader gone, closed at exit: no call may fail for it, and it cannot be reported anywhere
+        _WRITER.add(line)
 
     debug = info = warning = error = critical = write
 

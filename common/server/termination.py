@@ -4,8 +4,11 @@ import os
 import queue
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
+
+_last: list[Callable[[], object]] = []
 
 
 class Termination:
@@ -39,12 +42,20 @@ class Termination:
         self._signals.put(number)
 
 
+def call_at_end(callback: Callable[[], object]) -> None:
+    """Call *callback* when the process ends by `end_process`; once, however often it is given."""
+    if callback not in _last:
+        _last.append(callback)
+
+
 def end_process(code: int) -> NoReturn:
     """Flush what was printed and end the process, once everything is closed, without the interpreter's own shutdown.
 
     That shutdown waits for workers, even for those that hang on a disk, and waits for ever for a lock of gRPC when it
     has itself stopped the thread that held it.
     """
+    for callback in _last:
+        callback()
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed when the process started
         stream.flush()
     os._exit(code)

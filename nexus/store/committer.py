@@ -5,6 +5,8 @@ Rules:
   batch.
 - A caller that finds a leader waits until its turn is over, or until it is made the next leader.
 - A leader runs one batch, wakes its callers, and hands on to the first that still waits.
+- No outcome leaves before its batch is committed, not even a refusal: a turn may have seen what an earlier turn of the
+  batch wrote. When a batch breaks off, nobody knows what came of any of its turns.
 """
 
 import threading
@@ -23,22 +25,21 @@ GROUP: Final = 128  # turns in one batch; bounds how long one sync keeps others 
 class Turn(Generic[W, T]):
     """One caller's turn at the writer *W*, and later its outcome."""
 
-    __slots__ = ("_awake", "_error", "_finished", "_result", "_work", "counts", "leads")
+    __slots__ = ("_awake", "_error", "_is_settled", "_result", "_work", "counts", "leads")
 
     def __init__(self, work: Callable[[W], T], *, counts: bool = True) -> None:
         """*counts*: it is a change, and takes the next revision."""
         self._work = work
         self._result: T
         self._error: BaseException | None = None
-        self._finished = False
+        self._is_settled = False
         self._awake = threading.Lock()
         self._awake.acquire()
         self.counts = counts
         self.leads = False
 
     def run(self, writer: W) -> bool:
-        """Do the work, and keep what it returned or raised for its caller; True when it returned."""
-        self._finished = True
+        """Do the work, and keep what it returned or raised until the batch is committed; True when it returned."""
         try:
             self._result = self._work(writer)
         except BaseException as exc:  # noqa: BLE001 - raised again in the caller whose work it is
@@ -47,15 +48,17 @@ class Turn(Generic[W, T]):
         return True
 
     def fail(self, error: BaseException) -> None:
-        """Make *error* the outcome; what the work itself raised stays."""
-        self._finished = True
-        if self._error is None:
-            self._error = error
+        """Make *error* the outcome, whatever the work itself returned or raised."""
+        self._error = error
+
+    def settle(self) -> None:
+        """Say that the batch is over: the outcome is what the caller gets."""
+        self._is_settled = True
 
     def finish(self) -> T:
         """Return or raise the outcome."""
-        if not self._finished:
-            raise OutcomeUnknownError("the batch of this change ended before it")
+        if not self._is_settled:
+            raise OutcomeUnknownError("the batch of this change is not over")
         if self._error is not None:
             raise self._error
         return self._result
@@ -71,7 +74,7 @@ class GroupCommitter(Generic[W]):
     """Collects turns into batches. Thread-safe; one batch at a time."""
 
     def __init__(self, run: Callable[[list[Turn[W, object]]], None]) -> None:
-        """*run* runs one batch and settles the outcome of each turn in it."""
+        """*run* runs one batch and commits it, or makes it the outcome of each turn that this failed."""
         self._run = run
         self._mutex = threading.Lock()
         self._waiting: deque[Turn[W, object]] = deque()
@@ -95,7 +98,14 @@ class GroupCommitter(Generic[W]):
             batch = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
         try:
             self._run(batch)
+        except BaseException as exc:  # noqa: BLE001 - every caller of the batch gets it, as an unknown outcome
+            for turn in batch:
+                error = OutcomeUnknownError("the batch of this change broke off")
+                error.__cause__ = exc
+                turn.fail(error)
         finally:
+            for turn in batch:
+                turn.settle()
             with self._mutex:
                 follower = self._waiting[0] if self._waiting else None
                 if follower is None:

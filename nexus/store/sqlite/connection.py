@@ -18,9 +18,9 @@ APPLICATION_ID: Final = 0x53687264  # "Shrd"; in the header of the database file
 BUSY_S: Final = 5.0  # how long a statement waits for a foreign process that has the database locked
 
 # What the driver raises: the second when a message of SQLite quotes damaged text, the third when a number that was
-# counted up from a stored one does not fit.
-SqliteError = sqlite3.Error | UnicodeDecodeError | OverflowError
-SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+# counted up from a stored one does not fit, the last for SQLITE_NOMEM.
+SqliteError = sqlite3.Error | UnicodeDecodeError | OverflowError | MemoryError
+SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError)
 
 _CORRUPT: Final = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_MISMATCH", "SQLITE_FORMAT"}
 

@@ -106,14 +106,21 @@ class SqliteStore:
                 _fail(batch, *self._refusal)
                 return
             try:
-                before, after = self._run_changes(batch)
-            except (*SQLITE_ERRORS, _NotCommittedError) as exc:
-                self._roll_back(batch, exc)
-                return
-            try:
-                self._writer.execute("COMMIT")
-            except SQLITE_ERRORS as exc:
-                self._settle(batch, before, after, exc)
+                self._run_and_commit(batch)
+            except BaseException as exc:
+                self._refuse_unknown(batch, "store failed as it never should, and what was committed is not known", exc)
+                raise
+
+    def _run_and_commit(self, batch: _Batch) -> None:
+        try:
+            before, after = self._run_changes(batch)
+        except (*SQLITE_ERRORS, _NotCommittedError) as exc:
+            self._roll_back(batch, exc)
+            return
+        try:
+            self._writer.execute("COMMIT")
+        except SQLITE_ERRORS as exc:
+            self._settle(batch, before, after, exc)
 
     def _run_changes(self, batch: _Batch) -> tuple[int, int]:
         """Run the changes in a transaction that stays open; return the revisions before and after it."""
@@ -191,7 +198,7 @@ class SqliteStore:
         if is_busy:
             raise StoreUnavailableError("WAL cannot be copied: the database is busy")
 
-    def _refuse_unknown(self, batch: _Batch, why: str, cause: Exception) -> None:
+    def _refuse_unknown(self, batch: _Batch, why: str, cause: BaseException) -> None:
         self._refuse(OutcomeUnknownError, why)
         _fail(batch, OutcomeUnknownError, why, cause)
 
@@ -221,7 +228,7 @@ def _fail(
     batch: _Batch,
     kind: type[StoreUnavailableError],
     why: str,
-    cause: Exception | None = None,
+    cause: BaseException | None = None,
 ) -> None:
     for turn in batch:
         error = kind(why)  # one for each caller: raising adds a traceback to it

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -16,7 +18,8 @@ import structlog
 
 from common.keys.protected import Level, ProtectedBuffer, ProtectedMemory
 from common.keys.sealing import OneShotKey
-from common.server.logs import conceal, configure
+from common.server.logs import QUEUED, conceal, configure, flush
+from tests.kit.patience import at_most
 
 KEY = bytes(range(100, 132))
 TRACES = (KEY.decode("latin-1"), KEY.hex(), repr(KEY), repr(KEY)[2:-1], str(list(KEY))[1:-1])
@@ -32,6 +35,7 @@ def _restore() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
+    flush(at_most(10))
     logging.captureWarnings(False)
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -39,7 +43,13 @@ def _restore() -> Iterator[None]:
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    return [json.loads(line) for line in read(capsys).splitlines()]
+
+
+def read(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what is on stderr once all of it is written."""
+    flush(at_most(10))
+    return capsys.readouterr().err
 
 
 def test_an_event_is_one_json_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +127,7 @@ def test_key_material_is_not_printed(
 ) -> None:
     configure("info", format)
     send(make(buffer))
-    printed = capsys.readouterr().err
+    printed = read(capsys)
     assert printed.count("\n") == 1
     assert "bytes>" in printed or "<memory at 0x" in printed
     assert not [trace for trace in TRACES if trace in printed]
@@ -202,7 +212,7 @@ def test_the_console_prints_no_control_characters(capsys: pytest.CaptureFixture[
         raise RuntimeError("title \x1b]0;x\x07")
     except RuntimeError:
         structlog.get_logger().exception("odd\x1b[2J", path="a\x1b[31m\x9b1m\nb")
-    printed = capsys.readouterr().err
+    printed = read(capsys)
     assert all(character.isprintable() or character == "\n" for character in printed)
     assert "path='a\\x1b[31m\\x9b1m\\nb'" in printed
 
@@ -245,3 +255,28 @@ def test_a_mapping_of_arguments_is_kept() -> None:
             return 1
 
     assert conceal(Frozen()) == {"a": "<32 bytes>"}
+
+
+def test_a_reader_that_stalls_holds_up_nobody() -> None:
+    """Who logs into a full pipe goes on at once; when it is read again, the number of lost lines is said."""
+    code = (
+        "import os, sys, time, structlog; from common.server import logs; logs.configure('info', 'json')\n"
+        "for number in range(logs.QUEUED + 5000): structlog.get_logger().info('said', number=number)\n"
+        "os.write(1, b'through'); sys.stdin.read()\n"
+        "while not logs._WRITER._queue.empty(): time.sleep(0.01)\n"
+        "structlog.get_logger().info('said', number=-1); logs.flush(60); os._exit(0)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.read(7) == b"through"  # nobody has read a line
+        reader = threading.Thread(target=child.stdin.close)
+        reader.start()
+        told = [json.loads(line) for line in child.stderr]
+        reader.join()
+    dropped = sum(line["count"] for line in told if line["event"] == "lines dropped")
+    assert dropped + sum(line["event"] == "said" for line in told) == QUEUED + 5001
+    assert dropped > 1000

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from common.errors import CorruptRowError, StoreUnavailableError
+from common.errors import CorruptRowError, OutcomeUnknownError, StoreUnavailableError
 from nexus.store.protocol import Store
 from nexus.store.sqlite.connection import APPLICATION_ID, connect_reader, connect_writer
 from nexus.store.sqlite.migrations import NEWEST
@@ -278,6 +279,56 @@ def test_a_commit_that_raises_is_answered_truly(file: Path, fault: str, outcomes
     acknowledged = outcomes.count("ok 1") + sum(line.startswith("ok ") for line in outcomes[1:])
     unknown = any(line.startswith("Outcome") for line in outcomes)
     assert len(found) in ({acknowledged, acknowledged + 1} if unknown else {acknowledged})
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize(
+    ("fault", "outcomes"),
+    [
+        # Of the WAL, the first sync is of its header, the second of the first put, the third of the batch.
+        pytest.param("when=9", ["ConflictError", "made", "newest 2"], id="committed: the repetition finds the put"),
+        pytest.param("when=3", ["StoreUnavailableError", "StoreUnavailableError", "newest 1"], id="not committed"),
+        pytest.param("when=3+", ["OutcomeUnknownError", "OutcomeUnknownError", "newest None"], id="not known"),
+    ],
+)
+def test_nothing_of_a_batch_is_answered_before_its_commit(file: Path, fault: str, outcomes: list[str]) -> None:
+    """A repeated request that found the first one's change in its own batch shares the outcome of the commit."""
+    make_store(file, versions=0)
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", f"{file}-wal", "-e", "trace=fdatasync"]
+    command = [*strace, "-e", f"inject=fdatasync:error=EIO:{fault}", *WRITING, "repeated", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    *answers, newest = done.stdout.splitlines()
+    assert [*sorted(answers), newest] == outcomes
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, ZeroDivisionError])
+def test_whatever_breaks_a_batch_leaves_no_outcome_open(file: Path, error: type[BaseException]) -> None:
+    """No change of a batch answers as if it were committed when something raises that no change has raised."""
+    with closing(SqliteStore.open(file)) as store:
+        put(store, make_row("a", 1))
+        store._writer.close()
+        store._writer = cast(sqlite3.Connection, _BrokenCommit(file, error))
+        unknown = StoreUnavailableError if error is MemoryError else OutcomeUnknownError
+        with pytest.raises(unknown):
+            put(store, make_row("a", 2))
+    with closing(SqliteStore.open(file)) as store, store.read() as reader:
+        assert reader.load_live_versions("a") == [1]
+
+
+class _BrokenCommit:
+    """A connection whose COMMIT raises *error* and commits nothing, as when memory has run out."""
+
+    def __init__(self, file: Path, error: type[BaseException]) -> None:
+        self._connection = connect_writer(file)
+        self._error = error
+
+    def execute(self, sql: str) -> sqlite3.Cursor:
+        if sql == "COMMIT":
+            raise self._error
+        return self._connection.execute(sql)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
 
 
 @pytest.mark.needs("tmpfs")

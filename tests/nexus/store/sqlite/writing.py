@@ -2,18 +2,21 @@
 
 `python -m tests.nexus.store.sqlite.writing threads FILE` writes on four threads until it is killed; each line is one
 put that was acknowledged. `… puts FILE COUNT` puts one after the other, and prints each outcome and the newest version
-read.
+read. `… repeated FILE` puts once, then puts and repeats that request in one batch, and prints each outcome.
 `… fill FILE FILLER` puts until the disk is full, removes FILLER, which takes room, and puts again.
 """
 
 import sys
+import threading
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from common.errors import ShardholdError
+from common.errors import ConflictError, ShardholdError
+from nexus.store.protocol import Writer
 from nexus.store.sqlite.store import SqliteStore
-from tests.nexus.store.contract import make_row, put, request, threads
+from tests.kit.patience import wait_until
+from tests.nexus.store.contract import CALLER, make_row, put, request, threads
 
 
 def write_on_threads(store: SqliteStore) -> None:
@@ -42,6 +45,50 @@ def write_puts(store: SqliteStore, puts: int) -> None:
         except ShardholdError as exc:
             outcome = type(exc).__name__
         print(outcome, read_newest(store), flush=True)
+
+
+def write_repeated(store: SqliteStore) -> None:
+    """Put, and then put and repeat that in one batch, which this thread leads and commits."""
+    put(store, make_row("a", 1))
+    waiting, go = store._committer._waiting, threading.Event()
+
+    def change(writer: Writer) -> None:
+        if writer.find_request(CALLER, request(7)) is not None:
+            raise ConflictError("repeated")  # as whoever finds a request again undoes the change
+        writer.insert_version(make_row("a", 2), caller=CALLER, request_id=request(7))
+
+    def submit() -> None:
+        try:
+            store.write(change)
+            outcome = "made"
+        except ShardholdError as exc:
+            outcome = type(exc).__name__
+        sys.stdout.write(f"{outcome}\n")
+
+    def repeat() -> None:
+        assert wait_until(lambda: len(waiting) == 1, seconds=20)
+        submit()
+
+    def hold(_: Writer) -> None:
+        holding.set()
+        go.wait()
+
+    def release_both() -> None:
+        assert wait_until(lambda: len(waiting) == 2, seconds=20)
+        go.set()
+
+    holding = threading.Event()
+    first = threading.Thread(target=store.write, args=(hold,))
+    second = threading.Thread(target=repeat)
+    release = threading.Thread(target=release_both)
+    first.start()
+    holding.wait()
+    second.start()
+    release.start()
+    submit()
+    for thread in (first, second, release):
+        thread.join()
+    print("newest", read_newest(store), flush=True)
 
 
 def fill(store: SqliteStore, filler: Path) -> None:
@@ -74,6 +121,8 @@ if __name__ == "__main__":
     opened = SqliteStore.open(Path(file))
     if mode == "threads":
         write_on_threads(opened)
+    elif mode == "repeated":
+        write_repeated(opened)
     elif mode == "puts":
         write_puts(opened, int(sys.argv[3]))
     else:

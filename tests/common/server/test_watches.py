@@ -1,0 +1,90 @@
+"""Watches of gRPC health by peers that read nothing: they hold neither a worker nor whoever changes the status."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+
+import grpc
+import pytest
+
+from tests.common.server.edge_bench import CALLER, DNS, METHOD, Bench
+from tests.kit.credentials import certify
+from tests.kit.patience import at_most, join
+from tests.kit.raw_calls import call
+from tests.kit.raw_http2 import DATA, HEADERS, RST_STREAM, RawConnection, raw_connection
+from tests.kit.waiting import wait_until
+
+WATCH = "/grpc.health.v1.Health/Watch"
+STALLER = "spiffe://example.test/team/staller"
+
+
+@pytest.fixture
+def bench(serve: Callable[..., Bench]) -> Bench:
+    """A server with two workers."""
+    return serve(workers=2)
+
+
+@pytest.fixture
+def stalled(bench: Bench) -> Iterator[list[RawConnection]]:
+    """Two connections of one caller, each with four watches whose window is 0."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(stall(bench)) for _ in range(2)]
+        for connection in connections:
+            streams = [connection.call(WATCH) for _ in range(4)]
+            assert connection.receive_until(HEADERS, streams[-1]) is not None
+        yield connections
+
+
+def stall(bench: Bench) -> AbstractContextManager[RawConnection]:
+    return raw_connection(bench.port, certify(bench.ca, uris=[STALLER]), server_name=DNS, window=0)
+
+
+def test_peers_that_take_nothing_hold_nobody(bench: Bench, stalled: list[RawConnection]) -> None:
+    """With more stalled watches than workers calls are answered, and a change of the status returns at once."""
+
+    def tell() -> None:
+        for serving in (True, False, True):
+            bench.server.set_serving(serving)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    join(teller, 5)
+    channel = bench.connect()
+    for _ in range(8):
+        assert call(channel, METHOD).code is grpc.StatusCode.OK
+
+
+def test_others_hear_of_changes(bench: Bench, stalled: list[RawConnection]) -> None:
+    """A watch that is read hears of each change beside watches that are not."""
+    stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = bench.connect().unary_stream(WATCH)
+    watch = stream(b"", timeout=at_most(30))
+    assert next(watch) == b"\x08\x02"
+    bench.server.set_serving(True)
+    assert next(watch) == b"\x08\x01"
+
+
+def test_what_does_not_drain_is_ended(bench: Bench, stalled: list[RawConnection]) -> None:
+    """A peer that takes nothing for some seconds loses its watch, and may open another one."""
+    assert stalled[0].receive_until(RST_STREAM, 1) is not None
+    assert stalled[1].receive_until(RST_STREAM, 1) is not None
+    with raw_connection(bench.port, certify(bench.ca, uris=[STALLER]), server_name=DNS) as honest:
+        wait_until(lambda: is_told(honest), what="a watch beside the old ones")
+
+
+def is_told(connection: RawConnection) -> bool:
+    """Open a watch, and return whether its first answer is a status rather than a refusal."""
+    stream = connection.call(WATCH)
+    while (frame := connection.receive()) is not None:
+        if frame.stream == stream and frame.kind == DATA:
+            return True
+        if frame.stream == stream and frame.flags & 1:  # END_STREAM: trailers alone
+            return False
+    return False
+
+
+def test_a_caller_has_few_watches(bench: Bench, stalled: list[RawConnection]) -> None:
+    """A caller's ninth watch is refused, on whatever connection it comes; other callers have theirs."""
+    with raw_connection(bench.port, certify(bench.ca, uris=[STALLER]), server_name=DNS) as ninth:
+        assert not is_told(ninth)
+    with raw_connection(bench.port, certify(bench.ca, uris=[CALLER]), server_name=DNS) as other:
+        assert is_told(other)
