@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -14,6 +15,15 @@ from nexus.access.audit.directory import Tail, find_tail
 from nexus.access.audit.segment_file import SegmentFile
 
 _log = structlog.get_logger("audit")
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPosition:
+    """How far a chain has come."""
+
+    timeline: int
+    seq: int  # of the last line; 0: there is none
+    digest: bytes  # hash of the last line, 32 bytes
 
 
 class Chain:
@@ -39,6 +49,11 @@ class Chain:
     def digest(self) -> bytes:
         """Hash of the last line."""
         return self._digest
+
+    @property
+    def position(self) -> ChainPosition:
+        """How far the chain has come."""
+        return ChainPosition(self.timeline, self.seq, self._digest)
 
     def now(self) -> int:
         """Return microseconds since 1970."""

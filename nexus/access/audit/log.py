@@ -25,7 +25,7 @@ from common.clock import Clock, SystemClock
 from common.errors import AuditUnavailableError, ConfigError, SealedError
 from common.forms.audit.entry import Entry
 from common.forms.audit.line import ChangeLine, CheckpointLine, EntryLine, Line, checkpoint_message
-from nexus.access.audit.chain import Chain
+from nexus.access.audit.chain import Chain, ChainPosition
 from nexus.access.audit.directory import load_recent_changes
 from nexus.keys.signer import Signer
 
@@ -97,6 +97,12 @@ class AuditLog:
     def failing(self) -> str:
         """Why entries cannot be written now, or changes not exported; empty: they can."""
         return self._failing or self._export_failing
+
+    @property
+    def position(self) -> ChainPosition:
+        """How far the chain of the current timeline has come; its last lines may not be synced yet."""
+        with self._lock:
+            return self._chain.position
 
     def set_export_failing(self, reason: str) -> None:
         """Show in `failing` why entries of changes do not leave the store; appends go on."""
