@@ -1,12 +1,15 @@
 """How a process ends: the main thread waits for SIGTERM or SIGINT, and then ends the process itself."""
 
 import os
-import queue
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
+
+_PIPE_SIZE: Final = 65_536  # bytes
 
 _last: list[Callable[[], object]] = []
 
@@ -14,13 +17,14 @@ _last: list[Callable[[], object]] = []
 class Termination:
     """Whether this process was asked to stop. Create and await it on the main thread; it replaces the signal handlers.
 
-    A `threading.Event` would not do: a handler that sets it while the main thread holds the event's lock waits for
-    itself.
+    The kernel may hand a signal to any thread, while Python runs handlers on the main thread only, once that wakes. So
+    the main thread waits for the pipe that Python writes to on whichever thread the signal came.
     """
 
     def __init__(self) -> None:
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # reentrant: its put may interrupt its get
         self._is_set = False
+        self._woken, wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)  # a full pipe wakes as well
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
@@ -30,16 +34,16 @@ class Termination:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the process is asked to stop, at most *timeout* seconds; return whether it was."""
-        if not self._is_set:
-            try:
-                self._signals.get(timeout=timeout)
-            except queue.Empty:
-                pass
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._is_set:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if not select.select([self._woken], [], [], left)[0]:
+                break
+            os.read(self._woken, _PIPE_SIZE)  # the handler runs on the way to the next look
         return self._is_set
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_set = True
-        self._signals.put(number)
 
 
 def call_at_end(callback: Callable[[], object]) -> None:

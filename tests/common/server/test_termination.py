@@ -8,6 +8,16 @@ import pytest
 
 from tests.kit.patience import at_most
 
+OTHER_THREAD = """
+import signal, threading, time
+from common.server.termination import Termination
+
+termination = Termination()
+asleep = threading.Thread(target=time.sleep, args=(600,), daemon=True)
+asleep.start()
+threading.Timer(0.2, signal.pthread_kill, (asleep.ident, signal.SIGTERM)).start()
+print(termination.wait(), flush=True)
+"""
 PROGRAM = """
 import sys, threading
 from common.server.termination import Termination
@@ -31,6 +41,13 @@ def test_signal_ends_the_wait(number: int) -> None:
         process.send_signal(number)
         assert process.stdout.readline() == "ended\n"
         assert process.wait(at_most(20)) == 0
+
+
+def test_a_signal_that_another_thread_gets_ends_the_wait() -> None:
+    """The main thread awakes although the kernel interrupted another thread."""
+    command = [sys.executable, "-c", OTHER_THREAD]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=at_most(20), check=False)
+    assert ended.stdout == "True\n"
 
 
 def test_storm_of_signals() -> None:
