@@ -29,6 +29,8 @@ TIMEOUT_S = 5.0  # of a call, all its tries included
 # change the same change. Never a sealed nexus.
 RETRIED_REASONS = frozenset({"", "NEXUS_RECOVERING", "IDENTITY_UNAVAILABLE", "STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"})
 
+_RETRIED_CODES = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})  # the latter: by the server
+
 _LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC treats a deadline as one that has passed
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0  # with full jitter
 _SHORTEST_TRY_S = 0.001
@@ -225,11 +227,7 @@ _STATES: Mapping[int, State] = MappingProxyType(
 
 
 def _is_worth_repeating(error: BaseException) -> bool:
-    return (
-        isinstance(error, UnavailableError)
-        and error.code is grpc.StatusCode.UNAVAILABLE
-        and error.reason in RETRIED_REASONS
-    )
+    return isinstance(error, UnavailableError) and error.code in _RETRIED_CODES and error.reason in RETRIED_REASONS
 
 
 def _build(message: Callable[..., _Message], **parts: object) -> _Message:

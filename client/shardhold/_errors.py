@@ -144,6 +144,18 @@ _BY_REASON: Mapping[str, type[Error]] = MappingProxyType(
     }
 )
 
+# What gRPC says of a call that this side gave up. Any other CANCELLED comes from the server, which ends its calls when
+# it stops or when their connection is too old.
+_LOCAL_CANCELLATIONS = frozenset(
+    {
+        "Channel closed!",
+        "Channel deallocated!",
+        "Locally cancelled by application!",
+        "Call cancelled in fork child",
+    }
+)
+
+_ENDED_BY_SERVER = "the server ended the call, as it does when it stops: try again"
 _NO_SERVER = "nothing listens there: check the address, and that the server runs"
 _NO_HANDSHAKE = (
     "no server accepted this SVID, or none showed the expected name: check the trust domain, that the SVID is current, "
@@ -179,6 +191,8 @@ def from_rpc(error: grpc.RpcError) -> Error:
     details = error.details() or ""
     reason = _read_reason(error)
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, InternalError)
+    if kind is CancelledError and details not in _LOCAL_CANCELLATIONS:
+        kind = UnavailableError
     return kind(details or f"the call failed with {code.name}", code, reason, _hint(code, details, reason))
 
 
@@ -203,6 +217,8 @@ def _read_reason(error: grpc.RpcError) -> str:
 
 def _hint(code: grpc.StatusCode, details: str, reason: str) -> str:
     """Guess what a transport failure means: a refused handshake reaches no handler, so the server sends no reason."""
+    if code is grpc.StatusCode.CANCELLED and details not in _LOCAL_CANCELLATIONS:
+        return _ENDED_BY_SERVER
     if code is not grpc.StatusCode.UNAVAILABLE or reason:
         return ""
     lowered = details.lower()

@@ -60,6 +60,7 @@ CODES: Mapping[type[errors.ShardholdError], grpc.StatusCode] = {
 
 _MAX_MESSAGE = 5 * 1024 * 1024  # bytes; a batch holds at most 4 MiB of secrets
 _MAX_METADATA = 16 * 1024  # bytes of all headers of a call
+_SETTINGS_TIMEOUT_MS = 1000
 _MAX_STREAMS = 256  # calls in flight on one connection
 MAX_CALLS = 1024  # in flight and queued on one server
 _MAX_CONNECTIONS = 2048
@@ -74,6 +75,8 @@ _TRANSPORT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", _MAX_MESSAGE),
     ("grpc.max_metadata_size", _MAX_METADATA),
     ("grpc.absolute_max_metadata_size", _MAX_METADATA),
+    # Neither limit is in force before the client has acknowledged it; who does not within a second is cut off.
+    ("grpc.http2.settings_timeout", _SETTINGS_TIMEOUT_MS),
     ("grpc.max_concurrent_streams", _MAX_STREAMS),
     ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
     ("grpc.server.max_pending_requests", MAX_CALLS),
@@ -342,13 +345,21 @@ class _Workers(ThreadPoolExecutor):
 
 
 class _MethodTable(grpc.GenericRpcHandler):
-    """Finds a method by its full name; gRPC answers UNIMPLEMENTED for the others."""
+    """Finds a method by its full name; gRPC answers UNIMPLEMENTED for the others.
+
+    A call with too much metadata, which gRPC refuses only once its client has acknowledged the limit, is refused by a
+    handler of its own.
+    """
 
     def __init__(self, handlers: Mapping[str, _Handler]) -> None:
         self._handlers = handlers
+        self._refusal: _Handler = grpc.stream_unary_rpc_method_handler(_refuse_metadata)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "_Handler | None":
-        return self._handlers.get(handler_call_details.method)
+        size = 0
+        for name, value in handler_call_details.invocation_metadata or ():
+            size += len(name) + len(value)
+        return self._handlers.get(handler_call_details.method) if size <= _MAX_METADATA else self._refusal
 
 
 def _parse(parse: Callable[[bytes], M], body: bytes) -> M:
@@ -358,6 +369,11 @@ def _parse(parse: Callable[[bytes], M], body: bytes) -> M:
         raise errors.InvalidArgumentError(
             f"the request does not parse: {len(body)} bytes that are not such a message"
         ) from exc
+
+
+def _refuse_metadata(_: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    error = errors.OverloadedError(f"metadata: got more than {_MAX_METADATA} bytes")
+    _refuse(context, code_of(error), error.reason, str(error))
 
 
 def _end(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> None:

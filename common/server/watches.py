@@ -7,6 +7,7 @@ would so hold whoever tells it. Rules:
 2. A watch that is behind gets the newest status only.
 3. A watch whose peer has not taken a status within `drain_s` is ended.
 4. A caller may have `per_caller` watches and all callers together `most`; further ones are refused.
+5. A watch for which no thread can be started is ended; the others are told.
 """
 
 import threading
@@ -21,6 +22,7 @@ from grpc_health.v1 import health_pb2
 from common.errors import OverloadedError
 
 _SWEEP_S = 0.5  # seconds between two sweeps
+_NO_THREAD = "no thread can be started to tell the status"
 
 Send = Callable[[health_pb2.HealthCheckResponse | None], None]  # None ends the stream
 C = TypeVar("C")
@@ -40,6 +42,10 @@ class Watch(Generic[C]):
         self.is_over = False
 
 
+def _start_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="watch", daemon=True).start()
+
+
 class Watches(Generic[C]):
     """All watches of one server. Thread-safe; no method waits for a peer.
 
@@ -48,6 +54,7 @@ class Watches(Generic[C]):
         per_caller: Most watches that one caller may have.
         most: Most watches that the server has.
         drain_s: Seconds that a peer may take to take a status.
+        start_thread: Runs something in a thread; raises RuntimeError when the system gives none.
     """
 
     def __init__(
@@ -57,8 +64,10 @@ class Watches(Generic[C]):
         per_caller: int = 8,
         most: int = 256,
         drain_s: float = 5.0,
+        start_thread: Callable[[Callable[[], None]], None] = _start_thread,
     ) -> None:
         self._end = end
+        self._start_thread = start_thread
         self._per_caller = per_caller
         self._most = most
         self._drain_s = drain_s
@@ -89,8 +98,9 @@ class Watches(Generic[C]):
         """Tell every watch."""
         with self._lock:
             self._is_serving = serving
-            for watch in self._watches:
-                self._begin_send(watch)
+            untold = [watch for watch in self._watches if self._needs_to_hear(watch) and not self._begin_send(watch)]
+        for watch in untold:
+            self._give_up(watch)  # rule 5
 
     def open(self, caller: str, call: C, send: Send) -> Watch[C]:
         """Begin to tell a stream; whoever opens it calls `close` when it has ended.
@@ -102,9 +112,10 @@ class Watches(Generic[C]):
         with self._lock:
             if self._callers[caller] >= self._per_caller or len(self._watches) >= self._most:
                 raise OverloadedError(f"more than {self._per_caller} watches of this caller, or {self._most} of all")
+            if not self._begin_send(watch):
+                raise OverloadedError(_NO_THREAD)
             self._watches.add(watch)
             self._callers[caller] += 1
-            self._begin_send(watch)
         return watch
 
     def close(self, watch: Watch[C]) -> None:
@@ -129,13 +140,19 @@ class Watches(Generic[C]):
         for watch in stuck:
             self._end(watch.call, grpc.StatusCode.RESOURCE_EXHAUSTED, f"no status taken within {self._drain_s:g} s")
 
+    def _needs_to_hear(self, watch: Watch[C]) -> bool:
+        """Return whether nothing is being sent and the peer has another status. The lock is held."""
+        return watch.sending_since is None and watch.sent is not self._is_serving
+
     def _begin_send(self, watch: Watch[C]) -> bool:
-        """Let a thread send if the peer has another status; return whether one does. The lock is held."""
-        if watch.sending_since is not None or watch.sent is self._is_serving:
-            return False
+        """Let a thread send the status; return whether there is one. The lock is held."""
         watch.sent = self._is_serving
         watch.sending_since = time.monotonic()
-        threading.Thread(target=self._send, args=(watch,), name="watch", daemon=True).start()
+        try:
+            self._start_thread(lambda: self._send(watch))
+        except RuntimeError:  # the system gives no further thread
+            watch.sending_since = None
+            return False
         return True
 
     def _send(self, watch: Watch[C]) -> None:
@@ -143,9 +160,15 @@ class Watches(Generic[C]):
         watch.send(status(status=status.SERVING if watch.sent else status.NOT_SERVING))
         with self._lock:
             watch.sending_since = None
-            goes_on = not watch.is_over and self._begin_send(watch)  # rule 2
-        if not goes_on and self._stopped.is_set():
+            is_behind = not watch.is_over and self._needs_to_hear(watch)
+            goes_on = is_behind and self._begin_send(watch)  # rule 2
+        if is_behind and not goes_on:
+            self._give_up(watch)
+        elif not goes_on and self._stopped.is_set():
             watch.send(None)
+
+    def _give_up(self, watch: Watch[C]) -> None:
+        self._end(watch.call, grpc.StatusCode.RESOURCE_EXHAUSTED, _NO_THREAD)
 
     def _run(self) -> None:
         while not self._stopped.wait(_SWEEP_S):

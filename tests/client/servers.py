@@ -114,6 +114,10 @@ class Server(grpc.GenericRpcHandler):
         yield b"second"
 
 
+class EndCall(Exception):  # noqa: N818 — an order, not an error
+    """What an answer raises to have the server itself end the call."""
+
+
 class Nexus(grpc.GenericRpcHandler):
     """Serves the SDK's calls with the answers that a test sets, and records the requests."""
 
@@ -151,6 +155,10 @@ class Nexus(grpc.GenericRpcHandler):
                 context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
                 is_answered.set()
                 context.abort(code_of(exc), str(exc))
+            except EndCall:
+                is_answered.set()
+                context.cancel()
+                raise
             finally:
                 is_answered.set()
 
@@ -160,7 +168,7 @@ class Nexus(grpc.GenericRpcHandler):
             response_serializer=getattr(messages, f"{rpc}Response").SerializeToString,
         )
 
-    def fail(self, rpc: str, *failures: ShardholdError, then: Message) -> None:
+    def fail(self, rpc: str, *failures: ShardholdError | EndCall, then: Message) -> None:
         """Answer with each failure once, and then normally."""
         left = list(failures)
 

@@ -6,6 +6,7 @@ Every test here runs with `Client` and with `AsyncClient`; what only the latter 
 import inspect
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -32,7 +33,7 @@ from shardhold import AsyncClient, Client, Deleted, State, Status, Written
 from shardhold.identity import ENDPOINT_VARIABLE
 from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.client.bridge import LoopThread, MakeClient
-from tests.client.servers import Nexus
+from tests.client.servers import EndCall, Nexus
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.patience import at_most, patience
@@ -190,9 +191,10 @@ class TestRetries:
             pytest.param(IdentityUnavailableError("its SVID expired"), id="nexus without an SVID"),
             pytest.param(StoreUnavailableError("disk full"), id="store away"),
             pytest.param(OutcomeUnknownError("commit failed"), id="outcome unknown"),
+            pytest.param(EndCall(), id="call ended by the server"),
         ],
     )
-    def test_passing_trouble(self, client: Client, nexus: Nexus, failure: ShardholdError) -> None:
+    def test_passing_trouble(self, client: Client, nexus: Nexus, failure: ShardholdError | EndCall) -> None:
         """A passing failure is retried with the same request id, unnoticed by the caller."""
         nexus.fail("PutSecret", failure, failure, then=secrets_pb2.PutSecretResponse(version=1))
         assert client.put("a", {"value": b"1"}).version == 1
@@ -308,6 +310,25 @@ class TestSetup:
         assert not identity.closed
         with pytest.raises(shardhold.CancelledError, match="closed"):
             client.get("a")
+
+    def test_closed_during_a_call(self, client: Client, nexus: Nexus) -> None:
+        """A call that `close` cuts off is a CancelledError, and is not made again."""
+        waiting, go_on = threading.Event(), threading.Event()
+
+        def answer(_: Any) -> Message:
+            waiting.set()
+            go_on.wait(at_most(10))
+            return _secret()
+
+        nexus.answers["GetSecret"] = answer
+        with ThreadPoolExecutor(1) as threads:
+            reading = threads.submit(client.get, "a")
+            assert waiting.wait(at_most(10))
+            client.close()
+            with pytest.raises(shardhold.CancelledError):
+                reading.result(at_most(10))
+        go_on.set()
+        assert len(nexus.requests) == 1
 
     def test_nobody_there(self, nexus: Nexus, client: Client) -> None:
         """Where no nexus answers, the error says what to check."""

@@ -132,6 +132,7 @@ def test_every_reason_of_the_servers_has_an_error(answer: Answer, kind: type[Sha
         pytest.param(grpc.StatusCode.DATA_LOSS, "DECRYPTION", IntegrityError, id="does not open"),
         pytest.param(grpc.StatusCode.INTERNAL, "INTERNAL", InternalError, id="fault of the server"),
         pytest.param(grpc.StatusCode.DEADLINE_EXCEEDED, None, DeadlineError, id="deadline"),
+        pytest.param(grpc.StatusCode.CANCELLED, None, UnavailableError, id="ended by the server"),
     ],
 )
 def test_kind(answer: Answer, code: grpc.StatusCode, reason: str | None, wanted: type[Error]) -> None:

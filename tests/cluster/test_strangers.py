@@ -3,6 +3,7 @@
 The cluster is under an authority of the test, so each certificate here is one that the authority could have issued.
 """
 
+import ssl
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from tests.kit.cluster import started
 from tests.kit.credentials import Credentials, certify
 from tests.kit.person import NEXUS_ID
 from tests.kit.raw_calls import call, connect
+from tests.kit.raw_http2 import tls_connection
 from tests.kit.refusal import Outcome
 from tests.kit.strangers import STRANGERS, MakeStranger
 from tests.kit.waiting import wait_until
@@ -87,6 +89,18 @@ def test_strangers_are_refused(cluster: HeldCluster, server: str, make: MakeStra
     good = SUPERUSER if server == "nexus" else NEXUS_ID
     assert ask_status(cluster, server, make(cluster.ca, good), body).code is grpc.StatusCode[code]
     assert ask_status(cluster, server, certify(cluster.ca, uris=[good])).code is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("server", ["nexus", "keeper-1"])
+def test_tls_below_1_3_ends_in_the_handshake(cluster: HeldCluster, server: str) -> None:
+    """A client that speaks TLS 1.2 is refused before it can send anything, though its certificate is good."""
+    name = NEXUS_NAME if server == "nexus" else f"{server}.keeper.shardhold"
+    credentials = certify(cluster.ca, uris=[SUPERUSER if server == "nexus" else NEXUS_ID])
+    with tls_connection(cluster.port(server), credentials, server_name=name) as tls:
+        assert tls.version() == "TLSv1.3"
+    old = tls_connection(cluster.port(server), credentials, server_name=name, version=ssl.TLSVersion.TLSv1_2)
+    with pytest.raises(ssl.SSLEOFError), old:
+        pass
 
 
 def test_a_leaf_that_expires_on_an_open_connection(cluster: HeldCluster) -> None:

@@ -84,6 +84,10 @@ class Start:
         os.environ.clear()
         os.environ.update(self.environ)
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # by common.server.preload, which was imported before
+        if self.program != "pilot":
+            from common.server.preload import GRPC_ENVIRONMENT
+
+            os.environ.update(GRPC_ENVIRONMENT)
         sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
         for standard, name in enumerate(("stdin", "stdout", "stderr")):
             stream = _open_standard(standard, name)

@@ -1,6 +1,6 @@
 """HTTP/2 by hand, for what no gRPC client does: windows of zero, headers without end, silence.
 
-One connection over mTLS 1.3, and just enough of RFC 9113 and RFC 7541 to open gRPC calls on it. Headers go as literals
+One connection over mTLS, and just enough of RFC 9113 and RFC 7541 to open gRPC calls on it. Headers go as literals
 without indexing, so no table is needed on this side.
 """
 
@@ -17,9 +17,10 @@ from tests.kit.credentials import Credentials
 from tests.kit.patience import at_most
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 INITIAL_WINDOW_SIZE = 4
+LARGEST_FRAME = 16_384  # bytes, before settings say otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,11 @@ class Frame:
 
 
 class RawConnection:
-    """One connection whose streams have a window of *window* bytes. Settings of the server are acknowledged."""
+    """One connection whose streams have a window of *window* bytes. Settings of the server are acknowledged, or not."""
 
-    def __init__(self, tls: ssl.SSLSocket, authority: str, *, window: int) -> None:
+    def __init__(self, tls: ssl.SSLSocket, authority: str, *, window: int, acknowledges: bool) -> None:
         self._tls = tls
+        self._acknowledges = acknowledges
         self._authority = authority
         self._next_stream = 1
         tls.sendall(PREFACE)
@@ -57,7 +59,11 @@ class RawConnection:
             ("content-type", "application/grpc"),
             *metadata,
         ]
-        self.send(HEADERS, END_HEADERS, stream, b"".join(map(_encode_header, headers)))
+        block = b"".join(map(_encode_header, headers))
+        first, *others = (block[at : at + LARGEST_FRAME] for at in range(0, len(block), LARGEST_FRAME))
+        self.send(HEADERS, 0 if others else END_HEADERS, stream, first)
+        for number, part in enumerate(others, start=1):
+            self.send(CONTINUATION, END_HEADERS if number == len(others) else 0, stream, part)
         self.send(DATA, END_STREAM, stream, b"\0" + struct.pack(">I", len(body)) + body)
         return stream
 
@@ -70,7 +76,7 @@ class RawConnection:
         payload = self._read(size) if size else b""
         if payload is None:
             return None
-        if kind == SETTINGS and not flags & ACK:
+        if kind == SETTINGS and not flags & ACK and self._acknowledges:
             self.send(SETTINGS, ACK, 0)
         elif kind == PING and not flags & ACK:
             self.send(PING, ACK, 0, payload)
@@ -98,12 +104,25 @@ class RawConnection:
 
 @contextmanager
 def raw_connection(
-    port: int, credentials: Credentials, *, server_name: str, window: int = 65_535
+    port: int, credentials: Credentials, *, server_name: str, window: int = 65_535, acknowledges: bool = True
 ) -> Iterator[RawConnection]:
     """Connect to 127.0.0.1 as somebody; the connection ends with the block."""
+    with tls_connection(port, credentials, server_name=server_name) as tls:
+        yield RawConnection(tls, server_name, window=window, acknowledges=acknowledges)
+
+
+@contextmanager
+def tls_connection(
+    port: int, credentials: Credentials, *, server_name: str, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> Iterator[ssl.SSLSocket]:
+    """Shake hands by this version of TLS alone.
+
+    Raises:
+        ssl.SSLError: One of both refused.
+    """
     with tempfile.TemporaryDirectory() as folder:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.minimum_version = context.maximum_version = version
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # SPIRE's authorities have no key identifiers
         context.set_alpn_protocols(["h2"])
         context.load_verify_locations(cadata=credentials.roots.decode())
@@ -115,7 +134,7 @@ def raw_connection(
         socket.create_connection(("127.0.0.1", port), timeout=at_most(20)) as plain,
         context.wrap_socket(plain, server_hostname=server_name) as tls,
     ):
-        yield RawConnection(tls, server_name, window=window)
+        yield tls
 
 
 def _encode_header(header: tuple[str, str]) -> bytes:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ from tests.kit.credentials import certify
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.patience import at_most, patiently
 from tests.kit.raw_calls import call
+from tests.kit.raw_http2 import DATA, END_STREAM, HEADERS, SETTINGS, RawConnection, raw_connection
 from tests.kit.refusal import Outcome
 from tests.kit.waiting import WAIT_S, wait_until
 
@@ -202,6 +204,43 @@ def test_large_headers_are_refused(bench: Bench) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         unary(b"", metadata=(("x", 17 * 1024 * "y"),), timeout=at_most(10))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [
+        pytest.param(METHOD, 20 * 1024, id="a call, 20 KiB"),
+        pytest.param(METHOD, 2 * MIB, id="a call, 2 MiB"),
+        pytest.param(WATCH, 20 * 1024, id="a watch, 20 KiB"),
+    ],
+)
+def test_large_headers_are_refused_before_the_limit_is_acknowledged(bench: Bench, method: str, size: int) -> None:
+    """A client that has not acknowledged the limit of metadata is refused all the same, before any work."""
+    message = pb.GetStatusRequest().SerializeToString()
+    with connect_raw(bench, acknowledges=False) as raw:
+        stream = raw.call(method, message, metadata=[("x", size * "y")])
+        answer = raw.receive_until(HEADERS, stream)
+        assert answer is not None
+        assert answer.flags & END_STREAM  # a refusal alone, no answer
+    with connect_raw(bench, acknowledges=False) as raw:
+        stream = raw.call(method, message, metadata=[("x", 15 * 1024 * "y")])
+        answer = raw.receive_until(HEADERS, stream)
+        assert answer is not None
+        assert not answer.flags & END_STREAM
+
+
+def test_a_client_that_acknowledges_no_settings_is_cut_off(bench: Bench) -> None:
+    """A connection whose client acknowledges no limits is closed within seconds; one whose client does goes on."""
+    with connect_raw(bench) as honest, connect_raw(bench, acknowledges=False) as silent:
+        assert honest.receive_until(SETTINGS, 0) is not None
+        while silent.receive() is not None:
+            pass
+        assert honest.receive_until(DATA, honest.call(METHOD)) is not None
+
+
+def connect_raw(bench: Bench, *, acknowledges: bool = True) -> AbstractContextManager[RawConnection]:
+    credentials = certify(bench.ca, uris=[CALLER])
+    return raw_connection(bench.port, credentials, server_name=DNS, acknowledges=acknowledges)
 
 
 def test_compressed_messages_are_refused(bench: Bench) -> None:

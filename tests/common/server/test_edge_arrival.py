@@ -27,7 +27,7 @@ STRANGER = "spiffe://other.test/shardhold/nexus/n1"
 STALLER = "spiffe://example.test/shardhold/nexus/staller"
 NEVER_S = 3600.0  # longer than any test, so that no call ends because of its age
 WORKERS = 8
-DATA, HEADERS, SETTINGS, END_STREAM, END_HEADERS = 0, 1, 4, 1, 4
+DATA, HEADERS, SETTINGS, END_STREAM, ACK, END_HEADERS = 0, 1, 4, 1, 1, 4
 
 Stalled: TypeAlias = "grpc.Future[bytes]"  # generic in its stubs only
 
@@ -209,6 +209,8 @@ class RawCall:
     def begin(self) -> None:
         self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self.send(SETTINGS, 0, b"", stream=0)
+        self._received.read(int.from_bytes(self._received.read(9)[:3], "big"))  # the server's own come first
+        self.send(SETTINGS, ACK, b"", stream=0)
         names = {":method": "POST", ":scheme": "https", ":path": METHOD, ":authority": DNS}
         names |= {"content-type": "application/grpc", "te": "trailers"}
         block = b"".join(  # literals without indexing, RFC 7541 section 6.2.2

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, ExitStack
 import grpc
 import pytest
 
+from common.errors import OverloadedError
+from common.server.watches import Send, Watches
 from tests.common.server.edge_bench import CALLER, DNS, METHOD, Bench
 from tests.kit.credentials import certify
 from tests.kit.patience import at_most, join
@@ -88,3 +90,56 @@ def test_a_caller_has_few_watches(bench: Bench, stalled: list[RawConnection]) ->
         assert not is_told(ninth)
     with raw_connection(bench.port, certify(bench.ca, uris=[CALLER]), server_name=DNS) as other:
         assert is_told(other)
+
+
+def test_a_watch_that_gets_no_thread_is_ended_alone() -> None:
+    """Where the system gives no thread for one watch, that watch is ended and the others are told."""
+    work: list[Callable[[], None]] = []
+    told: list[tuple[str, bool]] = []
+    ended: list[str] = []
+    threads_left = 3
+
+    def start_thread(target: Callable[[], None]) -> None:
+        nonlocal threads_left
+        if not threads_left:
+            raise RuntimeError("can't start new thread")
+        threads_left -= 1
+        work.append(target)
+
+    def run_threads() -> None:
+        while work:
+            work.pop()()
+
+    def tell(name: str) -> Send:
+        return lambda status: told.append((name, status is not None and status.status == status.SERVING))
+
+    watches = Watches[str](lambda name, code, details: ended.append(name), start_thread=start_thread)
+    for name in ("one", "two"):
+        watches.open(CALLER, name, tell(name))
+    run_threads()
+    watches.set_serving(True)
+    run_threads()
+    (last,) = ended
+    assert sorted(told) == sorted([("one", False), ("two", False), ({"one": "two", "two": "one"}[last], True)])
+    with pytest.raises(OverloadedError, match="no thread"):
+        watches.open(CALLER, "three", tell("three"))
+    threads_left = 1
+    watches.open(CALLER, "three", tell("three"))
+    run_threads()
+    assert told[-1] == ("three", True)
+
+
+def test_a_watch_that_gets_no_thread_for_its_next_status_is_ended() -> None:
+    """A status that changed while another one was on its way also ends the watch if there is no thread for it."""
+    work: list[Callable[[], None]] = []
+    ended: list[str] = []
+
+    def start_thread(target: Callable[[], None]) -> None:
+        if ended or work:
+            raise RuntimeError("can't start new thread")
+        work.append(target)
+
+    watches = Watches[str](lambda name, code, details: ended.append(name), start_thread=start_thread)
+    watches.open(CALLER, "one", lambda status: watches.set_serving(True))
+    work[0]()
+    assert ended == ["one"]
