@@ -15,6 +15,7 @@ from common.errors import ConfigError, IdentityUnavailableError, ShardholdError
 from common.keys.hardening import harden_process
 from common.keys.protected import Level, ProtectedMemory
 from common.server import logs
+from common.server.descriptors import allow_descriptors
 from common.server.health import SERVING, ask_health
 from common.server.identity import wait_for_identity
 from common.server.termination import Termination, end_process
@@ -58,6 +59,7 @@ def _run(config: KeeperConfig) -> int:
 
     termination = Termination()
     harden_process()
+    allow_descriptors()
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
     try:
         identity = wait_for_identity(config.identity, termination)

@@ -19,6 +19,7 @@ from common.errors import ConfigError, ShardholdError
 from common.keys.hardening import harden_process
 from common.keys.protected import Level, ProtectedMemory
 from common.server import logs
+from common.server.descriptors import allow_descriptors
 from common.server.health import SERVING, ask_health
 from common.server.identity import open_identity, wait_for_identity
 from common.server.termination import Termination, end_process
@@ -55,7 +56,8 @@ def main() -> None:
 
 def _ask_health(config: NexusConfig, *, live: bool) -> int:
     identity = open_identity(config.identity)
-    status = ask_health(config.listen.address, identity, server_name=SERVER_NAME, timeout=HEALTH_TIMEOUT_S)
+    address = config.listen.admin_address or config.listen.address  # where workloads' connections do not get in the way
+    status = ask_health(address, identity, server_name=SERVER_NAME, timeout=HEALTH_TIMEOUT_S)
     sys.stdout.write(f"{status}\n")
     return 0 if live or status == SERVING else 1
 
@@ -67,6 +69,7 @@ def _run(config: NexusConfig) -> int:
 
     termination = Termination()
     harden_process()
+    allow_descriptors()
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
     try:
         identity = wait_for_identity(config.identity, termination)

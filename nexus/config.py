@@ -16,6 +16,7 @@ from common.config.config import (
     check_drain,
     check_label,
     load,
+    split_address,
 )
 from common.errors import ConfigError
 from nexus.access.roles import Roles
@@ -30,6 +31,8 @@ class NexusListenOptions(ListenOptions, frozen=True, forbid_unknown_fields=True)
     address: str = "127.0.0.1:8553"
     # host:port of /livez, /readyz and /metrics
     http: str = "127.0.0.1:9553"
+    # host:port of gRPC for people alone, with workers and connections of its own; empty: people call address only
+    admin_address: str = ""
 
 
 class StorageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,6 +92,7 @@ def load_config(
     config = load(NexusConfig, path=path, environ=environ, prefix=ENVIRONMENT_PREFIX, flags=flags or {})
     check_address("listen.address", config.listen.address)
     check_address("listen.http", config.listen.http)
+    _check_admin_address(config.listen)
     if _NAME.fullmatch(config.name) is None:
         raise ConfigError(f"name: got {config.name[:64]!r}, want 1 to 64 of A-Z a-z 0-9 . _ -")
     check_drain(config.shutdown.drain_s)
@@ -100,6 +104,14 @@ def load_config(
             f"memory.lowest_level: got {config.memory.lowest_level}, want 2 or 3 (1 only with dev = true)"
         )
     return config
+
+
+def _check_admin_address(listen: NexusListenOptions) -> None:
+    if not listen.admin_address:
+        return
+    _, port = split_address("listen.admin_address", listen.admin_address)
+    if port and listen.admin_address in (listen.address, listen.http):
+        raise ConfigError(f"listen.admin_address: got {listen.admin_address!r}, want a port of its own")
 
 
 def _check_folders(file: Path | None, config: NexusConfig) -> None:

@@ -215,10 +215,11 @@ def verify(
 class StatementDesk:
     """The receiver's open one-shot keys, by statement digest: each for one use, for 60 s. Thread-safe."""
 
-    def __init__(self, clock: Clock, *, limit: int = 64) -> None:
-        """Keep at most *limit* keys at a time."""
+    def __init__(self, clock: Clock, *, limit: int = 64, per_audience: int | None = None) -> None:
+        """Keep at most *limit* keys at a time, and of each audience at most *per_audience*: its oldest goes."""
         self._clock = clock
         self._limit = limit
+        self._per_audience = per_audience
         self._lock = threading.Lock()
         self._open: dict[bytes, tuple[float, Statement, OneShotKey]] = {}  # oldest first
 
@@ -238,7 +239,7 @@ class StatementDesk:
         """
         self.expire()
         with self._lock:
-            self._check_room()
+            self._make_room(audience)
         key = OneShotKey()
         signed = sign(
             cluster_id=cluster_id,
@@ -251,7 +252,7 @@ class StatementDesk:
         )
         statement = Statement.decode(signed.statement)
         with self._lock:
-            self._check_room()  # again, since signing takes a while
+            self._make_room(audience)  # again, since signing takes a while
             self._open[statement.digest()] = (self._clock.monotonic() + LIFETIME_S, statement, key)
         return signed
 
@@ -281,7 +282,20 @@ class StatementDesk:
                 del self._open[digest]
                 key.forget()
 
-    def _check_room(self) -> None:
+    def withdraw(self, audience: str) -> None:
+        """Forget all keys of *audience*."""
+        with self._lock:
+            self._withdraw(audience, keep=0)
+
+    def _withdraw(self, audience: str, *, keep: int) -> None:
+        digests = [digest for digest, (_, statement, _) in self._open.items() if statement.audience == audience]
+        for digest in digests[: max(0, len(digests) - keep)]:
+            _, _, key = self._open.pop(digest)
+            key.forget()
+
+    def _make_room(self, audience: str) -> None:
+        if self._per_audience is not None:
+            self._withdraw(audience, keep=self._per_audience - 1)
         if len(self._open) >= self._limit:
             raise OverloadedError(f"{len(self._open)} statements are open, want at most {self._limit}")
 

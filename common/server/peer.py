@@ -37,11 +37,19 @@ class PeerCheck:
 
     Args:
         trust_domain: The only domain whose IDs are accepted.
+        admit: Refuses a peer by its SPIFFE ID, with an error of its own; None: takes everybody.
         now: Seconds since the epoch.
     """
 
-    def __init__(self, trust_domain: str, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        trust_domain: str,
+        *,
+        admit: Callable[[str], None] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._prefix = f"spiffe://{trust_domain}/"
+        self._admit = admit
         self._now = now
         self._parse = lru_cache(maxsize=_MAX_PEERS)(_parse_certificate)
 
@@ -50,6 +58,7 @@ class PeerCheck:
 
         Raises:
             UnauthenticatedError: The peer breaks a rule; the message says which.
+            DeniedError: The peer is not admitted.
         """
         version = context.get("ssl_tls_version")
         if not version or version[0] != b"TLSv1.3":
@@ -65,6 +74,8 @@ class PeerCheck:
             raise UnauthenticatedError(f"{spiffe_id} is of another trust domain, want {self._prefix}…")
         if not certificate.not_before <= self._now() < certificate.expires_at:
             raise UnauthenticatedError(f"the certificate of {spiffe_id} is not valid now")
+        if self._admit is not None:
+            self._admit(spiffe_id)
         return spiffe_id
 
 

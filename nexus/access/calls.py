@@ -82,6 +82,7 @@ GET_PROGRESS = Rpc(
     _KEYLESS,
     uses_reserve=True,
 )
+EXCLUDE_SUBMITTER = Rpc("RecoveryService", "ExcludeSubmitter", "unseal.exclude", None, _ADMINS, _KEYLESS)
 RESET_UNSEAL = Rpc(
     "RecoveryService", "ResetUnseal", "unseal.reset", None, _CUSTODIANS, _KEYLESS, roles_over_others=_ADMINS
 )
@@ -105,6 +106,7 @@ ALL: Final[tuple[Rpc[Permission | None], ...]] = (
     GET_SEALING_KEY,
     SUBMIT_SHARE,
     GET_PROGRESS,
+    EXCLUDE_SUBMITTER,
     RESET_UNSEAL,
 )
 

@@ -7,12 +7,16 @@
 - Before the first share, recovery key and escrow have to match the genesis record. Custodians compare its fingerprint
   with their cards, since the store that supplies it may be an attacker's. All three are read once, when the session
   begins, and each share is bound to the fingerprint that its custodian compared: one for other rows does not open.
+- One caller cannot keep the others out: it has at most two open one-shot keys, and its oldest goes. An operator or
+  superuser excludes a caller from the session, who then gets no key, submits nothing and does not reset it.
+- Whoever started the session may reset it while nobody else has submitted a share; afterwards operators and superusers.
 - With the last share that is needed, the opener opens the escrow, the key is proved, and the warden admits it. If any
   of this fails, that share is forgotten and may be submitted again.
 """
 
 import hashlib
 import os
+import re
 import threading
 from dataclasses import dataclass, field
 
@@ -22,7 +26,9 @@ from common.clock import Clock
 from common.errors import (
     CorruptRowError,
     DecryptionError,
+    DeniedError,
     InvalidArgumentError,
+    OverloadedError,
     StatementError,
     WordsError,
     WrongStateError,
@@ -46,6 +52,11 @@ from nexus.store.protocol import Store
 
 SESSION_S = 15 * 60.0
 SESSION_ID_SIZE = 16
+KEYS_PER_CALLER = 2  # one in use, and one more for who lost an answer
+MAX_EXCLUDED = 64  # callers of one session
+_MAX_KEYS = 256  # of all callers; an identity that may ask for one is a custodian's or an admin's
+_SPIFFE_ID = re.compile(r"spiffe://[^/\s]+(/[^/\s]+)+")
+_MAX_SPIFFE_ID = 2048  # bytes, as the standard says
 
 log = structlog.get_logger("unseal")
 
@@ -68,6 +79,21 @@ class _Session:
     ends_at: float  # of the monotonic clock
     material: Material
     shares: dict[int, ProtectedBuffer] = field(default_factory=dict)  # by custodian's number
+    submitters: dict[int, str] = field(default_factory=dict)  # SPIFFE IDs, by custodian's number
+    excluded: set[str] = field(default_factory=set)  # SPIFFE IDs
+
+    @property
+    def owner(self) -> str:
+        """Whoever may reset it without a role over others; empty once the work of another would be lost with it."""
+        is_alone = {self.started_by}.issuperset(self.submitters.values())
+        return self.started_by if is_alone and self.started_by not in self.excluded else ""
+
+    def keep(self, number: int, share: ProtectedBuffer, submitter: str) -> None:
+        self.shares[number], self.submitters[number] = share, submitter
+
+    def forget(self, number: int) -> None:
+        self.shares.pop(number).release()
+        del self.submitters[number]
 
     def wipe(self) -> int:
         """Forget the shares; return how many there were."""
@@ -75,6 +101,7 @@ class _Session:
         for share in self.shares.values():
             share.release()
         self.shares.clear()
+        self.submitters.clear()
         return count
 
 
@@ -88,6 +115,7 @@ class SessionView:
     expires_in: float  # seconds
     submitted: int
     needed: int
+    excluded: tuple[str, ...] = ()  # SPIFFE IDs; without a role over others, a caller sees only their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +145,7 @@ class Unseal:
         self._memory = memory
         self._clock = clock
         self._signer = signer
-        self._desk = StatementDesk(clock)
+        self._desk = StatementDesk(clock, limit=_MAX_KEYS, per_audience=KEYS_PER_CALLER)
         self._session: _Session | None = None
         self._lock = threading.Lock()
 
@@ -143,14 +171,15 @@ class Unseal:
             return self._view(self._session, caller)
 
     def state_key(self, caller: Caller, session_id: bytes, nonce: bytes) -> SignedStatement:
-        """State a one-shot key for one share of *caller*.
+        """State a one-shot key for one share of *caller*; of those that it has, the oldest may go.
 
         Raises:
             WrongStateError: No such session.
+            DeniedError: The caller is excluded from it.
             InvalidArgumentError: The nonce has the wrong size.
         """
         with self._gate.role_call(calls.GET_SEALING_KEY, caller), self._lock:
-            session = self._require_session(session_id)
+            session = self._require_session(session_id, caller)
             return self._signer.state(
                 self._desk,
                 cluster_id=session.material.genesis.cluster_id,
@@ -164,15 +193,16 @@ class Unseal:
 
         Raises:
             WrongStateError: No such session, or this share was submitted before.
+            DeniedError: The caller is excluded from the session.
             StatementError: The statement is unknown, used, too old, or was for another caller.
             WordsError: It is no share of this cluster's recovery key; the others are kept.
             DecryptionError, CorruptRowError, WrongRootKeyError: What the escrow held does not prove.
             StoreUnavailableError: The key is proved but not admitted; submit the last share again.
         """
         with self._gate.role_call(calls.SUBMIT_SHARE, caller) as record, self._lock:
-            session = self._require_session(session_id)
+            session = self._require_session(session_id, caller)
             share = self._open_share(caller, session, statement_digest, sealed)
-            number = self._keep_share(session, share)
+            number = self._keep_share(caller, session, share)
             record.detail = f"share {number}"
             needed = session.material.recovery.threshold
             submitted = len(session.shares)
@@ -181,7 +211,7 @@ class Unseal:
             try:
                 ready = self._finish(session, record)
             except BaseException:
-                session.shares.pop(number).release()
+                session.forget(number)
                 raise
             self._end()
             return Submitted(number, submitted, needed, ready)
@@ -194,16 +224,37 @@ class Unseal:
                 return self._load_material(), None
             return self._session.material, self._view(self._session, caller)
 
+    def exclude(self, caller: Caller, session_id: bytes, spiffe_id: str) -> SessionView:
+        """Exclude *spiffe_id* from the session, for as long as it lives, and forget its one-shot keys.
+
+        A share that it submitted before is kept: it was checked, and is worth as much from whoever sends it.
+
+        Raises:
+            InvalidArgumentError: It is no SPIFFE ID.
+            WrongStateError: No such session.
+            OverloadedError: 64 callers are excluded from it already.
+        """
+        with self._gate.role_call(calls.EXCLUDE_SUBMITTER, caller) as record, self._lock:
+            if len(spiffe_id) > _MAX_SPIFFE_ID or _SPIFFE_ID.fullmatch(spiffe_id) is None:
+                raise InvalidArgumentError(f"spiffe_id: got {spiffe_id[:256]!r}, want one of at most 2048 bytes")
+            record.detail = spiffe_id
+            session = self._require_session(session_id)
+            if len(session.excluded | {spiffe_id}) > MAX_EXCLUDED:
+                raise OverloadedError(f"{MAX_EXCLUDED} callers are excluded from this session: reset it")
+            session.excluded.add(spiffe_id)
+            self._desk.withdraw(spiffe_id)
+            return self._view(session, caller)
+
     def reset(self, caller: Caller, session_id: bytes) -> int:
         """End the session; return how many shares were forgotten.
 
         Raises:
-            DeniedError: Another caller started it, and the role is not enough to reset it all the same.
+            DeniedError: The role is not enough, and the caller did not start it or does not own it alone any more.
             WrongStateError: No such session.
         """
         with self._gate.role_call(calls.RESET_UNSEAL, caller) as record, self._lock:
             if self._session is not None:
-                self._gate.check_owner(record, self._session.started_by)
+                self._gate.check_owner(record, self._session.owner)
             session = self._require_session(session_id)
             forgotten = len(session.shares)
             self._end()
@@ -245,10 +296,13 @@ class Unseal:
         if session is not None:
             session.wipe()
 
-    def _require_session(self, session_id: bytes) -> _Session:
+    def _require_session(self, session_id: bytes, submitter: Caller | None = None) -> _Session:
+        """Return the open session, in which *submitter* may take part."""
         self._expire()
         if self._session is None or self._session.session_id != session_id:
             raise WrongStateError("no such session is open: it ended, or was reset")
+        if submitter is not None and submitter.spiffe_id in self._session.excluded:
+            raise DeniedError(f"{submitter.spiffe_id} is not allowed: it was excluded from this session")
         return self._session
 
     def _open_share(self, caller: Caller, session: _Session, digest: bytes, sealed: bytes) -> ProtectedBuffer:
@@ -269,7 +323,7 @@ class Unseal:
             raise
         return share
 
-    def _keep_share(self, session: _Session, share: ProtectedBuffer) -> int:
+    def _keep_share(self, caller: Caller, session: _Session, share: ProtectedBuffer) -> int:
         try:
             number = _find_number(session.material.recovery, share)
             if number in session.shares:
@@ -277,7 +331,7 @@ class Unseal:
         except BaseException:
             share.release()
             raise
-        session.shares[number] = share
+        session.keep(number, share, caller.spiffe_id)
         return number
 
     def _finish(self, session: _Session, record: CallRecord) -> bool:
@@ -309,6 +363,7 @@ class Unseal:
 
     def _view(self, session: _Session, caller: Caller) -> SessionView:
         may_know = may_act_on(calls.RESET_UNSEAL, caller, session.started_by)
+        may_exclude = caller.role in calls.EXCLUDE_SUBMITTER.roles
         return SessionView(
             session_id=session.session_id,
             genesis=session.material.genesis.fingerprint,
@@ -316,6 +371,7 @@ class Unseal:
             expires_in=max(0.0, session.ends_at - self._clock.monotonic()),
             submitted=len(session.shares),
             needed=session.material.recovery.threshold,
+            excluded=tuple(sorted(session.excluded if may_exclude else session.excluded & {caller.spiffe_id})),
         )
 
 

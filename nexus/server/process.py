@@ -5,6 +5,7 @@ Order of an end: refuse calls, drain, stop the threads, flush the audit, wipe. W
 time.
 """
 
+import functools
 import os
 import signal
 import threading
@@ -46,6 +47,7 @@ from nexus.store.sqlite.store import SqliteStore
 from shardhold.identity import IdentitySource
 
 _CLOSE_S = 10.0  # for the threads to end, and the last entries to reach the disks
+_ADMIN_WORKERS = 4  # threads that run the calls at the port for people
 _TICK_S = 1.0  # how often what is too old is looked for
 
 log = structlog.get_logger("nexus")
@@ -94,11 +96,11 @@ class Nexus:
             signer=SvidSigner(identity),
             first_policy=superuser_policy(config.identity.trust_domain, config.roles.pattern),
             clock=clock,
-            on_state=lambda state: self._server.set_serving(state is State.READY),
+            on_state=lambda state: self._set_serving(state is State.READY),
             give_up=self._fail,
         )
         registry = CollectorRegistry()
-        self._server = self._build_server(identity, registry)
+        self._servers = self._build_servers(identity, registry)
         self._http = HttpServer(
             config.listen.http, is_live=lambda: True, readiness=self._list_obstacles, registry=registry
         )
@@ -108,12 +110,13 @@ class Nexus:
         threading.excepthook = self._fail_by_thread
         try:
             self._http.start()
-            port = self._server.start()
+            ports = [server.start() for server in self._servers]
             self._pool.start()
             self._exporter.start()
             log.info(
                 "listening",
-                port=port,
+                port=ports[0],
+                admin_port=ports[1] if len(ports) > 1 else None,
                 state=self._core.lifecycle.state.value,
                 memory_protection=self._memory.level.value,
             )
@@ -131,7 +134,8 @@ class Nexus:
     def _exit_code(self) -> int:
         return 1 if self._failure else 0
 
-    def _build_server(self, identity: IdentitySource, registry: CollectorRegistry) -> GrpcServer:
+    def _build_servers(self, identity: IdentitySource, registry: CollectorRegistry) -> list[GrpcServer]:
+        """Build the server for all callers, and one for people alone if it has an address."""
         config = self._config
         core = self._core
         registry.register(
@@ -150,15 +154,40 @@ class Nexus:
             ClusterHandlers(core.status, core.initialisation, core.seal, authenticator),
             RecoveryHandlers(core.unseal, authenticator),
         )
-        return GrpcServer(
+        build = functools.partial(
+            GrpcServer,
             methods,
-            address=config.listen.address,
             identity=identity,
             trust_domain=config.identity.trust_domain,
-            workers=config.listen.workers,
             max_connection_age_s=config.listen.max_connection_age_s,
-            registry=registry,
         )
+        server = build(address=config.listen.address, workers=config.listen.workers, registry=registry)
+        if not config.listen.admin_address:
+            return [server]
+        for_people = build(
+            address=config.listen.admin_address,
+            option="listen.admin_address",
+            workers=_ADMIN_WORKERS,
+            meter=server.meter,
+            admit=authenticator.admit_person,
+        )
+        return [server, for_people]
+
+    def _set_serving(self, serving: bool) -> None:
+        for server in self._servers:
+            server.set_serving(serving)
+
+    def _stop_servers(self) -> None:
+        """Drain all ports at the same time."""
+        threads = [
+            threading.Thread(target=server.stop, args=[self._config.shutdown.drain_s], name="drain")
+            for server in self._servers[1:]
+        ]
+        for thread in threads:
+            thread.start()
+        self._servers[0].stop(self._config.shutdown.drain_s)
+        for thread in threads:
+            thread.join()
 
     def _load_meta(self) -> Meta:
         with self._store.read() as reader:
@@ -185,8 +214,8 @@ class Nexus:
 
     def _take_down(self) -> None:
         threading.excepthook = threading.__excepthook__
-        self._server.set_serving(False)
-        self._server.stop(self._config.shutdown.drain_s)
+        self._set_serving(False)
+        self._stop_servers()
         self._http.stop()
         try:
             finish_within(self._clock, _CLOSE_S, self._close, name="closing")

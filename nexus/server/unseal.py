@@ -40,6 +40,10 @@ class RecoveryHandlers:
             session=_to_message(session) if session is not None else None,
         )
 
+    def exclude_submitter(self, call: Call, request: pb.ExcludeSubmitterRequest) -> pb.ExcludeSubmitterResponse:
+        session = self._unseal.exclude(self._identify(call), request.session_id, request.spiffe_id)
+        return pb.ExcludeSubmitterResponse(session=_to_message(session))
+
     def reset_unseal(self, call: Call, request: pb.ResetUnsealRequest) -> pb.ResetUnsealResponse:
         return pb.ResetUnsealResponse(forgotten=self._unseal.reset(self._identify(call), request.session_id))
 
@@ -52,4 +56,5 @@ def _to_message(session: SessionView) -> pb.UnsealSession:
         expires_in=Duration(seconds=int(session.expires_in)),
         submitted=session.submitted,
         needed=session.needed,
+        excluded=session.excluded,
     )

@@ -106,17 +106,36 @@ def status(settings: Settings) -> None:
 
 @app.command()
 @with_globals
-def reset(settings: Settings) -> None:
-    """End the session and forget its shares. For its starter, and the roles operator and superuser."""
-    with _connect(settings, ("operator", "superuser", "recover")) as recovery:
+def exclude(
+    settings: Settings,
+    spiffe_id: Annotated[str, typer.Argument(metavar="SPIFFE-ID", help="Whose calls the session no longer takes.")],
+) -> None:
+    """Exclude a caller from the session: they get no key for a share and submit none. Roles: operator, superuser."""
+    with _connect(settings, ("operator", "superuser")) as recovery:
+        recovery.exclude(_require_session(recovery, "to exclude anybody from"), spiffe_id)
         progress = recovery.load_progress()
-        if not progress.HasField("session"):
-            raise PilotError("no session is open: there is nothing to reset")
-        forgotten = recovery.reset(progress.session.session_id)
+    _print_progress(settings, progress)
+
+
+@app.command()
+@with_globals
+def reset(settings: Settings) -> None:
+    """End the session and forget its shares. Roles: operator, superuser; its starter, while no one else submitted."""
+    with _connect(settings, ("operator", "superuser", "recover")) as recovery:
+        forgotten = recovery.reset(_require_session(recovery, "to reset"))
     if settings.output is Output.JSON:
         print_json({"forgotten": forgotten})
     else:
         print_facts({"forgotten": f"{forgotten} shares"})
+
+
+def _require_session(recovery: "Recovery", purpose: str) -> bytes:
+    """Return the id of the open session."""
+    progress = recovery.load_progress()
+    if not progress.HasField("session"):
+        raise PilotError(f"no session is open: there is nothing {purpose}")
+    session_id: bytes = progress.session.session_id
+    return session_id
 
 
 def parse_genesis(text: str | None) -> bytes | None:
@@ -186,6 +205,8 @@ def _print_progress(settings: Settings, progress: "GetProgressResponse") -> None
     if session:
         facts["ends in"] = f"{session['expires_in_s']} s"
         facts["started by"] = session["started_by"] or "another"
+        if session["excluded"]:
+            facts["excluded"] = ", ".join(session["excluded"])
     print_facts(facts)
 
 
@@ -203,6 +224,7 @@ def to_document(progress: "GetProgressResponse") -> dict[str, Any]:
             "expires_in_s": session.expires_in.seconds,
             "submitted": session.submitted,
             "needed": session.needed,
+            "excluded": list(session.excluded),
         }
         if progress.HasField("session")
         else None,

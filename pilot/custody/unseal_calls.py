@@ -77,6 +77,11 @@ class Recovery:
         )
         return response
 
+    def exclude(self, session_id: bytes, spiffe_id: str) -> None:
+        """Exclude a caller from the session."""
+        request = recovery_pb2.ExcludeSubmitterRequest(session_id=session_id, spiffe_id=spiffe_id)
+        self._connection.call(self._stub.ExcludeSubmitter, request)
+
     def reset(self, session_id: bytes) -> int:
         """End the session; return how many shares were forgotten."""
         request = recovery_pb2.ResetUnsealRequest(session_id=session_id)

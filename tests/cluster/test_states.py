@@ -60,6 +60,7 @@ SERVED = {
     "GetSealingKey": NO_SESSION,
     "SubmitShare": NO_SESSION,
     "GetProgress": OK,
+    "ExcludeSubmitter": DENIED,
     "ResetUnseal": NO_SESSION,
     "Seal": DENIED,
     "AcceptOlderStore": NOT_BLOCKED,
@@ -145,6 +146,7 @@ CALLS: dict[str, Call] = {
         recovery_pb2.SubmitShareRequest(session_id=ID, statement_digest=bytes(32), sealed_share=bytes(114))
     ),
     "GetProgress": lambda walk: walk.custodian.get_progress(),
+    "ExcludeSubmitter": lambda walk: walk.custodian.exclude(ID, walk.superuser.spiffe_id),
     "ResetUnseal": lambda walk: walk.custodian.reset_unseal(ID),
     "Seal": lambda walk: walk.auditor.seal(),
     "AcceptOlderStore": lambda walk: walk.superuser.accept_older_store(1, 1),

@@ -400,3 +400,28 @@ def test_a_seal_ends_a_session(cluster: Cluster) -> None:
     cluster.custodian(1).submit_words(session.session_id, cluster.words[0])
     cluster.superuser.seal(timeout=patience(2))
     assert not cluster.custodian(1).get_progress().HasField("session")
+
+
+def test_a_custodian_who_takes_all_keys_blocks_nobody(cluster: Cluster, session: UnsealSession) -> None:
+    """They lose their own keys only; an operator excludes them, and honest custodians bring the cluster back."""
+    rogue = cluster.custodian(5)
+    honest = cluster.custodian(2).seal_share(session.session_id, encode_share(cluster.words[1]))
+    for _ in range(64):
+        rogue.ask_statement(session.session_id)
+    assert cluster.custodian(2).submit(honest).submitted == 2
+    shown = cluster.pilot("unseal", "exclude", rogue.spiffe_id).stdout
+    assert shown.splitlines()[-1].split() == ["excluded", rogue.spiffe_id]
+    with Refusal(PERMISSION_DENIED, "DENIED", says="excluded from this session"):
+        rogue.ask_statement(session.session_id)
+    assert list(rogue.get_progress().session.excluded) == [rogue.spiffe_id]
+    assert cluster.custodian(3).submit_words(session.session_id, cluster.words[2]).ready
+    check_secret(cluster)
+
+
+def test_a_starter_does_not_reset_what_others_submitted(cluster: Cluster, session: UnsealSession) -> None:
+    """After the share of another custodian only an operator or a superuser ends the session."""
+    cluster.custodian(2).submit_words(session.session_id, cluster.words[1])
+    with Refusal(PERMISSION_DENIED, "DENIED"):
+        cluster.custodian(1).reset_unseal(session.session_id)
+    assert cluster.superuser.get_status().unseal.submitted == 2
+    assert cluster.person("operator", "dev").reset_unseal(session.session_id) == 2

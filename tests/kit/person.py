@@ -96,6 +96,11 @@ class Person:
         request = recovery_pb2.ResetUnsealRequest(session_id=session_id)
         return self.recovery.ResetUnseal(request, timeout=at_most(TIMEOUT_S)).forgotten
 
+    def exclude(self, session_id: bytes, spiffe_id: str) -> recovery_pb2.UnsealSession:
+        """Exclude a caller from the session."""
+        request = recovery_pb2.ExcludeSubmitterRequest(session_id=session_id, spiffe_id=spiffe_id)
+        return self.recovery.ExcludeSubmitter(request, timeout=at_most(TIMEOUT_S)).session
+
     def ask_statement(self, session_id: bytes) -> Statement:
         """Ask for a one-shot key, and verify that it is the nexus's and for this caller."""
         nonce = os.urandom(32)

@@ -32,6 +32,7 @@ class PlayedNexus:
         self.errors: dict[str, ShardholdError] = {}
         self.requests: list[Any] = []
         self.shares: list[str] = []
+        self.excluded: list[str] = []
         self.is_open = False
         self.bend: Callable[[Any], Any] = lambda answer: answer  # of GetSealingKey
         self._desk = StatementDesk(SystemClock())
@@ -45,6 +46,7 @@ class PlayedNexus:
             (recovery + "GetSealingKey", self._state_key),
             (recovery + "SubmitShare", self._take_share),
             (recovery + "GetProgress", self._tell_progress),
+            (recovery + "ExcludeSubmitter", self._exclude),
             (recovery + "ResetUnseal", self._reset),
         ]
         methods = [self._bind(name, handle) for name, handle in handlers]
@@ -77,6 +79,7 @@ class PlayedNexus:
             expires_in=Duration(seconds=900),
             submitted=len(self.shares),
             needed=2,
+            excluded=self.excluded,
         )
 
     def _start(self, call: Call, request: Any) -> recovery_pb2.StartUnsealResponse:
@@ -124,6 +127,12 @@ class PlayedNexus:
             needed=2,
             ready=len(self.shares) == 2 and not self.status.HasField("newer_mark"),
         )
+
+    def _exclude(
+        self, call: Call, request: recovery_pb2.ExcludeSubmitterRequest
+    ) -> recovery_pb2.ExcludeSubmitterResponse:
+        self.excluded.append(request.spiffe_id)
+        return recovery_pb2.ExcludeSubmitterResponse(session=self._session())
 
     def _reset(self, call: Call, request: Any) -> recovery_pb2.ResetUnsealResponse:
         forgotten, self.shares, self.is_open = len(self.shares), [], False

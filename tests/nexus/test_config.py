@@ -50,6 +50,15 @@ def test_defaults(tmp_path: Path) -> None:
             "[identity]", "[listen]\nport = 1\n[identity]", "^listen.port: no such option", id="unknown option"
         ),
         pytest.param("[identity]", '[listen]\naddress = "x"\n[identity]', "^listen.address: got", id="no port"),
+        pytest.param(
+            "[identity]", '[listen]\nadmin_address = "x"\n[identity]', "^listen.admin_address: got", id="no admin port"
+        ),
+        pytest.param(
+            "[identity]",
+            '[listen]\nadmin_address = "127.0.0.1:8553"\n[identity]',
+            "^listen.admin_address: got .*, want a port of its own",
+            id="the port for workloads again",
+        ),
         pytest.param("[identity]", '[listen]\nhttp = "a:70000"\n[identity]', "^listen.http: got", id="port too large"),
         pytest.param("[identity]", '[listen]\nworkers = "8"\n[identity]', "^listen.workers: got", id="wrong type"),
         pytest.param(

@@ -28,7 +28,7 @@ def complete(typed: str) -> list[str]:
     [
         pytest.param("uns", ["unseal"], id="a command"),
         pytest.param("se", ["seal", "secret"], id="commands that begin alike"),
-        pytest.param("unseal ", ["start", "submit", "status", "reset"], id="commands of unseal"),
+        pytest.param("unseal ", ["start", "submit", "status", "exclude", "reset"], id="commands of unseal"),
         pytest.param("unseal su", ["submit"], id="a command of unseal"),
         pytest.param("unseal submit --nex", ["--nexus-id"], id="an option of its own"),
         pytest.param("accept-older-store --t", ["--timeline", "--timeout"], id="own and global options"),

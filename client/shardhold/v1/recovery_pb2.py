@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshardhold/v1/recovery.proto\x12\x0cshardhold.v1\x1a\x1egoogle/protobuf/duration.proto\"\x14\n\x12StartUnsealRequest\"C\n\x13StartUnsealResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.shardhold.v1.UnsealSession\"\x9a\x01\n\rUnsealSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x12\n\nstarted_by\x18\x02 \x01(\t\x12-\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tsubmitted\x18\x04 \x01(\r\x12\x0e\n\x06needed\x18\x05 \x01(\r\x12\x0f\n\x07genesis\x18\x06 \x01(\x0c\"9\n\x14GetSealingKeyRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"S\n\x15GetSealingKeyResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63\x65rtificates\x18\x03 \x03(\x0c\"X\n\x12SubmitShareRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x18\n\x10statement_digest\x18\x02 \x01(\x0c\x12\x14\n\x0csealed_share\x18\x03 \x01(\x0c\"W\n\x13SubmitShareResponse\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x11\n\tsubmitted\x18\x02 \x01(\r\x12\x0e\n\x06needed\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\x08\"\x14\n\x12GetProgressRequest\"\x9d\x01\n\x13GetProgressResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07genesis\x18\x02 \x01(\x0c\x12\x17\n\x0frecovery_shares\x18\x03 \x01(\r\x12\x1a\n\x12recovery_threshold\x18\x04 \x01(\r\x12,\n\x07session\x18\x05 \x01(\x0b\x32\x1b.shardhold.v1.UnsealSession\"(\n\x12ResetUnsealRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"(\n\x13ResetUnsealResponse\x12\x11\n\tforgotten\x18\x01 \x01(\r2\xbb\x03\n\x0fRecoveryService\x12R\n\x0bStartUnseal\x12 .shardhold.v1.StartUnsealRequest\x1a!.shardhold.v1.StartUnsealResponse\x12X\n\rGetSealingKey\x12\".shardhold.v1.GetSealingKeyRequest\x1a#.shardhold.v1.GetSealingKeyResponse\x12R\n\x0bSubmitShare\x12 .shardhold.v1.SubmitShareRequest\x1a!.shardhold.v1.SubmitShareResponse\x12R\n\x0bGetProgress\x12 .shardhold.v1.GetProgressRequest\x1a!.shardhold.v1.GetProgressResponse\x12R\n\x0bResetUnseal\x12 .shardhold.v1.ResetUnsealRequest\x1a!.shardhold.v1.ResetUnsealResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshardhold/v1/recovery.proto\x12\x0cshardhold.v1\x1a\x1egoogle/protobuf/duration.proto\"\x14\n\x12StartUnsealRequest\"C\n\x13StartUnsealResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.shardhold.v1.UnsealSession\"\xac\x01\n\rUnsealSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x12\n\nstarted_by\x18\x02 \x01(\t\x12-\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tsubmitted\x18\x04 \x01(\r\x12\x0e\n\x06needed\x18\x05 \x01(\r\x12\x0f\n\x07genesis\x18\x06 \x01(\x0c\x12\x10\n\x08\x65xcluded\x18\x07 \x03(\t\"9\n\x14GetSealingKeyRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"S\n\x15GetSealingKeyResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63\x65rtificates\x18\x03 \x03(\x0c\"X\n\x12SubmitShareRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x18\n\x10statement_digest\x18\x02 \x01(\x0c\x12\x14\n\x0csealed_share\x18\x03 \x01(\x0c\"W\n\x13SubmitShareResponse\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x11\n\tsubmitted\x18\x02 \x01(\r\x12\x0e\n\x06needed\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\x08\"\x14\n\x12GetProgressRequest\"\x9d\x01\n\x13GetProgressResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07genesis\x18\x02 \x01(\x0c\x12\x17\n\x0frecovery_shares\x18\x03 \x01(\r\x12\x1a\n\x12recovery_threshold\x18\x04 \x01(\r\x12,\n\x07session\x18\x05 \x01(\x0b\x32\x1b.shardhold.v1.UnsealSession\"@\n\x17\x45xcludeSubmitterRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\"H\n\x18\x45xcludeSubmitterResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.shardhold.v1.UnsealSession\"(\n\x12ResetUnsealRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"(\n\x13ResetUnsealResponse\x12\x11\n\tforgotten\x18\x01 \x01(\r2\x9e\x04\n\x0fRecoveryService\x12R\n\x0bStartUnseal\x12 .shardhold.v1.StartUnsealRequest\x1a!.shardhold.v1.StartUnsealResponse\x12X\n\rGetSealingKey\x12\".shardhold.v1.GetSealingKeyRequest\x1a#.shardhold.v1.GetSealingKeyResponse\x12R\n\x0bSubmitShare\x12 .shardhold.v1.SubmitShareRequest\x1a!.shardhold.v1.SubmitShareResponse\x12R\n\x0bGetProgress\x12 .shardhold.v1.GetProgressRequest\x1a!.shardhold.v1.GetProgressResponse\x12\x61\n\x10\x45xcludeSubmitter\x12%.shardhold.v1.ExcludeSubmitterRequest\x1a&.shardhold.v1.ExcludeSubmitterResponse\x12R\n\x0bResetUnseal\x12 .shardhold.v1.ResetUnsealRequest\x1a!.shardhold.v1.ResetUnsealResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTUNSEALRESPONSE']._serialized_start=99
   _globals['_STARTUNSEALRESPONSE']._serialized_end=166
   _globals['_UNSEALSESSION']._serialized_start=169
-  _globals['_UNSEALSESSION']._serialized_end=323
-  _globals['_GETSEALINGKEYREQUEST']._serialized_start=325
-  _globals['_GETSEALINGKEYREQUEST']._serialized_end=382
-  _globals['_GETSEALINGKEYRESPONSE']._serialized_start=384
-  _globals['_GETSEALINGKEYRESPONSE']._serialized_end=467
-  _globals['_SUBMITSHAREREQUEST']._serialized_start=469
-  _globals['_SUBMITSHAREREQUEST']._serialized_end=557
-  _globals['_SUBMITSHARERESPONSE']._serialized_start=559
-  _globals['_SUBMITSHARERESPONSE']._serialized_end=646
-  _globals['_GETPROGRESSREQUEST']._serialized_start=648
-  _globals['_GETPROGRESSREQUEST']._serialized_end=668
-  _globals['_GETPROGRESSRESPONSE']._serialized_start=671
-  _globals['_GETPROGRESSRESPONSE']._serialized_end=828
-  _globals['_RESETUNSEALREQUEST']._serialized_start=830
-  _globals['_RESETUNSEALREQUEST']._serialized_end=870
-  _globals['_RESETUNSEALRESPONSE']._serialized_start=872
-  _globals['_RESETUNSEALRESPONSE']._serialized_end=912
-  _globals['_RECOVERYSERVICE']._serialized_start=915
-  _globals['_RECOVERYSERVICE']._serialized_end=1358
+  _globals['_UNSEALSESSION']._serialized_end=341
+  _globals['_GETSEALINGKEYREQUEST']._serialized_start=343
+  _globals['_GETSEALINGKEYREQUEST']._serialized_end=400
+  _globals['_GETSEALINGKEYRESPONSE']._serialized_start=402
+  _globals['_GETSEALINGKEYRESPONSE']._serialized_end=485
+  _globals['_SUBMITSHAREREQUEST']._serialized_start=487
+  _globals['_SUBMITSHAREREQUEST']._serialized_end=575
+  _globals['_SUBMITSHARERESPONSE']._serialized_start=577
+  _globals['_SUBMITSHARERESPONSE']._serialized_end=664
+  _globals['_GETPROGRESSREQUEST']._serialized_start=666
+  _globals['_GETPROGRESSREQUEST']._serialized_end=686
+  _globals['_GETPROGRESSRESPONSE']._serialized_start=689
+  _globals['_GETPROGRESSRESPONSE']._serialized_end=846
+  _globals['_EXCLUDESUBMITTERREQUEST']._serialized_start=848
+  _globals['_EXCLUDESUBMITTERREQUEST']._serialized_end=912
+  _globals['_EXCLUDESUBMITTERRESPONSE']._serialized_start=914
+  _globals['_EXCLUDESUBMITTERRESPONSE']._serialized_end=986
+  _globals['_RESETUNSEALREQUEST']._serialized_start=988
+  _globals['_RESETUNSEALREQUEST']._serialized_end=1028
+  _globals['_RESETUNSEALRESPONSE']._serialized_start=1030
+  _globals['_RESETUNSEALRESPONSE']._serialized_end=1070
+  _globals['_RECOVERYSERVICE']._serialized_start=1073
+  _globals['_RECOVERYSERVICE']._serialized_end=1615
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,7 @@ class UnsealSession(_message.Message):
     SUBMITTED_FIELD_NUMBER: _builtins.int
     NEEDED_FIELD_NUMBER: _builtins.int
     GENESIS_FIELD_NUMBER: _builtins.int
+    EXCLUDED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 random bytes."""
     started_by: _builtins.str
@@ -79,6 +80,10 @@ class UnsealSession(_message.Message):
     def expires_in(self) -> _duration_pb2.Duration:
         """Time left."""
 
+    @_builtins.property
+    def excluded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE IDs that are excluded from this session, sorted. Operators and superusers see all; others see their own only."""
+
     def __init__(
         self,
         *,
@@ -88,10 +93,11 @@ class UnsealSession(_message.Message):
         submitted: _builtins.int = ...,
         needed: _builtins.int = ...,
         genesis: _builtins.bytes = ...,
+        excluded: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in", "genesis", b"genesis", "needed", b"needed", "session_id", b"session_id", "started_by", b"started_by", "submitted", b"submitted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded", b"excluded", "expires_in", b"expires_in", "genesis", b"genesis", "needed", b"needed", "session_id", b"session_id", "started_by", b"started_by", "submitted", b"submitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -261,6 +267,50 @@ class GetProgressResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetProgressResponse: _TypeAlias = GetProgressResponse  # noqa: Y015
+
+@_typing.final
+class ExcludeSubmitterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes."""
+    spiffe_id: _builtins.str
+    """SPIFFE ID of the caller to exclude."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        spiffe_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExcludeSubmitterRequest: _TypeAlias = ExcludeSubmitterRequest  # noqa: Y015
+
+@_typing.final
+class ExcludeSubmitterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___UnsealSession: ...
+    def __init__(
+        self,
+        *,
+        session: Global___UnsealSession | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExcludeSubmitterResponse: _TypeAlias = ExcludeSubmitterResponse  # noqa: Y015
 
 @_typing.final
 class ResetUnsealRequest(_message.Message):

@@ -57,6 +57,11 @@ class RecoveryServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_recovery__pb2.GetProgressRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_recovery__pb2.GetProgressResponse.FromString,
                 _registered_method=True)
+        self.ExcludeSubmitter = channel.unary_unary(
+                '/shardhold.v1.RecoveryService/ExcludeSubmitter',
+                request_serializer=shardhold_dot_v1_dot_recovery__pb2.ExcludeSubmitterRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_recovery__pb2.ExcludeSubmitterResponse.FromString,
+                _registered_method=True)
         self.ResetUnseal = channel.unary_unary(
                 '/shardhold.v1.RecoveryService/ResetUnseal',
                 request_serializer=shardhold_dot_v1_dot_recovery__pb2.ResetUnsealRequest.SerializeToString,
@@ -80,9 +85,10 @@ class RecoveryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetSealingKey(self, request, context):
-        """States a one-shot key of the nexus, to which one share is sealed. Good for one use or 60 s.
-        Roles: recover, operator, superuser. States: recovering, sealed.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (no such session), RESOURCE_EXHAUSTED.
+        """States a one-shot key of the nexus, to which one share is sealed. Good for one use or 60 s. A caller has at most two
+        of them: with a third, its oldest goes. Roles: recover, operator, superuser. States: recovering, sealed.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED (also: excluded from this session), FAILED_PRECONDITION (no such session),
+        RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,8 +97,9 @@ class RecoveryServiceServicer(object):
     def SubmitShare(self, request, context):
         """Submits one share. A wrong one is refused and the others are kept. With the last one that is needed the nexus opens the
         escrow, proves the root key, and is ready. Roles: recover, operator, superuser. States: recovering, sealed.
-        Codes: INVALID_ARGUMENT (no share of this cluster's recovery key), PERMISSION_DENIED, FAILED_PRECONDITION (no such
-        session, submitted before, or statement unknown or used), DATA_LOSS (what the escrow held does not prove), UNAVAILABLE.
+        Codes: INVALID_ARGUMENT (no share of this cluster's recovery key), PERMISSION_DENIED (also: excluded from this
+        session), FAILED_PRECONDITION (no such session, submitted before, or statement unknown or used), DATA_LOSS (what the
+        escrow held does not prove), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,8 +113,18 @@ class RecoveryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExcludeSubmitter(self, request, context):
+        """Excludes a caller from the session: until it ends, this caller gets no one-shot key, submits no share and does not
+        reset it. Its open one-shot keys are forgotten; a share that it submitted was a true one, and counts.
+        Roles: operator, superuser. States: recovering, sealed.
+        Codes: INVALID_ARGUMENT (no SPIFFE ID), PERMISSION_DENIED, FAILED_PRECONDITION (no such session), RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResetUnseal(self, request, context):
-        """Ends the session and forgets its shares.
+        """Ends the session and forgets its shares. Whoever started it may do so only while nobody else has submitted one.
         Roles: recover (only who started it), operator, superuser. States: recovering, sealed.
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no such session).
         """
@@ -137,6 +154,11 @@ def add_RecoveryServiceServicer_to_server(servicer, server):
                     servicer.GetProgress,
                     request_deserializer=shardhold_dot_v1_dot_recovery__pb2.GetProgressRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_recovery__pb2.GetProgressResponse.SerializeToString,
+            ),
+            'ExcludeSubmitter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExcludeSubmitter,
+                    request_deserializer=shardhold_dot_v1_dot_recovery__pb2.ExcludeSubmitterRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_recovery__pb2.ExcludeSubmitterResponse.SerializeToString,
             ),
             'ResetUnseal': grpc.unary_unary_rpc_method_handler(
                     servicer.ResetUnseal,
@@ -255,6 +277,33 @@ class RecoveryService(object):
             '/shardhold.v1.RecoveryService/GetProgress',
             shardhold_dot_v1_dot_recovery__pb2.GetProgressRequest.SerializeToString,
             shardhold_dot_v1_dot_recovery__pb2.GetProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExcludeSubmitter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.RecoveryService/ExcludeSubmitter',
+            shardhold_dot_v1_dot_recovery__pb2.ExcludeSubmitterRequest.SerializeToString,
+            shardhold_dot_v1_dot_recovery__pb2.ExcludeSubmitterResponse.FromString,
             options,
             channel_credentials,
             insecure,

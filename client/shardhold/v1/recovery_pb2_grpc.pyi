@@ -42,22 +42,30 @@ class RecoveryServiceStub:
     reset), DATA_LOSS (recovery key or escrow is not the one of the genesis record), UNAVAILABLE.
     """
     GetSealingKey: _grpc.UnaryUnaryMultiCallable[_recovery_pb2.GetSealingKeyRequest, _recovery_pb2.GetSealingKeyResponse]
-    """States a one-shot key of the nexus, to which one share is sealed. Good for one use or 60 s.
-    Roles: recover, operator, superuser. States: recovering, sealed.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (no such session), RESOURCE_EXHAUSTED.
+    """States a one-shot key of the nexus, to which one share is sealed. Good for one use or 60 s. A caller has at most two
+    of them: with a third, its oldest goes. Roles: recover, operator, superuser. States: recovering, sealed.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED (also: excluded from this session), FAILED_PRECONDITION (no such session),
+    RESOURCE_EXHAUSTED.
     """
     SubmitShare: _grpc.UnaryUnaryMultiCallable[_recovery_pb2.SubmitShareRequest, _recovery_pb2.SubmitShareResponse]
     """Submits one share. A wrong one is refused and the others are kept. With the last one that is needed the nexus opens the
     escrow, proves the root key, and is ready. Roles: recover, operator, superuser. States: recovering, sealed.
-    Codes: INVALID_ARGUMENT (no share of this cluster's recovery key), PERMISSION_DENIED, FAILED_PRECONDITION (no such
-    session, submitted before, or statement unknown or used), DATA_LOSS (what the escrow held does not prove), UNAVAILABLE.
+    Codes: INVALID_ARGUMENT (no share of this cluster's recovery key), PERMISSION_DENIED (also: excluded from this
+    session), FAILED_PRECONDITION (no such session, submitted before, or statement unknown or used), DATA_LOSS (what the
+    escrow held does not prove), UNAVAILABLE.
     """
     GetProgress: _grpc.UnaryUnaryMultiCallable[_recovery_pb2.GetProgressRequest, _recovery_pb2.GetProgressResponse]
     """Says how the session stands. Roles: recover, operator, superuser, auditor. States: recovering, sealed.
     Codes: PERMISSION_DENIED, DATA_LOSS (as in StartUnseal), UNAVAILABLE.
     """
+    ExcludeSubmitter: _grpc.UnaryUnaryMultiCallable[_recovery_pb2.ExcludeSubmitterRequest, _recovery_pb2.ExcludeSubmitterResponse]
+    """Excludes a caller from the session: until it ends, this caller gets no one-shot key, submits no share and does not
+    reset it. Its open one-shot keys are forgotten; a share that it submitted was a true one, and counts.
+    Roles: operator, superuser. States: recovering, sealed.
+    Codes: INVALID_ARGUMENT (no SPIFFE ID), PERMISSION_DENIED, FAILED_PRECONDITION (no such session), RESOURCE_EXHAUSTED.
+    """
     ResetUnseal: _grpc.UnaryUnaryMultiCallable[_recovery_pb2.ResetUnsealRequest, _recovery_pb2.ResetUnsealResponse]
-    """Ends the session and forgets its shares.
+    """Ends the session and forgets its shares. Whoever started it may do so only while nobody else has submitted one.
     Roles: recover (only who started it), operator, superuser. States: recovering, sealed.
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no such session).
     """
@@ -76,22 +84,30 @@ class RecoveryServiceAsyncStub(RecoveryServiceStub):
     reset), DATA_LOSS (recovery key or escrow is not the one of the genesis record), UNAVAILABLE.
     """
     GetSealingKey: _aio.UnaryUnaryMultiCallable[_recovery_pb2.GetSealingKeyRequest, _recovery_pb2.GetSealingKeyResponse]  # type: ignore[assignment]
-    """States a one-shot key of the nexus, to which one share is sealed. Good for one use or 60 s.
-    Roles: recover, operator, superuser. States: recovering, sealed.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (no such session), RESOURCE_EXHAUSTED.
+    """States a one-shot key of the nexus, to which one share is sealed. Good for one use or 60 s. A caller has at most two
+    of them: with a third, its oldest goes. Roles: recover, operator, superuser. States: recovering, sealed.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED (also: excluded from this session), FAILED_PRECONDITION (no such session),
+    RESOURCE_EXHAUSTED.
     """
     SubmitShare: _aio.UnaryUnaryMultiCallable[_recovery_pb2.SubmitShareRequest, _recovery_pb2.SubmitShareResponse]  # type: ignore[assignment]
     """Submits one share. A wrong one is refused and the others are kept. With the last one that is needed the nexus opens the
     escrow, proves the root key, and is ready. Roles: recover, operator, superuser. States: recovering, sealed.
-    Codes: INVALID_ARGUMENT (no share of this cluster's recovery key), PERMISSION_DENIED, FAILED_PRECONDITION (no such
-    session, submitted before, or statement unknown or used), DATA_LOSS (what the escrow held does not prove), UNAVAILABLE.
+    Codes: INVALID_ARGUMENT (no share of this cluster's recovery key), PERMISSION_DENIED (also: excluded from this
+    session), FAILED_PRECONDITION (no such session, submitted before, or statement unknown or used), DATA_LOSS (what the
+    escrow held does not prove), UNAVAILABLE.
     """
     GetProgress: _aio.UnaryUnaryMultiCallable[_recovery_pb2.GetProgressRequest, _recovery_pb2.GetProgressResponse]  # type: ignore[assignment]
     """Says how the session stands. Roles: recover, operator, superuser, auditor. States: recovering, sealed.
     Codes: PERMISSION_DENIED, DATA_LOSS (as in StartUnseal), UNAVAILABLE.
     """
+    ExcludeSubmitter: _aio.UnaryUnaryMultiCallable[_recovery_pb2.ExcludeSubmitterRequest, _recovery_pb2.ExcludeSubmitterResponse]  # type: ignore[assignment]
+    """Excludes a caller from the session: until it ends, this caller gets no one-shot key, submits no share and does not
+    reset it. Its open one-shot keys are forgotten; a share that it submitted was a true one, and counts.
+    Roles: operator, superuser. States: recovering, sealed.
+    Codes: INVALID_ARGUMENT (no SPIFFE ID), PERMISSION_DENIED, FAILED_PRECONDITION (no such session), RESOURCE_EXHAUSTED.
+    """
     ResetUnseal: _aio.UnaryUnaryMultiCallable[_recovery_pb2.ResetUnsealRequest, _recovery_pb2.ResetUnsealResponse]  # type: ignore[assignment]
-    """Ends the session and forgets its shares.
+    """Ends the session and forgets its shares. Whoever started it may do so only while nobody else has submitted one.
     Roles: recover (only who started it), operator, superuser. States: recovering, sealed.
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no such session).
     """
@@ -119,9 +135,10 @@ class RecoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _recovery_pb2.GetSealingKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_recovery_pb2.GetSealingKeyResponse, _abc.Awaitable[_recovery_pb2.GetSealingKeyResponse]]:
-        """States a one-shot key of the nexus, to which one share is sealed. Good for one use or 60 s.
-        Roles: recover, operator, superuser. States: recovering, sealed.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (no such session), RESOURCE_EXHAUSTED.
+        """States a one-shot key of the nexus, to which one share is sealed. Good for one use or 60 s. A caller has at most two
+        of them: with a third, its oldest goes. Roles: recover, operator, superuser. States: recovering, sealed.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED (also: excluded from this session), FAILED_PRECONDITION (no such session),
+        RESOURCE_EXHAUSTED.
         """
 
     @_abc_1.abstractmethod
@@ -132,8 +149,9 @@ class RecoveryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_recovery_pb2.SubmitShareResponse, _abc.Awaitable[_recovery_pb2.SubmitShareResponse]]:
         """Submits one share. A wrong one is refused and the others are kept. With the last one that is needed the nexus opens the
         escrow, proves the root key, and is ready. Roles: recover, operator, superuser. States: recovering, sealed.
-        Codes: INVALID_ARGUMENT (no share of this cluster's recovery key), PERMISSION_DENIED, FAILED_PRECONDITION (no such
-        session, submitted before, or statement unknown or used), DATA_LOSS (what the escrow held does not prove), UNAVAILABLE.
+        Codes: INVALID_ARGUMENT (no share of this cluster's recovery key), PERMISSION_DENIED (also: excluded from this
+        session), FAILED_PRECONDITION (no such session, submitted before, or statement unknown or used), DATA_LOSS (what the
+        escrow held does not prove), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -147,12 +165,24 @@ class RecoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ExcludeSubmitter(
+        self,
+        request: _recovery_pb2.ExcludeSubmitterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_recovery_pb2.ExcludeSubmitterResponse, _abc.Awaitable[_recovery_pb2.ExcludeSubmitterResponse]]:
+        """Excludes a caller from the session: until it ends, this caller gets no one-shot key, submits no share and does not
+        reset it. Its open one-shot keys are forgotten; a share that it submitted was a true one, and counts.
+        Roles: operator, superuser. States: recovering, sealed.
+        Codes: INVALID_ARGUMENT (no SPIFFE ID), PERMISSION_DENIED, FAILED_PRECONDITION (no such session), RESOURCE_EXHAUSTED.
+        """
+
+    @_abc_1.abstractmethod
     def ResetUnseal(
         self,
         request: _recovery_pb2.ResetUnsealRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_recovery_pb2.ResetUnsealResponse, _abc.Awaitable[_recovery_pb2.ResetUnsealResponse]]:
-        """Ends the session and forgets its shares.
+        """Ends the session and forgets its shares. Whoever started it may do so only while nobody else has submitted one.
         Roles: recover (only who started it), operator, superuser. States: recovering, sealed.
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no such session).
         """

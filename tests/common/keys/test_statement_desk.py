@@ -34,6 +34,10 @@ def issue_at(desk: StatementDesk, **changes: Any) -> SignedStatement:
     return desk.issue(**{**asked, "svid": ROOT.forge(), **changes})
 
 
+def digest_of(signed: SignedStatement) -> bytes:
+    return Statement.decode(signed.statement).digest()
+
+
 def opens(key: OneShotKey, statement: Statement) -> bool:
     sealed = seal(memoryview(b"shard"), recipient=statement.public_key, info=statement.digest())
     into = bytearray(5)
@@ -103,6 +107,30 @@ def test_desk_has_a_limit() -> None:
     clock.advance(LIFETIME_S)
     issue_at(desk)
     assert len(desk) == 1
+
+
+def test_desk_bounds_each_audience() -> None:
+    """With one key too many of an audience its oldest goes, and the keys of others stay."""
+    desk = StatementDesk(ManualClock(), limit=4, per_audience=2)
+    theirs = digest_of(issue_at(desk, audience=KEEPER))
+    first, second, third = (verified(issue_at(desk)) for _ in range(3))
+    with pytest.raises(StatementError, match="unknown"):
+        desk.take(first.digest())
+    assert opens(desk.take(second.digest())[1], second)
+    assert opens(desk.take(third.digest())[1], third)
+    desk.take(theirs)
+
+
+def test_desk_withdraws_all_keys_of_an_audience() -> None:
+    """Their keys are forgotten, and the keys of others stay."""
+    desk = StatementDesk(ManualClock(), per_audience=2)
+    mine = [verified(issue_at(desk)).digest() for _ in range(2)]
+    theirs = digest_of(issue_at(desk, audience=KEEPER))
+    desk.withdraw(NEXUS)
+    for digest in mine:
+        with pytest.raises(StatementError, match="unknown"):
+            desk.take(digest)
+    desk.take(theirs)
 
 
 def test_desk_keeps_nothing_of_a_bad_question() -> None:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from common.errors import UnauthenticatedError
+from common.errors import DeniedError, UnauthenticatedError
 from common.server.peer import PeerCheck
 from tests.kit.authority import Authority, usage
 from tests.kit.credentials import certify
@@ -39,6 +39,21 @@ def make_ca_certificate(*extensions: x509.ExtensionType) -> bytes:
     for extension in extensions:
         builder = builder.add_extension(extension, critical=True)
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def test_a_peer_that_is_not_admitted_is_refused() -> None:
+    """A port that is not for everybody refuses by SPIFFE ID, once the certificate is found good."""
+
+    def admit(spiffe_id: str) -> None:
+        if spiffe_id == ID:
+            raise DeniedError("not here")
+
+    check = PeerCheck("example.test", admit=admit)
+    assert check.identify(make_context(ID + "x")) == ID + "x"
+    with pytest.raises(DeniedError, match="not here"):
+        check.identify(make_context(ID))
+    with pytest.raises(UnauthenticatedError, match=r"TLS 1\.3"):
+        check.identify(make_context(ID, version="TLSv1.2"))
 
 
 def test_leaf_of_own_trust_domain_is_its_spiffe_id() -> None:

@@ -36,6 +36,7 @@ DESIGN = {
     "GetSealingKey": ("unseal.key", "recover operator superuser", "", "recovering sealed"),
     "SubmitShare": ("unseal.submit", "recover operator superuser", "", "recovering sealed"),
     "GetProgress": ("unseal.progress", "recover operator superuser auditor", "", "recovering sealed"),
+    "ExcludeSubmitter": ("unseal.exclude", "operator superuser", "", "recovering sealed"),
     "ResetUnseal": ("unseal.reset", "recover operator superuser", "", "recovering sealed"),
 }
 # Design §8: what has to work while the audit cannot be written.

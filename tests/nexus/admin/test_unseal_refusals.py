@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from common.errors import (
+    DeniedError,
     InvalidArgumentError,
     OverloadedError,
     ShardholdError,
@@ -17,13 +18,14 @@ from common.errors import (
 from common.keys import words
 from common.keys.protected import ProtectedMemory
 from common.keys.statement import LIFETIME_S, Statement
-from nexus.admin.unseal import SessionView, Submitted
+from nexus.access.gate import Caller
+from nexus.admin.unseal import MAX_EXCLUDED, SessionView, Submitted
 from nexus.lifecycle.states import State
 from tests.nexus.cluster import count_free, is_wiped
-from tests.nexus.core import OPERATOR
+from tests.nexus.core import APP, AUDITOR, OPERATOR, SUPERUSER
 from tests.nexus.custodians import KEY, OTHER_KEY, Lost, ask_key, custodian, seal_share
 
-ANN, BEN = custodian("ann"), custodian("ben")
+ANN, BEN, EVE = custodian("ann"), custodian("ben"), custodian("eve")
 
 
 @dataclass
@@ -208,13 +210,106 @@ def test_a_nonce_of_another_size_is_refused(lost: Lost, nonce: bytes) -> None:
         lost.core.unseal.state_key(ANN, session.session_id, nonce)
 
 
-def test_open_statements_are_limited(lost: Lost) -> None:
-    """Open statements are limited, and their places are free again after a minute."""
+def test_one_caller_has_two_open_statements(lost: Lost) -> None:
+    """With a third the oldest of this caller goes, however many it takes, and another caller's stays."""
     session = lost.core.unseal.start(ANN)
+    prepared = lost.prepare(session, 1, BEN)
+    oldest, older, newest = (lost.prepare(session, 2, EVE) for _ in range(3))
+    with pytest.raises(StatementError, match="unknown"):
+        oldest()
+    assert older().number == 2
     for _ in range(64):
-        ask_key(lost.core, ANN, session.session_id)
+        ask_key(lost.core, EVE, session.session_id)
+    with pytest.raises(StatementError, match="unknown"):
+        newest()
+    assert prepared().ready
+
+
+def test_open_statements_of_all_callers_are_limited(lost: Lost) -> None:
+    """Their places are free again after a minute."""
+    session = lost.core.unseal.start(ANN)
+    for number in range(128):
+        for _ in range(2):
+            lost.core.unseal.state_key(custodian(f"p{number}"), session.session_id, bytes(32))
     with pytest.raises(OverloadedError):
         ask_key(lost.core, ANN, session.session_id)
     lost.clock.advance(LIFETIME_S)
     lost.core.unseal.expire()
     lost.submit(session, 1)
+
+
+@pytest.mark.parametrize("admin", [OPERATOR, SUPERUSER], ids=["operator", "superuser"])
+def test_an_excluded_caller_takes_no_part(lost: Lost, admin: Caller) -> None:
+    """They get no key, their open ones are forgotten, and they do not reset the session that they started."""
+    session = lost.core.unseal.start(EVE)
+    prepared = lost.prepare(session, 1, EVE)
+    view = lost.core.unseal.exclude(admin, session.session_id, EVE.spiffe_id)
+    assert view.excluded == (EVE.spiffe_id,)
+    for attempt in (
+        prepared,
+        lambda: ask_key(lost.core, EVE, session.session_id),
+        lambda: lost.core.unseal.reset(EVE, session.session_id),
+    ):
+        with pytest.raises(DeniedError):
+            attempt()
+    lost.submit(session, 1, ANN)
+    assert lost.submit(session, 2, BEN).ready
+    (entry,) = [entry for entry in lost.core.list_entries() if entry.action == "unseal.exclude"]
+    assert (entry.actor, entry.detail, entry.outcome) == (admin.spiffe_id, EVE.spiffe_id, "ok")
+
+
+def test_an_exclusion_ends_with_its_session(lost: Lost) -> None:
+    """The share that an excluded caller had submitted counts; in the next session they are a custodian again."""
+    session = lost.core.unseal.start(ANN)
+    lost.submit(session, 1, EVE)
+    lost.core.unseal.exclude(OPERATOR, session.session_id, EVE.spiffe_id)
+    assert lost.core.unseal.count() == (1, 2)
+    lost.core.unseal.reset(OPERATOR, session.session_id)
+    following = lost.core.unseal.start(ANN)
+    assert following.excluded == ()
+    lost.submit(following, 1, EVE)
+    assert lost.submit(following, 2, ANN).ready
+
+
+def test_who_is_excluded_is_for_them_and_for_who_may_exclude(lost: Lost) -> None:
+    """Operators and superusers see all, and everybody else sees whether it is they."""
+    session = lost.core.unseal.start(ANN)
+    for one in (EVE, BEN):
+        lost.core.unseal.exclude(OPERATOR, session.session_id, one.spiffe_id)
+    both = (BEN.spiffe_id, EVE.spiffe_id)
+    wanted = {OPERATOR: both, SUPERUSER: both, EVE: (EVE.spiffe_id,), ANN: (), AUDITOR: ()}
+    for caller, seen in wanted.items():
+        view = lost.core.unseal.describe(caller)[1]
+        assert view is not None
+        assert view.excluded == seen
+
+
+def test_an_exclusion_is_an_admins_and_of_a_spiffe_id(lost: Lost) -> None:
+    """A custodian excludes nobody, a malformed ID is named, and so is a list that has no end."""
+    session = lost.core.unseal.start(ANN)
+    for caller in (ANN, AUDITOR, APP):
+        with pytest.raises(DeniedError, match="needs role operator or superuser"):
+            lost.core.unseal.exclude(caller, session.session_id, BEN.spiffe_id)
+    for wrong in ("", "eve", "spiffe://", "spiffe://x", "spiffe://x/a b", "spiffe://x/" + "a" * 2048):
+        with pytest.raises(InvalidArgumentError, match="spiffe_id"):
+            lost.core.unseal.exclude(OPERATOR, session.session_id, wrong)
+    with pytest.raises(WrongStateError, match="no such session"):
+        lost.core.unseal.exclude(OPERATOR, bytes(16), BEN.spiffe_id)
+    for number in range(MAX_EXCLUDED):
+        lost.core.unseal.exclude(OPERATOR, session.session_id, f"spiffe://x/{number}")
+    lost.core.unseal.exclude(OPERATOR, session.session_id, "spiffe://x/0")
+    with pytest.raises(OverloadedError):
+        lost.core.unseal.exclude(OPERATOR, session.session_id, BEN.spiffe_id)
+
+
+def test_the_starter_does_not_throw_away_the_shares_of_others(lost: Lost) -> None:
+    """They may reset the session while all shares in it are their own; afterwards an operator or a superuser may."""
+    session = lost.core.unseal.start(EVE)
+    lost.submit(session, 1, EVE)
+    assert lost.core.unseal.reset(EVE, session.session_id) == 1
+    session = lost.core.unseal.start(EVE)
+    lost.submit(session, 1, ANN)
+    with pytest.raises(DeniedError, match="needs role operator or superuser"):
+        lost.core.unseal.reset(EVE, session.session_id)
+    assert lost.core.unseal.count() == (1, 2)
+    assert lost.core.unseal.reset(OPERATOR, session.session_id) == 1

@@ -60,6 +60,7 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
         session_id=bytes(16), statement_digest=bytes(32), sealed_share=bytes(114)
     ),
     "GetProgress": lambda: recovery_pb2.GetProgressRequest(),
+    "ExcludeSubmitter": lambda: recovery_pb2.ExcludeSubmitterRequest(session_id=bytes(16), spiffe_id=APP.spiffe_id),
     "ResetUnseal": lambda: recovery_pb2.ResetUnsealRequest(session_id=bytes(16)),
 }
 CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]

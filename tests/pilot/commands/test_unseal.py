@@ -124,10 +124,24 @@ def test_start_status_and_reset(nexus: PlayedNexus, reach: list[str], tmp_path: 
             "expires_in_s": 900,
             "submitted": 1,
             "needed": 2,
+            "excluded": [],
         },
     }
     assert json.loads(run_pilot("unseal", "reset", "-o", "json", *reach).out) == {"forgotten": 1}
     assert json.loads(run_pilot("unseal", "status", "-o", "json", *reach).out)["session"] is None
+
+
+def test_a_caller_is_excluded_by_name(nexus: PlayedNexus, reach: list[str]) -> None:
+    """Whoever is excluded is shown with the session; without a session there is nobody to exclude."""
+    eve = "spiffe://example.test/shardhold/pilot/role/recover/eve"
+    assert "there is nothing to exclude anybody from" in run_pilot("unseal", "exclude", eve, *reach).err
+    assert run_pilot("unseal", "start", *reach).code == 0
+    told = run_pilot("unseal", "exclude", eve, *reach)
+    assert (told.code, told.out.splitlines()[-1]) == (0, f"excluded    {eve}")
+    (request,) = nexus.find(recovery_pb2.ExcludeSubmitterRequest)
+    assert (request.session_id, request.spiffe_id) == (SESSION_ID, eve)
+    shown = json.loads(run_pilot("unseal", "status", "-o", "json", *reach).out)
+    assert shown["session"]["excluded"] == [eve]
 
 
 def test_unsealed_and_blocked(nexus: PlayedNexus, reach: list[str], tmp_path: Path) -> None:
