@@ -66,14 +66,14 @@ class Client:
         """Write the next version of the secret at *path*.
 
         Values are bytes; text is sent as UTF-8. *expected_version* is a check-and-set: the version that must be
-        current, or 0 for a secret that must not exist. Repeating a *request_id* (16 random bytes) writes nothing new
-        and returns what the first call wrote: use one to find out what became of a call that ended in a
-        `DeadlineError`.
+        current, or 0 for a secret that must not exist. The same call again with the same *request_id* (16 random
+        bytes), within 24 hours, writes nothing new and returns what the first one wrote, whatever became of that
+        since: use one to find out what became of a call that ended in a `DeadlineError`.
 
         Raises:
             ConflictError: The current version is not the expected one.
             DeniedError: No policy allows it.
-            InvalidArgumentError: Path, fields or sizes break a rule.
+            InvalidArgumentError: Path, fields or sizes break a rule, or *request_id* was used for another call.
             Error: See `shardhold.Error` for the others.
         """
         call = _calls.put_secret(
@@ -120,6 +120,7 @@ class Client:
         """Delete versions of the secret at *path*: the given ones, or all that are left.
 
         An empty list of versions is refused, so that a list that came out empty by mistake does not delete everything.
+        *request_id* is as in `put`: repeated, it deletes nothing new.
 
         Raises:
             NotFoundError: There is nothing to delete.

@@ -43,6 +43,7 @@ from nexus.server.secrets import SecretHandlers
 from nexus.server.signer import SvidSigner
 from nexus.server.unseal import RecoveryHandlers
 from nexus.store.protocol import Meta, Phase, Store
+from nexus.store.requests import RequestRetention
 from nexus.store.sqlite.store import SqliteStore
 from shardhold.identity import IdentitySource
 
@@ -74,7 +75,8 @@ class Nexus:
         self._audit = AuditLog.open(
             Path(config.audit.directory), nexus=config.name, timeline=meta.timeline, clock=clock
         )
-        self._exporter = Exporter(self._store, self._audit, clock=clock, give_up=self._fail)
+        retention = RequestRetention(self._store, clock)
+        self._exporter = Exporter(self._store, self._audit, clock=clock, give_up=self._fail, beside=retention.look)
         self._journal = Journal(self._store, self._audit, clock)
         self._pool = KeeperPool(
             _find_members(self._store, meta, config),

@@ -77,13 +77,25 @@ class VersionRow:
 
 @dataclass(frozen=True, slots=True)
 class MadeByRequest:
-    """What a mutating request made, found again by its id."""
+    """What a request that changes something made."""
 
-    path: str
-    incarnation: bytes
-    versions: tuple[int, ...]  # written or deleted by it
+    incarnation: bytes  # 16 bytes
+    versions: tuple[int, ...]  # written or deleted by it, ascending
     revision: int
-    deleted: bool  # whether it deleted them
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRow:
+    """A request that changed something, found again by caller and id whatever became of what it made."""
+
+    request_id: bytes  # 16 bytes
+    caller: str
+    rpc: str
+    path: str
+    generation: int  # of the root key that `mac` hangs on; 0 with an empty one
+    mac: bytes  # 32 bytes, of what was asked for; empty: an older program kept the request
+    made: MadeByRequest
+    made_at: int  # microseconds since 1970
 
 
 class Reader(Protocol):
@@ -122,8 +134,8 @@ class Reader(Protocol):
         """
         ...
 
-    def find_request(self, caller: str, request_id: bytes) -> MadeByRequest | None:
-        """Find what *caller* made with *request_id*, while the secret that it was made in is there."""
+    def find_request(self, caller: str, request_id: bytes) -> RequestRow | None:
+        """Find the request that *caller* made with *request_id*, if it is not discarded yet."""
         ...
 
 
@@ -149,21 +161,19 @@ class Writer(Reader, Protocol):
 
     def delete_control(self, kind: str, name: str) -> bool: ...
 
-    def insert_version(self, row: VersionRow, *, caller: str, request_id: bytes) -> None:
+    def insert_version(self, row: VersionRow, *, caller: str) -> None:
         """Insert the next version of a secret, or version 1 of a new secret or incarnation.
 
         The secret's `updated_at` becomes the version's `created_at`.
-        A new incarnation needs `delete_secret` first. *request_id* is 16 bytes, or empty: not to be found again.
+        A new incarnation needs `delete_secret` first.
 
         Raises:
-            StoreUnavailableError: It is not the next version of this incarnation, or *caller* made another version with
-                this *request_id*. The change is lost, even if it catches this.
+            StoreUnavailableError: It is not the next version of this incarnation. The change is lost, even if it
+                catches this.
         """
         ...
 
-    def mark_deleted(
-        self, path: str, versions: Sequence[int], *, caller: str, request_id: bytes, updated_at: int | None = None
-    ) -> None:
+    def mark_deleted(self, path: str, versions: Sequence[int], *, caller: str, updated_at: int | None = None) -> None:
         """Mark versions as deleted; their rows stay. *updated_at*: microseconds since 1970, None: as it was.
 
         Raises:
@@ -173,7 +183,16 @@ class Writer(Reader, Protocol):
         ...
 
     def delete_secret(self, path: str) -> None:
-        """Remove all rows of the secret."""
+        """Remove all rows of the secret. Requests that made it are found as before."""
+        ...
+
+    def save_request(self, row: RequestRow) -> None:
+        """Keep the request that this change is made for.
+
+        Raises:
+            StoreUnavailableError: Its caller has made something with this id. The change is lost, even if it catches
+                this.
+        """
         ...
 
     def append_audit(self, entry: bytes) -> None:
@@ -208,6 +227,13 @@ class Store(Protocol):
 
     def discard_audit(self, through: int) -> None:
         """Remove outbox entries up to revision *through*: they are in the audit files, synced. Is not a change."""
+        ...
+
+    def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:
+        """Of the *limit* requests that were saved first, remove those made outside a time; return how many.
+
+        Both ends, in microseconds since 1970, belong to the time that is kept. Is not a change.
+        """
         ...
 
     def close(self) -> None: ...

@@ -13,6 +13,7 @@ from nexus.keys.opened import Serving
 from nexus.policy.paths import check_path, check_prefix
 from nexus.store.protocol import MadeByRequest, SecretRow, Store, VersionRow, Writer
 from nexus.vault.fields import check_fields, decode_body, encode_body
+from nexus.vault.requests import Request, describe_request, encode_versions
 
 INCARNATION_SIZE = 16
 REQUEST_ID_SIZE = 16
@@ -125,7 +126,10 @@ class Vault:
         _check_request_id(request_id)
         with self._gate.secret_call(calls.PUT_SECRET, caller, path, request_id=request_id) as (record, _):
             body = encode_body(fields)
-            return self._change(record, lambda writer, serving: self._insert(writer, serving, record, body, expected))
+            request = _describe(record, expected, body)
+            return self._change(
+                record, request, lambda writer, serving: self._insert(writer, serving, record, body, expected)
+            )
 
     def list(self, caller: Caller, prefix: str, *, after: str, limit: int) -> tuple[list[SecretRow], str]:
         """List what the caller may list: one page, and the path after which the next one begins, empty at the end.
@@ -181,17 +185,22 @@ class Vault:
             raise InvalidArgumentError("expected_version: got 0, want 1 or more: what does not exist cannot be deleted")
         with self._gate.secret_call(calls.DELETE_SECRET, caller, path, request_id=request_id) as (record, _):
             wanted = sorted(set(versions))
-            return self._change(record, lambda writer, _: self._delete_versions(writer, record, wanted, expected))
+            request = _describe(record, expected, encode_versions(versions))
+            return self._change(
+                record, request, lambda writer, _: self._delete_versions(writer, record, wanted, expected)
+            )
 
-    def _change(self, record: CallRecord, step: Step) -> MadeByRequest:
+    def _change(self, record: CallRecord, request: Request, step: Step) -> MadeByRequest:
         def change(writer: Writer) -> MadeByRequest:
-            made = writer.find_request(record.caller.spiffe_id, record.request_id)
-            if made is not None:
-                raise _AlreadyMadeError(made)
             # Asked here, not at the gate: a change waits for its turn, and uses the keys that are current by then.
             serving = self._gate.require_serving()
-            made = step(writer, serving)
-            self._gate.check_still(serving)
+            try:
+                if (before := request.find_made(writer, serving.root_key)) is not None:
+                    raise _AlreadyMadeError(before)
+                made = step(writer, serving)
+                request.save(writer, serving.root_key, made, made_at=to_micros(self._clock.now()))
+            finally:  # keys that may be wiped by now have proved nothing, not even that this is another request
+                self._gate.check_still(serving)
             record.version = made.versions[-1]
             record.write(writer)
             return made
@@ -199,8 +208,6 @@ class Vault:
         try:
             return self._store.write(change)
         except _AlreadyMadeError as again:
-            if (again.made.path, again.made.deleted) != (record.path, record.rpc is calls.DELETE_SECRET):
-                raise InvalidArgumentError("request_id: was used for another request, want a new one") from again
             record.detail = "repeated request"
             return again.made
 
@@ -226,8 +233,8 @@ class Vault:
             created_at=to_micros(self._clock.now()),
             deleted=False,
         )
-        writer.insert_version(row, caller=record.caller.spiffe_id, request_id=record.request_id)
-        return MadeByRequest(path, incarnation, (version,), writer.revision, deleted=False)
+        writer.insert_version(row, caller=record.caller.spiffe_id)
+        return MadeByRequest(incarnation, (version,), writer.revision)
 
     def _delete_versions(
         self, writer: Writer, record: CallRecord, wanted: Sequence[int], expected: Expected
@@ -240,9 +247,21 @@ class Vault:
         if not set(wanted) <= set(live):
             raise NotFoundError("no such secret or version")
         versions = tuple(wanted or live)
-        writer.mark_deleted(record.path, versions, caller=record.caller.spiffe_id, request_id=record.request_id)
+        writer.mark_deleted(record.path, versions, caller=record.caller.spiffe_id)
         record.detail = "versions " + " ".join(map(str, versions))
-        return MadeByRequest(record.path, current.incarnation, versions, writer.revision, deleted=True)
+        return MadeByRequest(current.incarnation, versions, writer.revision)
+
+
+def _describe(record: CallRecord, expected: Expected, content: bytes) -> Request:
+    return describe_request(
+        record.request_id,
+        record.caller.spiffe_id,
+        record.rpc.name,
+        record.path,
+        expected_version=expected.version,
+        expected_incarnation=expected.incarnation,
+        content=content,
+    )
 
 
 def _load_live(writer: Writer, path: str) -> SecretRow | None:

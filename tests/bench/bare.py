@@ -8,6 +8,7 @@ from time import perf_counter
 
 from common.forms.audit.entry import Entry
 from common.forms.codec import fields
+from common.keys.derive import DIGEST_SIZE
 from nexus.keys.wrap import WRAP_SIZE
 from nexus.store.sqlite.migrations import MIGRATIONS
 from tests.bench.load import FIELDS
@@ -66,8 +67,14 @@ class BareStore:
         execute("UPDATE secrets SET current_version = ?, live_versions = ? WHERE path = ?", (row[2], row[2], path))
         execute(
             "INSERT INTO versions (path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted,"
-            " revision, caller, request_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
-            (*row, os.urandom(_VALUE_SIZE), revision, revision, caller, request_id),
+            " revision, caller) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?)",
+            (*row, os.urandom(_VALUE_SIZE), revision, revision, caller),
+        )
+        asked = (request_id, caller, "PutSecret", path, 1, os.urandom(DIGEST_SIZE))
+        execute(
+            "INSERT INTO requests (request_id, caller, rpc, path, generation, mac, incarnation, versions, revision,"
+            " made_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*asked, self._incarnation, str(row[2]), revision, revision),
         )
         execute("INSERT INTO audit_outbox VALUES (?, 0, ?)", (revision, entry.encode()))
         execute("UPDATE meta SET revision = ?", (revision,))

@@ -63,6 +63,9 @@ class FailingStore:
         if self.forgets_outcome:
             raise OutcomeUnknownError(_FORGOTTEN)
 
+    def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:
+        return self._store.discard_requests(made_from=made_from, made_until=made_until, limit=limit)
+
     def close(self) -> None:
         self._store.close()
 

@@ -55,7 +55,10 @@ class PutSecretRequest(_message.Message):
     expected_incarnation: _builtins.bytes
     """16 bytes; the incarnation that expected_version belongs to. Empty: any."""
     request_id: _builtins.bytes
-    """16 random bytes. The same id sent again by the same caller writes nothing new and returns what the first call wrote."""
+    """16 random bytes. The same request sent again by the same caller under the same id, within 24 h, writes nothing new
+    and returns what the first one wrote, whatever became of that since. Another request under this id is
+    INVALID_ARGUMENT: another RPC or path, other fields or expectations.
+    """
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
         """1 to 64 fields, names [A-Za-z0-9._-]{1,64}; at most 1 MiB together, encoded. A single value is the field "value"."""
@@ -288,7 +291,7 @@ class DeleteSecretRequest(_message.Message):
     expected_incarnation: _builtins.bytes
     """16 bytes; empty: any."""
     request_id: _builtins.bytes
-    """16 random bytes, as in PutSecretRequest."""
+    """16 random bytes, as in PutSecretRequest: a repetition deletes nothing new and returns what the first one deleted."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The versions to delete, at most 100; empty: all that are left. A put after everything is deleted starts a new incarnation."""

@@ -39,9 +39,11 @@ class Exporter:
         *,
         clock: Clock | None = None,
         give_up: Callable[[str], None] = lambda reason: None,
+        beside: Callable[[], None] = lambda: None,
     ) -> None:
-        """*give_up* ends the process."""
+        """*give_up* ends the process. *beside* discards what else is old, about once a second."""
         self._give_up = give_up
+        self._discard_beside = beside
         self._store = store
         self._audit = log
         self._clock = clock or SystemClock()
@@ -125,6 +127,7 @@ class Exporter:
             self.export()
             if must_discard or self._is_discard_due():
                 self.discard()
+                self._look_beside()
         except ShardholdError as exc:
             if not self._failing:
                 _log.error("audit entries of changes stay in the store", reason=str(exc))
@@ -134,6 +137,14 @@ class Exporter:
         else:
             self._failing = ""
         self._audit.set_export_failing(self._failing)
+
+    def _look_beside(self) -> None:
+        try:
+            self._discard_beside()
+        except OutcomeUnknownError:
+            raise
+        except ShardholdError as exc:  # no entry waits for it: the audit goes on
+            _log.warning("what is old stays in the store", reason=str(exc))
 
     def _is_discard_due(self) -> bool:
         is_old = self._clock.monotonic() - self._discarded_at >= POLL_S

@@ -88,6 +88,41 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT
         """,
     ),
+    (
+        """
+        CREATE TABLE requests (
+            id INTEGER PRIMARY KEY,
+            request_id BLOB NOT NULL CHECK (length(request_id) = 16),
+            caller TEXT NOT NULL,
+            rpc TEXT NOT NULL,
+            path TEXT NOT NULL,
+            generation INTEGER NOT NULL,
+            mac BLOB CHECK (length(mac) = 32),
+            incarnation BLOB NOT NULL CHECK (length(incarnation) = 16),
+            versions TEXT NOT NULL,
+            revision INTEGER NOT NULL,
+            made_at INTEGER NOT NULL,
+            UNIQUE (request_id, caller)
+        ) STRICT
+        """,
+        # In the order in which they were made. Schema 1 has no time of a deletion: it counts as made now. The columns
+        # request_id of both tables stay, empty from now on: taking them out would write every value anew.
+        """
+        INSERT OR IGNORE INTO requests
+            (request_id, caller, rpc, path, generation, incarnation, versions, revision, made_at)
+        SELECT request_id, caller, 'PutSecret', path, 0, incarnation, CAST(version AS TEXT), revision, created_at
+        FROM versions WHERE request_id IS NOT NULL
+        UNION ALL
+        SELECT d.request_id, d.caller, 'DeleteSecret', d.path, 0, v.incarnation, group_concat(d.version, ' '),
+            d.revision, CAST(strftime('%s', 'now') AS INTEGER) * 1000000
+        FROM deletions AS d JOIN versions AS v ON v.path = d.path AND v.version = d.version
+        WHERE d.request_id IS NOT NULL
+        GROUP BY d.request_id, d.caller, d.path, v.incarnation, d.revision
+        ORDER BY revision
+        """,
+        "DROP INDEX versions_by_request",
+        "DROP INDEX deletions_by_request",
+    ),
 )
 NEWEST: Final = len(MIGRATIONS)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from common.errors import CorruptRowError
-from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, VersionRow
+from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, RequestRow, SecretRow, VersionRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
 
 _META: Final = """
@@ -19,10 +19,11 @@ _VERSION_EXACT: Final = _VERSION + " AND version = ?2"
 _VERSION_NEWEST: Final = _VERSION + " ORDER BY version DESC LIMIT 1"
 _SECRET: Final = "SELECT path, incarnation, current_version, updated_at FROM secrets"
 _REQUEST: Final = """
-    SELECT path, incarnation, version, revision, 0 FROM versions WHERE request_id = ?1 AND caller = ?2
-    UNION ALL
-    SELECT d.path, s.incarnation, d.version, d.revision, 1 FROM deletions AS d JOIN secrets AS s ON s.path = d.path
-    WHERE d.request_id = ?1 AND d.caller = ?2"""
+    SELECT request_id, caller, rpc, path, generation, mac, incarnation, versions, revision, made_at
+    FROM requests WHERE request_id = ? AND caller = ?"""
+# The oldest alone are looked at: that needs no index, since they were numbered as they were made.
+OUTDATED_REQUESTS: Final = """
+    FROM requests WHERE id IN (SELECT id FROM requests ORDER BY id LIMIT ?) AND NOT made_at BETWEEN ? AND ?"""
 
 # Far above what a store can count to, and far enough below what SQLite can hold for everything that is added.
 _NUMBERS_END: Final = 1 << 62
@@ -114,14 +115,21 @@ class SqliteReader:
         low, high = max(f"{prefix}/", after, key=str.encode), f"{prefix}0"
         return at + self._list("path > ? AND path < ?", low, high, limit=limit - len(at))
 
-    def find_request(self, caller: str, request_id: bytes) -> MadeByRequest | None:
-        rows = self._load(_REQUEST, request_id, caller) if request_id else []
-        if not rows:
+    def find_request(self, caller: str, request_id: bytes) -> RequestRow | None:
+        row = self._find(_REQUEST, request_id, caller)
+        if row is None:
             return None
-        path, incarnation, _, revision, deleted = min(rows, key=lambda row: int(row[3]))
-        versions = tuple(sorted(row[2] for row in rows if row[3] == revision))
-        _check_numbers(revision, *versions)
-        return MadeByRequest(path, incarnation, versions, revision, bool(deleted))
+        *asked, incarnation, versions, revision, made_at = row
+        found_id, found_caller, rpc, path, generation, mac = asked
+        if (found_id, found_caller) != (request_id, caller):
+            raise CorruptRowError("store's index of requests leads to another row")
+        _check_numbers(generation, revision)
+        made = MadeByRequest(incarnation, _parse_versions(versions), revision)
+        return RequestRow(found_id, found_caller, rpc, path, generation, mac or b"", made, made_at)
+
+    def has_outdated_requests(self, made_from: int, made_until: int, limit: int) -> bool:
+        """Whether `SqliteStore.discard_requests` would remove any."""
+        return self._find(f"SELECT 1 {OUTDATED_REQUESTS} LIMIT 1", limit, made_from, made_until) is not None
 
     def load_audit(self, *, limit: int, after: int) -> list[tuple[int, bytes]]:
         return self._load(_AUDIT, after, limit)
@@ -160,6 +168,16 @@ def _to_secret(row: Sequence[Any]) -> SecretRow:
     secret = SecretRow(*row)
     _check_numbers(secret.current_version)
     return secret
+
+
+def _parse_versions(text: str) -> tuple[int, ...]:
+    """Read the versions that a request made: decimal numbers with a space between them, in any order."""
+    words = text.split(" ")
+    if not all(word.isascii() and word.isdecimal() and len(word) < 20 for word in words):
+        raise CorruptRowError("store has a request whose versions are no numbers")
+    versions = tuple(sorted(map(int, words)))
+    _check_numbers(*versions)
+    return versions
 
 
 def _check_numbers(*numbers: int) -> None:

@@ -89,6 +89,15 @@ class SqliteStore:
     def discard_audit(self, through: int) -> None:
         self._committer.submit(Turn[SqliteWriter, None](lambda writer: writer.discard_audit(through), counts=False))
 
+    def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:
+        bounds = (made_from, made_until, limit)
+        with self._pool.read() as reader:
+            if not reader.has_outdated_requests(*bounds):
+                return 0  # without a sync of the disk
+        return self._committer.submit(
+            Turn[SqliteWriter, int](lambda writer: writer.discard_requests(*bounds), counts=False)
+        )
+
     def close(self) -> None:
         """Wait for reads and changes in flight, then close. A second call does nothing."""
         with self._writing:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from common.errors import StoreUnavailableError
-from nexus.store.protocol import ControlRow, Meta, Phase, VersionRow
+from nexus.store.protocol import ControlRow, Meta, Phase, RequestRow, VersionRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
-from nexus.store.sqlite.reader import SqliteReader
+from nexus.store.sqlite.reader import OUTDATED_REQUESTS, SqliteReader
 
 _SAVE_META: Final = """
     UPDATE meta SET phase = ?, cluster_id = ?, sealed = ?, timeline = ?, control_revision = ?,
@@ -20,8 +20,11 @@ _NEXT_VERSION: Final = """
     WHERE path = ? AND incarnation = ? AND current_version = ? - 1"""
 _INSERT_VERSION: Final = """
     INSERT INTO versions (path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted,
-        revision, caller, request_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-_INSERT_DELETION: Final = "INSERT INTO deletions (path, version, revision, caller, request_id) VALUES (?, ?, ?, ?, ?)"
+        revision, caller) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_INSERT_DELETION: Final = "INSERT INTO deletions (path, version, revision, caller) VALUES (?, ?, ?, ?)"
+_INSERT_REQUEST: Final = """
+    INSERT INTO requests (request_id, caller, rpc, path, generation, mac, incarnation, versions, revision, made_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _COUNT_DELETED: Final = """
     UPDATE secrets SET live_versions = live_versions - ?, updated_at = coalesce(?, updated_at) WHERE path = ?"""
 _APPEND_AUDIT: Final = """
@@ -56,7 +59,7 @@ class SqliteWriter(SqliteReader):
         self._touched_control = True
         return self._change("DELETE FROM control WHERE kind = ? AND name = ?", kind, name) > 0
 
-    def insert_version(self, row: VersionRow, *, caller: str, request_id: bytes) -> None:
+    def insert_version(self, row: VersionRow, *, caller: str) -> None:
         live = int(not row.deleted)
         if row.version == 1:
             head = (row.path, row.incarnation, live, row.created_at)
@@ -65,22 +68,24 @@ class SqliteWriter(SqliteReader):
             raise self._lost(f"version {row.version} is not the next one of this incarnation")
         keys = (row.path, row.incarnation, row.version, row.kek_id, row.dek_id)
         body = (row.wrapped_dek, row.value, row.created_at, int(row.deleted))
-        self._change(_INSERT_VERSION, *keys, *body, self.revision, caller, request_id or None)
+        self._change(_INSERT_VERSION, *keys, *body, self.revision, caller)
 
-    def mark_deleted(
-        self, path: str, versions: Sequence[int], *, caller: str, request_id: bytes, updated_at: int | None = None
-    ) -> None:
+    def mark_deleted(self, path: str, versions: Sequence[int], *, caller: str, updated_at: int | None = None) -> None:
         for version in versions:
             sql = "UPDATE versions SET deleted = 1 WHERE path = ? AND version = ? AND deleted = 0"
             if not self._change(sql, path, version):
                 raise self._lost(f"version {version} is not there, or already marked as deleted")
-            row = (path, version, self.revision, caller, request_id or None)
-            self._change(_INSERT_DELETION, *row)
+            self._change(_INSERT_DELETION, path, version, self.revision, caller)
         self._change(_COUNT_DELETED, len(versions), updated_at, path)
 
     def delete_secret(self, path: str) -> None:
         for table in ("deletions", "versions", "secrets"):
             self._change(f"DELETE FROM {table} WHERE path = ?", path)
+
+    def save_request(self, row: RequestRow) -> None:
+        asked = (row.request_id, row.caller, row.rpc, row.path, row.generation, row.mac or None)
+        versions = " ".join(map(str, row.made.versions))
+        self._change(_INSERT_REQUEST, *asked, row.made.incarnation, versions, row.made.revision, row.made_at)
 
     def append_audit(self, entry: bytes) -> None:
         self._change(_APPEND_AUDIT, self.revision, entry)
@@ -101,6 +106,9 @@ class SqliteWriter(SqliteReader):
 
     def discard_audit(self, through: int) -> None:
         self._change("DELETE FROM audit_outbox WHERE revision <= ?", through)
+
+    def discard_requests(self, made_from: int, made_until: int, limit: int) -> int:
+        return self._change(f"DELETE {OUTDATED_REQUESTS}", limit, made_from, made_until)
 
     def _change(self, sql: str, *parameters: object) -> int:
         """Return the number of rows changed."""

@@ -10,7 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConflictError, StoreUnavailableError
-from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, Store, VersionRow, Writer
+from nexus.store.protocol import (
+    ControlRow,
+    MadeByRequest,
+    Meta,
+    Phase,
+    RequestRow,
+    SecretRow,
+    Store,
+    VersionRow,
+    Writer,
+)
 from tests.kit.patience import join
 
 CALLER = "spiffe://example.org/ns/payments/sa/api"
@@ -31,11 +41,33 @@ def request(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
+def make_request(
+    number: int, versions: tuple[int, ...] = (1,), *, caller: str = CALLER, revision: int = 1, made_at: int = 1_000
+) -> RequestRow:
+    """Make the row of a request that put these versions of the secret a."""
+    made = MadeByRequest(INCARNATION, versions, revision)
+    return RequestRow(request(number), caller, "PutSecret", "a", 1, b"m" * 32, made, made_at)
+
+
+def save(store: Store, *rows: RequestRow) -> None:
+    """Save requests in a change of their own."""
+
+    def change(writer: Writer) -> None:
+        for row in rows:
+            writer.save_request(row)
+
+    store.write(change)
+
+
 def put(store: Store, row: VersionRow, *, request_id: bytes = b"") -> int:
-    """Insert *row* in a change of its own and return the revision of that."""
+    """Insert *row* in a change of its own, for a request if there is an id, and return the revision of that."""
 
     def change(writer: Writer) -> int:
-        writer.insert_version(row, caller=CALLER, request_id=request_id)
+        writer.insert_version(row, caller=CALLER)
+        if request_id:
+            made = MadeByRequest(row.incarnation, (row.version,), writer.revision)
+            asked = (request_id, CALLER, "PutSecret", row.path, 1, b"m" * 32)
+            writer.save_request(RequestRow(*asked, made, row.created_at))
         writer.append_audit(f"put {row.path} {row.version}".encode())
         return writer.revision
 
@@ -90,7 +122,7 @@ class StoreContract:
         """A change sees its own revision, and the store has it afterwards; a failed change takes none."""
 
         def fail(writer: Writer) -> None:
-            writer.insert_version(make_row("b"), caller=CALLER, request_id=b"")
+            writer.insert_version(make_row("b"), caller=CALLER)
             raise _DeliberateError
 
         assert put(store, make_row("a")) == 1
@@ -107,7 +139,8 @@ class StoreContract:
         def change(writer: Writer) -> None:
             writer.save_meta(dataclasses.replace(writer.load_meta(), timeline=9))
             writer.save_control(ControlRow("policy", "p", b"body", b"d" * 32))
-            writer.insert_version(make_row("a", 2), caller=CALLER, request_id=request(1))
+            writer.insert_version(make_row("a", 2), caller=CALLER)
+            writer.save_request(make_request(1))
             writer.append_audit(b"never")
             writer.delete_secret("a")
             raise error
@@ -126,12 +159,11 @@ class StoreContract:
         """Reads inside a change see the change."""
 
         def change(writer: Writer) -> None:
-            writer.insert_version(make_row("a"), caller=CALLER, request_id=request(1))
+            writer.insert_version(make_row("a"), caller=CALLER)
+            writer.save_request(make_request(1))
             assert writer.load_version("a", 0) == make_row("a")
             assert writer.load_secret("a") == SecretRow("a", INCARNATION, 1, 1_000)
-            assert writer.find_request(CALLER, request(1)) == MadeByRequest(
-                "a", INCARNATION, (1,), writer.revision, deleted=False
-            )
+            assert writer.find_request(CALLER, request(1)) == make_request(1)
 
         store.write(change)
 
@@ -199,7 +231,7 @@ class StoreContract:
 
         def stubborn(writer: Writer) -> None:
             with pytest.raises(StoreUnavailableError):
-                writer.insert_version(row, caller=CALLER, request_id=b"")
+                writer.insert_version(row, caller=CALLER)
 
         with pytest.raises(StoreUnavailableError):
             put(store, row)
@@ -213,7 +245,7 @@ class StoreContract:
             put(store, make_row("a", version))
 
         def delete(*versions: int) -> Callable[[Writer], None]:
-            return lambda writer: writer.mark_deleted("a", versions, caller=CALLER, request_id=b"", updated_at=5_000)
+            return lambda writer: writer.mark_deleted("a", versions, caller=CALLER, updated_at=5_000)
 
         store.write(delete(2))
         with store.read() as reader:
@@ -236,7 +268,7 @@ class StoreContract:
         "change",
         [
             pytest.param(lambda w: w.save_control(ControlRow("policy", "p", b"", b"d" * 32)), id="control row"),
-            pytest.param(lambda w: w.insert_version(make_row("a"), caller=CALLER, request_id=b""), id="secret"),
+            pytest.param(lambda w: w.insert_version(make_row("a"), caller=CALLER), id="secret"),
         ],
     )
     def test_a_store_with_any_row_is_not_empty(self, store: Store, change: Callable[[Writer], None]) -> None:
@@ -248,51 +280,83 @@ class StoreContract:
     def test_a_new_incarnation_follows_a_deleted_secret(self, store: Store) -> None:
         """delete_secret removes all rows of one secret, and a new incarnation begins at version 1."""
         for version in (1, 2):
-            put(store, make_row("a", version), request_id=request(version))
+            put(store, make_row("a", version))
         put(store, make_row("ab"))
 
         def delete_all(writer: Writer) -> None:
-            writer.mark_deleted("a", [1], caller=CALLER, request_id=request(3))
+            writer.mark_deleted("a", [1], caller=CALLER)
             writer.delete_secret("a")
 
         store.write(delete_all)
         with store.read() as reader:
             assert reader.load_secret("a") is None
             assert reader.load_version("a", 0) is None
-            assert [reader.find_request(CALLER, request(number)) for number in (1, 2, 3)] == [None] * 3
             assert reader.load_version("ab", 0) == make_row("ab")
-        put(store, make_row("a", incarnation=b"j" * 16), request_id=request(1))
+        put(store, make_row("a", incarnation=b"j" * 16))
         with store.read() as reader:
             assert reader.load_version("a", 0) == make_row("a", incarnation=b"j" * 16)
 
-    def test_requests_are_found_again(self, store: Store) -> None:
-        """What a request wrote or deleted is found by caller and id, and by nobody else's."""
-        revisions = [put(store, make_row("a", version), request_id=request(version)) for version in (1, 2, 3)]
-
-        def delete(writer: Writer) -> int:
-            writer.mark_deleted("a", [3, 1], caller=CALLER, request_id=request(9))
-            return writer.revision
-
-        deleted_at = store.write(delete)
+    def test_a_request_is_found_by_caller_and_id(self, store: Store) -> None:
+        """A request comes back as it was saved, to its caller alone, one without an HMAC too."""
+        many = make_request(1, (1, 2, 300), revision=7)
+        bare = dataclasses.replace(make_request(2), rpc="DeleteSecret", path="a/b", generation=0, mac=b"")
+        other = make_request(1, caller="other", revision=9)
+        save(store, many, bare, other)
         with store.read() as reader:
-            assert reader.find_request(CALLER, request(2)) == MadeByRequest(
-                "a", INCARNATION, (2,), revisions[1], deleted=False
-            )
-            assert reader.find_request(CALLER, request(9)) == MadeByRequest(
-                "a", INCARNATION, (1, 3), deleted_at, deleted=True
-            )
-            assert reader.find_request(CALLER + "x", request(2)) is None
-            assert reader.find_request(CALLER, request(4)) is None
-            assert reader.find_request(CALLER, b"") is None
+            assert reader.find_request(CALLER, request(1)) == many
+            assert reader.find_request(CALLER, request(2)) == bare
+            assert reader.find_request("other", request(1)) == other
+            assert reader.find_request("other", request(2)) is None
+            assert reader.find_request(CALLER, request(3)) is None
 
-    def test_a_request_makes_one_version(self, store: Store) -> None:
-        """The same id of the same caller cannot make two versions; no id, or that of another caller, can."""
+    def test_a_request_outlives_its_secret(self, store: Store) -> None:
+        """A request is found as before when its versions are deleted, and when the secret is removed."""
         put(store, make_row("a"), request_id=request(1))
+        with store.read() as reader:
+            before = reader.find_request(CALLER, request(1))
+        assert before is not None
+        store.write(lambda writer: writer.mark_deleted("a", [1], caller=CALLER))
+        store.write(lambda writer: writer.delete_secret("a"))
+        with store.read() as reader:
+            assert reader.find_request(CALLER, request(1)) == before
+
+    def test_a_caller_has_one_request_of_an_id(self, store: Store) -> None:
+        """A second request under an id of the same caller loses its change, whatever that made."""
+        save(store, make_request(1))
+
+        def stubborn(writer: Writer) -> None:
+            writer.insert_version(make_row("b"), caller=CALLER)
+            with pytest.raises(StoreUnavailableError):
+                writer.save_request(make_request(1, (2,), revision=2))
+
         with pytest.raises(StoreUnavailableError):
-            put(store, make_row("a", 2), request_id=request(1))
-        put(store, make_row("b"))
-        put(store, make_row("c"))
-        store.write(lambda writer: writer.insert_version(make_row("d"), caller="other", request_id=request(1)))
+            store.write(stubborn)
+        save(store, make_request(1, caller="other"), make_request(2))
+        with store.read() as reader:
+            assert reader.find_request(CALLER, request(1)) == make_request(1)
+            assert reader.load_secret("b") is None
+
+    def test_requests_outside_a_time_are_discarded(self, store: Store) -> None:
+        """Of those that were saved first, the ones made before or after the time go; that is no change."""
+        times = {1: 10, 2: 99, 3: 100, 4: 200, 5: 201, 6: 10}
+        for number, made_at in times.items():
+            save(store, make_request(number, made_at=made_at))
+        revision = load_meta(store).revision
+
+        def list_left() -> list[int]:
+            with store.read() as reader:
+                return [number for number in times if reader.find_request(CALLER, request(number))]
+
+        def discard(limit: int) -> int:
+            return store.discard_requests(made_from=100, made_until=200, limit=limit)
+
+        assert (discard(1), list_left()) == (1, [2, 3, 4, 5, 6])
+        assert (discard(4), list_left()) == (2, [3, 4, 6])
+        assert (discard(2), list_left()) == (0, [3, 4, 6])
+        assert (discard(9), list_left()) == (1, [3, 4])
+        assert load_meta(store).revision == revision
+        save(store, make_request(6))
+        assert list_left() == [3, 4, 6]
 
     @pytest.mark.parametrize(
         ("prefix", "expected"),
@@ -329,7 +393,7 @@ class StoreContract:
             for row in writer.list_secrets("", after="", limit=1_000):
                 writer.delete_secret(row.path)
             for path in secrets:
-                writer.insert_version(make_row(path), caller=CALLER, request_id=b"")
+                writer.insert_version(make_row(path), caller=CALLER)
 
         store.write(refill)
         wanted = [path for path in secrets if not prefix or path == prefix or path.startswith(f"{prefix}/")]

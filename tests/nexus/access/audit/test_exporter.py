@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import AuditUnavailableError
+from common.errors import AuditUnavailableError, StoreUnavailableError
 from common.forms.audit.entry import decode_entry
 from common.forms.audit.line import ChangeLine
 from common.forms.audit.verify import verify
@@ -167,6 +167,30 @@ def test_entries_stay_in_the_store_while_the_files_refuse(store: SqliteStore, lo
         exporter.export()
     exporter.discard()
     assert len(store.load_audit(limit=9)) == 1
+
+
+def test_what_else_is_old_is_discarded_beside(store: SqliteStore, log: AuditLog, wait_until: WaitUntil) -> None:
+    """The thread discards other things too, again and again, and the audit goes on when that is refused."""
+    looks = list[str]()
+
+    def look() -> None:
+        looks.append(exporter.failing + log.failing)
+        if len(looks) == 1:
+            raise StoreUnavailableError("store failed to write: SQLITE_FULL")
+
+    clock = ManualClock()
+    exporter = Exporter(store, log, clock=clock, beside=look)
+    exporter.start()
+
+    def turn(condition: Callable[[], object]) -> object:
+        clock.advance(1)
+        return condition()
+
+    wait_until(lambda: turn(lambda: len(looks) > 2))
+    assert not any(looks)
+    stopping = threading.Thread(target=exporter.stop)
+    stopping.start()
+    wait_until(lambda: turn(lambda: not stopping.is_alive()))
 
 
 @pytest.mark.final

@@ -16,7 +16,7 @@ from common.errors import ConflictError, ShardholdError
 from nexus.store.protocol import Writer
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.patience import wait_until
-from tests.nexus.store.contract import CALLER, make_row, put, request, threads
+from tests.nexus.store.contract import CALLER, make_request, make_row, put, request, threads
 
 
 def write_on_threads(store: SqliteStore) -> None:
@@ -55,7 +55,8 @@ def write_repeated(store: SqliteStore) -> None:
     def change(writer: Writer) -> None:
         if writer.find_request(CALLER, request(7)) is not None:
             raise ConflictError("repeated")  # as whoever finds a request again undoes the change
-        writer.insert_version(make_row("a", 2), caller=CALLER, request_id=request(7))
+        writer.insert_version(make_row("a", 2), caller=CALLER)
+        writer.save_request(make_request(7, (2,)))
 
     def submit() -> None:
         try:
