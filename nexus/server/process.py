@@ -21,7 +21,6 @@ from common.server.http import HttpServer
 from common.server.identity import list_obstacles
 from common.server.termination import Termination
 from common.time_limit import finish_within
-from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
@@ -31,6 +30,7 @@ from nexus.keys.manifest import find_current_set
 from nexus.keys.shard_set import Member
 from nexus.lifecycle.states import State, initial_state
 from nexus.policy.rules import superuser_policy
+from nexus.server.audit import AuditHandlers
 from nexus.server.auth import Authenticator
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.core import build_core
@@ -72,7 +72,6 @@ class Nexus:
         self._audit = AuditLog.open(
             Path(config.audit.directory), nexus=config.name, timeline=meta.timeline, clock=clock
         )
-        self._exporter = Exporter(self._store, self._audit, clock=clock, give_up=self._fail)
         self._journal = Journal(self._store, self._audit, clock)
         self._pool = KeeperPool(
             _find_members(self._store, meta, config),
@@ -86,7 +85,6 @@ class Nexus:
         self._core = build_core(
             self._store,
             self._audit,
-            self._exporter,
             self._journal,
             self._pool,
             state=initial_state(meta),
@@ -110,7 +108,7 @@ class Nexus:
             self._http.start()
             port = self._server.start()
             self._pool.start()
-            self._exporter.start()
+            self._core.exporter.start()
             log.info(
                 "listening",
                 port=port,
@@ -141,6 +139,7 @@ class Nexus:
                 memory_protection=self._memory.level,
                 is_audit_failing=lambda: bool(self._audit.failing),
                 count_lacking_shards=core.warden.count_lacking_shards,
+                outbox_alarms=core.exporter.alarms,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
@@ -149,6 +148,7 @@ class Nexus:
             PolicyHandlers(core.policies, authenticator),
             ClusterHandlers(core.status, core.initialisation, core.seal, authenticator),
             RecoveryHandlers(core.unseal, authenticator),
+            AuditHandlers(core.audit, authenticator),
         )
         return GrpcServer(
             methods,
@@ -165,8 +165,7 @@ class Nexus:
             return reader.load_meta()
 
     def _list_obstacles(self) -> list[str]:
-        failing = ["audit entries cannot be written"] if self._audit.failing else []
-        return self._core.warden.list_obstacles() + failing + list_obstacles(self._identity)
+        return self._core.warden.list_obstacles() + self._audit.list_obstacles() + list_obstacles(self._identity)
 
     def _tell_jump(self) -> None:
         if jump := self._jumps.find_jump():
@@ -204,7 +203,7 @@ class Nexus:
         self._pool.stop()
         if self._failure:
             self._journal.note("nexus.give-up", "", self._failure)
-        self._exporter.stop()
+        self._core.exporter.stop()
         self._audit.close()
         self._store.close()
 

@@ -191,9 +191,9 @@ class Vault:
             # Asked here, not at the gate: a change waits for its turn, and uses the keys that are current by then.
             serving = self._gate.require_serving()
             made = step(writer, serving)
-            self._gate.check_still(serving)
             record.version = made.versions[-1]
-            record.write(writer)
+            record.write(writer, serving.root_key)
+            self._gate.check_still(serving)
             return made
 
         try:

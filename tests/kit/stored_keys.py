@@ -59,6 +59,7 @@ def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes
     with _opened(stored, keys["root key"]) as (root_key, keyring):
         keys["keyring key"] = bytes(root_key.keyring_key.view)
         keys["control key"] = bytes(root_key._control_key.view)
+        keys["outbox key"] = bytes(root_key._outbox_key.view)
         keys |= {f"KEK {number}": bytes(kek.view) for number, kek in keyring._keks.items()}
     return keys
 
