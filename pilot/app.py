@@ -29,6 +29,7 @@ _COMMANDS = {
     "secret": "pilot.commands.secret:app",
     "policy": "pilot.commands.policy:app",
     "keeper": "pilot.commands.keeper:app",
+    "audit": "pilot.commands.audit:app",
     "dev": "pilot.dev.commands:app",
     "version": "pilot.commands.status:version_app",
 }

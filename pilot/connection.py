@@ -14,6 +14,7 @@ from pilot.terminal.output import show_time
 from shardhold._errors import IdentityUnavailableError, from_rpc
 from shardhold.channel import PinnedChannel
 from shardhold.identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
+from shardhold.v1.audit_pb2_grpc import AuditServiceStub
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
@@ -106,6 +107,10 @@ class Connection:
     @cached_property
     def policies(self) -> PolicyServiceStub:
         return PolicyServiceStub(self._channel)
+
+    @cached_property
+    def audit(self) -> AuditServiceStub:
+        return AuditServiceStub(self._channel)
 
     @cached_property
     def recovery(self) -> RecoveryServiceStub:

@@ -70,6 +70,17 @@ ACCEPT_OLDER_STORE = Rpc(
 )
 LIST_KEEPERS = Rpc("ClusterService", "ListKeepers", "keeper.list", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
 
+TAIL_AUDIT = Rpc("AuditService", "TailAudit", "audit.tail", None, _ADMINS | {Role.AUDITOR}, _ALWAYS)
+ACCEPT_NEW_CHAIN = Rpc(
+    "AuditService",
+    "AcceptNewChain",
+    "audit.accept-new-chain",
+    None,
+    _ADMINS,
+    frozenset({State.RECOVERING}) | READY_ONLY,
+    uses_reserve=True,
+)
+
 START_UNSEAL = Rpc("RecoveryService", "StartUnseal", "unseal.start", None, _CUSTODIANS, _KEYLESS)
 GET_SEALING_KEY = Rpc("RecoveryService", "GetSealingKey", "unseal.key", None, _CUSTODIANS, _KEYLESS)
 SUBMIT_SHARE = Rpc("RecoveryService", "SubmitShare", "unseal.submit", None, _CUSTODIANS, _KEYLESS)
@@ -108,6 +119,8 @@ ALL: Final[tuple[Rpc[Permission | None], ...]] = (
     GET_PROGRESS,
     EXCLUDE_SUBMITTER,
     RESET_UNSEAL,
+    TAIL_AUDIT,
+    ACCEPT_NEW_CHAIN,
 )
 
 BY_FULL_NAME: Final[Mapping[str, Rpc[Permission | None]]] = {rpc.full_name: rpc for rpc in ALL}

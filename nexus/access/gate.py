@@ -3,7 +3,8 @@
 - What a call needs stands in its row of `nexus.access.calls`. It is authorised before it reads anything; a denial is
   audited and says nothing about what exists.
 - A read's entry, with its outcome, is written before the reply; if it cannot be written, the call fails.
-- A change's entry is a row of the change itself; a change that fails gets an entry like a read.
+- A change's entry is a row of the change itself, authenticated with the root key; a change that fails, and one that is
+  made before there is a root key, get an entry like a read.
 - A call that the state of the nexus refuses touched nothing and leaves no entry.
 """
 
@@ -16,13 +17,15 @@ from common.errors import AuditUnavailableError, DeniedError, OutcomeUnknownErro
 from common.forms.audit.entry import Entry
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
+from nexus.access.audit.outbox import authenticate_row
 from nexus.access.calls import Rpc
 from nexus.access.roles import PEOPLE, Role
 from nexus.keys.opened import PolicyView, Serving
+from nexus.keys.signer import AuditAuthenticator
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission
-from nexus.store.protocol import Writer
+from nexus.store.protocol import OutboxRow, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +44,22 @@ class CallRecord:
     rpc: Rpc[Permission | None]
     caller: Caller
     clock: Clock
+    nexus: str  # whose audit it is for
     path: str = ""
     request_id: bytes = b""
     policy: str = ""
     version: int = 0
     detail: str = ""
-    is_in_store: bool = False  # the entry is a row of the change
+    row: OutboxRow | None = None  # the entry as a row of the change
 
-    def write(self, writer: Writer) -> None:
-        """Write the entry of a change as part of the change; no other is written."""
-        self.is_in_store = True
-        writer.append_audit(self.make_entry("ok").encode())
+    def write(self, writer: Writer, key: AuditAuthenticator) -> None:
+        """Write the entry of a change as part of the change, authenticated with *key*; no other is written."""
+        entry = self.make_entry("ok").encode()
+        self.row = writer.append_audit(
+            self.nexus,
+            entry,
+            lambda revision, position: authenticate_row(key, self.nexus, revision, position, entry),
+        )
 
     def make_entry(self, outcome: str, *, decision: str = "allow") -> Entry:
         """Return the entry as it stands."""
@@ -91,7 +99,7 @@ class Gate:
     ) -> Iterator[tuple[CallRecord, Serving]]:
         """Make a call on the secret at *path*, if a policy allows it; its keys are lent for the block."""
         self.check_served(rpc)
-        record = CallRecord(rpc, caller, self._clock, path, request_id)
+        record = CallRecord(rpc, caller, self._clock, self._audit.nexus, path, request_id)
         serving = self._lifecycle.lend()
         with self._settling(record, lent=True):
             policy = _find_policy(rpc, caller, path, serving.view)
@@ -105,7 +113,7 @@ class Gate:
     def listing_call(self, rpc: Rpc[Permission], caller: Caller, prefix: str) -> Iterator[tuple[CallRecord, Serving]]:
         """List below *prefix*, if a policy lets the caller list anything; each path is asked of `may_list`."""
         self.check_served(rpc)
-        record = CallRecord(rpc, caller, self._clock, prefix)
+        record = CallRecord(rpc, caller, self._clock, self._audit.nexus, prefix)
         serving = self._lifecycle.lend()
         with self._settling(record, lent=True):
             if not _may_somewhere(rpc, caller, serving.view):
@@ -117,7 +125,7 @@ class Gate:
     def role_call(self, rpc: Rpc[None], caller: Caller) -> Iterator[CallRecord]:
         """Make a call that the caller's role allows."""
         self.check_served(rpc)
-        record = CallRecord(rpc, caller, self._clock)
+        record = CallRecord(rpc, caller, self._clock, self._audit.nexus)
         with self._settling(record):
             self._require_role(record)
             yield record
@@ -126,7 +134,7 @@ class Gate:
     def keyed_call(self, rpc: Rpc[None], caller: Caller) -> Iterator[tuple[CallRecord, Serving]]:
         """Make a call that the caller's role allows, on a ready nexus; its keys are lent for the block."""
         self.check_served(rpc)
-        record = CallRecord(rpc, caller, self._clock)
+        record = CallRecord(rpc, caller, self._clock, self._audit.nexus)
         serving = self._lifecycle.lend()
         with self._settling(record, lent=True):
             self._require_role(record)
@@ -197,8 +205,8 @@ class Gate:
             self._lifecycle.give_up(f"{record.rpc.action} by {record.caller.spiffe_id}: {error}")
         elif isinstance(error, DeniedError):  # never from the reserve, or anybody could use it up
             self._audit.append(record.make_entry(error.reason, decision="deny"))
-        elif error is None and record.is_in_store:
-            self._exporter.nudge()
+        elif error is None and record.row is not None:
+            self._exporter.take(record.row)
         elif not isinstance(error, AuditUnavailableError):
             self._audit.append(record.make_entry(_name_outcome(error)), reserve=_may_use_reserve(record))
 

@@ -125,7 +125,8 @@ class Initialisation:
         with self._gate.role_call(calls.BEGIN_INIT, caller) as record, self._lock:
             threshold = self._check_plan(plan)
             self._pool.wait_heard(seconds=_HEARD_S)
-            meta = self._store.write(lambda writer: self._allocate(writer, record))
+            meta = self._store.write(self._allocate)
+            record.detail = f"attempt {meta.last_init_attempt}"
             self._void()
             self._lifecycle.enter(State.INITIALISING)
             attempt = self._attempt = self._make(meta, plan, threshold)
@@ -166,7 +167,7 @@ class Initialisation:
         check_public_key(plan.recovery.public_key)
         return threshold
 
-    def _allocate(self, writer: Writer, record: CallRecord) -> Meta:
+    def _allocate(self, writer: Writer) -> Meta:
         meta = writer.load_meta()
         if meta.phase is Phase.INITIALISED:
             raise WrongStateError("the store is initialised already")
@@ -182,8 +183,6 @@ class Initialisation:
             last_set_number=meta.last_set_number + 1,
         )
         writer.save_meta(meta)
-        record.detail = f"attempt {meta.last_init_attempt}"
-        record.write(writer)
         return meta
 
     def _check_keepers(self) -> None:
@@ -266,7 +265,7 @@ class Initialisation:
                 self._memory,
             )
             writer.save_meta(manifest.first_manifest(meta, bodies, attempt.root_key, writer))
-            record.write(writer)
+            record.write(writer, attempt.root_key)
             meta, rows = replace(writer.load_meta(), revision=writer.revision), writer.load_controls()
             candidate = self._memory.allocate(ROOT_KEY_SIZE)
             candidate.view[:] = attempt.root_key.view

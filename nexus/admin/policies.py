@@ -71,7 +71,7 @@ class Policies:
                 if not is_damaged and writer.load_control(kind, name) is None:
                     raise NotFoundError(f"no policy {name}")
             manifest.change(writer, serving.root_key, put=put, delete=delete)
-            record.write(writer)
+            record.write(writer, serving.root_key)
             # Compiled here, where it can still be undone: after the commit nothing may keep it from being in force.
             meta = replace(writer.load_meta(), revision=writer.revision)
             view = build_view(manifest.verify(meta, writer.load_controls(), serving.root_key), meta)

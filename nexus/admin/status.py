@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from common.errors import CorruptRowError, ShardholdError
 from nexus.access import calls
+from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller, Gate
 from nexus.access.roles import PEOPLE
 from nexus.admin.initialise import Initialisation
@@ -64,6 +65,7 @@ class Status:
         warden: Warden,
         unseal: Unseal,
         memory_protection: int,
+        audit: AuditLog,
     ) -> None:
         self._store = store
         self._gate = gate
@@ -73,6 +75,7 @@ class Status:
         self._warden = warden
         self._unseal = unseal
         self._memory_protection = memory_protection
+        self._audit = audit
 
     def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
         """Return the state, and the rest when *caller* is a person with a role."""
@@ -83,7 +86,7 @@ class Status:
             with self._store.read() as reader:
                 meta, facts = reader.load_meta(), self._find_facts(reader)
             view = ClusterView(
-                blocked_by=self._warden.list_obstacles(),
+                blocked_by=self._warden.list_obstacles() + self._audit.list_obstacles(),
                 meta=meta,
                 facts=facts,
                 memory_protection=self._memory_protection,

@@ -90,6 +90,12 @@ def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.S
         raise CorruptRowError(f"{exc}; does not verify: {left_out}" if left_out else str(exc)) from exc
 
 
+def is_first_format(rows: Iterable[ControlRow]) -> bool:
+    """Say whether the manifest among *rows* is of the first format: the outbox of its time had no MACs."""
+    manifest = next((row for row in rows if (row.kind, row.name) == MANIFEST), None)
+    return manifest is not None and parse_fields(manifest.body)[:1] == [b"shardhold-manifest-v1"]
+
+
 def first_manifest(meta: Meta, bodies: Mapping[Key, bytes], root_key: RootKey, writer: Writer) -> Meta:
     """Save *bodies* as the first control rows of a cluster, under a new manifest; return the meta row to save."""
     return _save(meta, {}, bodies, (), root_key, writer)

@@ -47,6 +47,7 @@ class Serving:
     shard_set: ShardSet
     recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
     view: PolicyView
+    unmarked_through: int = -1  # up to this revision the audit's outbox may have rows without a MAC; -1: none
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -127,7 +128,8 @@ def _prove(
         log.error("control row does not verify", kind=kind, name=name)
     label = current.label(meta.cluster_id, genesis.fingerprint)
     view = build_view(controls, meta)
-    return Serving(genesis, root_key, keyring, ShardSet(current, label, points), recovery, view)
+    unmarked_through = meta.revision if manifest.is_first_format(rows) else -1
+    return Serving(genesis, root_key, keyring, ShardSet(current, label, points), recovery, view, unmarked_through)
 
 
 def build_view(controls: Controls, meta: Meta) -> PolicyView:

@@ -10,11 +10,12 @@ from dataclasses import replace
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest, records
 from nexus.keys.opened import Serving
+from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.store.protocol import Meta, Store, Writer
 
-# Writes the audit entry of the change that it is called in.
-WriteEntry = Callable[[Writer], None]
+# Writes the audit entry of the change that it is called in, authenticated with the root key.
+WriteEntry = Callable[[Writer, RootKey], None]
 
 
 def replace_set(
@@ -65,6 +66,6 @@ def _write(
             put=put,
             edit=lambda meta: replace(edit(meta), last_set_number=record.set_number),
         )
-        write_entry(writer)
+        write_entry(writer, serving.root_key)
         on_failure.pop_all()
     return ShardSet(record, record.label(serving.cluster_id, serving.genesis.fingerprint), points)

@@ -4,6 +4,7 @@
                             ├─ keyring key  wraps the KEKs
                             ├─ control key  HMAC of the control manifest
                             ├─ request key  HMAC of what a request asked for
+                            ├─ outbox key   HMAC of what the audit leaves in the store
                             └─ audit key    Ed25519 seed
 
 The root key is uniform, so there is no Extract (RFC 5869 §3.3), and it is never the key of a cipher.
@@ -33,6 +34,7 @@ class RootKey:
         self.keyring_key = self._derive(b"keyring", memory)
         self._control_key = self._derive(b"control", memory)
         self._request_key = self._derive(b"request", memory)
+        self._outbox_key = self._derive(b"outbox", memory)
         with self._derive(b"audit", memory) as seed:
             audit_key = Ed25519PrivateKey.from_private_bytes(seed.view)
         self._audit_key: Ed25519PrivateKey | None = audit_key
@@ -71,9 +73,13 @@ class RootKey:
         """Return the HMAC-SHA256 of *message* under the request key, 32 bytes."""
         return hmac_sha256(self._request_key.view, message)
 
+    def authenticate_audit(self, message: bytes) -> bytes:
+        """Return the HMAC-SHA256 of *message* under the outbox key, 32 bytes."""
+        return hmac_sha256(self._outbox_key.view, message)
+
     def release(self) -> None:
         """Wipe the root key and all that was derived from it."""
-        for buffer in (self._key, self.keyring_key, self._control_key, self._request_key):
+        for buffer in (self._key, self.keyring_key, self._control_key, self._request_key, self._outbox_key):
             buffer.release()
         self._audit_key = None
 

@@ -1,4 +1,4 @@
-"""What signs for the current generation, as a Protocol; the root key implements it."""
+"""What signs and authenticates for the current generation, as Protocols; the root key implements both."""
 
 from typing import Protocol
 
@@ -17,4 +17,12 @@ class Signer(Protocol):
         Raises:
             SealedError: The key was wiped.
         """
+        ...
+
+
+class AuditAuthenticator(Protocol):
+    """Authenticates what the audit leaves in the store."""
+
+    def authenticate_audit(self, message: bytes) -> bytes:
+        """Return the HMAC-SHA256 of *message*, 32 bytes."""
         ...

@@ -80,7 +80,7 @@ class Sealing:
 
         def commit() -> None:
             if self._lifecycle.state is State.READY:
-                self._store.write(lambda writer: _write_seal(writer, write_entry))
+                self._store.write(lambda writer: self._write_seal(writer, write_entry))
             else:
                 # Rule 1. The caller's entry is then written like that of a read.
                 self._store.write(_set_sealed, counts=False)
@@ -90,6 +90,10 @@ class Sealing:
         except ShardholdError as exc:
             return exc
         return None
+
+    def _write_seal(self, writer: Writer, write_entry: WriteEntry) -> None:
+        _set_sealed(writer)
+        write_entry(writer, self._lifecycle.require_serving().root_key)
 
     def _shut(self, event: Event) -> ShardholdError | None:
         """Return why the keepers cannot be emptied, None when they are about to be."""
@@ -112,11 +116,6 @@ def _explain(failure: ShardholdError, emptied: Emptied) -> ShardholdError:
         f"the seal {known}: {failure}; keys are wiped, {emptied.keepers_emptied} of {emptied.keepers} keepers hold no "
         "shard any more, and the nexus ends"
     )
-
-
-def _write_seal(writer: Writer, write_entry: WriteEntry) -> None:
-    _set_sealed(writer)
-    write_entry(writer)
 
 
 def _set_sealed(writer: Writer) -> None:

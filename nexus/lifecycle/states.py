@@ -5,6 +5,7 @@
     ready, recovering ──Seal──▶ sealed ──a threshold of recovery shares──▶ ready
     ready ──a rollback mark newer than the store──▶ recovering
     recovering, sealed ──a threshold, and such a mark──▶ recovering, blocked ──AcceptOlderStore──▶ ready
+    recovering, sealed ──a threshold, and a gap in the audit──▶ recovering, blocked ──AcceptNewChain──▶ ready
 
 - The store tells which state a nexus starts in: an empty store is uninitialised, one whose init has begun is
   initialising, a sealed one is sealed, and any other is recovering.

@@ -3,8 +3,9 @@
 1. A key comes here proved (`nexus.keys.opened.prove`), whether keepers or custodians brought it back.
 2. A rollback mark that is newer than the store blocks: the proved key is held, and nothing is served with it, until a
    superuser accepts the older store. A newer mark that comes while the nexus is ready ends ready.
-3. A key that custodians brought back, and one that is held when the older store is accepted, get a new shard set. The
-   set is committed before the key is installed. Its shards are delivered afterwards; ready does not wait for them.
+   Audit files that are not those that the store remembers block in the same way, until a new chain is accepted.
+3. A key that custodians brought back, and one that is held when something is accepted, get a new shard set. The set is
+   committed before the key is installed. Its shards are delivered afterwards; ready does not wait for them.
 4. The warden's thread is woken before the keepers get a new duty: a recovery that is under way then gives them none.
 5. A seal is committed first. Then the keys are withdrawn, with a last mark of where the store stood; then the keepers
    are emptied.
@@ -38,7 +39,9 @@ class Event(enum.StrEnum):
     KEY_FROM_KEEPERS = "keepers brought a key back"
     KEY_FROM_CUSTODIANS = "custodians brought a key back"
     KEY_BEHIND_MARK = "a key came back, and the store is older than a mark"
+    KEY_WITHOUT_AUDIT = "a key came back, and the audit files are not those that the store remembers"
     OLDER_STORE_ACCEPTED = "a superuser accepted the older store"
+    NEW_CHAIN_ACCEPTED = "somebody accepted that a new chain of the audit begins"
     NEWER_MARK = "a mark newer than the store came"
     SEAL_COMMITTED = "a seal was committed"
     SEAL_REFUSED = "a seal could not be committed"
@@ -80,6 +83,7 @@ class Duty(enum.StrEnum):
 
 
 _SERVE = (Action.INSTALL, Action.WAKE, Action.KEEP)
+_HOLD = (Action.WIPE_HELD, Action.HOLD, Action.WAKE)
 _SHUT = (Action.WIPE_HELD, Action.WITHDRAW_WITH_MARK, Action.WAKE, Action.EMPTY)
 _SHUT_WITHOUT_STORE = (Action.WITHDRAW_FOR_GOOD, Action.WIPE_HELD, Action.WAKE, Action.EMPTY_WITHOUT_STORE)
 
@@ -88,16 +92,17 @@ _SEALED, _READY = Situation(State.SEALED), Situation(State.READY)
 _ANY = frozenset({Situation(state) for state in State} | {_BLOCKED})
 _KEYLESS = frozenset({_RECOVERING, _BLOCKED, _SEALED})
 
+_ACCEPTED = Transition(State.READY, (Action.STOP_HOLDING, *_SERVE), replaces_set=True)
+
 # By event: the situations that it fits, and what follows.
 _TRANSITIONS = {
     Event.CLUSTER_FOUNDED: (_ANY, Transition(State.READY, _SERVE)),
     Event.KEY_FROM_KEEPERS: (frozenset({_RECOVERING, _BLOCKED}), Transition(State.READY, _SERVE)),
     Event.KEY_FROM_CUSTODIANS: (_KEYLESS, Transition(State.READY, _SERVE, replaces_set=True)),
-    Event.KEY_BEHIND_MARK: (_KEYLESS, Transition(State.RECOVERING, (Action.WIPE_HELD, Action.HOLD, Action.WAKE))),
-    Event.OLDER_STORE_ACCEPTED: (
-        frozenset({_BLOCKED}),
-        Transition(State.READY, (Action.STOP_HOLDING, *_SERVE), replaces_set=True),
-    ),
+    Event.KEY_BEHIND_MARK: (_KEYLESS, Transition(State.RECOVERING, _HOLD)),
+    Event.KEY_WITHOUT_AUDIT: (_KEYLESS, Transition(State.RECOVERING, _HOLD)),
+    Event.OLDER_STORE_ACCEPTED: (frozenset({_BLOCKED}), _ACCEPTED),
+    Event.NEW_CHAIN_ACCEPTED: (frozenset({_BLOCKED}), _ACCEPTED),
     Event.NEWER_MARK: (frozenset({_READY}), Transition(State.RECOVERING, (Action.WITHDRAW,))),
     Event.SEAL_COMMITTED: (_ANY, Transition(State.SEALED, _SHUT)),
     Event.SEAL_REFUSED: (_ANY, Transition(State.SEALED, _SHUT)),  # rule 6

@@ -7,6 +7,7 @@
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
@@ -38,8 +39,16 @@ class Warden:
     """Thread-safe: one transition at a time."""
 
     def __init__(
-        self, *, store: Store, lifecycle: Lifecycle, pool: KeeperPool, memory: ProtectedMemory, clock: Clock
+        self,
+        *,
+        store: Store,
+        lifecycle: Lifecycle,
+        pool: KeeperPool,
+        memory: ProtectedMemory,
+        clock: Clock,
+        find_audit_gap: Callable[[Serving], str] = lambda serving: "",
     ) -> None:
+        """*find_audit_gap* says what the audit files lack that the store remembers; empty: nothing."""
         self._store = store
         self._lifecycle = lifecycle
         self._pool = pool
@@ -53,6 +62,8 @@ class Warden:
         )
         self._ending = False
         self._recovery: KeeperRecovery | None = None
+        self._find_audit_gap = find_audit_gap
+        self._audit_gap = ""  # why the held key is not served with, when that is the audit
         self._trouble = ""  # what keeps the warden itself from going on
         self._thread = threading.Thread(target=self._run, name="warden", daemon=True)
 
@@ -81,6 +92,8 @@ class Warden:
             obstacles.append(recovery.missing)
         if self._trouble:
             obstacles.append(self._trouble)
+        if self._audit_gap and self._executor.held is not None:
+            obstacles.append(f"{self._audit_gap}: find out why, or 'pilot audit accept-new-chain'")
         try:
             newer = self.find_newer_mark()
             if newer is not None:
@@ -125,7 +138,7 @@ class Warden:
         with self._lock:
             try:
                 self._check_admission(serving, asked_in)
-                transition = self._judge(by_custodians=write_entry is not None)
+                transition = self._judge(serving, by_custodians=write_entry is not None)
                 if transition.replaces_set and write_entry is not None:
                     replace_set(self._store, serving, write_entry, _unsealed, self._memory)
             except BaseException:
@@ -162,6 +175,31 @@ class Warden:
             replace_set(self._store, held, write_entry, lambda meta: _above(meta, newer), self._memory)
             self._become_ready(transition, held)
             return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
+
+    def require_audit_gap(self) -> str:
+        """Return what the audit files lack, if that blocks this nexus.
+
+        Raises:
+            WrongStateError: It does not, or a newer mark blocks too.
+        """
+        self._require_held_for_audit()
+        if self.find_newer_mark() is not None:
+            raise WrongStateError("the store is older than a mark: accepting that begins a new chain too")
+        return self._audit_gap
+
+    def accept_new_chain(self, write_entry: WriteEntry) -> None:
+        """Serve although the audit files are not those that the store remembers.
+
+        Raises:
+            WrongStateError: That does not block this nexus.
+            StoreUnavailableError: Nothing was committed; it stays blocked.
+        """
+        with self._lock:
+            self.require_audit_gap()
+            held = self._require_held_for_audit()
+            transition = self._executor.find_transition(Event.NEW_CHAIN_ACCEPTED)
+            replace_set(self._store, held, write_entry, _unsealed, self._memory)
+            self._become_ready(transition, held)
 
     def seal(self, write_entry: WriteEntry, *, seconds: float) -> Emptied:
         """Commit the seal, wipe the keys, and empty the keepers: wait for them at most *seconds*.
@@ -235,14 +273,24 @@ class Warden:
         if current.set_id != serving.shard_set.record.set_id:
             raise WrongStateError("the current set is another one meanwhile")
 
-    def _judge(self, *, by_custodians: bool) -> Transition:
+    def _judge(self, serving: Serving, *, by_custodians: bool) -> Transition:
+        self._audit_gap = self._find_audit_gap(serving)
         if self.find_newer_mark() is not None:
             return self._executor.find_transition(Event.KEY_BEHIND_MARK)
+        if self._audit_gap:
+            return self._executor.find_transition(Event.KEY_WITHOUT_AUDIT)
         event = Event.KEY_FROM_CUSTODIANS if by_custodians else Event.KEY_FROM_KEEPERS
         return self._executor.find_transition(event)
 
+    def _require_held_for_audit(self) -> Serving:
+        held = self._executor.held
+        if held is None or not self._audit_gap:
+            raise WrongStateError("the audit does not block this nexus: there is nothing to accept")
+        return held
+
     def _become_ready(self, transition: Transition, serving: Serving) -> None:
         self._recovery = None
+        self._audit_gap = ""
         self._executor.carry_out_with(transition, serving)
 
 

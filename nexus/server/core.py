@@ -1,14 +1,17 @@
 """The core of a nexus: what stands between its wire and its store, audit and keepers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.clock import Clock
 from common.keys.protected import ProtectedMemory
+from nexus.access.audit.continuity import Continuity
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Gate
+from nexus.admin.audit import Audit
 from nexus.admin.initialise import Initialisation
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
@@ -16,11 +19,13 @@ from nexus.admin.statement_signer import StatementSigner
 from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
+from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.policy.rules import Policy
 from nexus.store.protocol import Store
+from nexus.store.requests import RequestRetention
 from nexus.vault.secrets import Vault
 
 
@@ -30,6 +35,7 @@ class Core:
 
     lifecycle: Lifecycle
     warden: Warden
+    exporter: Exporter
     gate: Gate
     vault: Vault
     policies: Policies
@@ -37,12 +43,12 @@ class Core:
     unseal: Unseal
     seal: Seal
     status: Status
+    audit: Audit
 
 
 def build_core(
     store: Store,
     audit: AuditLog,
-    exporter: Exporter,
     journal: Journal,
     pool: KeeperPool,
     *,
@@ -54,7 +60,7 @@ def build_core(
     on_state: Callable[[State], None],
     give_up: Callable[[str], None],
 ) -> Core:
-    """Build every part on *store*, *audit* and *pool*, whose owner closes them.
+    """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process.
@@ -65,7 +71,30 @@ def build_core(
         on_state(now)
 
     lifecycle = Lifecycle(state, on_change=follow, on_failure=give_up)
-    warden = Warden(store=store, lifecycle=lifecycle, pool=pool, memory=memory, clock=clock)
+    continuity = Continuity(store, audit)
+    warden = Warden(
+        store=store,
+        lifecycle=lifecycle,
+        pool=pool,
+        memory=memory,
+        clock=clock,
+        find_audit_gap=lambda serving: continuity.find_gap(serving.root_key),
+    )
+
+    @contextmanager
+    def borrow_key() -> Iterator[RootKey]:
+        with lifecycle.borrow() as serving:
+            yield serving.root_key
+
+    exporter = Exporter(
+        store,
+        audit,
+        borrow_key=borrow_key,
+        takes_unmarked=lambda revision: revision <= lifecycle.require_serving().unmarked_through,
+        clock=audit.clock,
+        give_up=give_up,
+        beside=RequestRetention(store, clock).look,
+    )
     gate = Gate(lifecycle, audit, exporter, clock)
     initialisation = Initialisation(
         store=store,
@@ -86,10 +115,12 @@ def build_core(
         warden=warden,
         unseal=unseal,
         memory_protection=memory.level,
+        audit=audit,
     )
     return Core(
         lifecycle,
         warden,
+        exporter,
         gate,
         Vault(store, gate, clock),
         Policies(store, gate),
@@ -97,4 +128,13 @@ def build_core(
         unseal,
         Seal(gate, warden),
         status,
+        Audit(
+            store=store,
+            gate=gate,
+            lifecycle=lifecycle,
+            warden=warden,
+            audit=audit,
+            continuity=continuity,
+            clock=clock,
+        ),
     )

@@ -7,15 +7,20 @@ from google.protobuf.message_factory import GetMessageClass
 
 from common.server.edge import Method
 from nexus.access import calls
+from nexus.server.audit import AuditHandlers
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.policies import PolicyHandlers
 from nexus.server.secrets import SecretHandlers
 from nexus.server.unseal import RecoveryHandlers
-from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 
 
 def list_methods(
-    secrets: SecretHandlers, policies: PolicyHandlers, cluster: ClusterHandlers, recovery: RecoveryHandlers
+    secrets: SecretHandlers,
+    policies: PolicyHandlers,
+    cluster: ClusterHandlers,
+    recovery: RecoveryHandlers,
+    audit: AuditHandlers,
 ) -> list[Method]:
     """Return name, messages and handler of every RPC; raises as `bind`."""
     return [
@@ -23,6 +28,7 @@ def list_methods(
         *bind(policies_pb2.DESCRIPTOR.services_by_name["PolicyService"], policies),
         *bind(cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"], cluster),
         *bind(recovery_pb2.DESCRIPTOR.services_by_name["RecoveryService"], recovery),
+        *bind(audit_pb2.DESCRIPTOR.services_by_name["AuditService"], audit),
     ]
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from nexus.access.audit.alarm import Alarm
 from nexus.keepers.pool import KeeperPool
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
@@ -21,12 +22,14 @@ class NexusCollector(Collector):
         memory_protection: int,
         is_audit_failing: Callable[[], bool],
         count_lacking_shards: Callable[[], int],
+        outbox_alarms: tuple[Alarm, Alarm],
     ) -> None:
         self._lifecycle = lifecycle
         self._pool = pool
         self._memory_protection = memory_protection
         self._is_audit_failing = is_audit_failing
         self._count_lacking_shards = count_lacking_shards
+        self._outbox_alarms = outbox_alarms
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("shardhold_nexus_state", "1 for the state the nexus is in", labels=["state"])
@@ -44,6 +47,13 @@ class NexusCollector(Collector):
         )
         yield GaugeMetricFamily(
             "shardhold_audit_failing", "1 while audit entries cannot be written", value=float(self._is_audit_failing())
+        )
+        refused, missing = self._outbox_alarms
+        yield CounterMetricFamily(
+            "shardhold_audit_refused_rows", "forged audit rows found in the store", value=refused.count
+        )
+        yield CounterMetricFamily(
+            "shardhold_audit_missing_rows", "audit entries that are gone from the store", value=missing.count
         )
 
     def _collect_keepers(self) -> Iterator[Metric]:

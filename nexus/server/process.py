@@ -22,7 +22,6 @@ from common.server.http import HttpServer
 from common.server.identity import list_obstacles
 from common.server.termination import Termination
 from common.time_limit import finish_within
-from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
@@ -32,6 +31,7 @@ from nexus.keys.manifest import find_current_set
 from nexus.keys.shard_set import Member
 from nexus.lifecycle.states import State, initial_state
 from nexus.policy.rules import superuser_policy
+from nexus.server.audit import AuditHandlers
 from nexus.server.auth import Authenticator
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.core import build_core
@@ -43,7 +43,6 @@ from nexus.server.secrets import SecretHandlers
 from nexus.server.signer import SvidSigner
 from nexus.server.unseal import RecoveryHandlers
 from nexus.store.protocol import Meta, Phase, Store
-from nexus.store.requests import RequestRetention
 from nexus.store.sqlite.store import SqliteStore
 from shardhold.identity import IdentitySource
 
@@ -75,8 +74,6 @@ class Nexus:
         self._audit = AuditLog.open(
             Path(config.audit.directory), nexus=config.name, timeline=meta.timeline, clock=clock
         )
-        retention = RequestRetention(self._store, clock)
-        self._exporter = Exporter(self._store, self._audit, clock=clock, give_up=self._fail, beside=retention.look)
         self._journal = Journal(self._store, self._audit, clock)
         self._pool = KeeperPool(
             _find_members(self._store, meta, config),
@@ -90,7 +87,6 @@ class Nexus:
         self._core = build_core(
             self._store,
             self._audit,
-            self._exporter,
             self._journal,
             self._pool,
             state=initial_state(meta),
@@ -114,7 +110,7 @@ class Nexus:
             self._http.start()
             ports = [server.start() for server in self._servers]
             self._pool.start()
-            self._exporter.start()
+            self._core.exporter.start()
             log.info(
                 "listening",
                 port=ports[0],
@@ -147,6 +143,7 @@ class Nexus:
                 memory_protection=self._memory.level,
                 is_audit_failing=lambda: bool(self._audit.failing),
                 count_lacking_shards=core.warden.count_lacking_shards,
+                outbox_alarms=core.exporter.alarms,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
@@ -155,6 +152,7 @@ class Nexus:
             PolicyHandlers(core.policies, authenticator),
             ClusterHandlers(core.status, core.initialisation, core.seal, authenticator),
             RecoveryHandlers(core.unseal, authenticator),
+            AuditHandlers(core.audit, authenticator),
         )
         build = functools.partial(
             GrpcServer,
@@ -196,8 +194,7 @@ class Nexus:
             return reader.load_meta()
 
     def _list_obstacles(self) -> list[str]:
-        failing = ["audit entries cannot be written"] if self._audit.failing else []
-        return self._core.warden.list_obstacles() + failing + list_obstacles(self._identity)
+        return self._core.warden.list_obstacles() + self._audit.list_obstacles() + list_obstacles(self._identity)
 
     def _tell_jump(self) -> None:
         if jump := self._jumps.find_jump():
@@ -235,7 +232,7 @@ class Nexus:
         self._pool.stop()
         if self._failure:
             self._journal.note("nexus.give-up", "", self._failure)
-        self._exporter.stop()
+        self._core.exporter.stop()
         self._audit.close()
         self._store.close()
 

@@ -17,7 +17,7 @@ import enum
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -98,6 +98,32 @@ class RequestRow:
     made_at: int  # microseconds since 1970
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """An audit entry of a change, until it is in the audit files."""
+
+    nexus: str  # whose files it goes to; empty: an older program wrote it
+    revision: int
+    position: int  # among the entries of the change: 0, 1, 2 …
+    entry: bytes  # cut off after MAX_ENTRY + 1 bytes
+    mac: bytes | None  # None: an older program wrote it
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHead:
+    """How far the audit files of a nexus had come, and what of the outbox was in them."""
+
+    nexus: str
+    timeline: int
+    seq: int
+    digest: bytes  # hash of the line, 32 bytes
+    revision: int  # entries of changes up to it are in the files
+    mac: bytes
+
+
+MAX_ENTRY: Final = 64 << 10  # bytes; no entry of ours is as long
+
+
 class Reader(Protocol):
     """One committed state."""
 
@@ -137,6 +163,17 @@ class Reader(Protocol):
     def find_request(self, caller: str, request_id: bytes) -> RequestRow | None:
         """Find the request that *caller* made with *request_id*, if it is not discarded yet."""
         ...
+
+    def load_audit(
+        self, nexus: str, *, after: tuple[int, int] | None = None, through: tuple[int, int] | None = None, limit: int
+    ) -> list[OutboxRow]:
+        """Load rows of the audit outbox that are of *nexus* or of no nexus, by revision and position.
+
+        Begins after the one, and ends with the other; None: with the first, and with the last.
+        """
+        ...
+
+    def load_audit_head(self, nexus: str) -> AuditHead | None: ...
 
 
 class Writer(Reader, Protocol):
@@ -195,8 +232,16 @@ class Writer(Reader, Protocol):
         """
         ...
 
-    def append_audit(self, entry: bytes) -> None:
-        """Add an audit entry of the change to the outbox, under this change's revision."""
+    def append_audit(self, nexus: str, entry: bytes, authenticate: Callable[[int, int], bytes]) -> OutboxRow:
+        """Add an audit entry of the change to the outbox, and return its row.
+
+        *authenticate* makes the MAC for revision and position. Whoever wrote to that place before has no such key: the
+        entry takes the place.
+        """
+        ...
+
+    def save_audit_head(self, head: AuditHead) -> None:
+        """Replace the head of its nexus."""
         ...
 
 
@@ -218,15 +263,11 @@ class Store(Protocol):
         """
         ...
 
-    def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
-        """Load the oldest entries of the audit outbox after revision *after*, with their revisions, in order.
+    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None = None) -> None:
+        """Remove exactly *rows* from the outbox, and save *head*, at once. Is not a change.
 
-        At least *limit* if there are so many: the entries of one change are never parted.
+        What is not there, or is another row by now, stays as it is.
         """
-        ...
-
-    def discard_audit(self, through: int) -> None:
-        """Remove outbox entries up to revision *through*: they are in the audit files, synced. Is not a change."""
         ...
 
     def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:

@@ -199,10 +199,10 @@ class Vault:
                     raise _AlreadyMadeError(before)
                 made = step(writer, serving)
                 request.save(writer, serving.root_key, made, made_at=to_micros(self._clock.now()))
+                record.version = made.versions[-1]
+                record.write(writer, serving.root_key)
             finally:  # keys that may be wiped by now have proved nothing, not even that this is another request
                 self._gate.check_still(serving)
-            record.version = made.versions[-1]
-            record.write(writer)
             return made
 
         try:

@@ -11,14 +11,14 @@ from keeper.v1 import keeper_pb2
 from pilot.dev.configuration import socket_path
 from shardhold import WorkloadAPI
 from shardhold.channel import PinnedChannel
-from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.kit.cluster import Cluster
 from tests.kit.patience import at_most
 from tests.kit.refusal import read_outcome
 
 pytestmark = pytest.mark.cluster
 
-CONTRACTS = {"nexus": (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2), "keeper-1": (keeper_pb2,)}
+CONTRACTS = {"nexus": (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2), "keeper-1": (keeper_pb2,)}
 RPCS = [
     (server, f"/{service.full_name}/{rpc.name}")
     for server, contracts in CONTRACTS.items()

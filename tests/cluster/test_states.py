@@ -17,7 +17,7 @@ from nexus.lifecycle.states import READY_ONLY
 from nexus.policy.rules import Permission
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
-from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.cluster.founder import founding
 from tests.kit.cluster import Cluster
 from tests.kit.patience import at_most
@@ -64,6 +64,8 @@ SERVED = {
     "ResetUnseal": NO_SESSION,
     "Seal": DENIED,
     "AcceptOlderStore": NOT_BLOCKED,
+    "TailAudit": OK,
+    "AcceptNewChain": NOT_BLOCKED,
     "ListKeepers": OK,
     "PutSecret": OK,
     "GetSecret": OK,
@@ -150,6 +152,8 @@ CALLS: dict[str, Call] = {
     "ResetUnseal": lambda walk: walk.custodian.reset_unseal(ID),
     "Seal": lambda walk: walk.auditor.seal(),
     "AcceptOlderStore": lambda walk: walk.superuser.accept_older_store(1, 1),
+    "TailAudit": lambda walk: walk.auditor.audit.TailAudit(audit_pb2.TailAuditRequest()),
+    "AcceptNewChain": lambda walk: walk.operator.audit.AcceptNewChain(audit_pb2.AcceptNewChainRequest(reason="x")),
     "ListKeepers": lambda walk: walk.superuser.cluster.ListKeepers(cluster_pb2.ListKeepersRequest()),
     "PutSecret": lambda walk: walk.superuser.secrets.PutSecret(
         secrets_pb2.PutSecretRequest(path=PATH, fields={"value": b"v"}, request_id=os.urandom(16))

@@ -13,7 +13,7 @@ import pytest
 from keeper.v1 import keeper_pb2
 from pilot.dev.directory import Plan
 from pilot.dev.identities import SUPERUSER_PATH, TRUST_DOMAIN, custodian_path
-from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.cluster.held_cluster import HeldCluster
 from tests.kit.cluster import started
 from tests.kit.credentials import Credentials, certify
@@ -32,7 +32,7 @@ NEXUS_NAME = "nexus.shardhold"
 KEEPER, KEEPER_NAME = f"{DOMAIN}/shardhold/keeper/keeper-2", "keeper-2.keeper.shardhold"
 APP, PATH, FIELDS = "/strangers/app", "strangers/secret", {"value": b"for friends"}
 
-CONTRACTS = (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2)
+CONTRACTS = (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2)
 NEXUS_RPCS = [
     f"/{service.full_name}/{rpc.name}"
     for contract in CONTRACTS
@@ -57,6 +57,7 @@ ARGUMENTS = {
         ]
     ),
     "DeletePolicy": policies_pb2.DeletePolicyRequest(name="superusers"),
+    "AcceptNewChain": audit_pb2.AcceptNewChainRequest(reason="mine"),
 }
 
 

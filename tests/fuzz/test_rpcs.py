@@ -21,7 +21,7 @@ from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2
 from nexus.lifecycle.states import State
-from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.fuzz.budget import budget
 from tests.fuzz.messages import Known, hostile_message
 from tests.kit.authority import Authority
@@ -36,7 +36,7 @@ from tests.nexus.played_keepers import PlayedKeeper
 
 NEXUS_RPCS = [
     rpc.name
-    for contract in (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2)
+    for contract in (secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2)
     for service in contract.DESCRIPTOR.services_by_name.values()
     for rpc in service.methods
 ]

@@ -14,6 +14,7 @@ from pilot.dev.identities import NEXUS_PATH, TRUST_DOMAIN
 from shardhold import IdentityUnavailableError, WorkloadAPI
 from shardhold.channel import PinnedChannel
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2
+from shardhold.v1.audit_pb2_grpc import AuditServiceStub
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
@@ -52,6 +53,7 @@ class Person:
         self.recovery = RecoveryServiceStub(channel)
         self.policies = PolicyServiceStub(channel)
         self.secrets = SecretServiceStub(channel)
+        self.audit = AuditServiceStub(channel)
 
     @property
     def spiffe_id(self) -> str:

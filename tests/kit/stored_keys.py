@@ -60,6 +60,7 @@ def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes
         keys["keyring key"] = bytes(root_key.keyring_key.view)
         keys["control key"] = bytes(root_key._control_key.view)
         keys["request key"] = bytes(root_key._request_key.view)
+        keys["outbox key"] = bytes(root_key._outbox_key.view)
         keys |= {f"KEK {number}": bytes(kek.view) for number, kek in keyring._keks.items()}
     return keys
 

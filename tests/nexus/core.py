@@ -16,13 +16,13 @@ from common.forms.audit.line import EntryLine, Line
 from common.forms.audit.segment import list_segments
 from common.keys.protected import ProtectedMemory
 from common.server.edge import Method
-from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller
 from nexus.access.roles import Roles
 from nexus.keepers.pool import KeeperPool
 from nexus.lifecycle.states import State, initial_state
+from nexus.server.audit import AuditHandlers
 from nexus.server.auth import Authenticator
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.core import build_core
@@ -92,7 +92,6 @@ class NexusCore:
         with store.read() as reader:
             meta = reader.load_meta()
         self.audit = AuditLog.open(folder, nexus="n1", timeline=meta.timeline, clock=self.clock)
-        self.exporter = Exporter(store, self.audit, clock=self.clock, give_up=self.failures.append)
         self.pool = KeeperPool(
             members(len(keepers)), lambda member: self.keepers[member.name], clock=SystemClock(), memory=memory
         )
@@ -103,7 +102,6 @@ class NexusCore:
         core = build_core(
             self.store,
             self.audit,
-            self.exporter,
             Journal(self.store, self.audit, self.clock),
             self.pool,
             state=state,
@@ -116,6 +114,7 @@ class NexusCore:
         )
         self.lifecycle = core.lifecycle
         self.warden = core.warden
+        self.exporter = core.exporter
         self.gate = core.gate
         self.vault = core.vault
         self.policies = core.policies
@@ -123,6 +122,7 @@ class NexusCore:
         self.unseal = core.unseal
         self.seal = core.seal
         self.status = core.status
+        self.audit_access = core.audit
 
     def list_methods(self) -> list[Method]:
         """Return the table of RPCs over real handlers."""
@@ -132,6 +132,7 @@ class NexusCore:
             PolicyHandlers(self.policies, authenticator),
             ClusterHandlers(self.status, self.initialisation, self.seal, authenticator),
             RecoveryHandlers(self.unseal, authenticator),
+            AuditHandlers(self.audit_access, authenticator),
         )
 
     def list_entries(self) -> list[Entry]:
@@ -150,7 +151,9 @@ class NexusCore:
 
     def list_change_entries(self) -> list[tuple[int, Entry]]:
         """List what the store holds, by revision: the entries that are part of a change."""
-        return [(revision, decode_entry(entry)) for revision, entry in self.store.load_audit(limit=10_000)]
+        with self.store.read() as reader:
+            rows = reader.load_audit("n1", limit=10_000)
+        return [(row.revision, decode_entry(row.entry)) for row in rows]
 
     @contextmanager
     def audit_failing(self) -> Iterator[None]:

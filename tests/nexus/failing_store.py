@@ -1,12 +1,12 @@
 """A real store that fails where a test says."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from common.errors import CorruptRowError, OutcomeUnknownError, StoreUnavailableError
-from nexus.store.protocol import Reader, Store, Writer
+from nexus.store.protocol import AuditHead, OutboxRow, Reader, Store, Writer
 
 T = TypeVar("T")
 _FORGOTTEN = "store failed to commit, and cannot be opened again"
@@ -55,11 +55,8 @@ class FailingStore:
             raise OutcomeUnknownError(_FORGOTTEN)
         return result
 
-    def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
-        return self._store.load_audit(limit=limit, after=after)
-
-    def discard_audit(self, through: int) -> None:
-        self._store.discard_audit(through)
+    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None = None) -> None:
+        self._store.discard_audit(rows, head)
         if self.forgets_outcome:
             raise OutcomeUnknownError(_FORGOTTEN)
 
@@ -76,7 +73,7 @@ class _NoAudit:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
-    def append_audit(self, entry: bytes) -> None:
+    def append_audit(self, nexus: str, entry: bytes, authenticate: Callable[[int, int], bytes]) -> OutboxRow:
         raise StoreUnavailableError("store failed to write: SQLITE_FULL")
 
     def __getattr__(self, name: str) -> Any:

@@ -1,10 +1,10 @@
-"""Check the audit files offline: every line, every segment, every checkpoint.
+"""Check the audit: every line, every segment, every checkpoint; as files, or as a nexus hands out its lines.
 
-It cannot tell by itself whether the newest lines were cut off: compare the last number and hash with those of an
-earlier check, or with a checkpoint that was kept elsewhere.
+It cannot tell by itself whether the newest lines were cut off: give it a line that must be there, from an earlier check
+or from the store of the nexus.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +17,7 @@ from common.forms.audit.line import (
     FORMAT,
     NO_HASH,
     CheckpointLine,
+    EntryLine,
     Line,
     SegmentLine,
     TornTailLine,
@@ -25,6 +26,7 @@ from common.forms.audit.line import (
     decode_line,
 )
 from common.forms.audit.segment import Segment, hash_rest, list_segments
+from common.forms.genesis import decode_genesis
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,17 @@ class Report:
 
     chains: list[ChainReport] = field(default_factory=list)
     torn_tails: list[TornTail] = field(default_factory=list)
+    accepted: list[EntryLine] = field(default_factory=list)  # where somebody accepted that a new chain begins
     faults: list[Fault] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLine:
+    """A line that must be there."""
+
+    timeline: int
+    seq: int
+    digest: bytes  # 32 bytes
 
 
 class _FaultError(Exception):
@@ -75,10 +87,19 @@ class _FaultError(Exception):
         self.fault = fault
 
 
-def verify(directory: Path, *, public_keys: Collection[bytes] = (), nexus: str | None = None) -> Report:
+def verify(
+    directory: Path,
+    *,
+    public_keys: Collection[bytes] = (),
+    nexus: str | None = None,
+    genesis: bytes = b"",
+    known: KnownLine | None = None,
+) -> Report:
     """Check all chains in *directory*, or those of one nexus.
 
     A checkpoint must be signed by one of *public_keys* (32 bytes each) or, when there are none, by the key it names.
+    With *genesis*, a fingerprint of 32 bytes, its chain must begin with that genesis record and lead to its key.
+    *known* must be among the lines.
 
     Raises:
         OSError: A file cannot be read.
@@ -86,42 +107,108 @@ def verify(directory: Path, *, public_keys: Collection[bytes] = (), nexus: str |
     report = Report()
     segments = list_segments(directory, nexus)
     for name in sorted({segment.nexus for segment in segments}):
-        walk = _Walk(directory, [segment for segment in segments if segment.nexus == name], public_keys, report)
+        own = [segment for segment in segments if segment.nexus == name]
+        # An empty file was created just before the process died; the next start fills it.
+        own = [segment for segment in own if (directory / segment.name).stat().st_size]
+        starts = [_read_header(directory / segment.name) for segment in own if segment.number == 1]
+        walk = _Walk(starts, report, public_keys=public_keys, genesis=genesis, known=known, has_rests=True)
         try:
-            walk.run()
+            for segment in own:
+                with (directory / segment.name).open("rb") as file:
+                    walk.check_segment(segment, file)
+            walk.end()
         except _FaultError as exc:
             report.faults.append(exc.fault)
     return report
+
+
+def verify_lines(
+    nexus: str,
+    chains: Mapping[int, Iterable[bytes]],
+    starts: Iterable[bytes],
+    *,
+    genesis: bytes,
+    known: KnownLine | None,
+) -> Report:
+    """Check the lines of *chains*, by timeline, as a nexus hands them out; *starts* are the first lines of each.
+
+    Of a torn tail only the line that names it is there.
+    """
+    report = Report()
+    walk = _Walk(starts, report, public_keys=(), genesis=genesis, known=known, has_rests=False)
+    try:
+        for timeline, lines in chains.items():
+            for number, segment_lines in enumerate(_split_segments(lines), start=1):
+                walk.check_segment(Segment(nexus, timeline, number), segment_lines)
+        walk.end()
+    except _FaultError as exc:
+        report.faults.append(exc.fault)
+    return report
+
+
+def _split_segments(lines: Iterable[bytes]) -> Iterator[Iterator[bytes]]:
+    """Part *lines* where segments begin; each part has to be used up before the next one is asked for."""
+    ahead = iter(lines)
+    first = next(ahead, None)
+
+    def take(line: bytes) -> Iterator[bytes]:
+        nonlocal first
+        first = None
+        yield line
+        for one in ahead:
+            if one.startswith(b'{"kind":"segment"'):
+                first = one
+                return
+            yield one
+
+    while first is not None:
+        yield take(first)
+
+
+def _read_header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline()
 
 
 class _Walk:
     """Goes through the chains of one nexus in the order of their timelines."""
 
     def __init__(
-        self, directory: Path, segments: list[Segment], public_keys: Collection[bytes], report: Report
+        self,
+        starts: Iterable[bytes],
+        report: Report,
+        *,
+        public_keys: Collection[bytes],
+        genesis: bytes,
+        known: KnownLine | None,
+        has_rests: bool,
     ) -> None:
-        self._directory = directory
-        # An empty file was created just before the process died; the next start fills it.
-        self._segments = [segment for segment in segments if (directory / segment.name).stat().st_size]
         self._public_keys = public_keys
+        self._genesis = genesis
+        self._known = known
+        self._has_rests = has_rests  # what a crash left after the last whole line is there to be checked
+        self._sizes: dict[str, int] = {}  # bytes of whole lines, by file
         self._report = report
         self._chain: ChainReport
         self._number = 0
         self._has_begun = False
-        self._followed = set(self._list_starts())  # hashes that some chain says it follows
+        self._followed = set(_list_previous(starts))  # hashes that some chain says it follows
         self._met = {NO_HASH}  # those of them that were found in lines so far
         self._torn: dict[str, tuple[Fault, bytes]] = {}  # by file, until a later line names them
 
-    def run(self) -> None:
-        for segment in self._segments:
-            self._check_segment(segment)
+    def end(self) -> None:
+        """Say what is still open."""
         for fault, rest in self._torn.values():
             # A crash leaves at most part of a line; whole lines that do not follow were put there by someone.
             if b"\n" in rest:
                 raise _FaultError(fault)
             self._report.torn_tails.append(TornTail(fault.file, fault.offset, len(rest), is_named=False))
+        if self._known is not None:
+            line = f"line {self._known.seq} of timeline {self._known.timeline}"
+            raise _FaultError(Fault("", 0, 0, f"{line}, hash {self._known.digest.hex()}, is missing"))
 
-    def _check_segment(self, segment: Segment) -> None:
+    def check_segment(self, segment: Segment, lines: Iterable[bytes]) -> None:
+        """Check one segment; what is left of *lines* after a fault is its rest."""
         if not self._has_begun or segment.timeline != self._chain.timeline:
             self._chain = ChainReport(segment.nexus, segment.timeline)
             self._report.chains.append(self._chain)
@@ -133,20 +220,25 @@ class _Walk:
         self._number = segment.number
         self._chain.segments += 1
         offset = 0
-        with (self._directory / segment.name).open("rb") as file:
-            for number, encoded in enumerate(file, start=1):
-                here = Fault(segment.name, number, offset, "")
-                try:
-                    line, digest = self._decode(encoded, number)
-                except CorruptRowError as exc:
-                    # Perhaps a torn tail: a later line must say so.
-                    self._torn[segment.name] = (replace(here, why=str(exc)), encoded + file.read())
-                    return
-                self._check_line(line, segment, here)
-                self._chain.seq, self._chain.digest = line.seq, digest
-                if digest in self._followed:
-                    self._met.add(digest)
-                offset += len(encoded)
+        ahead = iter(lines)
+        for number, encoded in enumerate(ahead, start=1):
+            here = Fault(segment.name, number, offset, "")
+            try:
+                line, digest = self._decode(encoded, number)
+            except CorruptRowError as exc:
+                if not self._has_rests:
+                    self._raise(replace(here, why=str(exc)))
+                # Perhaps a torn tail: a later line must say so.
+                self._torn[segment.name] = (replace(here, why=str(exc)), encoded + b"".join(ahead))
+                return
+            self._check_line(line, segment, here)
+            self._chain.seq, self._chain.digest = line.seq, digest
+            if digest in self._followed:
+                self._met.add(digest)
+            if self._known == KnownLine(segment.timeline, line.seq, digest):
+                self._known = None
+            offset += len(encoded)
+            self._sizes[segment.name] = offset
 
     def _decode(self, encoded: bytes, number: int) -> tuple[Line, bytes]:
         if number == 1:
@@ -164,6 +256,8 @@ class _Walk:
             self._raise(here)
         elif isinstance(line, CheckpointLine) and line.signature:
             self._check_signature(line, here)
+        elif isinstance(line, EntryLine) and line.entry.action == "audit.new-chain":
+            self._report.accepted.append(line)
 
     def _check_header(self, line: SegmentLine, segment: Segment, here: Fault) -> None:
         says = Segment(line.nexus, line.timeline, line.segment)
@@ -176,6 +270,11 @@ class _Walk:
             self._raise(replace(here, why="segment does not follow from the line before it"))
 
     def _close_torn(self, line: TornTailLine, here: Fault) -> None:
+        if not self._has_rests:
+            if self._sizes.get(line.file, 0) != line.offset:
+                self._raise(replace(here, why=f"names a torn tail that {line.file} does not have"))
+            self._report.torn_tails.append(TornTail(line.file, line.offset, line.size, is_named=True))
+            return
         fault, rest = self._torn.get(line.file, (here, b""))
         if line.file not in self._torn or (line.offset, line.size, line.sha256) != (
             fault.offset,
@@ -189,6 +288,8 @@ class _Walk:
     def _check_signature(self, line: CheckpointLine, here: Fault) -> None:
         if self._public_keys and line.public_key not in self._public_keys:
             self._raise(replace(here, why="checkpoint is signed by another key"))
+        if self._genesis:
+            self._check_genesis(line, here)
         chain = self._chain
         message = checkpoint_message(chain.nexus, chain.timeline, line.seq, chain.digest, line.chain)
         try:
@@ -198,19 +299,27 @@ class _Walk:
         chain.signed += 1
         chain.signed_seq = line.seq
 
-    def _list_starts(self) -> Iterator[bytes]:
-        for segment in self._segments:
-            if segment.number == 1:
-                with (self._directory / segment.name).open("rb") as file:
-                    try:
-                        line, _ = decode_first_line(file.readline(), is_header=True)
-                    except CorruptRowError:
-                        continue
-                    if isinstance(line, SegmentLine):
-                        yield bytes.fromhex(line.previous)
+    def _check_genesis(self, line: CheckpointLine, here: Fault) -> None:
+        # One record: further ones come with changes of generation, which do not exist yet.
+        try:
+            record = decode_genesis(line.chain[0]) if len(line.chain) == 1 else None
+        except CorruptRowError:
+            record = None
+        if record is None or record.fingerprint != self._genesis or record.audit_public_key != line.public_key:
+            self._raise(replace(here, why="checkpoint is signed by a key that this genesis does not lead to"))
 
     def _raise(self, fault: Fault) -> NoReturn:
         """Raise the earliest fault: a tail that nothing names, if there is one."""
         for earlier, _ in self._torn.values():
             raise _FaultError(earlier)
         raise _FaultError(fault)
+
+
+def _list_previous(starts: Iterable[bytes]) -> Iterator[bytes]:
+    for encoded in starts:
+        try:
+            line, _ = decode_first_line(encoded, is_header=True)
+        except CorruptRowError:
+            continue
+        if isinstance(line, SegmentLine):
+            yield bytes.fromhex(line.previous)

@@ -2,38 +2,28 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from common.clock import Clock, to_micros
 from common.forms.audit.entry import Entry
-from common.forms.audit.line import FORMAT, NO_HASH, Line, SegmentLine, TornTailLine, encode_line
+from common.forms.audit.line import FORMAT, NO_HASH, EntryLine, Line, SegmentLine, TornTailLine, encode_line
 from common.forms.audit.segment import Segment, hash_rest, list_segments
-from nexus.access.audit.directory import Tail, find_tail
+from nexus.access.audit.directory import ChainPosition, Tail, find_tail
 from nexus.access.audit.segment_file import SegmentFile
 
 _log = structlog.get_logger("audit")
 
 
-@dataclass(frozen=True, slots=True)
-class ChainPosition:
-    """How far a chain has come."""
-
-    timeline: int
-    seq: int  # of the last line; 0: there is none
-    digest: bytes  # hash of the last line, 32 bytes
-
-
 class Chain:
     """Not thread-safe. Methods raise OSError as it comes, and then leave the chain as it was."""
 
-    def __init__(self, directory: Path, *, nexus: str, timeline: int, clock: Clock) -> None:
+    def __init__(self, directory: Path, *, nexus: str, timeline: int, clock: Clock, first: Entry | None = None) -> None:
         """Go on with the chain in *directory*, or begin it.
 
         What a crash left after its last whole line is named in a new segment. The chain of a new timeline follows from
-        the last line of the one before.
+        the last line of the one before. With *first* a new segment is begun in any case, with that entry.
         """
         self._directory = directory
         self._nexus = nexus
@@ -43,7 +33,12 @@ class Chain:
         self._digest = NO_HASH
         self._number = 0
         self.file: SegmentFile
-        self._attach()
+        self._place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._attach(first)
+        except BaseException:
+            os.close(self._place)
+            raise
 
     @property
     def digest(self) -> bytes:
@@ -78,14 +73,27 @@ class Chain:
         self._begin(self._number + 1, [])
         finished.close()
 
+    def find_displacement(self) -> str:
+        """Say what became of the files: whoever writes on then writes where nobody finds it. Empty: they are there."""
+        if not _is_at(self._directory, self._place):
+            return f"directory {self._directory} was removed or replaced"
+        if not self.file.is_in_place():
+            return f"file {self.file.path.name} was removed or replaced"
+        return ""
+
     def close(self) -> None:
         """Sync and close."""
         try:
             self.file.sync()
         finally:
-            self.file.close()
+            self.abandon()
 
-    def _attach(self) -> None:
+    def abandon(self) -> None:
+        """Close as it is."""
+        self.file.close()
+        os.close(self._place)
+
+    def _attach(self, first: Entry | None) -> None:
         existing = [
             segment for segment in list_segments(self._directory, self._nexus) if self._path(segment).stat().st_size
         ]
@@ -99,16 +107,17 @@ class Chain:
                 torn.append((segment, tail))
             if tail.seq:
                 break
-        if own and tail is not None and not torn:
+        if own and tail is not None and not torn and first is None:
             self.seq, self._digest, self._number = tail.seq, tail.digest, own[-1].number
             self.file = SegmentFile(self._path(own[-1]), tail.end)
+            self.file.sync()  # a process that was killed may have left lines that no sync has seen
             return
         if tail is not None and tail.seq:
             self._digest = tail.digest
             self.seq = tail.seq if own else 0
-        self._begin(own[-1].number + 1 if own else 1, torn)
+        self._begin(own[-1].number + 1 if own else 1, torn, first)
 
-    def _begin(self, number: int, torn: list[tuple[Segment, Tail]]) -> None:
+    def _begin(self, number: int, torn: list[tuple[Segment, Tail]], first: Entry | None = None) -> None:
         path = self._path(Segment(self._nexus, self.timeline, number))
         before = self.seq, self._digest
         file = SegmentFile(path, 0)
@@ -117,6 +126,8 @@ class Chain:
             header = SegmentLine(self.seq + 1, FORMAT, self._nexus, self.timeline, number, self._digest.hex())
             lines: list[Line] = [header]
             lines += [self._name_torn(seq, *one) for seq, one in enumerate(torn, start=header.seq + 1)]
+            if first is not None:
+                lines.append(EntryLine(lines[-1].seq + 1, first))
             encoded = []
             for line in lines:
                 one, self._digest = encode_line(line, self._digest)
@@ -125,7 +136,7 @@ class Chain:
             file.write(b"".join(encoded), from_reserve=True)  # at once: a header alone would hide the torn tail
             file.sync()
             file.take_unsynced()
-            self._sync_directory()
+            os.fsync(self._place)
         except OSError:
             self.seq, self._digest = before
             file.close()
@@ -144,9 +155,9 @@ class Chain:
     def _path(self, segment: Segment) -> Path:
         return self._directory / segment.name
 
-    def _sync_directory(self) -> None:
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+
+def _is_at(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False

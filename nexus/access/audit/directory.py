@@ -3,17 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
 from common.errors import CorruptRowError
 from common.forms.audit.line import ChangeLine, TornTailLine, decode_first_line, decode_line
-from common.forms.audit.segment import list_segments
+from common.forms.audit.segment import Segment, list_segments
 from common.forms.documents import decode_document
 
 _CHECKPOINT: Final = b'\n{"kind":"checkpoint"'
 _GLANCE: Final = 4 << 20  # bytes at the end of a segment that normally hold two checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPosition:
+    """How far a chain has come."""
+
+    timeline: int
+    seq: int  # of the last line; 0: there is none
+    digest: bytes  # hash of the last line, 32 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +51,40 @@ def find_tail(path: Path) -> Tail:
     return Tail(tail.seq, tail.digest, before + tail.end, tail.rest)
 
 
-def load_recent_changes(directory: Path, nexus: str, *, since: int) -> dict[int, set[bytes]]:
+def find_digest(directory: Path, nexus: str, timeline: int, seq: int) -> bytes | None:
+    """Find the hash of a line, None when there is no such line, or it does not follow from the one before."""
+    for segment in reversed(list_segments(directory, nexus)):
+        if segment.timeline == timeline:
+            with (directory / segment.name).open("rb") as file:
+                try:
+                    line, digest = decode_first_line(file.readline(), is_header=True)
+                    if line.seq == seq:
+                        return digest
+                    if line.seq < seq:
+                        before, encoded = _read_line(file, seq - line.seq)
+                        return decode_line(encoded, before or digest)[1]
+                except CorruptRowError:
+                    continue
+    return None
+
+
+def _read_line(file: BinaryIO, distance: int) -> tuple[bytes, bytes]:
+    """Return the line *distance* lines after the first one, and the hash that the line before it has in its text."""
+    encoded = before = b""
+    for _ in range(distance):
+        before, encoded = encoded, file.readline()
+    try:
+        return bytes.fromhex(before[-67:-3].decode("ascii")), encoded
+    except ValueError as exc:
+        raise CorruptRowError("line has a hash that is not hex") from exc
+
+
+def load_recent_changes(
+    directory: Path, nexus: str, *, since: int, after: ChainPosition | None = None
+) -> dict[int, set[bytes]]:
     """Load the entries of changes with revision *since* and later, by revision, from the last two segments.
 
-    Segments that a crash began do not count among the two.
+    Segments that a crash began do not count among the two. Further ones are read back to the line *after*.
     """
     changes: dict[int, set[bytes]] = {}
     ends: dict[str, int] = {}
@@ -60,9 +99,21 @@ def load_recent_changes(directory: Path, nexus: str, *, since: int) -> dict[int,
         has_nothing_whole = ends.get(segment.name) == 0
         if len(ends) == torn_before and not has_nothing_whole:
             left -= 1
-        if left == 0:
+        if left <= 0 and (after is None or _begins_before(directory, segment, after)):
             break
     return changes
+
+
+def _begins_before(directory: Path, segment: Segment, position: ChainPosition) -> bool:
+    """Say whether all that follows *position* is in *segment* and later ones."""
+    if segment.timeline != position.timeline:
+        return segment.timeline < position.timeline
+    with (directory / segment.name).open("rb") as file:
+        try:
+            line, _ = decode_first_line(file.readline(), is_header=True)
+        except CorruptRowError:
+            return False
+    return line.seq <= position.seq
 
 
 def _read_end(path: Path) -> bytes:

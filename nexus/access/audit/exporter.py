@@ -1,32 +1,57 @@
 """Moves the entries of changes from the store's outbox into the audit files.
 
-- An entry is in the store, durably, with its change; here it is appended, synced, and only then discarded there.
-- After a crash in between it is found in the segments and not appended again: the same revision with the same bytes.
-  (By its revision alone it could be taken for one of another store that wrote here before.)
-- Discards are bundled: each costs a sync of the store. A discard whose outcome is unknown ends the process at
-  once, as any change with an unknown outcome does.
+1. An entry is in the store, durably, with its change; here it is appended, synced, and only then discarded there:
+   exactly its row, together with the head of the files (`nexus.access.audit.outbox`).
+2. With a key every row is judged. One whose MAC does not verify, whose revision the store has not reached, or that was
+   exported before, is forged: it is named by its digest, and removed. It holds up no true row.
+3. Without a key only rows that this process committed are exported, by their digests. They stay in the store until
+   there is a key: the head covers them then.
+4. An entry that this process committed, or that a revision after the head must have, and that is not in the outbox, is
+   named as missing.
+5. After a crash in between, an entry is found in the segments and not appended again: the same revision with the same
+   bytes. (By its revision alone it could be taken for one of another store that wrote here before.)
+6. Discards are bundled: each costs a sync of the store. A discard whose outcome is unknown ends the process at once, as
+   any change with an unknown outcome does.
 """
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Final
 
 import structlog
 
-from common.clock import Clock, SystemClock
-from common.errors import CorruptRowError, OutcomeUnknownError, ShardholdError
+from common.clock import Clock, SystemClock, to_micros
+from common.errors import (
+    CorruptRowError,
+    OutcomeUnknownError,
+    RecoveringError,
+    SealedError,
+    ShardholdError,
+    WrongStateError,
+)
 from common.forms.audit.entry import Entry, decode_entry
+from nexus.access.audit.alarm import Alarm
+from nexus.access.audit.directory import ChainPosition
 from nexus.access.audit.log import AuditLog
-from nexus.store.protocol import Store
+from nexus.access.audit.outbox import is_authentic_head, is_authentic_row, make_head
+from nexus.keys.signer import AuditAuthenticator
+from nexus.store.protocol import AuditHead, OutboxRow, Store
 
 GROUP_S: Final = 0.02  # changes committed within this time are exported together
 # How soon a failed export is tried again, a change without a nudge is found, and what is exported is discarded.
 POLL_S: Final = 1.0
-DISCARD_AT: Final = 1000  # revisions
-_BATCH: Final = 500  # entries
+DISCARD_AT: Final = 1000  # rows
+HEAD_EVERY_S: Final = 60.0  # how often the head follows lines that are not of changes
+_BATCH: Final = 500  # rows
+_MOST_PAGES: Final = 200  # in one go
+_MOST_COMMITTED: Final = 10_000  # digests; while the files refuse, so are changes
 
 _log = structlog.get_logger("audit")
+
+Place = tuple[int, int]  # revision and position
+BorrowKey = Callable[[], AbstractContextManager[AuditAuthenticator]]
 
 
 class Exporter:
@@ -37,20 +62,36 @@ class Exporter:
         store: Store,
         log: AuditLog,
         *,
+        borrow_key: BorrowKey,
+        takes_unmarked: Callable[[int], bool] = lambda revision: False,
         clock: Clock | None = None,
         give_up: Callable[[str], None] = lambda reason: None,
         beside: Callable[[], None] = lambda: None,
     ) -> None:
-        """*give_up* ends the process. *beside* discards what else is old, about once a second."""
+        """*borrow_key* raises SealedError, RecoveringError or WrongStateError while there is no key.
+
+        *takes_unmarked* says whether a row without a MAC may have this revision; *give_up* ends the process; *beside*
+        discards what else is old, about once a second.
+        """
         self._give_up = give_up
         self._discard_beside = beside
         self._store = store
         self._audit = log
+        self._borrow_key = borrow_key
+        self._takes_unmarked = takes_unmarked
         self._clock = clock or SystemClock()
-        self._exported = 0  # all entries up to this revision are in the files, synced
-        self._discarded = 0
-        self._discarded_at = self._clock.monotonic()
-        self._written: dict[int, set[bytes]] | None = None  # entries after `_exported` that may be in the files
+        self._lock = threading.Lock()  # guards the two below
+        self._committed: dict[Place, bytes] = {}  # digests of entries that this process committed (rule 3)
+        self._cursor: Place | None = None  # all rows up to it were judged with a key
+        self._head: AuditHead | None = None
+        self._had_key = False
+        self._is_complete = True  # the cursor is not in the middle of a change
+        self._done: list[OutboxRow] = []  # in the files, synced, judged with a key
+        self._written: dict[int, set[bytes]] | None = None  # entries that may be in the files (rule 5)
+        self._position = log.position  # of what is known to be synced
+        self._discarded_at = self._head_at = self._clock.monotonic()
+        self._refused = Alarm("audit.refused-row", self._clock)
+        self._missing = Alarm("audit.missing-row", self._clock)
         self._failing = ""
         self._nudged = threading.Event()
         self._stopping = threading.Event()
@@ -61,11 +102,20 @@ class Exporter:
         """Why entries of changes do not reach the files; empty: they do."""
         return self._failing
 
+    @property
+    def alarms(self) -> tuple[Alarm, Alarm]:
+        """Rows that were refused, and rows that are missing, since the start."""
+        return self._refused, self._missing
+
     def start(self) -> None:
         self._thread.start()
 
-    def nudge(self) -> None:
-        """Say that a change was committed. Cheap."""
+    def take(self, row: OutboxRow) -> None:
+        """Take note of a row that was committed. Cheap."""
+        with self._lock:
+            place = row.revision, row.position
+            if (self._cursor is None or place > self._cursor) and len(self._committed) < _MOST_COMMITTED:
+                self._committed[place] = _digest(row.entry)
         if not self._nudged.is_set():
             self._nudged.set()
 
@@ -83,27 +133,114 @@ class Exporter:
             AuditUnavailableError: The files refuse; what is not exported stays in the store.
             StoreUnavailableError, CorruptRowError: The store refuses.
         """
-        while rows := self._store.load_audit(limit=_BATCH, after=self._exported):
-            if self._written is None:
-                self._written = self._audit.load_recent_changes(since=rows[0][0])
-            for revision, entry in rows:
-                self._append(revision, entry, self._written)
-            self._audit.sync()
-            self._exported = rows[-1][0]
-            self._written = {revision: left for revision, left in self._written.items() if revision > self._exported}
+        try:
+            if self._judge([], 0) is not None:
+                self._export_all()
+            else:
+                self._export_committed()
+            for alarm in (self._refused, self._missing):
+                alarm.say(self._audit)
+        except ShardholdError:
+            self._written = None  # what was appended and not synced may be lost
+            raise
 
     def discard(self) -> None:
-        """Remove from the store what is exported.
+        """Remove from the store what is exported, if there is a key to make the head with.
 
         Raises:
             StoreUnavailableError: It stays for now.
         """
         self._discarded_at = self._clock.monotonic()
-        if self._exported > self._discarded:
-            self._store.discard_audit(self._exported)
-            self._discarded = self._exported
+        is_head_due = self._discarded_at - self._head_at >= HEAD_EVERY_S or self._stopping.is_set()
+        self._position = self._audit.end_stretch() if is_head_due else self._audit.sync()
+        if self._done or (is_head_due and self._position != self._head_position()):
+            head = self._make_head()
+            if head is not None:
+                self._store.discard_audit(self._done, head)
+                self._head, self._done = head, []
+                self._head_at = self._discarded_at
+        self._sweep()
 
-    def _append(self, revision: int, entry: bytes, written: dict[int, set[bytes]]) -> None:
+    def _export_all(self) -> None:
+        """Judge and export every row (rules 2 and 4)."""
+        with self._lock:
+            expected = set(self._committed)
+        first_revision, seen = None, set[int]()
+        if not self._had_key:
+            self._begin_with_key()
+        for _ in range(_MOST_PAGES):
+            with self._store.read() as reader:
+                revision = reader.load_meta().revision
+                rows = reader.load_audit(self._audit.nexus, after=self._cursor, limit=_BATCH)
+            first_revision = revision if first_revision is None else first_revision
+            if not rows:
+                break
+            verdicts = self._judge(rows, revision)
+            if verdicts is None:
+                return  # the key is gone meanwhile: rule 3 next time
+            true = [row for row, why in zip(rows, verdicts, strict=True) if not why]
+            self._append(true)
+            seen.update(row.revision for row in true)
+            self._refuse([(row, why) for row, why in zip(rows, verdicts, strict=True) if why])
+            self._find_gaps(true)
+            with self._lock:
+                for row in true:
+                    self._committed.pop((row.revision, row.position), None)
+                if true:
+                    self._cursor = true[-1].revision, true[-1].position
+            self._done += true
+            self._is_complete = False
+        else:
+            return  # a flood of forged rows: what is exported so far is discarded in between
+        self._is_complete = True
+        self._find_missing(expected)
+        if not self._had_key:
+            self._had_key = True
+            self._find_missing_revisions(first_revision, seen)
+        self._written = {}
+
+    def _begin_with_key(self) -> None:
+        with self._store.read() as reader:
+            head = reader.load_audit_head(self._audit.nexus)
+        if head is None:
+            return
+        with self._borrow_key() as key:
+            if not is_authentic_head(key, head):
+                return  # who becomes ready with it is told elsewhere
+        self._head = head
+        with self._lock:
+            self._cursor = self._cursor or (head.revision, (1 << 63) - 1)
+
+    def _judge(self, rows: Sequence[OutboxRow], revision: int) -> list[str] | None:
+        """Say why each row is forged, empty: it is true; None: there is no key."""
+        try:
+            with self._borrow_key() as key:
+                return [self._find_fault(row, revision, key) for row in rows]
+        except (SealedError, RecoveringError, WrongStateError):
+            return None
+
+    def _find_fault(self, row: OutboxRow, revision: int, key: AuditAuthenticator) -> str:
+        if row.revision > revision:
+            return f"the store is at revision {revision}"
+        if row.mac is None and not row.nexus and self._head is None and self._takes_unmarked(row.revision):
+            return ""
+        if not is_authentic_row(key, row):
+            return "its MAC does not verify"
+        return ""
+
+    def _append(self, rows: Sequence[OutboxRow]) -> None:
+        if not rows:
+            return
+        if self._written is None:
+            self._written = self._audit.load_recent_changes(since=rows[0].revision, after=self._head_position())
+        unmarked = sum(row.mac is None for row in rows)
+        if unmarked:
+            self._note("audit.unmarked-rows", f"{unmarked} entries of an older program, which made no MACs, follow")
+        for row in rows:
+            self._append_one(row.revision, row.entry, self._written)
+        self._position = self._audit.sync()
+
+    def _append_one(self, revision: int, entry: bytes, written: dict[int, set[bytes]]) -> None:
         try:
             decode_entry(entry)
         except CorruptRowError as exc:
@@ -111,6 +248,85 @@ class Exporter:
         if entry not in written.get(revision, ()):
             self._audit.append_change(revision, entry)
             written.setdefault(revision, set()).add(entry)
+
+    def _export_committed(self) -> None:
+        """Export what this process committed, by its digests (rule 3)."""
+        with self._lock:
+            committed = dict(self._committed)
+        for place, digest in sorted(committed.items()):
+            with self._store.read() as reader:
+                before = place[0], place[1] - 1
+                rows = reader.load_audit(self._audit.nexus, after=before, through=place, limit=1)
+            if rows and _digest(rows[0].entry) == digest:
+                self._append(rows)
+            else:
+                self._say_missing(place, digest)
+            with self._lock:
+                self._committed.pop(place, None)
+
+    def _refuse(self, forged: Sequence[tuple[OutboxRow, str]]) -> None:
+        """Name forged rows, and remove them: they would be met again and again (rule 2)."""
+        for row, why in forged:
+            self._refused.add(
+                f"revision {row.revision} position {row.position}, SHA-256 {_digest(row.entry).hex()}: {why}"
+            )
+        if forged:
+            self._store.discard_audit([row for row, _ in forged])
+
+    def _sweep(self) -> None:
+        """Refuse rows that came where everything was judged already: they repeat what is exported, or are forged."""
+        with self._lock:
+            cursor = self._cursor
+        if cursor is None or self._judge([], 0) is None:
+            return
+        with self._store.read() as reader:
+            rows = reader.load_audit(self._audit.nexus, through=cursor, limit=_BATCH + len(self._done))
+        done = set(self._done)
+        self._refuse([(row, "it was judged before") for row in rows if row not in done])
+
+    def _find_gaps(self, rows: Sequence[OutboxRow]) -> None:
+        """Name entries that are missing before those of the same change."""
+        last = self._cursor or (-1, 0)
+        for row in rows:
+            wanted = last[1] + 1 if row.revision == last[0] else 0
+            if row.mac is not None and row.position > wanted:
+                self._missing.add(f"revision {row.revision} position {wanted}")
+            last = row.revision, row.position
+
+    def _find_missing(self, expected: set[Place]) -> None:
+        """Name what this process committed before the outbox was read, and what was not in it (rule 4)."""
+        with self._lock:
+            missing = [(place, self._committed.pop(place)) for place in sorted(expected & self._committed.keys())]
+        for place, digest in missing:
+            self._say_missing(place, digest)
+
+    def _say_missing(self, place: Place, digest: bytes) -> None:
+        self._missing.add(f"revision {place[0]} position {place[1]}, SHA-256 {digest.hex()}")
+
+    def _find_missing_revisions(self, revision: int, seen: set[int]) -> None:
+        """Name revisions after the head whose entry is neither in the outbox nor in the files (rule 4)."""
+        head = self._head
+        if head is None or revision <= head.revision:
+            return
+        written = self._audit.load_recent_changes(since=head.revision + 1, after=self._head_position())
+        there = {one for one in seen | written.keys() if head.revision < one <= revision}
+        if missing := revision - head.revision - len(there):
+            self._missing.add(f"{missing} of the changes from revision {head.revision + 1} to {revision}")
+
+    def _make_head(self) -> AuditHead | None:
+        revision = 0 if self._cursor is None else self._cursor[0] - (not self._is_complete)
+        try:
+            with self._borrow_key() as key:
+                return make_head(key, self._audit.nexus, self._position, revision)
+        except (SealedError, RecoveringError, WrongStateError):
+            return None
+
+    def _head_position(self) -> ChainPosition | None:
+        head = self._head
+        return None if head is None else ChainPosition(head.timeline, head.seq, head.digest)
+
+    def _note(self, action: str, detail: str) -> None:
+        self._audit.append(Entry(at=to_micros(self._clock.now()), actor="", action=action, detail=detail))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -148,10 +364,14 @@ class Exporter:
 
     def _is_discard_due(self) -> bool:
         is_old = self._clock.monotonic() - self._discarded_at >= POLL_S
-        return is_old or self._exported - self._discarded >= DISCARD_AT
+        return is_old or len(self._done) >= DISCARD_AT
+
+
+def _digest(entry: bytes) -> bytes:
+    return hashlib.sha256(entry).digest()
 
 
 def _describe_corrupt(revision: int, entry: bytes, exc: CorruptRowError) -> bytes:
     """Return an entry that stands for one that does not decode; the same each time."""
-    detail = f"entry of revision {revision}: {len(entry)} bytes, SHA-256 {hashlib.sha256(entry).hexdigest()}"
+    detail = f"entry of revision {revision}: {len(entry)} bytes, SHA-256 {_digest(entry).hex()}"
     return Entry(at=0, actor="", action="audit.corrupt-row", outcome=exc.reason, detail=detail).encode()

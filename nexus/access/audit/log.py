@@ -5,8 +5,11 @@ Rules:
   syncs within 50 ms what was written: a power cut may lose that much.
 - When a write or a sync fails, every `append` is refused until a probe, once a second, has written and synced again.
   Only appends with `reserve` are still tried, into blocks set aside before.
+- With each sync, and each second, the log looks whether its directory and file are still where others find them. If
+  not, it fails until they are back, or until somebody accepts that a new chain begins.
 - What a crash left after the last whole line stays where it is; a new segment begins with a line that names it.
-- A checkpoint, signed when there is a key, follows every thousand lines and ends a segment.
+- A checkpoint, signed when there is a key, follows every thousand lines and each minute in which there were lines, and
+  ends a segment. Before a key is wiped the last checkpoint is signed; it is written when the disk takes it.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ import fcntl
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,14 +28,17 @@ from common.clock import Clock, SystemClock
 from common.errors import AuditUnavailableError, ConfigError, SealedError
 from common.forms.audit.entry import Entry
 from common.forms.audit.line import ChangeLine, CheckpointLine, EntryLine, Line, checkpoint_message
-from nexus.access.audit.chain import Chain, ChainPosition
-from nexus.access.audit.directory import load_recent_changes
+from nexus.access.audit.chain import Chain
+from nexus.access.audit.directory import ChainPosition, find_digest, load_recent_changes
+from nexus.access.audit.reader import ChainReader
 from nexus.keys.signer import Signer
 
 SEGMENT_SIZE: Final = 64 << 20  # bytes; a segment ends at the first sync after it
 CHECKPOINT_EVERY: Final = 1000  # lines
 GROUP_S: Final = 0.03  # lines that are written within this time are synced together
 PROBE_S: Final = 1.0
+LOOK_S: Final = 1.0  # how often a log without new lines looks where its files are
+_SIGN_S: Final = 0.1  # how long a wipe may wait for the last checkpoint to be signed
 
 _log = structlog.get_logger("audit")
 
@@ -48,12 +54,17 @@ class AuditLog:
         self._segment_size = segment_size
         self._syncing = threading.Lock()  # held while a sync runs or the segment changes; taken before the next one
         self._lock = threading.Lock()  # guards all below
-        self._process_lock = _lock_process(directory / f"{nexus}.lock")
+        self._lock_path = directory / f"{nexus}.lock"
+        self._process_lock = _lock_process(self._lock_path)
         self._failing = ""  # refuses appends
+        self._is_displaced = False
         self._export_failing = ""
         self._is_closed = False
         self._since_checkpoint = 0
+        self._last: CheckpointLine | None = None  # signed and not written, for the next line
         self._signing: tuple[Signer, list[bytes]] | None = None  # replaced whole, and without the lock
+        self._reading = threading.Lock()
+        self._reader = ChainReader(directory, nexus)
         self._written = threading.Event()
         self._stopping = threading.Event()
         try:
@@ -64,7 +75,7 @@ class AuditLog:
         try:
             self._chain.file.set_aside()
         except OSError as exc:
-            self._fail(exc)
+            self._fail(_describe(exc))
         self._syncer = threading.Thread(target=self._keep_synced, name="audit-sync", daemon=True)
         self._syncer.start()
 
@@ -94,9 +105,28 @@ class AuditLog:
             raise AuditUnavailableError(f"audit in {directory} cannot be opened: {exc.strerror}") from exc
 
     @property
+    def clock(self) -> Clock:
+        """The clock that it goes by."""
+        return self._clock
+
+    @property
+    def nexus(self) -> str:
+        """Name of the nexus whose audit it is."""
+        return self._nexus
+
+    @property
     def failing(self) -> str:
         """Why entries cannot be written now, or changes not exported; empty: they can."""
         return self._failing or self._export_failing
+
+    def list_obstacles(self) -> list[str]:
+        """Say why calls are refused; empty when they are not."""
+        return [f"audit entries cannot be written: {self.failing}"] if self.failing else []
+
+    @property
+    def is_displaced(self) -> bool:
+        """Whether its files are not where others find them."""
+        return self._is_displaced
 
     @property
     def position(self) -> ChainPosition:
@@ -111,9 +141,11 @@ class AuditLog:
     def set_signer(self, signer: Signer | None, links: Sequence[bytes] = ()) -> None:
         """Sign checkpoints from now on, None: no more; *links* lead from the genesis record to the signer's key.
 
-        Waits for nothing: keys are wiped after it, even while a disk hangs. A checkpoint that is being written then is
-        signed by the signer before, or not at all.
+        Without a signer, a last checkpoint is signed, to be written later. Waits for no disk: keys are wiped after it.
+        A checkpoint that is being written then is signed by the signer before, or not at all.
         """
+        if signer is None:
+            self._sign_last()
         self._signing = None if signer is None else (signer, list(links))
 
     def append(self, entry: Entry, *, reserve: bool = False) -> None:
@@ -140,8 +172,8 @@ class AuditLog:
         if not self._written.is_set():
             self._written.set()
 
-    def sync(self) -> None:
-        """Make durable what was written before this call.
+    def sync(self) -> ChainPosition:
+        """Make durable what was written before this call, and return how far that is.
 
         Raises:
             AuditUnavailableError: It may not be.
@@ -149,18 +181,31 @@ class AuditLog:
         with self._syncing:
             with self._lock:
                 self._check(reserve=False)
-            self._sync()
+            return self._sync()
 
-    def load_recent_changes(self, *, since: int) -> dict[int, set[bytes]]:
-        """Load what `append_change` wrote for revision *since* and later, from the last two segments at least.
+    def end_stretch(self) -> ChainPosition:
+        """Sign a checkpoint if there were lines since the last one, and a key; sync, and return how far that is.
+
+        Raises:
+            AuditUnavailableError: It may not be durable.
+        """
+        with self._syncing:
+            with self._lock:
+                self._check(reserve=False)
+                if self._since_checkpoint and self._signing is not None:
+                    self._write_checkpoint()
+            return self._sync()
+
+    def load_recent_changes(self, *, since: int, after: ChainPosition | None = None) -> dict[int, set[bytes]]:
+        """Load what `append_change` wrote for revision *since* and later.
+
+        From the last two segments at least, and from all that follows *after*.
 
         Raises:
             AuditUnavailableError: A segment cannot be read.
         """
-        try:
-            return load_recent_changes(self._directory, self._nexus, since=since)
-        except OSError as exc:
-            raise AuditUnavailableError(f"audit segment cannot be read: {exc.strerror}") from exc
+        with _reading():
+            return load_recent_changes(self._directory, self._nexus, since=since, after=after)
 
     def start_timeline(self, timeline: int) -> None:
         """Go on in the chain of *timeline*; the one before ends with a checkpoint.
@@ -177,9 +222,64 @@ class AuditLog:
                 self._chain.file.sync()
                 chain = Chain(self._directory, nexus=self._nexus, timeline=timeline, clock=self._clock)
             except OSError as exc:
-                raise self._fail(exc) from exc
-            self._chain.file.close()
+                raise self._fail(_describe(exc)) from exc
+            self._chain.abandon()
             self._chain = chain
+
+    def begin_anew(self, entry: Entry) -> ChainPosition:
+        """Begin a segment with *entry*, which says why, in the directory as it is now; return how far the chain is.
+
+        What is there goes before it. Appends work afterwards.
+
+        Raises:
+            AuditUnavailableError: The directory is not there or refuses, or another process writes this audit.
+        """
+        with self._syncing, self._lock:
+            if self._is_closed:
+                raise AuditUnavailableError("audit is closed")
+            try:
+                lock = None if self._holds_lock() else _lock_process(self._lock_path)
+                chain = Chain(
+                    self._directory, nexus=self._nexus, timeline=self._chain.timeline, clock=self._clock, first=entry
+                )
+            except OSError as exc:
+                raise self._fail(_describe(exc)) from exc
+            if lock is not None:
+                os.close(self._process_lock)
+                self._process_lock = lock
+            self._chain.abandon()
+            self._chain = chain
+            self._last = None
+            self._failing, self._is_displaced = "", False
+            return chain.position
+
+    def find_digest(self, timeline: int, seq: int) -> bytes | None:
+        """Find the hash of a line in the files, None when there is no such line.
+
+        Raises:
+            AuditUnavailableError: A segment cannot be read.
+        """
+        with _reading():
+            return find_digest(self._directory, self._nexus, timeline, seq)
+
+    def list_timelines(self) -> list[int]:
+        """List the timelines of which there are files, ascending.
+
+        Raises:
+            AuditUnavailableError: The directory cannot be read.
+        """
+        with _reading():
+            return self._reader.list_timelines()
+
+    def read_lines(self, timeline: int, *, after: int | None, limit: int) -> list[bytes]:
+        """Read at most *limit* whole lines after number *after*, None: the last ones.
+
+        Raises:
+            NotFoundError: There are no files of this timeline.
+            AuditUnavailableError: A segment cannot be read.
+        """
+        with self._reading, _reading():
+            return self._reader.read(timeline, after=after, limit=limit)
 
     def close(self) -> None:
         """Write the last checkpoint, sync and close. A second call does nothing; later appends are refused."""
@@ -191,6 +291,7 @@ class AuditLog:
                 return
             self._is_closed = True
             try:
+                self._write_last()
                 if self._since_checkpoint:
                     self._write_checkpoint()
                 self._chain.close()
@@ -205,28 +306,49 @@ class AuditLog:
             raise AuditUnavailableError(f"audit is failing: {self._failing}")
 
     def _write(self, make: Callable[[int], Line], *, reserve: bool) -> None:
+        self._write_last()
         try:
             self._chain.write(make, from_reserve=reserve)
         except OSError as exc:
-            raise self._fail(exc) from exc
+            raise self._fail(_describe(exc)) from exc
         self._since_checkpoint += 1
 
+    def _write_last(self) -> None:
+        """Write the checkpoint that was signed before a wipe, which fits nowhere but as the next line."""
+        last = self._last
+        if last is not None:
+            try:
+                self._chain.write(lambda seq: last, from_reserve=True)
+            except OSError as exc:
+                raise self._fail(_describe(exc)) from exc
+            self._last = None
+            self._since_checkpoint = 0
+
     def _write_checkpoint(self) -> None:
-        chain, signing = self._chain, self._signing
-
-        def make(seq: int) -> CheckpointLine:
-            if signing is not None:
-                signer, links = signing
-                message = checkpoint_message(self._nexus, chain.timeline, seq, chain.digest, links)
-                with contextlib.suppress(SealedError):  # its key was wiped meanwhile
-                    return CheckpointLine(seq, chain.now(), signer.public_key, signer.sign(message), links)
-            return CheckpointLine(seq, chain.now(), b"", b"", [])
-
-        self._write(make, reserve=True)
+        self._write(self._make_checkpoint, reserve=True)
         self._since_checkpoint = 0
 
-    def _fail(self, exc: OSError) -> AuditUnavailableError:
-        reason = exc.strerror or type(exc).__name__
+    def _make_checkpoint(self, seq: int) -> CheckpointLine:
+        chain, signing = self._chain, self._signing
+        if signing is not None:
+            signer, links = signing
+            message = checkpoint_message(self._nexus, chain.timeline, seq, chain.digest, links)
+            with contextlib.suppress(SealedError):  # its key was wiped meanwhile
+                return CheckpointLine(seq, chain.now(), signer.public_key, signer.sign(message), links)
+        return CheckpointLine(seq, chain.now(), b"", b"", [])
+
+    def _sign_last(self) -> None:
+        """Sign a checkpoint of the lines so far in memory. Does not wait for a line that hangs with the disk."""
+        if self._signing is None or not self._lock.acquire(timeout=_SIGN_S):
+            return
+        try:
+            if self._since_checkpoint and self._last is None and not self._is_closed:
+                self._last = self._make_checkpoint(self._chain.seq + 1)
+        finally:
+            self._lock.release()
+        self._written.set()
+
+    def _fail(self, reason: str) -> AuditUnavailableError:
         if not self._failing:
             _log.error("audit is failing", reason=reason)
         self._failing = reason
@@ -239,8 +361,8 @@ class AuditLog:
                 self._clock.wait(self._stopping, PROBE_S)
                 self._probe()
                 continue
-            self._written.wait()
-            self._clock.wait(self._stopping, GROUP_S)
+            if self._clock.wait(self._written, LOOK_S):
+                self._clock.wait(self._stopping, GROUP_S)
             self._written.clear()
             try:
                 self._look_after()
@@ -249,6 +371,8 @@ class AuditLog:
 
     def _look_after(self) -> None:
         with self._syncing:
+            with self._lock:
+                self._write_last()
             self._sync()
             with self._lock:
                 is_full = self._chain.file.size >= self._segment_size
@@ -261,41 +385,73 @@ class AuditLog:
         try:
             self._chain.sync()
         except OSError as exc:
-            raise self._fail(exc) from exc
+            raise self._fail(_describe(exc)) from exc
         try:
             self._chain.begin_segment()
         except OSError as exc:
             _log.warning("audit segment goes on: no next one can be made", reason=exc.strerror)
 
-    def _sync(self) -> None:
+    def _sync(self) -> ChainPosition:
         with self._lock:
-            file = self._chain.file
+            file, position = self._chain.file, self._chain.position
             lines = file.take_unsynced()
-        if not lines:
-            return
         try:
-            file.sync()
+            if lines:
+                file.sync()
+            displaced = self._chain.find_displacement()
         except OSError as exc:
             with self._lock:
                 file.give_back(lines)
-                raise self._fail(exc) from exc
+                raise self._fail(_describe(exc)) from exc
+        if displaced:
+            with self._lock:
+                file.give_back(lines)
+                self._is_displaced = True
+                raise self._fail(displaced)
+        return position
 
     def _probe(self) -> None:
         """See whether writing and syncing work again, and say so in the audit."""
         with self._syncing, self._lock:
+            if not self._failing:
+                return  # somebody has begun a new chain
             chain = self._chain
             entry = Entry(at=chain.now(), actor="", action="audit.restored", detail=self._failing)
             try:
+                if displaced := chain.find_displacement():
+                    self._is_displaced = True
+                    self._fail(displaced)
+                    return
                 chain.file.rewrite()
                 chain.sync()
                 chain.file.set_aside()
+                self._write_last()
                 chain.write(lambda seq: EntryLine(seq, entry))
                 chain.sync()
-            except OSError as exc:
-                self._fail(exc)
+            except (OSError, AuditUnavailableError) as exc:
+                if isinstance(exc, OSError):
+                    self._fail(_describe(exc))
                 return
-            self._failing = ""
+            self._failing, self._is_displaced = "", False
         _log.info("audit works again")
+
+    def _holds_lock(self) -> bool:
+        try:
+            return os.path.samestat(self._lock_path.lstat(), os.fstat(self._process_lock))
+        except FileNotFoundError:
+            return False
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise AuditUnavailableError(f"audit segment cannot be read: {exc.strerror}") from exc
+
+
+def _describe(exc: OSError) -> str:
+    return exc.strerror or type(exc).__name__
 
 
 def _lock_process(path: Path) -> int:

@@ -77,6 +77,13 @@ class SegmentFile:
             self._must_rewrite = True
             raise
 
+    def is_in_place(self) -> bool:
+        """Say whether the file that is written is still the one that others find under its name."""
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """Give the blocks set aside back to the file system, if it takes them, and close."""
         with contextlib.suppress(OSError):

@@ -122,6 +122,18 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """,
         "DROP INDEX versions_by_request",
         "DROP INDEX deletions_by_request",
+        "ALTER TABLE audit_outbox ADD COLUMN nexus TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE audit_outbox ADD COLUMN mac BLOB",
+        """
+        CREATE TABLE audit_head (
+            nexus TEXT NOT NULL PRIMARY KEY,
+            timeline INTEGER NOT NULL,
+            seq INTEGER NOT NULL,
+            hash BLOB NOT NULL CHECK (length(hash) = 32),
+            revision INTEGER NOT NULL,
+            mac BLOB NOT NULL CHECK (length(mac) = 32)
+        ) STRICT, WITHOUT ROWID
+        """,
     ),
 )
 NEWEST: Final = len(MIGRATIONS)

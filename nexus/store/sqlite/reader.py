@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from common.errors import CorruptRowError
-from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, RequestRow, SecretRow, VersionRow
+from nexus.store.protocol import (
+    MAX_ENTRY,
+    AuditHead,
+    ControlRow,
+    MadeByRequest,
+    Meta,
+    OutboxRow,
+    Phase,
+    RequestRow,
+    SecretRow,
+    VersionRow,
+)
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
 
 _META: Final = """
@@ -27,10 +38,12 @@ OUTDATED_REQUESTS: Final = """
 
 # Far above what a store can count to, and far enough below what SQLite can hold for everything that is added.
 _NUMBERS_END: Final = 1 << 62
-_AUDIT: Final = """
-    SELECT revision, entry FROM audit_outbox WHERE revision > ?1 AND revision <= (
-        SELECT max(revision) FROM (SELECT revision FROM audit_outbox WHERE revision > ?1 ORDER BY revision LIMIT ?2))
-    ORDER BY revision, position"""
+_AUDIT: Final = f"""
+    SELECT nexus, revision, position, substr(entry, 1, {MAX_ENTRY + 1}), mac FROM audit_outbox
+    WHERE (revision, position) > (?, ?) AND (revision, position) <= (?, ?) AND nexus IN (?, '')
+    ORDER BY revision, position LIMIT ?"""
+_HEAD: Final = "SELECT nexus, timeline, seq, hash, revision, mac FROM audit_head WHERE nexus = ?"
+_LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1  # integers of SQLite
 
 
 class SqliteReader:
@@ -131,8 +144,15 @@ class SqliteReader:
         """Whether `SqliteStore.discard_requests` would remove any."""
         return self._find(f"SELECT 1 {OUTDATED_REQUESTS} LIMIT 1", limit, made_from, made_until) is not None
 
-    def load_audit(self, *, limit: int, after: int) -> list[tuple[int, bytes]]:
-        return self._load(_AUDIT, after, limit)
+    def load_audit(
+        self, nexus: str, *, after: tuple[int, int] | None = None, through: tuple[int, int] | None = None, limit: int
+    ) -> list[OutboxRow]:
+        low, high = after or (_LOWEST, _LOWEST), through or (_HIGHEST, _HIGHEST)
+        return [OutboxRow(*row) for row in self._load(_AUDIT, *low, *high, nexus, limit)]
+
+    def load_audit_head(self, nexus: str) -> AuditHead | None:
+        row = self._find(_HEAD, nexus)
+        return None if row is None else AuditHead(*row)
 
     def _list(self, where: str, *parameters: str, limit: int) -> list[SecretRow]:
         sql = f"{_SECRET} WHERE {where} AND live_versions > 0 ORDER BY path LIMIT ?"

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from common.errors import OutcomeUnknownError, ShardholdError, StoreUnavailableError
 from nexus.store.committer import GroupCommitter, Turn
-from nexus.store.protocol import Reader, Writer
+from nexus.store.protocol import AuditHead, OutboxRow, Reader, Writer
 from nexus.store.sqlite.connection import (
     SQLITE_ERRORS,
     SqliteError,
@@ -82,12 +82,8 @@ class SqliteStore:
     def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
         return self._committer.submit(Turn[SqliteWriter, T](change, counts=counts))
 
-    def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
-        with self._pool.read() as reader:
-            return reader.load_audit(limit=limit, after=after)
-
-    def discard_audit(self, through: int) -> None:
-        self._committer.submit(Turn[SqliteWriter, None](lambda writer: writer.discard_audit(through), counts=False))
+    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None = None) -> None:
+        self._committer.submit(Turn[SqliteWriter, None](lambda writer: writer.discard_audit(rows, head), counts=False))
 
     def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:
         bounds = (made_from, made_until, limit)

@@ -1,11 +1,11 @@
 """One change to the SQLite store, inside a savepoint that its caller opens and closes."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from common.errors import StoreUnavailableError
-from nexus.store.protocol import ControlRow, Meta, Phase, RequestRow, VersionRow
+from nexus.store.protocol import MAX_ENTRY, AuditHead, ControlRow, Meta, OutboxRow, Phase, RequestRow, VersionRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
 from nexus.store.sqlite.reader import OUTDATED_REQUESTS, SqliteReader
 
@@ -28,14 +28,20 @@ _INSERT_REQUEST: Final = """
 _COUNT_DELETED: Final = """
     UPDATE secrets SET live_versions = live_versions - ?, updated_at = coalesce(?, updated_at) WHERE path = ?"""
 _APPEND_AUDIT: Final = """
-    INSERT INTO audit_outbox (revision, position, entry)
-    SELECT ?1, coalesce(max(position) + 1, 0), ?2 FROM audit_outbox WHERE revision = ?1"""
+    INSERT INTO audit_outbox (nexus, revision, position, entry, mac) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (revision, position) DO UPDATE SET nexus = excluded.nexus, entry = excluded.entry, mac = excluded.mac"""
+_DISCARD_AUDIT: Final = f"""
+    DELETE FROM audit_outbox WHERE nexus = ? AND revision = ? AND position = ?
+    AND substr(entry, 1, {MAX_ENTRY + 1}) = ? AND mac IS ?"""
+_SAVE_HEAD: Final = (
+    "INSERT OR REPLACE INTO audit_head (nexus, timeline, seq, hash, revision, mac) VALUES (?, ?, ?, ?, ?, ?)"
+)
 
 
 class SqliteWriter(SqliteReader):
     """Once a statement has failed, every further one does, and the change is lost."""
 
-    __slots__ = ("_control_revision_before", "_failure", "_touched_control", "control_revision", "revision")
+    __slots__ = ("_control_revision_before", "_entries", "_failure", "_touched_control", "control_revision", "revision")
 
     def __init__(self, connection: sqlite3.Connection, *, revision: int, control_revision: int) -> None:
         """*revision* is the change's own, *control_revision* the one before it."""
@@ -43,6 +49,7 @@ class SqliteWriter(SqliteReader):
         self.revision = revision
         self.control_revision = self._control_revision_before = control_revision
         self._touched_control = False
+        self._entries = 0
         self._failure: StoreUnavailableError | None = None
 
     def save_meta(self, meta: Meta) -> None:
@@ -87,8 +94,15 @@ class SqliteWriter(SqliteReader):
         versions = " ".join(map(str, row.made.versions))
         self._change(_INSERT_REQUEST, *asked, row.made.incarnation, versions, row.made.revision, row.made_at)
 
-    def append_audit(self, entry: bytes) -> None:
-        self._change(_APPEND_AUDIT, self.revision, entry)
+    def append_audit(self, nexus: str, entry: bytes, authenticate: Callable[[int, int], bytes]) -> OutboxRow:
+        position = self._entries
+        row = OutboxRow(nexus, self.revision, position, entry, authenticate(self.revision, position))
+        self._change(_APPEND_AUDIT, row.nexus, row.revision, row.position, row.entry, row.mac)
+        self._entries += 1
+        return row
+
+    def save_audit_head(self, head: AuditHead) -> None:
+        self._change(_SAVE_HEAD, head.nexus, head.timeline, head.seq, head.digest, head.revision, head.mac)
 
     def finish(self, *, counts: bool) -> None:
         """Take the revision if the change *counts*: the last thing in it.
@@ -104,8 +118,11 @@ class SqliteWriter(SqliteReader):
         if counts:
             self._change("UPDATE meta SET revision = ?", self.revision)
 
-    def discard_audit(self, through: int) -> None:
-        self._change("DELETE FROM audit_outbox WHERE revision <= ?", through)
+    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None) -> None:
+        for row in rows:
+            self._change(_DISCARD_AUDIT, row.nexus, row.revision, row.position, row.entry, row.mac)
+        if head is not None:
+            self.save_audit_head(head)
 
     def discard_requests(self, made_from: int, made_until: int, limit: int) -> int:
         return self._change(f"DELETE {OUTDATED_REQUESTS}", limit, made_from, made_until)

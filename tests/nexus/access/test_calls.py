@@ -11,10 +11,10 @@ from nexus.access.calls import ALL, BY_FULL_NAME, Rpc
 from nexus.access.roles import Role
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission
-from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 
 PROTOS = Path(__file__).parents[3] / "proto" / "shardhold" / "v1"
-CONTRACTS = [secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2]
+CONTRACTS = [secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2]
 
 # Design §5 and its roles, by hand: the one other place that knows them, so that a wrong row is found.
 DESIGN = {
@@ -38,9 +38,11 @@ DESIGN = {
     "GetProgress": ("unseal.progress", "recover operator superuser auditor", "", "recovering sealed"),
     "ExcludeSubmitter": ("unseal.exclude", "operator superuser", "", "recovering sealed"),
     "ResetUnseal": ("unseal.reset", "recover operator superuser", "", "recovering sealed"),
+    "TailAudit": ("audit.tail", "superuser operator auditor", "", "uninitialised initialising recovering sealed ready"),
+    "AcceptNewChain": ("audit.accept-new-chain", "superuser operator", "", "recovering ready"),
 }
 # Design §8: what has to work while the audit cannot be written.
-FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress"}
+FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress", "AcceptNewChain"}
 
 
 def name_rpc(rpc: Rpc[Permission | None]) -> str:

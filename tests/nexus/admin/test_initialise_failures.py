@@ -148,21 +148,21 @@ def test_only_a_superuser_initialises(core: NexusCore, caller: Caller) -> None:
     assert denied == ["init.begin", "init.confirm", "init.abort"]
 
 
-def test_each_step_is_audited_in_its_change(core: NexusCore) -> None:
-    """Begin and confirm in the store; a wrong answer and an abort beside it."""
+def test_each_step_is_audited(core: NexusCore) -> None:
+    """Confirm in its change, with the new key; all that comes before there is a key beside the store."""
     first = begin(core)
     with pytest.raises(InvalidArgumentError):
         confirm(core, first, bytes(32))
     core.initialisation.abort(SUPERUSER, 1)
     confirm(core, begin(core))
     assert [(entry.action, entry.detail) for _, entry in core.list_change_entries()] == [
-        ("init.begin", "attempt 1"),
-        ("init.begin", "attempt 2"),
         ("init.confirm", "attempt 2"),
     ]
-    assert [(entry.action, entry.outcome) for entry in core.list_entries()] == [
-        ("init.confirm", "INVALID_ARGUMENT"),
-        ("init.abort", "ok"),
+    assert [(entry.action, entry.outcome, entry.detail) for entry in core.list_entries()] == [
+        ("init.begin", "ok", "attempt 1"),
+        ("init.confirm", "INVALID_ARGUMENT", ""),
+        ("init.abort", "ok", "attempt 1"),
+        ("init.begin", "ok", "attempt 2"),
     ]
 
 
@@ -173,4 +173,4 @@ def test_an_abort_works_when_the_audit_cannot_be_written(core: NexusCore) -> Non
         core.initialisation.abort(SUPERUSER, begun.attempt)
         with pytest.raises(AuditUnavailableError):
             core.initialisation.confirm(SUPERUSER, begun.attempt, bytes(32), seconds=0)
-    assert [entry.action for entry in core.list_entries()] == ["init.abort"]
+    assert [entry.action for entry in core.list_entries()] == ["init.begin", "init.abort"]

@@ -145,7 +145,7 @@ def test_a_seal_in_the_middle_of_the_last_share_stays(lost: Lost, memory: Protec
     session = lost.core.unseal.start(ANN)
     lost.submit(session, 1)
     last = lost.prepare(session, 2)
-    lost.store.at_read = lambda: lost.core.warden.seal(lambda writer: None, seconds=0)  # behind the opener
+    lost.store.at_read = lambda: lost.core.warden.seal(lambda writer, key: None, seconds=0)  # behind the opener
     with pytest.raises(WrongStateError, match="sealed meanwhile"):
         last()
     assert lost.core.states == [State.SEALED]

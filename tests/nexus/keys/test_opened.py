@@ -122,7 +122,7 @@ def test_a_set_that_the_manifest_does_not_list_is_never_the_current_one(
 ) -> None:
     """An unlisted set is refused in place of the true one, under an earlier number: its keepers would get shards."""
     serving = cluster.prove()
-    replace_set(cluster.store, serving, lambda writer: None, lambda meta: meta, memory)
+    replace_set(cluster.store, serving, lambda writer, key: None, lambda meta: meta, memory)
     assert serving.shard_set.record.set_number == 2
     serving.release()
     add_set(tmp_path, cluster, set_number=1)

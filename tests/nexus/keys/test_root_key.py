@@ -39,6 +39,7 @@ def test_every_key_is_hkdf_expand_of_the_root_key_under_its_own_label(memory: Pr
     assert root_key.keyring_key.view == derived(b"keyring")
     assert root_key.authenticate(b"rows") == hmac.digest(derived(b"control"), b"rows", "sha256")
     assert root_key.authenticate_request(b"a put") == hmac.digest(derived(b"request"), b"a put", "sha256")
+    assert root_key.authenticate_audit(b"rows") == hmac.digest(derived(b"outbox"), b"rows", "sha256")
     audit = Ed25519PrivateKey.from_private_bytes(derived(b"audit"))
     assert root_key.public_key == audit.public_key().public_bytes_raw()
     assert root_key.sign(b"a mark") == audit.sign(b"a mark")
@@ -61,6 +62,7 @@ def test_nothing_derived_is_the_same_elsewhere(
     assert one.keyring_key.view != two.keyring_key.view
     assert one.authenticate(b"m") != two.authenticate(b"m")
     assert one.authenticate_request(b"m") != two.authenticate_request(b"m")
+    assert one.authenticate_audit(b"m") != two.authenticate_audit(b"m")
     with pytest.raises(InvalidSignature):
         Ed25519PublicKey.from_public_bytes(two.public_key).verify(one.sign(b"m"), b"m")
 

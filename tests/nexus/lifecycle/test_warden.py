@@ -10,6 +10,7 @@ import pytest
 from common.errors import CorruptRowError, RecoveringError, WrongStateError
 from common.keys.protected import ProtectedMemory
 from nexus.keys import records
+from nexus.keys.root_key import RootKey
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Store, Writer
 from nexus.vault.secrets import Expected
@@ -20,7 +21,7 @@ from tests.nexus.core import SUPERUSER, NexusCore
 from tests.nexus.failing_store import FailingStore
 
 
-def no_entry(writer: Writer) -> None:
+def no_entry(writer: Writer, key: RootKey) -> None:
     """For a change that is not audited."""
 
 

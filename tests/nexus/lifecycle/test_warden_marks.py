@@ -11,6 +11,7 @@ from common.keys.protected import ProtectedMemory
 from nexus.access.gate import Caller
 from nexus.keepers.seat import SeatStatus
 from nexus.keys import records
+from nexus.keys.root_key import RootKey
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Meta, Writer
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
@@ -20,7 +21,7 @@ from tests.nexus.failing_store import FailingStore
 from tests.nexus.played_keepers import PlayedKeeper
 
 
-def no_entry(writer: Writer) -> None:
+def no_entry(writer: Writer, key: RootKey) -> None:
     """For a change that is not audited."""
 
 
@@ -329,7 +330,7 @@ def test_what_was_accepted_is_told_although_the_store_cannot_be_read_any_more(
     """It is committed: an error would say that it is not."""
     wait_until(lambda: len(blocked.core.warden.list_obstacles()) == 1)
 
-    def fail_reads(writer: Writer) -> None:
+    def fail_reads(writer: Writer, key: RootKey) -> None:
         blocked.store.cannot_read = True
 
     meta = blocked.meta

@@ -24,7 +24,7 @@ from nexus.access.roles import Role
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
 from nexus.server.methods import bind
-from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, STRANGER, SUPERUSER, NexusCore
 from tests.nexus.founder import PUBLIC_KEY
@@ -62,6 +62,8 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "GetProgress": lambda: recovery_pb2.GetProgressRequest(),
     "ExcludeSubmitter": lambda: recovery_pb2.ExcludeSubmitterRequest(session_id=bytes(16), spiffe_id=APP.spiffe_id),
     "ResetUnseal": lambda: recovery_pb2.ResetUnsealRequest(session_id=bytes(16)),
+    "TailAudit": lambda: audit_pb2.TailAuditRequest(),
+    "AcceptNewChain": lambda: audit_pb2.AcceptNewChainRequest(reason="test"),
 }
 CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]
 

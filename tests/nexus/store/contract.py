@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from common.errors import ConflictError, StoreUnavailableError
 from nexus.store.protocol import (
+    AuditHead,
     ControlRow,
     MadeByRequest,
     Meta,
+    OutboxRow,
     Phase,
     RequestRow,
     SecretRow,
@@ -24,6 +26,7 @@ from nexus.store.protocol import (
 from tests.kit.patience import join
 
 CALLER = "spiffe://example.org/ns/payments/sa/api"
+NEXUS = "nexus-1"
 INCARNATION = b"i" * 16
 
 segments = st.text("-./0aZ_", min_size=1, max_size=3).map(lambda text: text.replace("/", "0"))
@@ -68,10 +71,21 @@ def put(store: Store, row: VersionRow, *, request_id: bytes = b"") -> int:
             made = MadeByRequest(row.incarnation, (row.version,), writer.revision)
             asked = (request_id, CALLER, "PutSecret", row.path, 1, b"m" * 32)
             writer.save_request(RequestRow(*asked, made, row.created_at))
-        writer.append_audit(f"put {row.path} {row.version}".encode())
+        writer.append_audit(NEXUS, f"put {row.path} {row.version}".encode(), make_mac)
         return writer.revision
 
     return store.write(change)
+
+
+def make_mac(revision: int, position: int) -> bytes:
+    """Make what stands for the MAC of an outbox row."""
+    return revision.to_bytes(16, "big") + position.to_bytes(16, "big")
+
+
+def load_audit(store: Store, *, limit: int = 1_000_000, after: tuple[int, int] | None = None) -> list[OutboxRow]:
+    """Load the outbox."""
+    with store.read() as reader:
+        return reader.load_audit(NEXUS, limit=limit, after=after)
 
 
 def load_meta(store: Store) -> Meta:
@@ -105,7 +119,7 @@ class StoreContract:
             assert reader.load_live_versions("a") == []
             assert reader.list_secrets("", after="", limit=10) == []
             assert reader.find_request(CALLER, request(1)) is None
-        assert store.load_audit(limit=10) == []
+        assert load_audit(store) == []
 
     def test_meta_is_replaced_but_for_the_revision(self, store: Store) -> None:
         """save_meta stores every field as given, except the revision, which the store counts."""
@@ -141,7 +155,7 @@ class StoreContract:
             writer.save_control(ControlRow("policy", "p", b"body", b"d" * 32))
             writer.insert_version(make_row("a", 2), caller=CALLER)
             writer.save_request(make_request(1))
-            writer.append_audit(b"never")
+            writer.append_audit(NEXUS, b"never", make_mac)
             writer.delete_secret("a")
             raise error
 
@@ -149,7 +163,7 @@ class StoreContract:
             store.write(change)
         assert caught.value is error
         assert load_meta(store).timeline == 0
-        assert [entry for _, entry in store.load_audit(limit=10)] == [b"put a 1"]
+        assert [row.entry for row in load_audit(store)] == [b"put a 1"]
         with store.read() as reader:
             assert reader.load_controls() == []
             assert reader.load_version("a", 0) == make_row("a")
@@ -413,12 +427,12 @@ class StoreContract:
             assert reader.load_version("a", 0) == make_row("a", 2)
 
     def test_audit_outbox(self, store: Store) -> None:
-        """Entries come out in order, whole changes at a time, until they are discarded, which is no change."""
+        """Entries come out in order, with their MACs, until exactly they are discarded, which is no change."""
 
         def append(*entries: bytes) -> Callable[[Writer], None]:
             def change(writer: Writer) -> None:
                 for entry in entries:
-                    writer.append_audit(entry)
+                    writer.append_audit(NEXUS, entry, make_mac)
 
             return change
 
@@ -426,16 +440,34 @@ class StoreContract:
         store.write(append())
         store.write(append(b"3a", b"3b", b"3c"))
         store.write(append(b"4"))
-        three = [(3, b"3a"), (3, b"3b"), (3, b"3c")]
-        assert store.load_audit(limit=1) == [(1, b"1")]
-        assert store.load_audit(limit=2) == [(1, b"1"), *three]
-        assert store.load_audit(limit=9) == [(1, b"1"), *three, (4, b"4")]
-        assert store.load_audit(limit=1, after=1) == three
-        assert store.load_audit(limit=9, after=4) == []
-        store.discard_audit(3)
-        assert store.load_audit(limit=9) == [(4, b"4")]
-        store.discard_audit(3)
+        places = [(1, 0, b"1"), (3, 0, b"3a"), (3, 1, b"3b"), (3, 2, b"3c"), (4, 0, b"4")]
+        one, first, second, third, four = rows = [
+            OutboxRow(NEXUS, revision, position, entry, make_mac(revision, position))
+            for revision, position, entry in places
+        ]
+        assert load_audit(store) == rows
+        assert load_audit(store, limit=2) == [one, first]
+        assert load_audit(store, limit=2, after=(3, 0)) == [second, third]
+        assert load_audit(store, after=(4, 0)) == []
+        with store.read() as reader:
+            assert reader.load_audit(NEXUS, limit=9, through=(3, 0)) == [one, first]
+            assert reader.load_audit("another", limit=9) == []
+        store.discard_audit(
+            [one, second, dataclasses.replace(third, mac=b"another"), dataclasses.replace(four, entry=b"x")]
+        )
+        assert load_audit(store) == [first, third, four]
+        store.discard_audit([one])
         assert load_meta(store).revision == 4
+
+    def test_audit_head(self, store: Store) -> None:
+        """The head of each nexus is replaced together with what is discarded."""
+        put(store, make_row("a"))
+        for seq in (1, 2):
+            store.discard_audit(load_audit(store), AuditHead(NEXUS, 1, seq, bytes(32), 1, bytes(32)))
+        with store.read() as reader:
+            assert reader.load_audit_head(NEXUS) == AuditHead(NEXUS, 1, 2, bytes(32), 1, bytes(32))
+            assert reader.load_audit_head("another") is None
+        assert load_audit(store) == []
 
     def test_writers_at_once(self, store: Store) -> None:
         """Each of many threads' changes takes its own revision; those that raise take none and undo only theirs."""
@@ -486,7 +518,7 @@ class StoreContract:
         with pytest.raises(StoreUnavailableError, match="closed"):
             put(store, make_row("a"))
         with pytest.raises(StoreUnavailableError, match="closed"):
-            store.load_audit(limit=1)
+            store.discard_audit([])
 
 
 @contextmanager

@@ -8,10 +8,12 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.forms.audit.entry import Entry
 from common.forms.audit.line import NO_HASH, Line, SegmentLine, encode_line
-from common.forms.audit.verify import verify
+from common.forms.audit.verify import KnownLine, verify, verify_lines
+from common.forms.genesis import Genesis
 from nexus.access.audit.log import AuditLog
-from tests.nexus.access.audit.writing import make_entry
+from tests.nexus.access.audit.keyed import make_entry
 
 FIRST, SECOND = "nexus-1.000001.000001.jsonl", "nexus-1.000001.000002.jsonl"
 HEADER, A, B, C, D, CHECKPOINT = range(6)  # the lines of the first segment
@@ -181,3 +183,62 @@ def test_two_nexuses_are_checked_apart(tmp_path: Path) -> None:
     report = verify(tmp_path)
     assert [fault.file for fault in report.faults] == [FIRST]
     assert [(chain.nexus, chain.seq) for chain in report.chains] == [("nexus-1", 1), ("nexus-2", 3)]
+
+
+# What a nexus hands out
+
+
+def load_lines(directory: Path) -> Lines:
+    """Load the whole lines of both segments."""
+    lines = [line for name in (FIRST, SECOND) for line in (directory / name).read_bytes().splitlines(keepends=True)]
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def test_lines_that_a_nexus_hands_out(directory: Path) -> None:
+    """They are checked like files, but for what a crash left, of which only the size is told."""
+    lines = load_lines(directory)
+    report, files = verify_lines("nexus-1", {1: lines}, lines[:1], genesis=b"", known=None), verify(directory)
+    assert report == files
+    edited = [line.replace(b'"path":"b"', b'"path":"x"') for line in lines]
+    (fault,) = verify_lines("nexus-1", {1: edited}, lines[:1], genesis=b"", known=None).faults
+    assert (fault.file, fault.line, fault.why) == (FIRST, 3, "hash does not match this line and the one before")
+    (fault,) = verify_lines("nexus-1", {1: lines[:2] + lines[3:]}, lines[:1], genesis=b"", known=None).faults
+    assert (fault.file, fault.line) == (FIRST, 3)
+
+
+def test_a_known_line_has_to_be_there(directory: Path) -> None:
+    """It tells a whole chain from one whose end was cut off, or written anew."""
+    chain = verify(directory).chains[-1]
+    known = KnownLine(1, chain.seq, chain.digest)
+    assert verify(directory, known=known).faults == []
+    for other in (KnownLine(1, chain.seq + 1, chain.digest), KnownLine(1, chain.seq, bytes(32))):
+        (fault,) = verify(directory, known=other).faults
+        assert fault.why == f"line {other.seq} of timeline 1, hash {other.digest.hex()}, is missing"
+    lines = load_lines(directory)
+    assert verify_lines("nexus-1", {1: lines[:-1]}, lines[:1], genesis=b"", known=known).faults
+
+
+def test_a_checkpoint_has_to_lead_to_the_genesis(tmp_path: Path) -> None:
+    """The chain of a checkpoint begins with the genesis record of that fingerprint, which names its key."""
+    genesis = Genesis(bytes(16), 1, bytes(32), KEY.public_key, bytes(1216), bytes(32))
+    other = Genesis(bytes(16), 2, bytes(32), KEY.public_key, bytes(1216), bytes(32))
+    with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
+        log.set_signer(KEY, [genesis.encode()])
+        log.append(make_entry("a"))
+    assert verify(tmp_path, genesis=genesis.fingerprint).faults == []
+    with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
+        log.set_signer(Key(2), [genesis.encode()])
+        log.append(make_entry("b"))
+    (fault,) = verify(tmp_path, genesis=genesis.fingerprint).faults
+    assert fault.line == 5, "of the second checkpoint, by another key"
+    (fault,) = verify(tmp_path, genesis=other.fingerprint).faults
+    assert (fault.line, fault.why) == (3, "checkpoint is signed by a key that this genesis does not lead to")
+
+
+def test_an_accepted_new_chain_is_told(tmp_path: Path) -> None:
+    """Who reads the report sees where somebody accepted that lines are missing."""
+    entry = Entry(at=1, actor="olga", action="audit.new-chain", detail="the disk died")
+    with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
+        log.begin_anew(entry)
+    report = verify(tmp_path)
+    assert (report.faults, [line.entry for line in report.accepted]) == ([], [entry])

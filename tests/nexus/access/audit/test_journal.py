@@ -11,6 +11,7 @@ from common.forms.audit.segment import list_segments
 from common.forms.audit.verify import verify
 from nexus.access.audit.journal import Journal
 from nexus.lifecycle.states import State
+from tests.nexus.access.audit.keyed import make_entry
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import NexusCore
 from tests.nexus.failing_store import FailingStore
@@ -51,10 +52,27 @@ def test_a_ready_nexus_says_so_and_signs(make_nexus: MakeNexus, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("state", [State.SEALED, State.RECOVERING])
-def test_a_nexus_that_is_not_ready_any_more_signs_nothing(make_nexus: MakeNexus, tmp_path: Path, state: State) -> None:
-    """The key is wiped by then; the chain goes on, unsigned."""
+def test_the_last_checkpoint_is_signed_before_the_key_is_wiped(
+    make_nexus: MakeNexus, tmp_path: Path, state: State
+) -> None:
+    """It covers all lines of that time and is written as the next line; the chain goes on after it, unsigned."""
     nexus = make_nexus()
+    public_key = nexus.lifecycle.require_serving().root_key.public_key
     nexus.lifecycle.withdraw(state, seconds=0)
+    nexus.audit.append(make_entry("later"))
+    nexus.audit.close()
+    assert [checkpoint.public_key for checkpoint in list_checkpoints(tmp_path)] == [public_key, b""]
+    signed, unsigned = list_checkpoints(tmp_path)
+    assert signed.seq == unsigned.seq - 2
+    report = verify(tmp_path, public_keys=[public_key])
+    assert (report.faults, report.chains[-1].signed_seq) == ([], signed.seq)
+
+
+def test_a_wipe_does_not_wait_for_a_line_that_hangs_with_the_disk(make_nexus: MakeNexus, tmp_path: Path) -> None:
+    """There is no last checkpoint then."""
+    nexus = make_nexus()
+    with nexus.audit._lock:  # as while a line is being written
+        nexus.lifecycle.withdraw(State.SEALED, seconds=0)
     nexus.audit.close()
     assert [checkpoint.public_key for checkpoint in list_checkpoints(tmp_path)] == [b""]
 

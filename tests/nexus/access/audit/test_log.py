@@ -1,5 +1,6 @@
 """The audit log: what it writes, and what it does when it is killed or the disk fails."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import AuditUnavailableError, ConfigError, SealedError
 from common.forms.audit.line import ChangeLine, CheckpointLine, EntryLine, Line, SegmentLine, TornTailLine
@@ -17,7 +19,7 @@ from common.forms.audit.verify import TornTail, verify
 from nexus.access.audit.log import CHECKPOINT_EVERY, AuditLog
 from nexus.access.audit.segment_file import AHEAD, RESERVE
 from tests.kit.seed import make_random
-from tests.nexus.access.audit.writing import make_entry
+from tests.nexus.access.audit.keyed import make_entry
 from tests.nexus.store.contract import threads
 
 ROOT = Path(__file__).parents[4]
@@ -43,6 +45,16 @@ def load_lines(directory: Path) -> list[Line]:
 def list_paths(directory: Path) -> list[str]:
     """List the paths in all entries of calls."""
     return [line.entry.path for line in load_lines(directory) if isinstance(line, EntryLine) and line.entry.path]
+
+
+class Key:
+    """A signer."""
+
+    _key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    public_key = _key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        return self._key.sign(message)
 
 
 class WipedKey:
@@ -336,3 +348,134 @@ def test_changes_are_found_again_after_crash_upon_crash(tmp_path: Path) -> None:
         assert log.load_recent_changes(since=1) == {1: {make_entry("1").encode()}}
     report = verify(tmp_path)
     assert (report.faults, len(report.torn_tails)) == ([], 6)
+
+
+# Files that are not where they were
+
+
+def rename_directory(directory: Path, aside: Path) -> None:
+    """Take the directory away."""
+    directory.rename(aside)
+
+
+def replace_directory(directory: Path, aside: Path) -> None:
+    """Put another directory in its place."""
+    directory.rename(aside)
+    directory.mkdir()
+
+
+def rename_file(directory: Path, aside: Path) -> None:
+    """Take the file away."""
+    (directory / FIRST).rename(aside)
+
+
+def replace_file(directory: Path, aside: Path) -> None:
+    """Put a copy in the place of the file."""
+    (directory / FIRST).rename(aside)
+    (directory / FIRST).write_bytes(aside.read_bytes())
+
+
+def put_back(directory: Path, aside: Path) -> None:
+    """Undo whatever it was."""
+    place = directory if aside.is_dir() else directory / FIRST
+    if place.is_dir():
+        place.rmdir()
+    aside.replace(place)
+
+
+@pytest.mark.parametrize(
+    ("displace", "says"),
+    [
+        pytest.param(rename_directory, "directory .* was removed or replaced", id="directory renamed"),
+        pytest.param(replace_directory, "directory .* was removed or replaced", id="directory replaced"),
+        pytest.param(rename_file, f"file {FIRST} was removed or replaced", id="file renamed"),
+        pytest.param(replace_file, f"file {FIRST} was removed or replaced", id="file replaced"),
+    ],
+)
+def test_a_log_whose_files_went_away_refuses_until_they_are_back(
+    tmp_path: Path, wait_until: WaitUntil, displace: Callable[[Path, Path], None], says: str
+) -> None:
+    """It notices by itself, says what is gone, and goes on where it was once that is back."""
+    directory, aside = tmp_path / "audit", tmp_path / "aside"
+    directory.mkdir()
+    with closing(open_log(directory)) as log:
+        log.append(make_entry("a"))
+        displace(directory, aside)
+        wait_until(lambda: log.failing)
+        assert log.is_displaced
+        with pytest.raises(AuditUnavailableError, match=says):
+            log.append(make_entry("b"))
+        with pytest.raises(AuditUnavailableError, match=says):
+            log.sync()
+        assert re.search(says, "".join(log.list_obstacles()))
+        put_back(directory, aside)
+        wait_until(lambda: not log.failing)
+        log.append(make_entry("c"))
+    assert list_paths(directory) == ["a", "c"]
+    assert verify(directory).faults == []
+
+
+@pytest.mark.parametrize("displace", [replace_directory, replace_file])
+def test_a_new_chain_begins_with_what_was_accepted(
+    tmp_path: Path, wait_until: WaitUntil, displace: Callable[[Path, Path], None]
+) -> None:
+    """In the directory as it is by then, after whatever is there; no other process can write it from then on."""
+    directory, aside = tmp_path / "audit", tmp_path / "aside"
+    directory.mkdir()
+    with closing(open_log(directory)) as log:
+        log.append(make_entry("a"))
+        displace(directory, aside)
+        wait_until(lambda: log.failing)
+        position = log.begin_anew(make_entry("accepted"))
+        assert not log.failing
+        assert log.find_digest(1, position.seq) == position.digest
+        log.append(make_entry("b"))
+        assert log.sync().seq == position.seq + 1
+        with pytest.raises(AuditUnavailableError, match="held"):
+            open_log(directory)
+    assert list_paths(directory)[-2:] == ["accepted", "b"]
+    assert verify(directory).faults == []
+
+
+def test_without_a_directory_no_new_chain_begins(tmp_path: Path, wait_until: WaitUntil) -> None:
+    """The log goes on refusing."""
+    directory = tmp_path / "audit"
+    directory.mkdir()
+    with closing(open_log(directory)) as log:
+        directory.rename(tmp_path / "aside")
+        with pytest.raises(AuditUnavailableError, match="No such file"):
+            log.begin_anew(make_entry("accepted"))
+        wait_until(lambda: log.failing)
+
+
+# Checkpoints
+
+
+def test_a_stretch_ends_with_a_checkpoint_if_there_were_lines_and_a_key(tmp_path: Path) -> None:
+    """A log to which nothing is appended does not grow."""
+    with closing(open_log(tmp_path)) as log:
+        log.append(make_entry("a"))
+        assert log.end_stretch().seq == 2
+        log.set_signer(Key())
+        for _ in range(3):
+            assert log.end_stretch().seq == 3
+        log.append(make_entry("b"))
+        assert log.end_stretch().seq == 5
+    kinds = [type(line) for line in load_lines(tmp_path)]
+    assert kinds == [SegmentLine, EntryLine, CheckpointLine, EntryLine, CheckpointLine]
+    report = verify(tmp_path, public_keys=[Key().public_key])
+    assert (report.faults, report.chains[0].signed) == ([], 2)
+
+
+def test_the_last_checkpoint_is_signed_at_once_and_written_later(tmp_path: Path) -> None:
+    """Lines that were being written meanwhile do not break it: it is the next line."""
+    with closing(open_log(tmp_path)) as log:
+        log.set_signer(Key())
+        log.append(make_entry("a"))
+        log.set_signer(None)
+        log.append(make_entry("b"))
+        log.set_signer(None)
+    kinds = [type(line) for line in load_lines(tmp_path)]
+    assert kinds == [SegmentLine, EntryLine, CheckpointLine, EntryLine, CheckpointLine]
+    report = verify(tmp_path)
+    assert (report.faults, report.chains[0].signed_seq) == ([], 3)

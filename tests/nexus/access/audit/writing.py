@@ -13,20 +13,14 @@ from itertools import count
 from pathlib import Path
 
 from common.errors import AuditUnavailableError
-from common.forms.audit.entry import Entry
 from common.server.logs import configure
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
+from nexus.store.protocol import OutboxRow, Writer
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.patience import wait_until
-from tests.nexus.store.contract import make_row, put, threads
-
-
-def make_entry(path: str, *, detail: str = "") -> Entry:
-    """Make an entry that its path tells apart."""
-    return Entry(
-        at=1_700_000_000_000_000, actor="spiffe://example.org/api", action="secret.get", path=path, detail=detail
-    )
+from tests.nexus.access.audit.keyed import FixedKey, append, make_entry
+from tests.nexus.store.contract import CALLER, make_row, threads
 
 
 def say(text: str) -> None:
@@ -51,13 +45,20 @@ def append_on_threads(log: AuditLog) -> None:
 def export(log: AuditLog, file: Path) -> None:
     """Put and export for ever."""
     store = SqliteStore.open(file)
-    exporter = Exporter(store, log)
+    exporter = Exporter(store, log, borrow_key=FixedKey().borrow)
     exporter.start()
     with store.read() as reader:
         secret = reader.load_secret("a")
     for version in count(secret.current_version + 1 if secret else 1):
-        say(str(put(store, make_row("a", version))))
-        exporter.nudge()
+        row = store.write(lambda writer, version=version: put(writer, version))  # type: ignore[misc]
+        say(str(row.revision))
+        exporter.take(row)
+
+
+def put(writer: Writer, version: int) -> OutboxRow:
+    """Put a version, with an authentic entry."""
+    writer.insert_version(make_row("a", version), caller=CALLER)
+    return append(writer, make_entry(f"a {version}").encode())
 
 
 def fill(log: AuditLog, filler: Path) -> None:

@@ -1,0 +1,199 @@
+"""The audit of a real nexus under somebody who writes its database or its files, and has no key."""
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+import shardhold
+from common.forms.audit.entry import Entry
+from common.forms.audit.verify import verify
+from pilot.dev.directory import Plan
+from tests.kit.cluster import Cluster, running
+from tests.kit.patience import at_most
+
+pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
+
+APP, PATH = "/audited/app", "audited/secret"
+OPERATOR, AUDITOR = "/shardhold/pilot/role/operator/olga", "/shardhold/pilot/role/auditor/aud"
+FORGED = Entry(at=1, actor="spiffe://dev.shardhold/evil", action="secret.write", path="audited/forged")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two keepers, and a secret."""
+    with running(tmp_path_factory.mktemp("audited") / "dev", Plan(keepers=2, threshold=2)) as cluster:
+        cluster.allow(APP, ["audited/**"], ["read", "write"])
+        cluster.workload(APP).put(PATH, {"value": b"v"})
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Cluster:
+    """The same, ready."""
+    shared.wait_ready()
+    return shared
+
+
+def list_lines(cluster: Cluster) -> list[Mapping[str, Any]]:
+    """List all lines of the audit files."""
+    files = sorted(cluster.directory.audit.glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def list_exported(cluster: Cluster) -> list[tuple[int, str]]:
+    """List revision and path of each exported change."""
+    changes = [line for line in list_lines(cluster) if line["kind"] == "change"]
+    return [(line["revision"], line["entry"].get("path", "")) for line in changes]
+
+
+def list_said(cluster: Cluster, action: str) -> list[str]:
+    """List what the nexus says of its audit, in the audit."""
+    entries = [line["entry"] for line in list_lines(cluster) if line["kind"] == "entry"]
+    return [entry["detail"] for entry in entries if entry["action"] == action]
+
+
+def forge(cluster: Cluster, revision: int) -> None:
+    """Insert an entry into the outbox of the running nexus, with a statement that every version's table takes."""
+    sql = "INSERT INTO audit_outbox (revision, position, entry) VALUES (?, 0, ?)"
+    file = cluster.directory.data / "nexus.db"
+    with closing(sqlite3.connect(file, timeout=at_most(10), isolation_level=None)) as database:
+        database.execute(sql, (revision, FORGED.encode()))
+
+
+def put(cluster: Cluster) -> int:
+    """Put a version; return the revision of the store then."""
+    cluster.workload(APP).put(PATH, {"value": b"w"})
+    return int(cluster.status()["revision"])
+
+
+@pytest.mark.parametrize(
+    "distance", [pytest.param(1, id="the place of the next change"), pytest.param(1 << 61, id="beyond all changes")]
+)
+def test_an_inserted_row_forges_no_entry_and_silences_none(cluster: Cluster, distance: int) -> None:
+    """The entries of later changes reach the files, and that of the row does not; it is named, and counted."""
+    forge(cluster, int(cluster.status()["revision"]) + distance)
+    true = [(put(cluster), PATH), (put(cluster), PATH)]
+    cluster.wait("both are exported", lambda: set(true) <= set(list_exported(cluster)))
+    assert FORGED.path not in {path for _, path in list_exported(cluster)}
+    if distance > 1:  # the other may give way to the true row before it is looked at
+        digest = hashlib.sha256(FORGED.encode()).hexdigest()
+        cluster.wait("it is named", lambda: digest in str(list_said(cluster, "audit.refused-row")))
+        assert "shardhold_audit_refused_rows_total 0.0" not in cluster.fetch("nexus", "/metrics")
+
+
+def cut_off(cluster: Cluster) -> None:
+    """Drop the last 100 lines."""
+    path = max(cluster.directory.audit.glob("*.jsonl"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-100]))
+
+
+def edit_newest(cluster: Cluster) -> None:
+    """Change the newest line, which a crash might have torn."""
+    path = max(cluster.directory.audit.glob("*.jsonl"))
+    *before, newest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(before) + newest.replace(b'"at":1', b'"at":2'))
+
+
+def remove_all(cluster: Cluster) -> None:
+    """Leave an empty directory."""
+    shutil.rmtree(cluster.directory.audit)
+    cluster.directory.audit.mkdir(mode=0o700)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param(cut_off, "the audit files do not reach line", id="the last 100 lines dropped"),
+        pytest.param(edit_newest, "is another one than the store remembers", id="the newest line edited"),
+        pytest.param(remove_all, "the audit files do not reach line", id="the directory emptied"),
+    ],
+)
+def test_audit_files_changed_while_the_nexus_is_down(
+    cluster: Cluster, damage: Callable[[Cluster], None], says: str
+) -> None:
+    """The nexus is blocked and says why, the check finds it, and an operator's word begins a new chain that says so."""
+    for _ in range(110):
+        cluster.workload(APP).get(PATH)
+    cluster.stop("nexus")
+    damage(cluster)
+    cluster.run("nexus")
+    status = cluster.wait_status("it is blocked by its audit", lambda status: says in str(status["blocked_by"]))
+    assert status["state"] == "recovering"
+    assert says in cluster.fetch("nexus", "/readyz")
+    with pytest.raises(shardhold.UnavailableError):
+        cluster.workload(APP).put(PATH, {"value": b"w"})
+    assert "is missing" in cluster.pilot("audit", "verify", exit_code=1).stderr
+    cluster.pilot("audit", "accept-new-chain", "--reason", "a drill", path=OPERATOR)
+    cluster.wait_ready()
+    (accepted,) = [said for said in list_said(cluster, "audit.new-chain") if says in said][-1:]
+    assert accepted.startswith("a drill: ")
+    put(cluster)
+    told = cluster.pilot("audit", "verify")
+    assert "accepted a new chain" in told.stderr
+    cluster.stop("nexus")
+    cluster.run("nexus")
+    cluster.wait_ready()
+
+
+def test_a_kill_blocks_nothing(cluster: Cluster) -> None:
+    """What a crash tears was not yet remembered by the store."""
+    put(cluster)
+    cluster.workload(APP).get(PATH)
+    cluster.kill("nexus")
+    with max(cluster.directory.audit.glob("*.jsonl")).open("ab") as newest:
+        newest.write(b'{"kind":"entry","seq":')
+    cluster.run("nexus")
+    cluster.wait_ready()
+    assert not verify(cluster.directory.audit).faults
+
+
+def test_an_audit_directory_that_goes_away_while_the_nexus_runs(cluster: Cluster) -> None:
+    """Every call is refused, by name, until it is back, or until an operator accepts that a new chain begins."""
+    audit, aside = cluster.directory.audit, cluster.directory.root / "aside"
+    client = cluster.workload(APP)
+    obstacle = f"directory {audit} was removed or replaced"
+    audit.rename(aside)
+    cluster.wait("readiness goes down", lambda: obstacle in cluster.fetch("nexus", "/readyz"))
+    for call in (lambda: client.get(PATH), lambda: client.put(PATH, {"value": b"x"})):
+        with pytest.raises(shardhold.UnavailableError):
+            call()
+    assert obstacle in str(cluster.status()["blocked_by"])
+    aside.rename(audit)
+    cluster.wait_ready()
+    assert client.get(PATH).fields == {"value": b"w"}, "what was refused was not made"
+    audit.rename(aside)
+    audit.mkdir(mode=0o700)
+    cluster.wait("readiness goes down", lambda: obstacle in cluster.fetch("nexus", "/readyz"))
+    cluster.pilot("audit", "accept-new-chain", "--reason", "the disk was replaced", path=OPERATOR)
+    cluster.wait_ready()
+    revision = put(cluster)
+    cluster.wait("it is exported", lambda: (revision, PATH) in list_exported(cluster))
+    cluster.kill("nexus")
+    cluster.run("nexus")
+    cluster.wait_ready()
+    assert not verify(audit).faults
+
+
+def test_the_tail_and_the_check_of_a_whole_audit(cluster: Cluster) -> None:
+    """An auditor reads both; the check takes the genesis of the card, with and without the nexus, and no other."""
+    genesis = str(cluster.status()["genesis"])
+    told = cluster.pilot("audit", "tail", "-n", "5", path=AUDITOR)
+    assert "status.get" in told.stdout
+    cluster.pilot("audit", "tail", path=APP, exit_code=4)
+    cluster.pilot("audit", "verify", "--genesis", genesis, path=AUDITOR)
+    cluster.stop("nexus")
+    folder = str(cluster.directory.audit)
+    document = json.loads(cluster.pilot("audit", "verify", folder, "--genesis", genesis, "-o", "json").stdout)
+    last = document["chains"][-1]
+    assert last["signed_through"] == last["lines"], "the last line of a stopped nexus is a signed checkpoint"
+    cluster.pilot("audit", "verify", folder, "--genesis", "00" * 32, exit_code=1)
+    cluster.run("nexus")
+    cluster.wait_ready()
+    cluster.pilot("audit", "verify", "--genesis", "00" * 32, path=AUDITOR, exit_code=1)
