@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import grpc
 import pytest
@@ -11,6 +10,7 @@ import shardhold
 from pilot.dev.directory import Plan
 from shardhold.v1 import secrets_pb2
 from tests.kit.cluster import Cluster, running
+from tests.kit.lost_answers import lose_answers
 from tests.kit.patience import at_most
 from tests.kit.person import Person
 from tests.kit.refusal import Refusal
@@ -22,19 +22,6 @@ TIMEOUT_S = at_most(30)
 PUT = "/shardhold.v1.SecretService/PutSecret"
 
 Happening = Callable[[Cluster, str], None]
-
-
-class LostAnswerError(grpc.RpcError):
-    """What a client sees of a call whose connection broke after the server made it."""
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
-
-    def details(self) -> str:
-        return "Socket closed"
-
-    def trailing_metadata(self) -> tuple[()]:
-        return ()
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +50,17 @@ def losing(cluster: Cluster, request: pytest.FixtureRequest) -> Callable[[str, s
 
     def lose(rpc: str, path: str, happens: Happening) -> shardhold.Client:
         client = cluster.workload(WRITER)
-        methods: Any = client._methods
-        call = methods[rpc]
+        lost = iter([True])
 
-        def lose_answer(message: Any, **options: Any) -> Any:
-            answer = call(message, **options)
-            if methods[rpc] is call:  # lost already: this is the retry
-                return answer
-            methods[rpc] = call
+        def happen() -> bool:
+            if not next(lost, False):
+                return False
             happens(cluster, path)
             if request.param == "after a kill":
                 cluster.restart_nexus()
-            raise LostAnswerError
+            return True
 
-        methods[rpc] = lose_answer
+        lose_answers(client, rpc, happen)
         return client
 
     return lose

@@ -19,7 +19,7 @@ from pathlib import Path
 from pilot.dev.probes import wait_until
 from pilot.dev.spawn import Child, Spawn, exec_program
 
-PROGRAMS = ("nexus", "keeper", "pilot", "tests.kit.witness")
+PROGRAMS = ("nexus", "keeper", "pilot", "tests.kit.historian", "tests.kit.witness")
 SERVER = Path(__file__).with_name("fork_server.py")
 _PYTHON = [sys.executable, "-P", "-m"]
 
