@@ -187,6 +187,8 @@ class Exporter:
                     self._cursor = true[-1].revision, true[-1].position
             self._done += true
             self._is_complete = False
+            if len(rows) < _BATCH:
+                break
         else:
             return  # a flood of forged rows: what is exported so far is discarded in between
         self._is_complete = True
@@ -348,7 +350,8 @@ class Exporter:
                 self._give_up(f"discarding of exported audit entries: {exc}")
         else:
             self._failing = ""
-        self._audit.set_export_failing(self._failing)
+        # What the files themselves refuse is over as soon as they work again.
+        self._audit.set_export_failing("" if self._audit.refuses else self._failing)
 
     def _is_discard_due(self) -> bool:
         is_old = self._clock.monotonic() - self._discarded_at >= POLL_S

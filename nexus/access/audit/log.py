@@ -119,6 +119,11 @@ class AuditLog:
         """Why entries cannot be written now, or changes not exported; empty: they can."""
         return self._failing or self._export_failing
 
+    @property
+    def refuses(self) -> bool:
+        """Whether the files themselves do not take entries now."""
+        return bool(self._failing)
+
     def list_obstacles(self) -> list[str]:
         """Say why calls are refused; empty when they are not."""
         return [f"audit entries cannot be written: {self.failing}"] if self.failing else []
@@ -237,16 +242,17 @@ class AuditLog:
         with self._syncing, self._lock:
             if self._is_closed:
                 raise AuditUnavailableError("audit is closed")
+            timeline = self._chain.timeline
             try:
-                lock = None if self._holds_lock() else _lock_process(self._lock_path)
-                chain = Chain(
-                    self._directory, nexus=self._nexus, timeline=self._chain.timeline, clock=self._clock, first=entry
-                )
+                if not self._is_displaced:
+                    self._chain.sync()
+                if not self._holds_lock():
+                    lock = _lock_process(self._lock_path)
+                    os.close(self._process_lock)
+                    self._process_lock = lock
+                chain = Chain(self._directory, nexus=self._nexus, timeline=timeline, clock=self._clock, first=entry)
             except OSError as exc:
                 raise self._fail(_describe(exc)) from exc
-            if lock is not None:
-                os.close(self._process_lock)
-                self._process_lock = lock
             self._chain.abandon()
             self._chain = chain
             self._last = None
