@@ -31,14 +31,14 @@ DESIGN = {
     "AbortInit": ("init.abort", "superuser", "", "initialising"),
     "Seal": ("seal", "superuser operator", "", "recovering sealed ready"),
     "AcceptOlderStore": ("store.accept-older", "superuser", "", "recovering"),
-    "TailAudit": ("audit.tail", "superuser operator auditor", "", "uninitialised initialising recovering sealed ready"),
-    "AcceptNewChain": ("audit.accept-new-chain", "superuser operator", "", "recovering ready"),
     "ListKeepers": ("keeper.list", "superuser operator auditor", "", "ready"),
     "StartUnseal": ("unseal.start", "recover operator superuser", "", "recovering sealed"),
     "GetSealingKey": ("unseal.key", "recover operator superuser", "", "recovering sealed"),
     "SubmitShare": ("unseal.submit", "recover operator superuser", "", "recovering sealed"),
     "GetProgress": ("unseal.progress", "recover operator superuser auditor", "", "recovering sealed"),
     "ResetUnseal": ("unseal.reset", "recover operator superuser", "", "recovering sealed"),
+    "TailAudit": ("audit.tail", "superuser operator auditor", "", "uninitialised initialising recovering sealed ready"),
+    "AcceptNewChain": ("audit.accept-new-chain", "superuser operator", "", "recovering ready"),
 }
 # Design §8: what has to work while the audit cannot be written.
 FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress", "AcceptNewChain"}

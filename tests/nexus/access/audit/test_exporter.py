@@ -330,6 +330,19 @@ def test_a_true_row_that_comes_again_is_refused(
     assert list_exported(tmp_path) == [(1, "a"), (2, "b")]
 
 
+def test_a_true_row_beyond_the_store_is_refused(
+    store: SqliteStore, make_exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """An authentic row of a store that had come further, as before it was put back, is none of this one."""
+    change(store, "a")
+    change(store, "b")
+    write_rows(tmp_path / "nexus.db", "UPDATE meta SET revision = 1")
+    make_exporter().export()
+    assert list_exported(tmp_path) == [(1, "a")]
+    (said,) = list_alarms(tmp_path)
+    assert said.detail.endswith("the store is at revision 1")
+
+
 def test_an_edited_row_is_refused_and_the_true_one_named_as_missing(
     store: SqliteStore, make_exporter: MakeExporter, tmp_path: Path
 ) -> None:
