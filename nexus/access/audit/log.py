@@ -72,6 +72,7 @@ class AuditLog:
         except BaseException:
             os.close(self._process_lock)
             raise
+        self._synced = self._chain.position
         try:
             self._chain.file.set_aside()
         except OSError as exc:
@@ -138,6 +139,11 @@ class AuditLog:
         """How far the chain of the current timeline has come; its last lines may not be synced yet."""
         with self._lock:
             return self._chain.position
+
+    @property
+    def synced_position(self) -> ChainPosition:
+        """How far the chain has come that no crash and no power cut takes back. Waits for nothing."""
+        return self._synced
 
     def set_export_failing(self, reason: str) -> None:
         """Show in `failing` why entries of changes do not leave the store; appends go on."""
@@ -230,6 +236,7 @@ class AuditLog:
                 raise self._fail(_describe(exc)) from exc
             self._chain.abandon()
             self._chain = chain
+            self._synced = chain.position
 
     def begin_anew(self, entry: Entry) -> ChainPosition:
         """Begin a segment with *entry*, which says why, in the directory as it is now; return how far the chain is.
@@ -255,6 +262,7 @@ class AuditLog:
                 raise self._fail(_describe(exc)) from exc
             self._chain.abandon()
             self._chain = chain
+            self._synced = chain.position
             self._last = None
             self._failing, self._is_displaced = "", False
             return chain.position
@@ -414,6 +422,7 @@ class AuditLog:
                 file.give_back(lines)
                 self._is_displaced = True
                 raise self._fail(displaced)
+        self._synced = position
         return position
 
     def _probe(self) -> None:

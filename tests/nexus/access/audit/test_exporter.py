@@ -17,7 +17,7 @@ from common.forms.audit.verify import verify
 from nexus.access.audit.alarm import SAY_EVERY_S
 from nexus.access.audit.exporter import HEAD_EVERY_S, Exporter
 from nexus.access.audit.log import AuditLog
-from nexus.access.audit.outbox import is_authentic_head
+from nexus.keys.outbox import is_authentic_head
 from nexus.store.protocol import AuditHead, Store
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.manual_clock import ManualClock
