@@ -17,10 +17,10 @@ from common.errors import AuditUnavailableError, DeniedError, OutcomeUnknownErro
 from common.forms.audit.entry import Entry
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
-from nexus.access.audit.outbox import authenticate_row
 from nexus.access.calls import Rpc
 from nexus.access.roles import PEOPLE, Role
 from nexus.keys.opened import PolicyView, Serving
+from nexus.keys.outbox import append_entry
 from nexus.keys.signer import AuditAuthenticator
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
@@ -54,12 +54,7 @@ class CallRecord:
 
     def write(self, writer: Writer, key: AuditAuthenticator) -> None:
         """Write the entry of a change as part of the change, authenticated with *key*; no other is written."""
-        entry = self.make_entry("ok").encode()
-        self.row = writer.append_audit(
-            self.nexus,
-            entry,
-            lambda revision, position: authenticate_row(key, self.nexus, revision, position, entry),
-        )
+        self.row = append_entry(writer, key, self.nexus, self.make_entry("ok").encode())
 
     def make_entry(self, outcome: str, *, decision: str = "allow") -> Entry:
         """Return the entry as it stands."""

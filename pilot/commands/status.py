@@ -175,6 +175,11 @@ def list_hints(document: dict[str, Any]) -> list[str]:
             "the store is older than its keepers remember: restore its newest copy, or lose what is missing with "
             f"'pilot accept-older-store {store}'"
         ]
+    if any("accept-new-chain" in line for line in document["blocked_by"]):
+        return [
+            "put the audit files back and start the nexus again, or accept that they are lost with "
+            "'pilot audit accept-new-chain --reason TEXT'"
+        ]
     if document["state"] == "sealed":
         return ["custodians bring it back: 'pilot unseal'"]
     if document["state"] == "recovering" and document["blocked_by"]:

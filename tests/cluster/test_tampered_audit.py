@@ -197,3 +197,29 @@ def test_the_tail_and_the_check_of_a_whole_audit(cluster: Cluster) -> None:
     cluster.run("nexus")
     cluster.wait_ready()
     cluster.pilot("audit", "verify", "--genesis", "00" * 32, path=AUDITOR, exit_code=1)
+
+
+def test_a_seal_leaves_a_signed_checkpoint_and_its_own_entry(cluster: Cluster) -> None:
+    """Both come after the wipe: the one was signed before it, the other is known by its digest."""
+    genesis = bytes.fromhex(str(cluster.status()["genesis"]))
+    cluster.workload(APP).get(PATH)
+    cluster.superuser.seal("a drill")
+    cluster.wait("its entry is in the files", lambda: is_seal_exported(cluster))
+    report = verify(cluster.directory.audit, genesis=genesis)
+    assert report.faults == []
+    lines = list_lines(cluster)
+    read = max(line["seq"] for line in lines if line.get("entry", {}).get("action") == "secret.read")
+    assert report.chains[-1].signed_seq > read
+    cluster.rerun("nexus")
+    cluster.unseal()
+    cluster.wait_ready()
+    cluster.wait_filled()
+    put(cluster)
+    assert is_seal_exported(cluster)
+    assert list_said(cluster, "audit.missing-row") == []
+
+
+def is_seal_exported(cluster: Cluster) -> bool:
+    """Whether the seal's entry is in the files, exactly once."""
+    changes = [line for line in list_lines(cluster) if line["kind"] == "change"]
+    return [line["entry"]["action"] for line in changes].count("seal") == 1

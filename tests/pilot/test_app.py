@@ -180,6 +180,9 @@ def test_without_a_command_there_is_help(command: str, capsys: pytest.CaptureFix
         "policy apply",
         "policy list",
         "policy delete",
+        "audit tail",
+        "audit verify",
+        "audit accept-new-chain",
     ],
 )
 def test_every_command_takes_the_global_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@
 
 from nexus.access.audit.directory import ChainPosition
 from nexus.access.audit.log import AuditLog
-from nexus.access.audit.outbox import is_authentic_head, is_authentic_row, make_head
+from nexus.keys.outbox import is_authentic_head, is_authentic_row, make_head
 from nexus.keys.signer import AuditAuthenticator
 from nexus.store.protocol import AuditHead, Store, Writer
 
@@ -59,4 +59,5 @@ class Continuity:
             rows = writer.load_audit(self._audit.nexus, limit=_MOST_ROWS)
             revisions = [row.revision for row in rows if is_authentic_row(key, row)]
             revision = min(revisions, default=writer.revision) - 1
-        writer.save_audit_head(make_head(key, self._audit.nexus, position, revision))
+        place = position.timeline, position.seq, position.digest
+        writer.save_audit_head(make_head(key, self._audit.nexus, *place, revision=revision))

@@ -1,7 +1,7 @@
 """Moves the entries of changes from the store's outbox into the audit files.
 
 1. An entry is in the store, durably, with its change; here it is appended, synced, and only then discarded there:
-   exactly its row, together with the head of the files (`nexus.access.audit.outbox`).
+   exactly its row, together with the head of the files (`nexus.keys.outbox`).
 2. With a key every row is judged. One whose MAC does not verify, whose revision the store has not reached, or that was
    exported before, is forged: it is named by its digest, and removed. It holds up no true row.
 3. Without a key only rows that this process committed are exported, by their digests. They stay in the store until
@@ -35,7 +35,7 @@ from common.forms.audit.entry import Entry, decode_entry
 from nexus.access.audit.alarm import Alarm
 from nexus.access.audit.directory import ChainPosition
 from nexus.access.audit.log import AuditLog
-from nexus.access.audit.outbox import is_authentic_head, is_authentic_row, make_head
+from nexus.keys.outbox import is_authentic_head, is_authentic_row, make_head
 from nexus.keys.signer import AuditAuthenticator
 from nexus.store.protocol import AuditHead, OutboxRow, Store
 
@@ -190,6 +190,8 @@ class Exporter:
                     self._cursor = true[-1].revision, true[-1].position
             self._done += true
             self._is_complete = False
+            if len(rows) < _BATCH:
+                break
         else:
             return  # a flood of forged rows: what is exported so far is discarded in between
         self._is_complete = True
@@ -317,7 +319,8 @@ class Exporter:
         revision = 0 if self._cursor is None else self._cursor[0] - (not self._is_complete)
         try:
             with self._borrow_key() as key:
-                return make_head(key, self._audit.nexus, self._position, revision)
+                at = self._position
+                return make_head(key, self._audit.nexus, at.timeline, at.seq, at.digest, revision=revision)
         except (SealedError, RecoveringError, WrongStateError):
             return None
 
@@ -352,7 +355,8 @@ class Exporter:
                 self._give_up(f"discarding of exported audit entries: {exc}")
         else:
             self._failing = ""
-        self._audit.set_export_failing(self._failing)
+        # What the files themselves refuse is over as soon as they work again.
+        self._audit.set_export_failing("" if self._audit.refuses else self._failing)
 
     def _look_beside(self) -> None:
         try:

@@ -72,6 +72,7 @@ class AuditLog:
         except BaseException:
             os.close(self._process_lock)
             raise
+        self._synced = self._chain.position
         try:
             self._chain.file.set_aside()
         except OSError as exc:
@@ -119,6 +120,11 @@ class AuditLog:
         """Why entries cannot be written now, or changes not exported; empty: they can."""
         return self._failing or self._export_failing
 
+    @property
+    def refuses(self) -> bool:
+        """Whether the files themselves do not take entries now."""
+        return bool(self._failing)
+
     def list_obstacles(self) -> list[str]:
         """Say why calls are refused; empty when they are not."""
         return [f"audit entries cannot be written: {self.failing}"] if self.failing else []
@@ -133,6 +139,11 @@ class AuditLog:
         """How far the chain of the current timeline has come; its last lines may not be synced yet."""
         with self._lock:
             return self._chain.position
+
+    @property
+    def synced_position(self) -> ChainPosition:
+        """How far the chain has come that no crash and no power cut takes back. Waits for nothing."""
+        return self._synced
 
     def set_export_failing(self, reason: str) -> None:
         """Show in `failing` why entries of changes do not leave the store; appends go on."""
@@ -225,6 +236,7 @@ class AuditLog:
                 raise self._fail(_describe(exc)) from exc
             self._chain.abandon()
             self._chain = chain
+            self._synced = chain.position
 
     def begin_anew(self, entry: Entry) -> ChainPosition:
         """Begin a segment with *entry*, which says why, in the directory as it is now; return how far the chain is.
@@ -237,18 +249,20 @@ class AuditLog:
         with self._syncing, self._lock:
             if self._is_closed:
                 raise AuditUnavailableError("audit is closed")
+            timeline = self._chain.timeline
             try:
-                lock = None if self._holds_lock() else _lock_process(self._lock_path)
-                chain = Chain(
-                    self._directory, nexus=self._nexus, timeline=self._chain.timeline, clock=self._clock, first=entry
-                )
+                if not self._is_displaced:
+                    self._chain.sync()
+                if not self._holds_lock():
+                    lock = _lock_process(self._lock_path)
+                    os.close(self._process_lock)
+                    self._process_lock = lock
+                chain = Chain(self._directory, nexus=self._nexus, timeline=timeline, clock=self._clock, first=entry)
             except OSError as exc:
                 raise self._fail(_describe(exc)) from exc
-            if lock is not None:
-                os.close(self._process_lock)
-                self._process_lock = lock
             self._chain.abandon()
             self._chain = chain
+            self._synced = chain.position
             self._last = None
             self._failing, self._is_displaced = "", False
             return chain.position
@@ -408,6 +422,7 @@ class AuditLog:
                 file.give_back(lines)
                 self._is_displaced = True
                 raise self._fail(displaced)
+        self._synced = position
         return position
 
     def _probe(self) -> None:

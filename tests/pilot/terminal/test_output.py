@@ -169,6 +169,10 @@ SEALED = cluster_pb2.GetStatusResponse(
     blocked_by=["sealed"],
     unseal=cluster_pb2.UnsealProgress(submitted=0, needed=3),
 )
+UNAUDITED = cluster_pb2.GetStatusResponse(
+    state=cluster_pb2.STATE_RECOVERING,
+    blocked_by=["the audit files do not reach line 9: find out why, or 'pilot audit accept-new-chain'"],
+)
 WAITING = cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_RECOVERING, blocked_by=["2 of 3 shards of set 7"])
 
 
@@ -194,6 +198,7 @@ def test_status_of_an_unseal() -> None:
     [
         pytest.param(BLOCKED, "'pilot accept-older-store --timeline 1 --revision 17'", id="blocked by a mark"),
         pytest.param(SEALED, "custodians bring it back: 'pilot unseal'", id="sealed"),
+        pytest.param(UNAUDITED, "put the audit files back", id="blocked by the audit"),
         pytest.param(WAITING, "if the keepers that it waits for do not return", id="too few keepers"),
         pytest.param(cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_READY), "", id="ready"),
         pytest.param(

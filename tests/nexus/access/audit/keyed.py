@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import SealedError
 from common.forms.audit.entry import Entry
-from nexus.access.audit.outbox import authenticate_row
+from nexus.keys.outbox import append_entry
 from nexus.keys.signer import AuditAuthenticator
 from nexus.store.protocol import OutboxRow, Store, Writer
 from tests.kit.patience import at_most
@@ -43,9 +43,7 @@ class FixedKey:
 
 def append(writer: Writer, entry: bytes) -> OutboxRow:
     """Add an authentic entry to a change."""
-    return writer.append_audit(
-        NEXUS, entry, lambda revision, position: authenticate_row(FixedKey(), NEXUS, revision, position, entry)
-    )
+    return append_entry(writer, FixedKey(), NEXUS, entry)
 
 
 def change(store: Store, *paths: str) -> list[OutboxRow]:

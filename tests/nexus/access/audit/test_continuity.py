@@ -10,7 +10,7 @@ import pytest
 from nexus.access.audit.continuity import Continuity
 from nexus.access.audit.directory import ChainPosition
 from nexus.access.audit.log import AuditLog
-from nexus.access.audit.outbox import is_authentic_head, make_head
+from nexus.keys.outbox import is_authentic_head, make_head
 from nexus.store.protocol import AuditHead, Writer
 from nexus.store.sqlite.store import SqliteStore
 from tests.nexus.access.audit.keyed import NEXUS, FixedKey, change, forge, make_entry
@@ -35,7 +35,8 @@ def written(tmp_path: Path, store: SqliteStore) -> AuditHead:
     with closing(open_log(tmp_path)) as log:
         for number in range(10):
             log.append(make_entry(str(number)))
-        head = make_head(KEY, NEXUS, log.sync(), 5)
+        synced = log.sync()
+    head = make_head(KEY, NEXUS, synced.timeline, synced.seq, synced.digest, revision=5)
     store.discard_audit([], head)
     return head
 

@@ -17,7 +17,7 @@ from common.forms.audit.verify import verify
 from nexus.access.audit.alarm import SAY_EVERY_S
 from nexus.access.audit.exporter import HEAD_EVERY_S, Exporter
 from nexus.access.audit.log import AuditLog
-from nexus.access.audit.outbox import is_authentic_head
+from nexus.keys.outbox import is_authentic_head
 from nexus.store.protocol import AuditHead, Store
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.manual_clock import ManualClock
@@ -36,6 +36,10 @@ from tests.nexus.access.audit.test_log import ROOT, WRITING, load_lines
 from tests.nexus.failing_store import FailingStore
 
 WaitUntil = Callable[..., None]
+
+FLOOD = """
+    WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 699)
+    INSERT INTO audit_outbox (nexus, revision, position, entry, mac) SELECT ?, ?, n, ?, ? FROM numbers"""
 
 
 @pytest.fixture
@@ -327,8 +331,7 @@ def test_a_flood_of_forged_rows_is_two_lines_in_two_minutes(
     clock = ManualClock()
     exporter = make_exporter(clock=clock)
     for _ in range(3):
-        for position in range(700):
-            forge(tmp_path / "nexus.db", 1 << 61, position)
+        assert write_rows(tmp_path / "nexus.db", FLOOD, NEXUS, 1 << 61, b"forged", b"m" * 32) == 700
         exporter.export()
         clock.advance(SAY_EVERY_S / 2 + 1)
     assert exporter.alarms[0].count == 2_100
@@ -354,6 +357,19 @@ def test_a_true_row_that_comes_again_is_refused(
         assert load_outbox(store) == []
         assert len(list_alarms(tmp_path)) == number
     assert list_exported(tmp_path) == [(1, "a"), (2, "b")]
+
+
+def test_a_true_row_beyond_the_store_is_refused(
+    store: SqliteStore, make_exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """An authentic row of a store that had come further, as before it was put back, is none of this one."""
+    change(store, "a")
+    change(store, "b")
+    write_rows(tmp_path / "nexus.db", "UPDATE meta SET revision = 1")
+    make_exporter().export()
+    assert list_exported(tmp_path) == [(1, "a")]
+    (said,) = list_alarms(tmp_path)
+    assert said.detail.endswith("the store is at revision 1")
 
 
 def test_an_edited_row_is_refused_and_the_true_one_named_as_missing(
@@ -412,10 +428,13 @@ def test_rows_of_an_older_program_are_taken_once(
     noted, refused = list_alarms(tmp_path)
     assert (noted.action, noted.detail[:9]) == ("audit.unmarked-rows", "1 entries")
     assert refused.detail.startswith("revision 2 position 0")
-    forge(tmp_path / "nexus.db", 1, mac=None)
-    exporter.export()
-    exporter.discard()
-    assert list_exported(tmp_path) == [(1, "a")]
+    for again in (exporter, make_exporter(takes_unmarked=lambda revision: True)):
+        for revision in (1, 2):
+            forge(tmp_path / "nexus.db", revision, mac=None)
+        again.export()
+        again.discard()
+        assert list_exported(tmp_path) == [(1, "a")]
+        assert load_outbox(store) == []
 
 
 def test_rows_of_another_nexus_stay(store: SqliteStore, make_exporter: MakeExporter, tmp_path: Path) -> None:

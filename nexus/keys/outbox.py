@@ -7,9 +7,17 @@ neither add an entry nor replace one.
 import hmac
 
 from common.forms.codec import fields, u64
-from nexus.access.audit.directory import ChainPosition
 from nexus.keys.signer import AuditAuthenticator
-from nexus.store.protocol import MAX_ENTRY, AuditHead, OutboxRow
+from nexus.store.protocol import MAX_ENTRY, AuditHead, OutboxRow, Writer
+
+
+def append_entry(writer: Writer, key: AuditAuthenticator, nexus: str, entry: bytes) -> OutboxRow:
+    """Add an encoded audit entry to a change, for the files of *nexus*, and return its row."""
+
+    def authenticate(revision: int, position: int) -> bytes:
+        return authenticate_row(key, nexus, revision, position, entry)
+
+    return writer.append_audit(nexus, entry, authenticate)
 
 
 def authenticate_row(key: AuditAuthenticator, nexus: str, revision: int, position: int, entry: bytes) -> bytes:
@@ -24,10 +32,12 @@ def is_authentic_row(key: AuditAuthenticator, row: OutboxRow) -> bool:
     return hmac.compare_digest(authenticate_row(key, row.nexus, row.revision, row.position, row.entry), row.mac)
 
 
-def make_head(key: AuditAuthenticator, nexus: str, position: ChainPosition, revision: int) -> AuditHead:
-    """Make the head of files that have come to *position*, with the entries of all changes up to *revision*."""
-    mac = _authenticate_head(key, nexus, position.timeline, position.seq, position.digest, revision)
-    return AuditHead(nexus, position.timeline, position.seq, position.digest, revision, mac)
+def make_head(
+    key: AuditAuthenticator, nexus: str, timeline: int, seq: int, digest: bytes, *, revision: int
+) -> AuditHead:
+    """Make the head of files whose last line has *seq* and *digest*, with the entries of changes up to *revision*."""
+    mac = _authenticate_head(key, nexus, timeline, seq, digest, revision)
+    return AuditHead(nexus, timeline, seq, digest, revision, mac)
 
 
 def is_authentic_head(key: AuditAuthenticator, head: AuditHead) -> bool:
