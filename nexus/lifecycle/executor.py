@@ -1,7 +1,5 @@
 """Carries out the transitions that `nexus.lifecycle.transitions` decides, action by action."""
 
-import threading
-
 import structlog
 
 from common.errors import SealedError
@@ -22,7 +20,7 @@ class Executor:
     """Used by whoever holds the warden's lock, or by a seal that cannot get it because the store hangs."""
 
     def __init__(self, lifecycle: Lifecycle, pool: KeeperPool, marks: StoreMarks) -> None:
-        self.wake = threading.Event()  # set whenever the warden's thread has to look at the situation anew
+        self.wake = lifecycle.wake
         self._lifecycle = lifecycle
         self._pool = pool
         self._marks = marks

@@ -3,16 +3,19 @@
 - `nexus.lifecycle.transitions` says what follows from what has happened, and in which order it is done.
 - A proved key is admitted with the current set, the genesis record that marks were held against, and no newer mark:
   each is looked at under the lock, in which the key is then installed.
+- A store that is not as this nexus left it ends ready (`Lifecycle.lose_store`); the reason is an obstacle until the
+  nexus is ready again. *inspect_store* says what is wrong with the files of the store as they are now.
 - When the store or a keeper fails, the warden says so and tries again: its thread ends with the process only.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
 
 from common.clock import Clock
-from common.errors import ConflictError, CorruptRowError, ShardholdError, WrongStateError
+from common.errors import ConflictError, CorruptRowError, ShardholdError, StoreUnavailableError, WrongStateError
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
@@ -38,9 +41,18 @@ class Warden:
     """Thread-safe: one transition at a time."""
 
     def __init__(
-        self, *, store: Store, lifecycle: Lifecycle, pool: KeeperPool, memory: ProtectedMemory, clock: Clock
+        self,
+        *,
+        store: Store,
+        lifecycle: Lifecycle,
+        pool: KeeperPool,
+        memory: ProtectedMemory,
+        clock: Clock,
+        inspect_store: Callable[[], str] = lambda: "",
     ) -> None:
+        """*inspect_store* says why there is no serving from the store as it is now; empty: nothing is wrong."""
         self._store = store
+        self._inspect_store = inspect_store
         self._lifecycle = lifecycle
         self._pool = pool
         self._memory = memory
@@ -53,6 +65,7 @@ class Warden:
         )
         self._ending = False
         self._recovery: KeeperRecovery | None = None
+        self._store_fault = ""  # why the store ended ready, until the nexus is ready again
         self._trouble = ""  # what keeps the warden itself from going on
         self._thread = threading.Thread(target=self._run, name="warden", daemon=True)
 
@@ -79,6 +92,8 @@ class Warden:
             obstacles.append("the nexus is sealed: custodians have to unseal it")
         elif recovery is not None and self._executor.held is None:
             obstacles.append(recovery.missing)
+        if self._store_fault:
+            obstacles.append(f"ready ended: {self._store_fault}")
         if self._trouble:
             obstacles.append(self._trouble)
         try:
@@ -195,13 +210,14 @@ class Warden:
                 self._executor.wake.wait()
             case Duty.CHECK_MARKS:
                 self._clock.wait(self._executor.wake, _RETRY_S)
-                self._check_marks()
+                self._look_at_store()
                 self._trouble = ""
             case Duty.REST:
                 self._executor.wake.wait()
 
     def _recover(self) -> None:
         book = self._marks.require_book()
+        self._check_files()
         self._trouble = ""
         recovery = self._recovery = KeeperRecovery(self._store, self._pool, book, self._memory, self._clock)
         serving = recovery.run(self._executor.wake)
@@ -212,15 +228,29 @@ class Warden:
         except WrongStateError as exc:
             log.info("recovered, but not needed any more", why=str(exc))
 
-    def _check_marks(self) -> None:
-        """End ready when a mark that is newer than the store has come."""
+    def _look_at_store(self) -> None:
+        """End ready when a mark that is newer than the store has come, or the store is not as this nexus left it."""
         with self._lock:
-            if self._lifecycle.state is State.READY and (newer := self.find_newer_mark()) is not None:
+            if self._lifecycle.state is not State.READY:
+                return
+            if fault := self._lifecycle.store_fault or self._inspect_store():
+                log.critical("store is lost", why=fault)
+                self._store_fault = fault
+                self._end_ready(Event.STORE_LOST)
+            elif (newer := self.find_newer_mark()) is not None:
                 log.critical("store was put back", what=newer.describe(self._marks.load_meta()))
-                self._recovery = None
-                self._executor.carry_out(self._executor.find_transition(Event.NEWER_MARK))
+                self._end_ready(Event.NEWER_MARK)
+
+    def _end_ready(self, event: Event) -> None:
+        self._recovery = None
+        self._executor.carry_out(self._executor.find_transition(event))
+
+    def _check_files(self) -> None:
+        if fault := self._inspect_store():
+            raise StoreUnavailableError(fault)
 
     def _check_admission(self, serving: Serving, asked_in: State) -> None:
+        self._check_files()
         state = self._lifecycle.state
         if state is not asked_in:
             raise WrongStateError(f"the nexus is {state} meanwhile")
@@ -243,6 +273,7 @@ class Warden:
 
     def _become_ready(self, transition: Transition, serving: Serving) -> None:
         self._recovery = None
+        self._store_fault = ""
         self._executor.carry_out_with(transition, serving)
 
 
