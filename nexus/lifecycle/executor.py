@@ -66,10 +66,14 @@ class Executor:
                 case Action.INSTALL:
                     self._install(serving)
                 case Action.KEEP:
-                    find_mark = self._marks.make_finder(serving)
-                    self._pool.keep(serving.shard_set, self._marks.require_book(), find_mark)
+                    self.keep(serving)
                 case _:
                     self._act(action, transition.state)
+
+    def keep(self, serving: Serving) -> None:
+        """Let every keeper hold its shard, at the epoch that the store has come to."""
+        find_mark = self._marks.make_finder(serving)
+        self._pool.keep(serving.shard_set, self._marks.require_book(), find_mark, self._marks.find_epoch())
 
     def wipe_held(self) -> None:
         """Wipe the key that is held, if there is one."""
@@ -98,9 +102,9 @@ class Executor:
             case Action.WAKE:
                 self.wake.set()
             case Action.EMPTY:
-                self._pool.empty(self._marks.require_book(), self._marks.last)
+                self._pool.empty(self._marks.require_book(), self._marks.last, self._marks.find_epoch())
             case Action.EMPTY_WITHOUT_STORE:
                 if self._marks.book is not None:
-                    self._pool.empty(self._marks.book, self._marks.last)
+                    self._pool.empty(self._marks.book, self._marks.last, self._marks.epoch)
             case _:
                 raise ValueError(f"{action.name} needs a key")

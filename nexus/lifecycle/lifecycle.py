@@ -75,6 +75,10 @@ class Lifecycle:
                 raise RecoveringError(f"the nexus does not trust its store any more: {fault}")
         return serving
 
+    def find_serving(self) -> Serving | None:
+        """Return what the nexus serves with, if it is ready; whatever is said of its store."""
+        return self._serving
+
     @contextmanager
     def borrow(self) -> Iterator[Serving]:
         """Use what the nexus serves with; a withdrawal waits for the block to end. Raises as `require_serving`."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.clock import Clock
+from common.forms.mark import AuditEnd
 from common.keys.protected import ProtectedMemory
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.journal import Journal
@@ -65,7 +66,14 @@ def build_core(
         on_state(now)
 
     lifecycle = Lifecycle(state, on_change=follow, on_failure=give_up)
-    warden = Warden(store=store, lifecycle=lifecycle, pool=pool, memory=memory, clock=clock)
+    warden = Warden(
+        store=store,
+        lifecycle=lifecycle,
+        pool=pool,
+        memory=memory,
+        clock=clock,
+        find_audit_end=lambda: AuditEnd(audit.nexus, *audit.position),
+    )
     gate = Gate(lifecycle, audit, exporter, clock)
     initialisation = Initialisation(
         store=store,

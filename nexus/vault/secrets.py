@@ -9,6 +9,7 @@ from common.errors import ConflictError, InvalidArgumentError, NotFoundError, Ov
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
+from nexus.keys.floor import Floor
 from nexus.keys.opened import Serving
 from nexus.policy.paths import check_path, check_prefix
 from nexus.store.protocol import MadeByRequest, SecretRow, Store, VersionRow, Writer
@@ -99,8 +100,10 @@ class Vault:
         check_path(path)
         _check_version("version", version)
         with self._gate.secret_call(calls.GET_SECRET, caller, path) as (record, serving):
+            floor = serving.floor.position  # before the read begins
             with self._store.read() as reader:
                 row = reader.load_version(path, version)
+                serving.floor.check_read(floor, reader.load_position())
             if row is None or row.deleted:
                 raise NotFoundError("no such secret or version")
             record.version = row.version
@@ -152,8 +155,10 @@ class Vault:
                     raise OverloadedError(
                         f"more than {_MOST_ROWS} secrets below this prefix are not yours: name a longer one"
                     )
+                floor = serving.floor.position
                 with self._store.read() as reader:
                     rows = reader.list_secrets(prefix, after=after, limit=_ROWS_AT_ONCE)
+                    serving.floor.check_read(floor, reader.load_position())
                 shown += (row for row in rows if self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving))
                 seen += len(rows)
                 rows_left = len(rows) == _ROWS_AT_ONCE
@@ -184,12 +189,16 @@ class Vault:
             return self._change(record, lambda writer, _: self._delete_versions(writer, record, wanted, expected))
 
     def _change(self, record: CallRecord, step: Step) -> MadeByRequest:
+        floors: list[Floor] = []
+
         def change(writer: Writer) -> MadeByRequest:
             made = writer.find_request(record.caller.spiffe_id, record.request_id)
             if made is not None:
                 raise _AlreadyMadeError(made)
             # Asked here, not at the gate: a change waits for its turn, and uses the keys that are current by then.
             serving = self._gate.require_serving()
+            serving.floor.check_basis(writer.basis)
+            floors.append(serving.floor)
             made = step(writer, serving)
             self._gate.check_still(serving)
             record.version = made.versions[-1]
@@ -197,7 +206,9 @@ class Vault:
             return made
 
         try:
-            return self._store.write(change)
+            made = self._store.write(change)
+            floors[0].reach(made.revision)
+            return made
         except _AlreadyMadeError as again:
             if (again.made.path, again.made.deleted) != (record.path, record.rpc is calls.DELETE_SECRET):
                 raise InvalidArgumentError("request_id: was used for another request, want a new one") from again

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -17,8 +17,7 @@ from nexus.access.audit.segment_file import SegmentFile
 _log = structlog.get_logger("audit")
 
 
-@dataclass(frozen=True, slots=True)
-class ChainPosition:
+class ChainPosition(NamedTuple):
     """How far a chain has come."""
 
     timeline: int

@@ -61,6 +61,7 @@ class AuditLog:
         except BaseException:
             os.close(self._process_lock)
             raise
+        self._position = self._chain.position
         try:
             self._chain.file.set_aside()
         except OSError as exc:
@@ -94,15 +95,27 @@ class AuditLog:
             raise AuditUnavailableError(f"audit in {directory} cannot be opened: {exc.strerror}") from exc
 
     @property
+    def nexus(self) -> str:
+        """Name of the nexus whose audit it is."""
+        return self._nexus
+
+    @property
     def failing(self) -> str:
         """Why entries cannot be written now, or changes not exported; empty: they can."""
         return self._failing or self._export_failing
 
     @property
     def position(self) -> ChainPosition:
-        """How far the chain of the current timeline has come; its last lines may not be synced yet."""
-        with self._lock:
-            return self._chain.position
+        """How far the chain of the current timeline has come; its last lines may not be synced yet.
+
+        Waits for nothing: while a line is being written, it is where the chain stood when it was last asked.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                self._position = self._chain.position
+            finally:
+                self._lock.release()
+        return self._position
 
     def set_export_failing(self, reason: str) -> None:
         """Show in `failing` why entries of changes do not leave the store; appends go on."""
