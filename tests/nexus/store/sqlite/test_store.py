@@ -21,12 +21,13 @@ from nexus.store.sqlite.migrations import MIGRATIONS, NEWEST
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.seed import make_random
 from tests.nexus.store.contract import CALLER, StoreContract, load_meta, make_row, put, request
+from tests.nexus.store.position_contract import PositionContract
 
 ROOT = Path(__file__).parents[4]
 WRITING = [sys.executable, "-m", "tests.nexus.store.sqlite.writing"]
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, PositionContract):
     """SQLite keeps the contract of a store."""
 
     @pytest.fixture
