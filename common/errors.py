@@ -4,6 +4,7 @@
     ├── UnavailableError            try again later
     │   ├── SealedError
     │   ├── RecoveringError
+    │   │   └── StoreLostError       the store is not as the nexus left it: ready ends
     │   ├── StoreUnavailableError
     │   │   └── OutcomeUnknownError  it may or may not have happened: the process exits
     │   ├── AuditUnavailableError
@@ -59,6 +60,10 @@ class RecoveringError(UnavailableError):
     """The nexus does not have its root key yet, and is recovering it."""
 
     reason = "NEXUS_RECOVERING"
+
+
+class StoreLostError(RecoveringError):
+    """The store is not as this nexus left it: it serves nothing from it, and recovers."""
 
 
 class StoreUnavailableError(UnavailableError):

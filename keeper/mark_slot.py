@@ -1,12 +1,15 @@
 """Which rollback mark a keeper remembers. No I/O, no clock; nothing of a mark is secret.
 
-Order: marks are ordered by (timeline, revision).
+Order: marks are ordered by (timeline, revision, audit timeline, audit seq).
 
 1. No mark is taken before a shard pinned cluster and genesis: until then nothing says whom to believe.
 2. A mark whose chain begins with another genesis record than the pinned one is refused.
 3. A mark is taken only if it verifies: its chain, its signature, its cluster.
-4. The newest one is remembered; an older one, and another one of the same order, is accepted and changes nothing.
-5. Dropping sets changes nothing: a sealed cluster's rollback has to be seen. The mark is gone when the process ends.
+4. A mark with a lower control revision than the newest one, in the same timeline, is refused: whoever writes the
+   database can raise the revision of an older copy, but the manifest authenticates the control revision.
+5. The newest one is remembered; an older one, and another one of the same order, is accepted and changes nothing. The
+   nexus that gave an older one is told the newest.
+6. Dropping sets changes nothing: a sealed cluster's rollback has to be seen. The mark is gone when the process ends.
 
 A refused call changes nothing.
 """
@@ -26,11 +29,11 @@ class MarkSlot:
         self._lock = threading.Lock()
         self._newest: tuple[Mark, SignedMark] | None = None
 
-    def put(self, signed: SignedMark, *, pin: Pin | None) -> bool:
-        """Remember *signed* if it is newer; return whether it is. *pin* is the keeper's, None before there is one.
+    def put(self, signed: SignedMark, *, pin: Pin | None) -> SignedMark | None:
+        """Remember *signed* if it is newer; return the newest when that is newer. *pin* is None before there is one.
 
         Raises:
-            WrongStateError: Nothing is pinned, or another genesis.
+            WrongStateError: Nothing is pinned, another genesis, or a lower control revision (rule 4).
             MarkError: It does not verify.
         """
         if pin is None:
@@ -44,10 +47,17 @@ class MarkSlot:
             )
         mark = verify_mark(signed, cluster_id=pin.cluster_id, genesis=pin.genesis)
         with self._lock:
-            if self._newest is not None and mark.order <= self._newest[0].order:
-                return False
+            if self._newest is not None:
+                newest, held = self._newest
+                if mark.timeline == newest.timeline and mark.control_revision < newest.control_revision:
+                    raise WrongStateError(
+                        f"rollback mark is of control revision {mark.control_revision}, and one of "
+                        f"{newest.control_revision} is held: the store is older"
+                    )
+                if mark.order <= newest.order:
+                    return held if mark.order < newest.order else None
             self._newest = mark, signed
-            return True
+            return None
 
     def get(self, cluster_id: bytes) -> SignedMark:
         """Return the mark that is remembered.

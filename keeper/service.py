@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from common.errors import DecryptionError, DeniedError, InvalidArgumentError, StatementError
 from common.forms.delivery import SetLabel, build_fetch_info, build_put_info, read_label, write_label
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedMemory
@@ -20,6 +21,7 @@ from common.keys.statement import ID_SIZE, NONCE_SIZE, PUT_SHARD, StatementDesk
 from common.server.edge import Call, Method
 from common.server.identity import IdentitySource
 from keeper import __version__
+from keeper.fence import EpochFence
 from keeper.mark_slot import MarkSlot
 from keeper.slots import HeldSet, ShardSlots
 from keeper.v1 import keeper_pb2 as pb
@@ -53,6 +55,7 @@ class KeeperService:
     ) -> None:
         self._slots = slots
         self._mark = MarkSlot()
+        self._fence = EpochFence()
         self._desk = desk
         self._memory = memory
         self._identity = identity
@@ -115,20 +118,23 @@ class KeeperService:
                 key.open(request.sealed_shard, info=info, into=shard.view)
             except DecryptionError as exc:
                 raise InvalidArgumentError("sealed_shard does not open: changed, or sealed for something else") from exc
-            self._slots.put(
-                label,
-                shard.view,
-                x=request.x,
-                commitment=request.commitment,
-                current_set_id=request.current_set_id,
-            )
+            with self._fence.passing(_read_epoch(request.epoch)):
+                self._slots.put(
+                    label,
+                    shard.view,
+                    x=request.x,
+                    commitment=request.commitment,
+                    current_set_id=request.current_set_id,
+                )
         log.info("shard held", set_number=label.set_number, generation=label.generation, x=request.x, nexus=call.caller)
         return pb.PutShardResponse(boot_id=self._boot_id)
 
     def drop_set(self, call: Call, request: pb.DropSetRequest) -> pb.DropSetResponse:
         """Forget a set."""
         _check_sizes(cluster_id=(request.cluster_id, ID_SIZE), set_id=(request.set_id, ID_SIZE))
-        dropped = self._slots.drop(request.cluster_id, request.set_id)
+        epoch = _read_epoch(request.epoch) if self._slots.pin else NO_EPOCH
+        with self._fence.passing(epoch):
+            dropped = self._slots.drop(request.cluster_id, request.set_id)
         if dropped:
             log.info("set dropped", set_id=request.set_id.hex(), nexus=call.caller)
         return pb.DropSetResponse(boot_id=self._boot_id, dropped=dropped)
@@ -157,23 +163,24 @@ class KeeperService:
         )
 
     def put_mark(self, call: Call, request: pb.PutMarkRequest) -> pb.PutMarkResponse:
-        """Remember a rollback mark, if it verifies and is newer."""
+        """Remember a rollback mark, if it verifies and is newer; tell a nexus that gave an older one."""
         if not request.HasField("mark"):
             raise InvalidArgumentError("mark is missing")
         mark = request.mark
-        self._mark.put(SignedMark(mark.mark, mark.signature, tuple(mark.chain)), pin=self._slots.pin)
-        return pb.PutMarkResponse(boot_id=self._boot_id)
+        signed = SignedMark(mark.mark, mark.signature, tuple(mark.chain))
+        with self._fence.passing(_read_epoch(request.epoch)):
+            newer = self._mark.put(signed, pin=self._slots.pin)
+        return pb.PutMarkResponse(boot_id=self._boot_id, newer=_write_mark(newer) if newer else None)
 
     def get_mark(self, call: Call, request: pb.GetMarkRequest) -> pb.GetMarkResponse:
         """Give the rollback mark back."""
         _check_sizes(cluster_id=(request.cluster_id, ID_SIZE))
         held = self._mark.get(request.cluster_id)
-        mark = pb.RollbackMark(mark=held.mark, signature=held.signature, chain=held.chain)
-        return pb.GetMarkResponse(mark=mark, boot_id=self._boot_id)
+        return pb.GetMarkResponse(mark=_write_mark(held), boot_id=self._boot_id)
 
     def get_status(self, call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         """Say what is held."""
-        pin = self._slots.pin
+        pin, epoch = self._slots.pin, self._fence.highest
         return pb.GetStatusResponse(
             boot_id=self._boot_id,
             cluster_id=pin.cluster_id if pin else b"",
@@ -181,6 +188,7 @@ class KeeperService:
             sets=[_write_held(held) for held in self._slots.list_held()],
             version=__version__,
             memory_protection=self._memory.level,
+            epoch=pb.StoreEpoch(timeline=epoch.timeline, epoch=epoch.epoch) if epoch.epoch else None,
         )
 
     def _bind(
@@ -219,3 +227,11 @@ def _check_label(request: pb.PutShardRequest) -> SetLabel:
 
 def _write_held(held: HeldSet) -> pb.HeldSet:
     return pb.HeldSet(label=write_label(held.label, pb.SetLabel()), x=held.x)
+
+
+def _write_mark(held: SignedMark) -> pb.RollbackMark:
+    return pb.RollbackMark(mark=held.mark, signature=held.signature, chain=held.chain)
+
+
+def _read_epoch(message: pb.StoreEpoch) -> StoreEpoch:
+    return StoreEpoch(message.timeline, message.epoch)

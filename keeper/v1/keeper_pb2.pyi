@@ -125,6 +125,7 @@ class PutShardRequest(_message.Message):
     SEALED_SHARD_FIELD_NUMBER: _builtins.int
     COMMITMENT_FIELD_NUMBER: _builtins.int
     CURRENT_SET_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     x: _builtins.int
     """1 to 255; this keeper's point of the set."""
     statement_digest: _builtins.bytes
@@ -139,6 +140,10 @@ class PutShardRequest(_message.Message):
     """
     @_builtins.property
     def label(self) -> Global___SetLabel: ...
+    @_builtins.property
+    def epoch(self) -> Global___StoreEpoch:
+        """The store's. Missing: an older nexus, which knows of none."""
+
     def __init__(
         self,
         *,
@@ -148,14 +153,40 @@ class PutShardRequest(_message.Message):
         sealed_shard: _builtins.bytes = ...,
         commitment: _builtins.bytes = ...,
         current_set_id: _builtins.bytes = ...,
+        epoch: Global___StoreEpoch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["label", b"label"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "current_set_id", b"current_set_id", "label", b"label", "sealed_shard", b"sealed_shard", "statement_digest", b"statement_digest", "x", b"x"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "current_set_id", b"current_set_id", "epoch", b"epoch", "label", b"label", "sealed_shard", b"sealed_shard", "statement_digest", b"statement_digest", "x", b"x"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PutShardRequest: _TypeAlias = PutShardRequest  # noqa: Y015
+
+@_typing.final
+class StoreEpoch(_message.Message):
+    """The epoch of a store: it goes up with every seal, unseal and accepted store. Ordered by timeline, then by epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    timeline: _builtins.int
+    epoch: _builtins.int
+    """0: none is known."""
+    def __init__(
+        self,
+        *,
+        timeline: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "timeline", b"timeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreEpoch: _TypeAlias = StoreEpoch  # noqa: Y015
 
 @_typing.final
 class PutShardResponse(_message.Message):
@@ -183,19 +214,25 @@ class DropSetRequest(_message.Message):
 
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     SET_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.bytes
     """16 bytes."""
     set_id: _builtins.bytes
     """16 bytes."""
+    @_builtins.property
+    def epoch(self) -> Global___StoreEpoch:
+        """The store's. Missing: an older nexus, which knows of none."""
+
     def __init__(
         self,
         *,
         cluster_id: _builtins.bytes = ...,
         set_id: _builtins.bytes = ...,
+        epoch: Global___StoreEpoch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "set_id", b"set_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "set_id", b"set_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,6 +346,7 @@ class GetStatusResponse(_message.Message):
     SETS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MEMORY_PROTECTION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.bytes
     """16 bytes, new at each start."""
     cluster_id: _builtins.bytes
@@ -323,6 +361,10 @@ class GetStatusResponse(_message.Message):
     def sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldSet]:
         """At most two."""
 
+    @_builtins.property
+    def epoch(self) -> Global___StoreEpoch:
+        """The highest that was seen since the start. Missing: none was."""
+
     def __init__(
         self,
         *,
@@ -332,10 +374,11 @@ class GetStatusResponse(_message.Message):
         sets: _abc.Iterable[Global___HeldSet] | None = ...,
         version: _builtins.str = ...,
         memory_protection: _builtins.int = ...,
+        epoch: Global___StoreEpoch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cluster_id", b"cluster_id", "genesis", b"genesis", "memory_protection", b"memory_protection", "sets", b"sets", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cluster_id", b"cluster_id", "epoch", b"epoch", "genesis", b"genesis", "memory_protection", b"memory_protection", "sets", b"sets", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,16 +444,22 @@ class PutMarkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MARK_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def mark(self) -> Global___RollbackMark: ...
+    @_builtins.property
+    def epoch(self) -> Global___StoreEpoch:
+        """The store's. Missing: an older nexus, which knows of none."""
+
     def __init__(
         self,
         *,
         mark: Global___RollbackMark | None = ...,
+        epoch: Global___StoreEpoch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "mark", b"mark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "mark", b"mark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -421,16 +470,22 @@ class PutMarkResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BOOT_ID_FIELD_NUMBER: _builtins.int
+    NEWER_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.bytes
     """16 bytes."""
+    @_builtins.property
+    def newer(self) -> Global___RollbackMark:
+        """The mark that is held, when it is newer than the one that came. Missing: it is not."""
+
     def __init__(
         self,
         *,
         boot_id: _builtins.bytes = ...,
+        newer: Global___RollbackMark | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["newer", b"newer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "newer", b"newer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

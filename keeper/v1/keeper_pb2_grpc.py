@@ -90,14 +90,15 @@ class KeeperServiceServicer(object):
         """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
         Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
         FAILED_PRECONDITION (another cluster or genesis, older than what was held, another shard of the same set, the
-        current set is missing here, statement unknown, used or issued to another caller).
+        current set is missing here, statement unknown, used or issued to another caller, an earlier epoch than was seen).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropSet(self, request, context):
-        """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster).
+        """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster, an earlier epoch
+        than was seen).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +114,8 @@ class KeeperServiceServicer(object):
 
     def PutMark(self, request, context):
         """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
-        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis).
+        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis, a
+        lower control revision than that of the mark that is held, an earlier epoch than was seen).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,17 +43,20 @@ class KeeperServiceStub:
     """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
     Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
     FAILED_PRECONDITION (another cluster or genesis, older than what was held, another shard of the same set, the
-    current set is missing here, statement unknown, used or issued to another caller).
+    current set is missing here, statement unknown, used or issued to another caller, an earlier epoch than was seen).
     """
     DropSet: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.DropSetRequest, _keeper_pb2.DropSetResponse]
-    """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster)."""
+    """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster, an earlier epoch
+    than was seen).
+    """
     FetchShard: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.FetchShardRequest, _keeper_pb2.FetchShardResponse]
     """Returns a shard, sealed to the caller's one-shot key.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (another cluster).
     """
     PutMark: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.PutMarkRequest, _keeper_pb2.PutMarkResponse]
     """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
-    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis).
+    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis, a
+    lower control revision than that of the mark that is held, an earlier epoch than was seen).
     """
     GetMark: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.GetMarkRequest, _keeper_pb2.GetMarkResponse]
     """Returns the rollback mark. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
@@ -75,17 +78,20 @@ class KeeperServiceAsyncStub(KeeperServiceStub):
     """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
     Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
     FAILED_PRECONDITION (another cluster or genesis, older than what was held, another shard of the same set, the
-    current set is missing here, statement unknown, used or issued to another caller).
+    current set is missing here, statement unknown, used or issued to another caller, an earlier epoch than was seen).
     """
     DropSet: _aio.UnaryUnaryMultiCallable[_keeper_pb2.DropSetRequest, _keeper_pb2.DropSetResponse]  # type: ignore[assignment]
-    """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster)."""
+    """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster, an earlier epoch
+    than was seen).
+    """
     FetchShard: _aio.UnaryUnaryMultiCallable[_keeper_pb2.FetchShardRequest, _keeper_pb2.FetchShardResponse]  # type: ignore[assignment]
     """Returns a shard, sealed to the caller's one-shot key.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (another cluster).
     """
     PutMark: _aio.UnaryUnaryMultiCallable[_keeper_pb2.PutMarkRequest, _keeper_pb2.PutMarkResponse]  # type: ignore[assignment]
     """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
-    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis).
+    Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis, a
+    lower control revision than that of the mark that is held, an earlier epoch than was seen).
     """
     GetMark: _aio.UnaryUnaryMultiCallable[_keeper_pb2.GetMarkRequest, _keeper_pb2.GetMarkResponse]  # type: ignore[assignment]
     """Returns the rollback mark. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there is none of this cluster)."""
@@ -116,7 +122,7 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes a shard. The first one pins cluster and genesis. The same shard again is accepted and changes nothing.
         Codes: INVALID_ARGUMENT (also a shard that does not open or does not match its commitment), PERMISSION_DENIED,
         FAILED_PRECONDITION (another cluster or genesis, older than what was held, another shard of the same set, the
-        current set is missing here, statement unknown, used or issued to another caller).
+        current set is missing here, statement unknown, used or issued to another caller, an earlier epoch than was seen).
         """
 
     @_abc_1.abstractmethod
@@ -125,7 +131,9 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keeper_pb2.DropSetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.DropSetResponse, _abc.Awaitable[_keeper_pb2.DropSetResponse]]:
-        """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster)."""
+        """Forgets a set. Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (another cluster, an earlier epoch
+        than was seen).
+        """
 
     @_abc_1.abstractmethod
     def FetchShard(
@@ -144,7 +152,8 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.PutMarkResponse, _abc.Awaitable[_keeper_pb2.PutMarkResponse]]:
         """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
-        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis).
+        Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis, a
+        lower control revision than that of the mark that is held, an earlier epoch than was seen).
         """
 
     @_abc_1.abstractmethod

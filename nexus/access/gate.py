@@ -5,6 +5,7 @@
 - A read's entry, with its outcome, is written before the reply; if it cannot be written, the call fails.
 - A change's entry is a row of the change itself, authenticated with the root key; a change that fails, and one that is
   made before there is a root key, get an entry like a read.
+- A call that finds the store not as this nexus left it ends ready.
 - A call that the state of the nexus refuses touched nothing and leaves no entry.
 """
 
@@ -13,7 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.clock import Clock, to_micros
-from common.errors import AuditUnavailableError, DeniedError, OutcomeUnknownError, RecoveringError, ShardholdError
+from common.errors import (
+    AuditUnavailableError,
+    DeniedError,
+    OutcomeUnknownError,
+    RecoveringError,
+    ShardholdError,
+    StoreLostError,
+)
 from common.forms.audit.entry import Entry
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
@@ -196,6 +204,8 @@ class Gate:
             self._settle(record, error)
 
     def _settle(self, record: CallRecord, error: BaseException | None) -> None:
+        if isinstance(error, StoreLostError):
+            self._lifecycle.lose_store(str(error))
         if isinstance(error, OutcomeUnknownError):
             self._lifecycle.give_up(f"{record.rpc.action} by {record.caller.spiffe_id}: {error}")
         elif isinstance(error, DeniedError):  # never from the reserve, or anybody could use it up

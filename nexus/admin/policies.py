@@ -1,13 +1,13 @@
 """The policies of a cluster: apply, list, delete, each authorised and audited by the gate."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from common.errors import InvalidArgumentError, NotFoundError
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys import manifest, records
-from nexus.keys.opened import PolicyView, Serving, build_view
+from nexus.keys.floor import Standing
+from nexus.keys.opened import PolicyView, Serving, load_view
 from nexus.policy.rules import Policy, check_policy, check_policy_name, encode_policy
 from nexus.store.protocol import Store, Writer
 
@@ -64,20 +64,21 @@ class Policies:
     def _change(
         self, record: CallRecord, *, put: dict[manifest.Key, bytes] | None = None, delete: Sequence[manifest.Key] = ()
     ) -> int:
-        def change(writer: Writer) -> tuple[int, Serving, PolicyView]:
+        def change(writer: Writer) -> tuple[int, Serving, Standing, PolicyView]:
             serving = self._gate.require_serving()  # here, not at the gate: as in `nexus.vault.secrets`
             for kind, name in delete:
                 is_damaged = name in serving.view.damaged
                 if not is_damaged and writer.load_control(kind, name) is None:
                     raise NotFoundError(f"no policy {name}")
-            manifest.change(writer, serving.root_key, put=put, delete=delete)
+            standing = manifest.change(writer, serving.root_key, serving.floor, put=put, delete=delete)
             record.write(writer, serving.root_key)
             # Compiled here, where it can still be undone: after the commit nothing may keep it from being in force.
-            meta = replace(writer.load_meta(), revision=writer.revision)
-            view = build_view(manifest.verify(meta, writer.load_controls(), serving.root_key), meta)
+            view = load_view(writer, serving.root_key)
             self._gate.check_still(serving)
-            return writer.revision, serving, view
+            return writer.revision, serving, standing, view
 
-        revision, serving, view = self._store.write(change)
-        serving.enforce(view)
-        return revision
+        def follow(made: tuple[int, Serving, Standing, PolicyView]) -> None:
+            _, serving, standing, view = made
+            serving.follow(standing, view)
+
+        return self._store.write(change, alone=True, on_commit=follow)[0]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.forms.delivery import SetLabel
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedBuffer
 
@@ -26,13 +27,15 @@ class KeeperReport:
     sets: tuple[ReportedSet, ...]
     version: str
     memory_protection: int
+    epoch: StoreEpoch = NO_EPOCH  # the highest that it has seen
 
 
 class KeeperLink(Protocol):
     """One keeper, over mTLS. Thread-safe; every call takes its own time limit in seconds.
 
     Every method raises `KeeperUnreachableError` when there is no answer in time, `DeniedError` when the keeper does not
-    accept this nexus, and `WrongStateError` when it refuses what was asked (the message is the keeper's).
+    accept this nexus, and `WrongStateError` when it refuses what was asked (the message is the keeper's). It refuses a
+    call whose *epoch*, which is the store's, is lower than one that it has seen.
     """
 
     @property
@@ -54,7 +57,9 @@ class KeeperLink(Protocol):
         """
         ...
 
-    def put_shard(self, label: SetLabel, shard: ProtectedBuffer, *, commitment: bytes, timeout: float) -> bytes:
+    def put_shard(
+        self, label: SetLabel, shard: ProtectedBuffer, *, commitment: bytes, epoch: StoreEpoch, timeout: float
+    ) -> bytes:
         """Give the keeper its shard, sealed to the exact SPIFFE ID of this link, and return the keeper's boot id.
 
         Raises:
@@ -62,12 +67,12 @@ class KeeperLink(Protocol):
         """
         ...
 
-    def drop_set(self, cluster_id: bytes, set_id: bytes, *, timeout: float) -> bytes:
+    def drop_set(self, cluster_id: bytes, set_id: bytes, *, epoch: StoreEpoch, timeout: float) -> bytes:
         """Make the keeper forget a set, and return the keeper's boot id."""
         ...
 
-    def put_mark(self, mark: SignedMark, *, timeout: float) -> None:
-        """Give the keeper a rollback mark; it keeps the newest.
+    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float) -> SignedMark | None:
+        """Give the keeper a rollback mark; it keeps the newest, and returns its own when that is newer.
 
         Raises:
             InvalidArgumentError: It does not verify for the keeper.

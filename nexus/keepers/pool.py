@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock
+from common.forms.epoch import StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
@@ -52,16 +53,22 @@ class KeeperPool:
         """
         self._set_duty(lambda seat: seat.collect(collection, book), unless=stopping)
 
-    def keep(self, shard_set: ShardSet, book: MarkBook, find_mark: Callable[[], SignedMark | None]) -> None:
-        """Fill empty keepers, check full ones and give them marks, from here on."""
-        self._set_duty(lambda seat: seat.keep(shard_set, book, find_mark))
+    def keep(
+        self,
+        shard_set: ShardSet,
+        book: MarkBook,
+        find_mark: Callable[[], SignedMark | None],
+        epoch: StoreEpoch,
+    ) -> None:
+        """Fill empty keepers, check full ones and give them marks, from here on. *epoch* is the store's."""
+        self._set_duty(lambda seat: seat.keep(shard_set, book, find_mark, epoch))
 
-    def empty(self, book: MarkBook, last_mark: SignedMark | None) -> None:
-        """Make all keepers drop what they hold, from here on, once they took *last_mark*."""
+    def empty(self, book: MarkBook, last_mark: SignedMark | None, epoch: StoreEpoch) -> None:
+        """Make all keepers drop what they hold, from here on, once they took *last_mark*. *epoch* is the store's."""
         emptied: set[str] = set()
 
         def duty(seat: Seat) -> float:
-            pause = seat.empty(book, last_mark)
+            pause = seat.empty(book, last_mark, epoch)
             if seat.status.is_empty:
                 emptied.add(seat.member.name)
             return pause
@@ -72,6 +79,11 @@ class KeeperPool:
     def find_serving(self) -> dict[str, bytes]:
         """Return the keepers that serve a cluster, by name, and its id."""
         return {seat.member.name: seat.status.cluster_id for seat in self.seats if seat.status.cluster_id}
+
+    def find_epoch(self, timeline: int) -> int:
+        """Return the highest epoch of *timeline* that a keeper says it has seen, 0 when none does."""
+        seen = (seat.status.epoch for seat in self.seats)
+        return max((epoch.epoch for epoch in seen if epoch.timeline == timeline), default=0)
 
     def count_heard(self) -> int:
         """Count the keepers of which anything is known: that they answer, or that they do not."""

@@ -6,7 +6,10 @@
   nexus did not give it; drop older sets; give it the newest rollback mark.
 - Empty: while sealed, drop every set that it holds, whatever else is wrong with it.
 
-In each duty but the first it is asked for its rollback mark, once for each boot. A mark that does not verify is a lie.
+In each duty but the first it is asked for its rollback mark, once for each boot, and when it has seen a higher epoch
+than that of this nexus. A mark that does not verify is a lie.
+A keeper that is given an older mark than it holds answers with its own, or refuses it, and is then asked: the store of
+this nexus is behind. A keeper that has seen a higher epoch refuses whatever this nexus wants to change.
 
 A keeper is trusted only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
 fault never stops the others.
@@ -26,7 +29,9 @@ from common.errors import (
     MarkError,
     NotFoundError,
     ShardholdError,
+    WrongStateError,
 )
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
@@ -61,6 +66,7 @@ class SeatStatus:
     cluster_id: bytes = b""  # that it serves until it ends; empty: none yet
     version: str = ""
     memory_protection: int = 0
+    epoch: StoreEpoch = NO_EPOCH  # the highest that it says it has seen
 
 
 class Seat:
@@ -73,11 +79,12 @@ class Seat:
         self.link = link
         self.status = SeatStatus()
         self._memory = memory
+        self._epoch = NO_EPOCH  # of the store, at the duty of now
         self._proven_boot = b""  # boot in which its shard was given or checked
         self._proven_set = b""
         self._accused_boot = b""  # boot in which it lied
         self._accusation = ""
-        self._asked_boot = b""  # boot in which it was asked for its mark
+        self._asked = (b"", NO_EPOCH)  # boot and epoch in which it was asked for its mark
         self._given: tuple[SignedMark, bytes] | None = None  # the last mark that it took, and in which boot
 
     def watch(self) -> float:
@@ -89,11 +96,18 @@ class Seat:
         pause = random.uniform(*RETRY_PAUSE)  # noqa: S311 — jitter
         return self._guarded(lambda: self._collect(collection, book), pause)
 
-    def keep(self, shard_set: ShardSet, book: MarkBook, find_mark: Callable[[], SignedMark | None]) -> float:
+    def keep(
+        self,
+        shard_set: ShardSet,
+        book: MarkBook,
+        find_mark: Callable[[], SignedMark | None],
+        epoch: StoreEpoch,
+    ) -> float:
         """See to it that the keeper holds its shard of *shard_set*; return the seconds until the next step.
 
-        *find_mark* gives the newest mark for it, None when there is none to give any more.
+        *find_mark* gives the newest mark for it, None when there is none to give any more. *epoch* is the store's.
         """
+        self._epoch = epoch
         record = next((one for one in shard_set.record.members if one.name == self.member.name), None)
         if record is None:
             return self.watch()
@@ -103,8 +117,9 @@ class Seat:
             return POLL_INTERVAL
         return self._guarded(lambda: self._keep(shard_set, record, book, find_mark), POLL_INTERVAL)
 
-    def empty(self, book: MarkBook, last_mark: SignedMark | None) -> float:
+    def empty(self, book: MarkBook, last_mark: SignedMark | None, epoch: StoreEpoch) -> float:
         """Make the keeper drop what it holds, after it took *last_mark*; return the seconds until the next step."""
+        self._epoch = epoch
         return self._guarded(lambda: self._empty(book, last_mark), POLL_INTERVAL)
 
     def _watch(self) -> None:
@@ -142,13 +157,13 @@ class Seat:
         held = [one.label for one in report.sets if one.label.cluster_id == book.cluster_id]
         try:
             self._ask_mark(report, book)
-            if held and last_mark is not None:
-                self._give_mark(last_mark, report)
+            if report.cluster_id == book.cluster_id and last_mark is not None:
+                self._give_mark(last_mark, report, book)
             fault = self._find_accusation(report)
         except ShardholdError as exc:
             fault = str(exc)
         for label in held:
-            self.link.drop_set(book.cluster_id, label.set_id, timeout=CALL_TIMEOUT)
+            self.link.drop_set(book.cluster_id, label.set_id, epoch=self._epoch, timeout=CALL_TIMEOUT)
             self._note("keeper.drop", self.member.name, f"set {label.set_number}")
         self._set_status(holds_current_set=False, is_empty=True, fault=fault)
 
@@ -176,7 +191,7 @@ class Seat:
         try:
             self._drop_older(shard_set, report)
             if (mark := find_mark()) is not None:
-                self._give_mark(mark, report)
+                self._give_mark(mark, report, book)
         except KeeperUnreachableError:
             raise
         except ShardholdError as exc:
@@ -187,24 +202,37 @@ class Seat:
         current = shard_set.label
         for label in (held.label for held in report.sets):
             if label.cluster_id == current.cluster_id and label.order < current.order:  # what came before is dead
-                self.link.drop_set(label.cluster_id, label.set_id, timeout=CALL_TIMEOUT)
+                self.link.drop_set(label.cluster_id, label.set_id, epoch=self._epoch, timeout=CALL_TIMEOUT)
                 self._note("keeper.drop", self.member.name, f"set {label.set_number}")
 
     def _ask_mark(self, report: KeeperReport, book: MarkBook) -> None:
-        if report.boot_id == self._asked_boot:
+        asked = report.boot_id, max(report.epoch, self._epoch)
+        if asked == self._asked:
             return
         mark = self.link.fetch_mark(book.cluster_id, timeout=CALL_TIMEOUT)
-        self._asked_boot = report.boot_id
+        self._asked = asked
+        self._take_mark(mark, report, book)
+
+    def _take_mark(self, mark: SignedMark | None, report: KeeperReport, book: MarkBook) -> None:
         try:
             book.take(self.member.name, mark)
         except MarkError as exc:
             self._accused_boot, self._accusation = report.boot_id, f"lies: {exc}"
             raise MarkError(self._accusation) from exc
 
-    def _give_mark(self, mark: SignedMark, report: KeeperReport) -> None:
-        if self._given != (mark, report.boot_id):
-            self.link.put_mark(mark, timeout=CALL_TIMEOUT)
-            self._given = mark, report.boot_id
+    def _give_mark(self, mark: SignedMark, report: KeeperReport, book: MarkBook) -> None:
+        if self._given == (mark, report.boot_id):
+            return
+        try:
+            newer = self.link.put_mark(mark, epoch=self._epoch, timeout=CALL_TIMEOUT)
+        except WrongStateError as exc:
+            log.warning("keeper refuses the mark of this store", keeper=self.member.name, why=str(exc))
+            self._asked = (b"", NO_EPOCH)  # it may know better: asked at the next step
+            raise
+        self._given = mark, report.boot_id
+        if newer is not None:
+            log.warning("keeper remembers a newer mark", keeper=self.member.name)
+            self._take_mark(newer, report, book)
 
     def _find_accusation(self, report: KeeperReport) -> str:
         return self._accusation if report.boot_id == self._accused_boot else ""
@@ -213,7 +241,7 @@ class Seat:
         with self._memory.allocate(shamir.SHARD_SIZE) as shard:
             shard_set.derive_shard(record.x, shard)
             self._proven_boot = self.link.put_shard(
-                shard_set.label, shard, commitment=record.commitment, timeout=CALL_TIMEOUT
+                shard_set.label, shard, commitment=record.commitment, epoch=self._epoch, timeout=CALL_TIMEOUT
             )
         set_number = shard_set.record.set_number
         log.info("keeper filled", keeper=self.member.name, set_number=set_number)
@@ -244,6 +272,7 @@ class Seat:
             cluster_id=report.cluster_id,
             version=report.version,
             memory_protection=report.memory_protection,
+            epoch=report.epoch,
         )
         return report
 

@@ -1,10 +1,12 @@
 """Control rows under the manifest.
 
 - A control row is (kind, name, body, digest); the digest binds body, kind, name and cluster.
-- The manifest is a row too. Its body lists (kind, name, digest) of all others, with cluster, timeline and control
-  revision; its digest is the HMAC of that body under the control key. It is made again in each change that touches a
-  row.
-- The manifest names the revision of the change that made it: a store that is at an earlier one was put back.
+- The manifest is a row too. Its body lists (kind, name, digest) of all others under a head; its digest is the HMAC of
+  that body under the control key. It is made again in each change that touches a row.
+- The head names cluster, timeline, control revision, the revision of the change that made it, the generation of the
+  root key, the epoch, and the digest of the manifest before. A store whose revision or epoch is lower was put back.
+- The first format has no generation, no epoch and no manifest before. It is read, and never written.
+- Nothing is changed but on top of what this nexus left (`nexus.keys.floor`).
 - Without the control key, nobody can add, edit or remove a row unnoticed: `verify` names each row that is bad, missing
   or extra. Only that row is refused; the rest keeps working, unless recovery itself needs the row.
 """
@@ -18,13 +20,36 @@ from dataclasses import dataclass, replace
 from common.errors import CorruptRowError
 from common.forms.codec import fields, parse_fields, u64
 from nexus.keys import records
+from nexus.keys.floor import Floor, Standing
 from nexus.keys.root_key import RootKey
 from nexus.store.protocol import ControlRow, Meta, Writer
 
 MANIFEST = ("manifest", "current")
-_PURPOSE = b"shardhold-manifest-v1"
+NONE_BEFORE = bytes(32)  # in place of the digest of the manifest before the first one
+_PURPOSES = (b"shardhold-manifest-v1", b"shardhold-manifest-v2")  # by format
+_HEAD_PARTS = (5, 8)
 
 Key = tuple[str, str]  # kind and name
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a manifest says of the store."""
+
+    cluster_id: bytes
+    timeline: int
+    control_revision: int
+    revision: int  # of the change that made it
+    generation: int = 0  # of the root key that authenticates it; 0 in the first format, as the epoch
+    epoch: int = 0  # at which it was made
+    before: bytes = NONE_BEFORE  # digest of the manifest before, 32 bytes
+    format: int = 2  # 1 or 2
+
+    def encode(self) -> list[bytes]:
+        """Return its parts."""
+        numbers = [u64(self.timeline), u64(self.control_revision), u64(self.revision)]
+        parts = [_PURPOSES[self.format - 1], self.cluster_id, *numbers]
+        return parts if self.format == 1 else [*parts, u64(self.generation), u64(self.epoch), self.before]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +58,8 @@ class Controls:
 
     bodies: Mapping[Key, bytes]
     damaged: frozenset[Key]
+    head: Head
+    standing: Standing  # what the manifest proves
 
     def need(self, kind: str, name: str) -> bytes:
         """Return the body of a row that nothing works without.
@@ -64,9 +91,10 @@ def verify(meta: Meta, rows: Iterable[ControlRow], root_key: RootKey) -> Control
     manifest = present.pop(MANIFEST, None)
     if manifest is None:
         raise CorruptRowError("control manifest is missing")
-    listed = _open_manifest(manifest, meta, root_key)
+    head, listed = _open_manifest(manifest, meta, root_key)
     good = {key: row.body for key, row in present.items() if _is_listed(row, listed, meta.cluster_id)}
-    return Controls(good, frozenset((present.keys() | listed.keys()) - good.keys()))
+    damaged = frozenset((present.keys() | listed.keys()) - good.keys())
+    return Controls(good, damaged, head, Standing(meta.position, digest_manifest(manifest)))
 
 
 def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.ShardSetRecord:
@@ -90,38 +118,45 @@ def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.S
         raise CorruptRowError(f"{exc}; does not verify: {left_out}" if left_out else str(exc)) from exc
 
 
-def is_first_format(rows: Iterable[ControlRow]) -> bool:
-    """Say whether the manifest among *rows* is of the first format: the outbox of its time had no MACs."""
-    manifest = next((row for row in rows if (row.kind, row.name) == MANIFEST), None)
-    return manifest is not None and parse_fields(manifest.body)[:1] == [b"shardhold-manifest-v1"]
-
-
 def first_manifest(meta: Meta, bodies: Mapping[Key, bytes], root_key: RootKey, writer: Writer) -> Meta:
     """Save *bodies* as the first control rows of a cluster, under a new manifest; return the meta row to save."""
-    return _save(meta, {}, bodies, (), root_key, writer)
+    return _save(meta, {}, bodies, (), root_key, writer, before=NONE_BEFORE)[0]
 
 
 def change(
     writer: Writer,
     root_key: RootKey,
+    floor: Floor,
     *,
     put: Mapping[Key, bytes] | None = None,
     delete: Iterable[Key] = (),
     edit: Callable[[Meta], Meta] = lambda meta: meta,
-) -> None:
+) -> Standing:
     """Create, replace and delete control rows, and make the manifest again, within the change of *writer*.
 
-    *edit* changes the meta row with them.
+    *edit* changes the meta row with them. The change is alone in its commit, and once it is committed, the floor is
+    raised to the standing that this returns.
 
     Raises:
+        StoreLostError: The store is not as *floor* says; nothing is changed on top of it.
         CorruptRowError: The manifest does not verify; nothing is changed on top of it.
     """
     meta = writer.load_meta()
+    floor.check_basis(writer.basis)
     manifest = writer.load_control(*MANIFEST)
     if manifest is None:
         raise CorruptRowError("control manifest is missing")
-    listed = _open_manifest(manifest, meta, root_key)
-    writer.save_meta(_save(edit(meta), listed, put or {}, delete, root_key, writer))
+    before = digest_manifest(manifest)
+    floor.check_manifest(before)
+    _, listed = _open_manifest(manifest, meta, root_key)
+    meta, digest = _save(edit(meta), listed, put or {}, delete, root_key, writer, before=before)
+    writer.save_meta(meta)
+    return Standing(meta.position._replace(revision=writer.revision), digest)
+
+
+def digest_manifest(manifest: ControlRow) -> bytes:
+    """Return the digest of a manifest as it is stored, body and HMAC, 32 bytes."""
+    return hashlib.sha256(fields(b"shardhold-manifest-digest-v1", manifest.body, manifest.digest)).digest()
 
 
 def row_digest(cluster_id: bytes, kind: str, name: str, body: bytes) -> bytes:
@@ -136,7 +171,10 @@ def _save(
     delete: Iterable[Key],
     root_key: RootKey,
     writer: Writer,
-) -> Meta:
+    *,
+    before: bytes,
+) -> tuple[Meta, bytes]:
+    """Save the rows and a manifest; return the meta row to save with it, and the digest of the manifest."""
     meta = replace(meta, control_revision=meta.control_revision + 1)
     digests = dict(listed)
     for key in delete:
@@ -145,42 +183,73 @@ def _save(
     for (kind, name), body in put.items():
         digests[kind, name] = row_digest(meta.cluster_id, kind, name, body)
         writer.save_control(ControlRow(kind, name, body, digests[kind, name]))
-    body = _encode_manifest(meta, writer.revision, digests)
-    writer.save_control(ControlRow(*MANIFEST, body, root_key.authenticate(body)))
-    return meta
+    head = Head(
+        meta.cluster_id,
+        meta.timeline,
+        meta.control_revision,
+        writer.revision,
+        root_key.generation,
+        meta.epoch,
+        before,
+    )
+    body = _encode_manifest(head, digests)
+    manifest = ControlRow(*MANIFEST, body, root_key.authenticate(body))
+    writer.save_control(manifest)
+    return meta, digest_manifest(manifest)
 
 
-def _encode_manifest(meta: Meta, revision: int, digests: Mapping[Key, bytes]) -> bytes:
+def _encode_manifest(head: Head, digests: Mapping[Key, bytes]) -> bytes:
     rows = (part for (kind, name), digest in sorted(digests.items()) for part in (kind.encode(), name.encode(), digest))
-    return fields(*_manifest_head(meta), u64(revision), *rows)
+    return fields(*head.encode(), *rows)
 
 
-def _manifest_head(meta: Meta) -> list[bytes]:
-    return [_PURPOSE, meta.cluster_id, u64(meta.timeline), u64(meta.control_revision)]
-
-
-def _open_manifest(manifest: ControlRow, meta: Meta, root_key: RootKey) -> dict[Key, bytes]:
+def _open_manifest(manifest: ControlRow, meta: Meta, root_key: RootKey) -> tuple[Head, dict[Key, bytes]]:
     if not hmac.compare_digest(manifest.digest, root_key.authenticate(manifest.body)):
         raise CorruptRowError("control manifest does not verify under the control key")
     head, listed = _parse_manifest(manifest.body)
-    if head[:-1] != _manifest_head(meta):
+    if (head.cluster_id, head.timeline, head.control_revision) != (
+        meta.cluster_id,
+        meta.timeline,
+        meta.control_revision,
+    ):
         raise CorruptRowError("control manifest is of another cluster, timeline or control revision than the store")
-    if int.from_bytes(head[-1], "big") > meta.revision:
+    if head.revision > meta.revision:
         raise CorruptRowError("store is at an earlier revision than its control manifest: it was put back")
-    return listed
+    if head.epoch > meta.epoch:
+        raise CorruptRowError("store is at an earlier epoch than its control manifest: it was put back")
+    if head.format > 1 and head.generation != root_key.generation:
+        raise CorruptRowError(
+            f"control manifest is of generation {head.generation}, the root key of {root_key.generation}"
+        )
+    return head, listed
 
 
-def _parse_manifest(body: bytes) -> tuple[list[bytes], dict[Key, bytes]]:
-    """Return what a manifest says of the store, its revision last, and the digests that it lists."""
+def _parse_manifest(body: bytes) -> tuple[Head, dict[Key, bytes]]:
+    """Return what a manifest says of the store, and the digests that it lists.
+
+    Raises:
+        CorruptRowError: It is not exactly what `_encode_manifest` makes.
+    """
     parts = parse_fields(body)
-    head, rows = parts[:5], parts[5:]
-    if len(head) < 5 or len(rows) % 3:
+    if not parts or parts[0] not in _PURPOSES:
+        raise CorruptRowError("control manifest does not decode")
+    number = _PURPOSES.index(parts[0]) + 1
+    size = _HEAD_PARTS[number - 1]
+    head, rows = parts[:size], parts[size:]
+    if len(head) < size or len(rows) % 3 or any(len(part) != 8 for part in head[2:7]):
         raise CorruptRowError("control manifest does not decode")
     try:
         keys = [(kind.decode(), name.decode()) for kind, name in zip(rows[::3], rows[1::3], strict=True)]
     except UnicodeDecodeError as exc:
         raise CorruptRowError("control manifest does not decode") from exc
-    return head, dict(zip(keys, rows[2::3], strict=True))
+    timeline, control_revision, revision, *later = (int.from_bytes(part, "big") for part in head[2:7])
+    generation, epoch = later or (0, 0)
+    before = head[7] if number > 1 else NONE_BEFORE
+    found = Head(head[1], timeline, control_revision, revision, generation, epoch, before, format=number)
+    listed = dict(zip(keys, rows[2::3], strict=True))
+    if len(before) != len(NONE_BEFORE) or _encode_manifest(found, listed) != body:
+        raise CorruptRowError("control manifest does not decode")
+    return found, listed
 
 
 def _choose_current(rows: Iterable[ControlRow]) -> records.ShardSetRecord:

@@ -7,7 +7,7 @@ of it; every KEK opens; the canary opens. A key that failed it is wiped and goes
 import contextlib
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -16,12 +16,13 @@ from common.forms.genesis import Genesis, decode_genesis
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keys import manifest, records
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
+from nexus.keys.floor import Floor, Standing
 from nexus.keys.keyring import Keyring
 from nexus.keys.manifest import Controls
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import ShardSet
 from nexus.policy.rules import PolicySet, decode_policy
-from nexus.store.protocol import ControlRow, Meta
+from nexus.store.protocol import ControlRow, Meta, Writer
 
 _CANARY_BODY = b"shardhold-canary-v1"
 
@@ -47,6 +48,8 @@ class Serving:
     shard_set: ShardSet
     recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
     view: PolicyView
+    floor: Floor
+    manifest_format: int = 2  # 1: an older program left it, and it is about to be made anew
     unmarked_through: int = -1  # up to this revision the audit's outbox may have rows without a MAC; -1: none
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -59,6 +62,12 @@ class Serving:
         with self._enforcing:
             if view.control_revision > self.view.control_revision:
                 self.view = view
+
+    def follow(self, standing: Standing, view: PolicyView) -> None:
+        """Take what a change of control rows has left, once it is committed and before the next one begins."""
+        self.floor.raise_to(standing)
+        self.manifest_format = 2
+        self.enforce(view)
 
     def release(self) -> None:
         """Wipe every key."""
@@ -128,14 +137,29 @@ def _prove(
         log.error("control row does not verify", kind=kind, name=name)
     label = current.label(meta.cluster_id, genesis.fingerprint)
     view = build_view(controls, meta)
-    unmarked_through = meta.revision if manifest.is_first_format(rows) else -1
-    return Serving(genesis, root_key, keyring, ShardSet(current, label, points), recovery, view, unmarked_through)
+    floor = Floor(controls.standing)
+    shard_set = ShardSet(current, label, points)
+    manifest_format = controls.head.format
+    unmarked_through = meta.revision if manifest_format == 1 else -1
+    return Serving(
+        genesis, root_key, keyring, shard_set, recovery, view, floor, manifest_format, unmarked_through=unmarked_through
+    )
 
 
 def build_view(controls: Controls, meta: Meta) -> PolicyView:
     """Compile the policies that verify."""
     policies = [decode_policy(body) for body in controls.of_kind(records.POLICY).values()]
     return PolicyView(PolicySet(policies), tuple(controls.damaged_of_kind(records.POLICY)), meta.control_revision)
+
+
+def load_view(writer: Writer, root_key: RootKey) -> PolicyView:
+    """Compile the policies as the change of *writer* leaves them, where it can still be undone.
+
+    Raises:
+        CorruptRowError: The manifest does not verify.
+    """
+    meta = replace(writer.load_meta(), revision=writer.revision)
+    return build_view(manifest.verify(meta, writer.load_controls(), root_key), meta)
 
 
 def _open_keyring(controls: Controls, keyring: Keyring, root_key: RootKey) -> None:

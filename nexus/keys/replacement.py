@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest, records
-from nexus.keys.opened import Serving
+from nexus.keys.floor import Standing
+from nexus.keys.opened import PolicyView, Serving, load_view
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.store.protocol import Meta, Store, Writer
@@ -23,15 +24,23 @@ def replace_set(
 ) -> None:
     """Draw a new set for the root key of *serving*, commit it, and let *serving* have it from here on.
 
-    The set before is dead from then on. *edit* changes the meta row with it. On failure nothing has changed.
+    The set before is dead from then on, and the policies that the change leaves are in force. *edit* changes the meta
+    row with it. On failure nothing has changed.
 
     Raises:
         StoreUnavailableError: Not committed.
+        StoreLostError: The store is not as *serving* was proved on it; not committed.
         CorruptRowError: The manifest does not verify; not committed.
     """
     drawn: list[ShardSet] = []
+
+    def change(writer: Writer) -> tuple[Standing, PolicyView]:
+        shard_set, standing = _write(writer, serving, write_entry, edit, memory)
+        drawn.append(shard_set)
+        return standing, load_view(writer, serving.root_key)
+
     try:
-        store.write(lambda writer: drawn.append(_write(writer, serving, write_entry, edit, memory)))
+        store.write(change, alone=True, on_commit=lambda left: serving.follow(*left))
     except BaseException:
         for shard_set in drawn:
             shard_set.release()
@@ -42,7 +51,7 @@ def replace_set(
 
 def _write(
     writer: Writer, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta], memory: ProtectedMemory
-) -> ShardSet:
+) -> tuple[ShardSet, Standing]:
     old = serving.shard_set.record
     meta = edit(writer.load_meta())
     record, points = draw_set(
@@ -60,12 +69,13 @@ def _write(
             on_failure.callback(point.release)
         dead = records.replace_state(old, records.SetState.DEAD)
         put = {(records.SHARD_SET, str(one.set_number)): records.encode(one) for one in (dead, record)}
-        manifest.change(
+        standing = manifest.change(
             writer,
             serving.root_key,
+            serving.floor,
             put=put,
             edit=lambda meta: replace(edit(meta), last_set_number=record.set_number),
         )
         write_entry(writer, serving.root_key)
         on_failure.pop_all()
-    return ShardSet(record, record.label(serving.cluster_id, serving.genesis.fingerprint), points)
+    return ShardSet(record, record.label(serving.cluster_id, serving.genesis.fingerprint), points), standing

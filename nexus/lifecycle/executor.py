@@ -1,7 +1,5 @@
 """Carries out the transitions that `nexus.lifecycle.transitions` decides, action by action."""
 
-import threading
-
 import structlog
 
 from common.errors import SealedError
@@ -22,7 +20,7 @@ class Executor:
     """Used by whoever holds the warden's lock, or by a seal that cannot get it because the store hangs."""
 
     def __init__(self, lifecycle: Lifecycle, pool: KeeperPool, marks: StoreMarks) -> None:
-        self.wake = threading.Event()  # set whenever the warden's thread has to look at the situation anew
+        self.wake = lifecycle.wake
         self._lifecycle = lifecycle
         self._pool = pool
         self._marks = marks
@@ -68,10 +66,14 @@ class Executor:
                 case Action.INSTALL:
                     self._install(serving)
                 case Action.KEEP:
-                    find_mark = self._marks.make_finder(serving)
-                    self._pool.keep(serving.shard_set, self._marks.require_book(), find_mark)
+                    self.keep(serving)
                 case _:
                     self._act(action, transition.state)
+
+    def keep(self, serving: Serving) -> None:
+        """Let every keeper hold its shard, at the epoch that the store has come to."""
+        find_mark = self._marks.make_finder(serving)
+        self._pool.keep(serving.shard_set, self._marks.require_book(), find_mark, self._marks.find_epoch())
 
     def wipe_held(self) -> None:
         """Wipe the key that is held, if there is one."""
@@ -100,9 +102,9 @@ class Executor:
             case Action.WAKE:
                 self.wake.set()
             case Action.EMPTY:
-                self._pool.empty(self._marks.require_book(), self._marks.last)
+                self._pool.empty(self._marks.require_book(), self._marks.last, self._marks.find_epoch())
             case Action.EMPTY_WITHOUT_STORE:
                 if self._marks.book is not None:
-                    self._pool.empty(self._marks.book, self._marks.last)
+                    self._pool.empty(self._marks.book, self._marks.last, self._marks.epoch)
             case _:
                 raise ValueError(f"{action.name} needs a key")

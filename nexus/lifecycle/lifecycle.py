@@ -28,13 +28,30 @@ class Lifecycle:
         self._serving: Serving | None = None
         self._on_change = on_change
         self._on_failure = on_failure
+        self.wake = threading.Event()  # set whenever the warden's thread has to look at the situation anew
         self._is_over = False  # shut for good: no key is installed any more
+        self._store_fault = ""
         self._borrowed = 0
         self._returned = threading.Condition()
 
     @property
     def state(self) -> State:
         return self._state
+
+    @property
+    def store_fault(self) -> str:
+        """Why the store is not to be served from any more, since the nexus became ready; empty: it is."""
+        return self._store_fault
+
+    def lose_store(self, reason: str) -> None:
+        """Serve nothing from the store any more: it is not as this nexus left it. The warden then ends ready.
+
+        Waits for nothing, so a call that borrows keys may call it. Does nothing when the nexus is not ready.
+        """
+        with self._returned:
+            if self._state is State.READY and not self._store_fault:
+                self._store_fault = reason
+                self.wake.set()
 
     def check_served(self, rpc: str, served: frozenset[State]) -> State:
         """Return the state now, if *rpc* is *served* in it; raises as `nexus.lifecycle.states.check_served`."""
@@ -49,12 +66,18 @@ class Lifecycle:
             SealedError, RecoveringError, WrongStateError: The nexus is not ready.
         """
         serving = self._serving
-        if serving is None:
+        if serving is None or self._store_fault:
             with self._returned:  # state and keys change together
-                serving, state = self._serving, self._state
+                serving, state, fault = self._serving, self._state, self._store_fault
             if serving is None:
                 _refuse(state)
+            if fault:
+                raise RecoveringError(f"the nexus does not trust its store any more: {fault}")
         return serving
+
+    def find_serving(self) -> Serving | None:
+        """Return what the nexus serves with, if it is ready; whatever is said of its store."""
+        return self._serving
 
     @contextmanager
     def borrow(self) -> Iterator[Serving]:
@@ -89,6 +112,7 @@ class Lifecycle:
             if self._is_over:
                 raise SealedError("the nexus is sealed, and ends")
             before, self._state, self._serving = self._state, State.READY, serving
+            self._store_fault = ""
         self._tell(before, State.READY)
 
     def withdraw(

@@ -1,17 +1,22 @@
 """Seal the nexus: commit the seal, wipe the keys, and empty the keepers.
 
 1. A seal with a root key is a change, which carries the caller's audit entry. A seal without one takes no revision: it
-   could otherwise move a store that was put back past the mark that says so.
+   could otherwise move a store that was put back past the mark that says so. Both raise the epoch, above what keepers
+   have seen: they drop their sets for no lower one.
 2. Whatever becomes of the commit, the keys are wiped and the keepers emptied. Unless the seal is known to be committed,
    the process then ends.
 3. When the disk hangs, nothing waits for the store, nor for another call that waits for it and holds the lock.
+4. A store that was put back can be sealed. The floor then stays where it was, so that no mark is made of that store.
 """
 
 import threading
 from dataclasses import dataclass, replace
 
+import structlog
+
 from common.clock import Clock
-from common.errors import OutcomeUnknownError, ShardholdError, StoreUnavailableError
+from common.errors import OutcomeUnknownError, ShardholdError, StoreLostError, StoreUnavailableError
+from common.forms.epoch import next_epoch
 from common.time_limit import finish_within
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.replacement import WriteEntry
@@ -19,11 +24,13 @@ from nexus.lifecycle.executor import Executor
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.transitions import Event
-from nexus.store.protocol import Store, Writer
+from nexus.store.protocol import Position, Store, Writer
 
 # For the commit of a seal: more than the store itself waits for a foreign lock, and little enough that a caller who
 # waits for 10 s still hears how it ended.
 SEAL_COMMIT_S = 6.0
+
+log = structlog.get_logger("warden")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +87,10 @@ class Sealing:
 
         def commit() -> None:
             if self._lifecycle.state is State.READY:
-                self._store.write(lambda writer: self._write_seal(writer, write_entry))
+                self._store.write(lambda writer: self._write(writer, write_entry), alone=True, on_commit=self._follow)
             else:
                 # Rule 1. The caller's entry is then written like that of a read.
-                self._store.write(_set_sealed, counts=False)
+                self._store.write(self._set_sealed, counts=False, alone=True)
 
         try:
             finish_within(self._clock, SEAL_COMMIT_S, commit, name="commit of the seal")
@@ -91,9 +98,28 @@ class Sealing:
             return exc
         return None
 
-    def _write_seal(self, writer: Writer, write_entry: WriteEntry) -> None:
-        _set_sealed(writer)
-        write_entry(writer, self._lifecycle.require_serving().root_key)
+    def _write(self, writer: Writer, write_entry: WriteEntry) -> Position | None:
+        """Return where the seal leaves the store, None when it was not where this nexus left it (rule 4)."""
+        self._set_sealed(writer)
+        serving = self._lifecycle.require_serving()
+        write_entry(writer, serving.root_key)
+        try:
+            serving.floor.check_basis(writer.basis)
+        except StoreLostError as exc:
+            log.critical("store is lost", why=str(exc))
+            return None
+        return writer.load_position()._replace(revision=writer.revision)
+
+    def _set_sealed(self, writer: Writer) -> None:
+        meta = writer.load_meta()
+        reported = self._pool.find_epoch(meta.timeline)
+        writer.save_meta(replace(meta, sealed=True, epoch=next_epoch(meta.epoch, reported)))
+
+    def _follow(self, left: Position | None) -> None:
+        """Raise the floor: until the keys are withdrawn, calls go on."""
+        serving = self._lifecycle.find_serving()
+        if left is not None and serving is not None:
+            serving.floor.raise_to(replace(serving.floor.standing, position=left))
 
     def _shut(self, event: Event) -> ShardholdError | None:
         """Return why the keepers cannot be emptied, None when they are about to be."""
@@ -116,7 +142,3 @@ def _explain(failure: ShardholdError, emptied: Emptied) -> ShardholdError:
         f"the seal {known}: {failure}; keys are wiped, {emptied.keepers_emptied} of {emptied.keepers} keepers hold no "
         "shard any more, and the nexus ends"
     )
-
-
-def _set_sealed(writer: Writer) -> None:
-    writer.save_meta(replace(writer.load_meta(), sealed=True))

@@ -3,7 +3,7 @@
     uninitialised ──BeginInit──▶ initialising ──ConfirmInit──▶ ready
     recovering ──a threshold of shards, or of recovery shares──▶ ready
     ready, recovering ──Seal──▶ sealed ──a threshold of recovery shares──▶ ready
-    ready ──a rollback mark newer than the store──▶ recovering
+    ready ──a rollback mark newer than the store, or a store that is not as this nexus left it──▶ recovering
     recovering, sealed ──a threshold, and such a mark──▶ recovering, blocked ──AcceptOlderStore──▶ ready
     recovering, sealed ──a threshold, and a gap in the audit──▶ recovering, blocked ──AcceptNewChain──▶ ready
 

@@ -4,17 +4,22 @@
    record than the true one, no true mark would count: the warden compares them before it admits a key.
 2. A seal leaves a last mark of where the store stood, made after the last change. Without the store there is none:
    keepers then keep the marks that they have.
+3. A mark is made only of a store that stands where this nexus left it: else a store that was put back would be
+   laundered. What the nexus left is in the book before anybody looks at the store anew.
+4. A store is older than a mark only if it still is when both were read a second time.
 """
 
 import contextlib
 import threading
 from collections.abc import Callable
 
-from common.clock import Clock
-from common.errors import ShardholdError
-from common.forms.mark import SignedMark
+from common.clock import Clock, to_micros
+from common.errors import ShardholdError, StoreLostError
+from common.forms.epoch import NO_EPOCH, StoreEpoch
+from common.forms.mark import NO_AUDIT, AuditEnd, Mark, SignedMark
 from nexus.keepers.marks import MarkBook, MarkMaker, NewerMark
 from nexus.keys import records
+from nexus.keys.floor import describe, is_below
 from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.store.protocol import Meta, Store
@@ -23,8 +28,17 @@ from nexus.store.protocol import Meta, Store
 class StoreMarks:
     """Changed by whoever holds *lock*; `book` and `find_newer` may be used by any thread."""
 
-    def __init__(self, store: Store, lifecycle: Lifecycle, clock: Clock, lock: threading.RLock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        lifecycle: Lifecycle,
+        clock: Clock,
+        lock: threading.RLock,
+        find_audit_end: Callable[[], AuditEnd] = lambda: NO_AUDIT,
+    ) -> None:
         self._store = store
+        self._find_audit_end = find_audit_end
+        self.epoch = NO_EPOCH  # of the store, as it was last known
         self._lifecycle = lifecycle
         self._clock = clock
         self._lock = lock
@@ -45,13 +59,58 @@ class StoreMarks:
             return self.book
 
     def find_newer(self) -> NewerMark | None:
-        """Return the newest mark if it is newer than the store."""
-        return None if self.book is None else self.book.find_newer(self.load_meta())
+        """Return the newest mark if it is newer than the store (rule 4)."""
+        newer: NewerMark | None = None
+        for _ in range(2):
+            known = self.book.list_known() if self.book is not None else None
+            newer = None if known is None else known.find_newer(self.load_meta())
+            if newer is None:
+                return None
+        return newer
+
+    def find_epoch(self) -> StoreEpoch:
+        """Return the epoch of the store, as it was last known when the store cannot be read."""
+        with contextlib.suppress(ShardholdError):
+            position = self.load_meta().position
+            self.epoch = max(self.epoch, StoreEpoch(position.timeline, position.epoch))
+        return self.epoch
+
+    def check_floor(self, serving: Serving) -> None:
+        """See that the store stands where this nexus left it. Waits for the store when it seems to have gone further.
+
+        Raises:
+            StoreLostError: It does not.
+        """
+        floor, before = serving.floor, serving.floor.position
+        found = self.load_meta().position
+        floor.check_read(before, found)
+        if found._replace(revision=0) != before._replace(revision=0):
+            # A change may have been committed meanwhile. In a turn at the writer nothing of ours is in flight.
+            self._store.write(lambda writer: floor.check_basis(writer.basis), counts=False, alone=True)
+
+    def remember_floor(self, serving: Serving) -> None:
+        """Enter what this nexus left of its store into the book (rule 3)."""
+        if self.book is not None:
+            position, record = serving.floor.position, serving.shard_set.record
+            self.book.take_own(
+                Mark(
+                    serving.cluster_id,
+                    timeline=position.timeline,
+                    revision=position.revision,
+                    control_revision=position.control_revision,
+                    epoch=position.epoch,
+                    generation=record.generation,
+                    set_number=record.set_number,
+                    made_at=to_micros(self._clock.now()),
+                )
+            )
 
     def begin_serving(self, serving: Serving) -> None:
         """Begin the book if it is not, and forget the last mark: the store goes on."""
         self.book = self.book or MarkBook(serving.genesis)
         self.last = None
+        position = serving.floor.position
+        self.epoch = StoreEpoch(position.timeline, position.epoch)
 
     def make_finder(self, serving: Serving) -> Callable[[], SignedMark | None]:
         """Return what gives keepers the mark of the store, and None as soon as *serving* does not serve any more."""
@@ -70,7 +129,8 @@ class StoreMarks:
 
     def make_last(self, serving: Serving) -> None:
         """Make the last mark before the keys of *serving* are wiped (rule 2)."""
-        with contextlib.suppress(ShardholdError):  # the store cannot be read
+        self.remember_floor(serving)
+        with contextlib.suppress(ShardholdError):  # the store cannot be read, or was put back
             self.last = self._make(serving, MarkMaker(serving.genesis, serving.root_key, self._clock))
 
     def load_meta(self) -> Meta:
@@ -79,5 +139,24 @@ class StoreMarks:
             return reader.load_meta()
 
     def _make(self, serving: Serving, maker: MarkMaker) -> SignedMark:
+        """Make a mark of where the store stands (rule 3).
+
+        Raises:
+            StoreLostError: It does not stand where this nexus left it, or is about to go further.
+        """
+        before, meta = serving.floor.position, self.load_meta()
+        left, found = serving.floor.position, meta.position
+        if is_below(found, before):
+            self._lifecycle.lose_store(describe(found, before))
+        elif found._replace(revision=0) in (before._replace(revision=0), left._replace(revision=0)):
+            return self._sign(meta, serving, maker)
+        raise StoreLostError(describe(found, left))
+
+    def _sign(self, meta: Meta, serving: Serving, maker: MarkMaker) -> SignedMark:
         record = serving.shard_set.record
-        return maker.make(self.load_meta(), generation=record.generation, set_number=record.set_number)
+        mark, signed = maker.make(
+            meta, self._find_audit_end(), generation=record.generation, set_number=record.set_number
+        )
+        if self.book is not None:
+            self.book.take_own(mark)
+        return signed

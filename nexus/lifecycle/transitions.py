@@ -2,8 +2,9 @@
 
 1. A key comes here proved (`nexus.keys.opened.prove`), whether keepers or custodians brought it back.
 2. A rollback mark that is newer than the store blocks: the proved key is held, and nothing is served with it, until a
-   superuser accepts the older store. A newer mark that comes while the nexus is ready ends ready.
-   Audit files that are not those that the store remembers block in the same way, until a new chain is accepted.
+   superuser accepts the older store. A newer mark that comes while the nexus is ready ends ready, and so does a store
+   that is not as this nexus left it. Audit files that are not those that the store remembers block in the same way,
+   until a new chain is accepted.
 3. A key that custodians brought back, and one that is held when something is accepted, get a new shard set. The set is
    committed before the key is installed. Its shards are delivered afterwards; ready does not wait for them.
 4. The warden's thread is woken before the keepers get a new duty: a recovery that is under way then gives them none.
@@ -43,6 +44,7 @@ class Event(enum.StrEnum):
     OLDER_STORE_ACCEPTED = "a superuser accepted the older store"
     NEW_CHAIN_ACCEPTED = "somebody accepted that a new chain of the audit begins"
     NEWER_MARK = "a mark newer than the store came"
+    STORE_LOST = "the store is not as this nexus left it"
     SEAL_COMMITTED = "a seal was committed"
     SEAL_REFUSED = "a seal could not be committed"
     STORE_HANGS = "a seal was asked for, and the store does not answer"
@@ -77,7 +79,7 @@ class Duty(enum.StrEnum):
     """What the warden's thread does in between."""
 
     RECOVER = "bring the key back from the keepers"
-    CHECK_MARKS = "look for marks newer than the store"
+    CHECK_MARKS = "look at the store, and for marks newer than it"
     EMPTY = "empty the keepers, also after a restart"
     REST = "wait until something happens"
 
@@ -104,6 +106,7 @@ _TRANSITIONS = {
     Event.OLDER_STORE_ACCEPTED: (frozenset({_BLOCKED}), _ACCEPTED),
     Event.NEW_CHAIN_ACCEPTED: (frozenset({_BLOCKED}), _ACCEPTED),
     Event.NEWER_MARK: (frozenset({_READY}), Transition(State.RECOVERING, (Action.WITHDRAW,))),
+    Event.STORE_LOST: (frozenset({_READY}), Transition(State.RECOVERING, (Action.WITHDRAW,))),
     Event.SEAL_COMMITTED: (_ANY, Transition(State.SEALED, _SHUT)),
     Event.SEAL_REFUSED: (_ANY, Transition(State.SEALED, _SHUT)),  # rule 6
     Event.STORE_HANGS: (_ANY, Transition(State.SEALED, _SHUT_WITHOUT_STORE)),  # rule 7

@@ -3,6 +3,9 @@
 - `nexus.lifecycle.transitions` says what follows from what has happened, and in which order it is done.
 - A proved key is admitted with the current set, the genesis record that marks were held against, and no newer mark:
   each is looked at under the lock, in which the key is then installed.
+- A store that is not as this nexus left it ends ready (`Lifecycle.lose_store`); the reason is an obstacle until the
+  nexus is ready again. *inspect_store* says what is wrong with the files of the store as they are now.
+- While ready, the store is looked at once a second: it stands where this nexus left it (`nexus.keys.floor`).
 - When the store or a keeper fails, the warden says so and tries again: its thread ends with the process only.
 """
 
@@ -12,13 +15,26 @@ from dataclasses import replace
 
 import structlog
 
-from common.clock import Clock
-from common.errors import ConflictError, CorruptRowError, ShardholdError, WrongStateError
+from common.clock import Clock, to_micros
+from common.errors import (
+    ConflictError,
+    CorruptRowError,
+    OutcomeUnknownError,
+    ShardholdError,
+    StoreLostError,
+    StoreUnavailableError,
+    WrongStateError,
+)
+from common.forms.audit.entry import Entry
+from common.forms.epoch import next_epoch
+from common.forms.mark import NO_AUDIT, AuditEnd
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest
-from nexus.keys.opened import Serving
+from nexus.keys.floor import Standing
+from nexus.keys.opened import PolicyView, Serving, load_view
+from nexus.keys.outbox import append_entry
 from nexus.keys.replacement import WriteEntry, replace_set
 from nexus.lifecycle.executor import Executor
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -27,7 +43,7 @@ from nexus.lifecycle.sealing import Emptied, Sealing
 from nexus.lifecycle.states import State
 from nexus.lifecycle.store_marks import StoreMarks
 from nexus.lifecycle.transitions import Duty, Event, Transition, find_duty
-from nexus.store.protocol import Meta, Store
+from nexus.store.protocol import Meta, Store, Writer
 
 _MARK_WAIT_S = 0.5  # for the marks of keepers that have not answered, once the key is there
 _RETRY_S = 1.0  # between two looks at marks, and before what failed is tried again
@@ -46,24 +62,38 @@ class Warden:
         pool: KeeperPool,
         memory: ProtectedMemory,
         clock: Clock,
+        inspect_store: Callable[[], str] = lambda: "",
         find_audit_gap: Callable[[Serving], str] = lambda serving: "",
+        find_audit_end: Callable[[], AuditEnd] = lambda: NO_AUDIT,
     ) -> None:
-        """*find_audit_gap* says what the audit files lack that the store remembers; empty: nothing."""
+        """*inspect_store* says why there is no serving from the store as it is now; empty: nothing is wrong.
+
+        *find_audit_gap* says what the audit files lack that the store remembers; empty: nothing. *find_audit_end* says
+        how far the audit has come, for the marks; it waits for nothing.
+        """
         self._store = store
+        self._inspect_store = inspect_store
         self._lifecycle = lifecycle
         self._pool = pool
         self._memory = memory
         self._clock = clock
         self._lock = threading.RLock()
-        self._marks = StoreMarks(store, lifecycle, clock, self._lock)
+        self._marks = StoreMarks(store, lifecycle, clock, self._lock, find_audit_end)
         self._executor = Executor(lifecycle, pool, self._marks)
         self._sealing = Sealing(
-            store=store, lifecycle=lifecycle, pool=pool, executor=self._executor, lock=self._lock, clock=clock
+            store=store,
+            lifecycle=lifecycle,
+            pool=pool,
+            executor=self._executor,
+            lock=self._lock,
+            clock=clock,
         )
         self._ending = False
         self._recovery: KeeperRecovery | None = None
+        self._find_audit_end = find_audit_end
         self._find_audit_gap = find_audit_gap
         self._audit_gap = ""  # why the held key is not served with, when that is the audit
+        self._store_fault = ""  # why the store ended ready, until the nexus is ready again
         self._trouble = ""  # what keeps the warden itself from going on
         self._thread = threading.Thread(target=self._run, name="warden", daemon=True)
 
@@ -90,6 +120,8 @@ class Warden:
             obstacles.append("the nexus is sealed: custodians have to unseal it")
         elif recovery is not None and self._executor.held is None:
             obstacles.append(recovery.missing)
+        if self._store_fault:
+            obstacles.append(f"ready ended: {self._store_fault}")
         if self._trouble:
             obstacles.append(self._trouble)
         if self._audit_gap and self._executor.held is not None:
@@ -140,7 +172,7 @@ class Warden:
                 self._check_admission(serving, asked_in)
                 transition = self._judge(serving, by_custodians=write_entry is not None)
                 if transition.replaces_set and write_entry is not None:
-                    replace_set(self._store, serving, write_entry, _unsealed, self._memory)
+                    replace_set(self._store, serving, write_entry, self._unsealed, self._memory)
             except BaseException:
                 serving.release()
                 raise
@@ -172,7 +204,7 @@ class Warden:
                     f"store is at timeline {meta.timeline}, revision {meta.revision}; got {timeline}, {revision}"
                 )
             transition = self._executor.find_transition(Event.OLDER_STORE_ACCEPTED)
-            replace_set(self._store, held, write_entry, lambda meta: _above(meta, newer), self._memory)
+            replace_set(self._store, held, write_entry, lambda meta: self._above(meta, newer), self._memory)
             self._become_ready(transition, held)
             return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
 
@@ -198,7 +230,7 @@ class Warden:
             self.require_audit_gap()
             held = self._require_held_for_audit()
             transition = self._executor.find_transition(Event.NEW_CHAIN_ACCEPTED)
-            replace_set(self._store, held, write_entry, _unsealed, self._memory)
+            replace_set(self._store, held, write_entry, self._unsealed, self._memory)
             self._become_ready(transition, held)
 
     def seal(self, write_entry: WriteEntry, *, seconds: float) -> Emptied:
@@ -217,6 +249,9 @@ class Warden:
                 return
             try:
                 self._do_duty()
+            except OutcomeUnknownError as exc:
+                self._lifecycle.give_up(f"warden: {exc}")
+                self._executor.wake.wait()
             except ShardholdError as exc:
                 if str(exc) != self._trouble:
                     log.warning("cannot go on yet", why=str(exc))
@@ -228,18 +263,19 @@ class Warden:
             case Duty.RECOVER:
                 self._recover()
             case Duty.EMPTY:
-                self._pool.empty(self._marks.require_book(), self._marks.last)
+                self._pool.empty(self._marks.require_book(), self._marks.last, self._marks.find_epoch())
                 self._trouble = ""
                 self._executor.wake.wait()
             case Duty.CHECK_MARKS:
                 self._clock.wait(self._executor.wake, _RETRY_S)
-                self._check_marks()
+                self._look_at_store()
                 self._trouble = ""
             case Duty.REST:
                 self._executor.wake.wait()
 
     def _recover(self) -> None:
         book = self._marks.require_book()
+        self._check_files()
         self._trouble = ""
         recovery = self._recovery = KeeperRecovery(self._store, self._pool, book, self._memory, self._clock)
         serving = recovery.run(self._executor.wake)
@@ -250,15 +286,61 @@ class Warden:
         except WrongStateError as exc:
             log.info("recovered, but not needed any more", why=str(exc))
 
-    def _check_marks(self) -> None:
-        """End ready when a mark that is newer than the store has come."""
+    def _look_at_store(self) -> None:
+        """End ready when a mark that is newer than the store has come, or the store is not as this nexus left it."""
         with self._lock:
-            if self._lifecycle.state is State.READY and (newer := self.find_newer_mark()) is not None:
+            serving = self._lifecycle.find_serving()
+            if self._lifecycle.state is not State.READY or serving is None:
+                return
+            if fault := self._find_fault(serving):
+                log.critical("store is lost", why=fault)
+                self._store_fault = fault
+                self._marks.remember_floor(serving)
+                self._end_ready(Event.STORE_LOST)
+            elif (newer := self.find_newer_mark()) is not None:
                 log.critical("store was put back", what=newer.describe(self._marks.load_meta()))
-                self._recovery = None
-                self._executor.carry_out(self._executor.find_transition(Event.NEWER_MARK))
+                self._end_ready(Event.NEWER_MARK)
+            elif serving.manifest_format == 1:
+                self._renew_manifest(serving)
+
+    def _find_fault(self, serving: Serving) -> str:
+        if fault := self._lifecycle.store_fault or self._inspect_store():
+            return fault
+        try:
+            self._marks.check_floor(serving)
+        except StoreLostError as exc:
+            return str(exc)
+        return ""
+
+    def _renew_manifest(self, serving: Serving) -> None:
+        """Make the manifest of an older program anew, in a change of its own; with it, the epochs begin."""
+
+        def change(writer: Writer) -> tuple[Standing, PolicyView]:
+            standing = manifest.change(
+                writer,
+                serving.root_key,
+                serving.floor,
+                edit=lambda meta: replace(meta, epoch=self._next_epoch(meta)),
+            )
+            entry = Entry(at=to_micros(self._clock.now()), actor="", action="manifest.renew", detail="format 2")
+            append_entry(writer, serving.root_key, self._find_audit_end().nexus, entry.encode())
+            return standing, load_view(writer, serving.root_key)
+
+        with self._lifecycle.borrow():
+            self._store.write(change, alone=True, on_commit=lambda left: serving.follow(*left))
+        log.info("manifest made anew", format=2)
+        self._executor.keep(serving)
+
+    def _end_ready(self, event: Event) -> None:
+        self._recovery = None
+        self._executor.carry_out(self._executor.find_transition(event))
+
+    def _check_files(self) -> None:
+        if fault := self._inspect_store():
+            raise StoreUnavailableError(fault)
 
     def _check_admission(self, serving: Serving, asked_in: State) -> None:
+        self._check_files()
         state = self._lifecycle.state
         if state is not asked_in:
             raise WrongStateError(f"the nexus is {state} meanwhile")
@@ -270,8 +352,10 @@ class Warden:
             raise CorruptRowError(reason)
         with self._store.read() as reader:
             current = manifest.find_current_set(serving.cluster_id, reader.load_controls())
+            found = reader.load_position()
         if current.set_id != serving.shard_set.record.set_id:
             raise WrongStateError("the current set is another one meanwhile")
+        serving.floor.check_basis(found)
 
     def _judge(self, serving: Serving, *, by_custodians: bool) -> Transition:
         self._audit_gap = self._find_audit_gap(serving)
@@ -291,20 +375,23 @@ class Warden:
     def _become_ready(self, transition: Transition, serving: Serving) -> None:
         self._recovery = None
         self._audit_gap = ""
+        self._store_fault = ""
         self._executor.carry_out_with(transition, serving)
 
+    def _unsealed(self, meta: Meta) -> Meta:
+        return replace(meta, sealed=False, epoch=self._next_epoch(meta))
 
-def _unsealed(meta: Meta) -> Meta:
-    return replace(meta, sealed=False)
+    def _above(self, meta: Meta, newer: NewerMark) -> Meta:
+        """Begin a new timeline, with numbers that no store of the earlier timelines has given out."""
+        return replace(
+            meta,
+            sealed=False,
+            timeline=max(meta.timeline, newer.mark.timeline) + 1,
+            epoch=self._next_epoch(meta),
+            last_generation=max(meta.last_generation, newer.last_generation),
+            last_set_number=max(meta.last_set_number, newer.last_set_number),
+            last_kek_id=max(meta.last_kek_id, newer.last_kek_id),
+        )
 
-
-def _above(meta: Meta, newer: NewerMark) -> Meta:
-    """Begin a new timeline, with numbers that no store of the earlier timelines has given out."""
-    mark = newer.mark
-    return replace(
-        meta,
-        sealed=False,
-        timeline=max(meta.timeline, mark.timeline) + 1,
-        last_generation=max(meta.last_generation, newer.last_generation),
-        last_set_number=max(meta.last_set_number, newer.last_set_number),
-    )
+    def _next_epoch(self, meta: Meta) -> int:
+        return next_epoch(meta.epoch, self._pool.find_epoch(meta.timeline))

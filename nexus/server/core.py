@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.clock import Clock
+from common.forms.mark import AuditEnd
 from common.keys.protected import ProtectedMemory
 from nexus.access.audit.continuity import Continuity
 from nexus.access.audit.exporter import Exporter
@@ -79,6 +80,7 @@ def build_core(
         memory=memory,
         clock=clock,
         find_audit_gap=lambda serving: continuity.find_gap(serving.root_key),
+        find_audit_end=lambda: AuditEnd(audit.nexus, *audit.synced_position),
     )
 
     @contextmanager

@@ -22,6 +22,7 @@ from common.errors import (
     WrongStateError,
 )
 from common.forms.delivery import SetLabel, build_fetch_info, build_put_info, read_label, write_label
+from common.forms.epoch import StoreEpoch
 from common.forms.mark import MAX_CHAIN, MAX_RECORD_SIZE, MAX_SIZE, SIGNATURE_SIZE, SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer, random_into
@@ -103,6 +104,7 @@ class GrpcKeeperLink:
             sets=tuple(ReportedSet(read_label(held.label), held.x) for held in answer.sets),
             version=answer.version[:_MAX_WORDS],
             memory_protection=answer.memory_protection,
+            epoch=StoreEpoch(answer.epoch.timeline, answer.epoch.epoch),
         )
 
     def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
@@ -138,6 +140,7 @@ class GrpcKeeperLink:
         shard: ProtectedBuffer,
         *,
         commitment: bytes,
+        epoch: StoreEpoch,
         timeout: float,
         current_set_id: bytes | None = None,
     ) -> bytes:
@@ -172,18 +175,21 @@ class GrpcKeeperLink:
             sealed_shard=seal(shard.view, recipient=statement.public_key, info=info),
             commitment=commitment,
             current_set_id=current_set_id,
+            epoch=_write_epoch(epoch),
         )
         return self._read_boot_id(self._call(self._stub.PutShard, put, deadline - self._clock.monotonic()))
 
-    def drop_set(self, cluster_id: bytes, set_id: bytes, *, timeout: float) -> bytes:
+    def drop_set(self, cluster_id: bytes, set_id: bytes, *, epoch: StoreEpoch, timeout: float) -> bytes:
         """Make the keeper forget a set, and return the keeper's boot id."""
-        request = pb.DropSetRequest(cluster_id=cluster_id, set_id=set_id)
+        request = pb.DropSetRequest(cluster_id=cluster_id, set_id=set_id, epoch=_write_epoch(epoch))
         return self._read_boot_id(self._call(self._stub.DropSet, request, timeout))
 
-    def put_mark(self, mark: SignedMark, *, timeout: float) -> None:
-        """Give the keeper a rollback mark; it keeps the newest."""
+    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float) -> SignedMark | None:
+        """Give the keeper a rollback mark; it keeps the newest, and returns its own when that is newer."""
         message = pb.RollbackMark(mark=mark.mark, signature=mark.signature, chain=mark.chain)
-        self._call(self._stub.PutMark, pb.PutMarkRequest(mark=message), timeout, errors=_MARK_ERRORS)
+        request = pb.PutMarkRequest(mark=message, epoch=_write_epoch(epoch))
+        answer = self._call(self._stub.PutMark, request, timeout, errors=_MARK_ERRORS)
+        return self._read_mark(answer.newer) if answer.HasField("newer") else None
 
     def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:
         """Fetch the rollback mark that the keeper remembers, as it is; None when there is none.
@@ -194,15 +200,7 @@ class GrpcKeeperLink:
             answer = self._call(self._stub.GetMark, pb.GetMarkRequest(cluster_id=cluster_id), timeout)
         except NotFoundError:
             return None
-        mark = answer.mark
-        if (
-            not 0 < len(mark.mark) <= MAX_SIZE
-            or len(mark.signature) != SIGNATURE_SIZE
-            or not 0 < len(mark.chain) <= MAX_CHAIN
-            or any(len(record) > MAX_RECORD_SIZE for record in mark.chain)
-        ):
-            raise WrongStateError(f"keeper {self._name} gave a rollback mark with a part of the wrong size")
-        return SignedMark(mark.mark, mark.signature, tuple(mark.chain))
+        return self._read_mark(answer.mark)
 
     def close(self) -> None:
         """Cancel calls in flight and close the connection. Idempotent."""
@@ -237,9 +235,23 @@ class GrpcKeeperLink:
         except IdentityUnavailableError as exc:
             raise KeeperUnreachableError(f"keeper {self._name}: no SVID to call with: {exc}") from exc
 
+    def _read_mark(self, mark: pb.RollbackMark) -> SignedMark:
+        if (
+            not 0 < len(mark.mark) <= MAX_SIZE
+            or len(mark.signature) != SIGNATURE_SIZE
+            or not 0 < len(mark.chain) <= MAX_CHAIN
+            or any(len(record) > MAX_RECORD_SIZE for record in mark.chain)
+        ):
+            raise WrongStateError(f"keeper {self._name} gave a rollback mark with a part of the wrong size")
+        return SignedMark(mark.mark, mark.signature, tuple(mark.chain))
+
     def _read_boot_id(
         self, answer: pb.GetStatusResponse | pb.FetchShardResponse | pb.PutShardResponse | pb.DropSetResponse
     ) -> bytes:
         if len(answer.boot_id) != ID_SIZE:
             raise WrongStateError(f"keeper {self._name} has a boot id of {len(answer.boot_id)} bytes, want {ID_SIZE}")
         return answer.boot_id
+
+
+def _write_epoch(epoch: StoreEpoch) -> pb.StoreEpoch | None:
+    return pb.StoreEpoch(timeline=epoch.timeline, epoch=epoch.epoch) if epoch.epoch else None

@@ -9,6 +9,7 @@ from common.errors import ConflictError, InvalidArgumentError, NotFoundError, Ov
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
+from nexus.keys.floor import Floor
 from nexus.keys.opened import Serving
 from nexus.policy.paths import check_path, check_prefix
 from nexus.store.protocol import MadeByRequest, SecretRow, Store, VersionRow, Writer
@@ -100,8 +101,10 @@ class Vault:
         check_path(path)
         _check_version("version", version)
         with self._gate.secret_call(calls.GET_SECRET, caller, path) as (record, serving):
+            floor = serving.floor.position  # before the read begins
             with self._store.read() as reader:
                 row = reader.load_version(path, version)
+                serving.floor.check_read(floor, reader.load_position())
             if row is None or row.deleted:
                 raise NotFoundError("no such secret or version")
             record.version = row.version
@@ -156,8 +159,10 @@ class Vault:
                     raise OverloadedError(
                         f"more than {_MOST_ROWS} secrets below this prefix are not yours: name a longer one"
                     )
+                floor = serving.floor.position
                 with self._store.read() as reader:
                     rows = reader.list_secrets(prefix, after=after, limit=_ROWS_AT_ONCE)
+                    serving.floor.check_read(floor, reader.load_position())
                 shown += (row for row in rows if self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving))
                 seen += len(rows)
                 rows_left = len(rows) == _ROWS_AT_ONCE
@@ -191,9 +196,13 @@ class Vault:
             )
 
     def _change(self, record: CallRecord, request: Request, step: Step) -> MadeByRequest:
+        floors: list[Floor] = []
+
         def change(writer: Writer) -> MadeByRequest:
             # Asked here, not at the gate: a change waits for its turn, and uses the keys that are current by then.
             serving = self._gate.require_serving()
+            serving.floor.check_basis(writer.basis)
+            floors.append(serving.floor)
             try:
                 if (before := request.find_made(writer, serving.root_key)) is not None:
                     raise _AlreadyMadeError(before)
@@ -206,7 +215,9 @@ class Vault:
             return made
 
         try:
-            return self._store.write(change)
+            made = self._store.write(change)
+            floors[0].reach(made.revision)
+            return made
         except _AlreadyMadeError as again:
             record.detail = "repeated request"
             return again.made

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import MarkError, NotFoundError, ShardholdError, WrongStateError
-from common.forms.mark import SignedMark
+from common.forms.mark import AuditEnd, SignedMark
 from keeper.mark_slot import MarkSlot
 from keeper.slots import Pin
 from tests.kit.marks import MarkMaker
@@ -21,7 +21,7 @@ PIN = Pin(CLUSTER, OURS.genesis)
 def test_a_mark_is_remembered() -> None:
     """What was put is given back, bit by bit."""
     slot, signed = MarkSlot(), OURS.make()
-    assert slot.put(signed, pin=PIN)
+    assert slot.put(signed, pin=PIN) is None
     assert slot.get(CLUSTER) == signed
 
 
@@ -36,18 +36,43 @@ def test_without_a_mark_there_is_none() -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8))
-def test_the_newest_is_kept(orders: list[tuple[int, int]]) -> None:
-    """In whatever order marks come, the newest by (timeline, revision) is remembered; of equals the first."""
-    slot, newest = MarkSlot(), None
-    for number, (timeline, revision) in enumerate(orders):
-        signed = OURS.make(timeline=timeline, revision=revision, made_at=number)
-        is_newer = newest is None or (timeline, revision) > newest[0]
-        assert slot.put(signed, pin=PIN) is is_newer
-        if is_newer:
-            newest = (timeline, revision), signed
-        assert newest is not None
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 4), min_size=1, max_size=8))
+def test_the_newest_is_kept(orders: list[tuple[int, int, int, int]]) -> None:
+    """In whatever order marks come, the newest is remembered, of equals the first; who gives an older one is told."""
+    slot, newest = MarkSlot(), ((-1, 0, 0, 0), OURS.make())
+    for number, order in enumerate(orders):
+        timeline, revision, audit_timeline, seq = order
+        audit = AuditEnd("n1", audit_timeline, seq, bytes(32))
+        signed = OURS.make(timeline=timeline, revision=revision, audit=audit, made_at=number)
+        assert slot.put(signed, pin=PIN) == (newest[1] if order < newest[0] else None)
+        if order > newest[0]:
+            newest = order, signed
         assert slot.get(CLUSTER) == newest[1]
+
+
+def test_a_lower_control_revision_is_refused_in_one_timeline() -> None:
+    """However far the revision was raised; a new timeline counts anew, and the same control revision is no less."""
+    slot = MarkSlot()
+    slot.put(OURS.make(revision=10, control_revision=4), pin=PIN)
+    with pytest.raises(WrongStateError, match="control revision 3, and one of 4 is held: the store is older"):
+        slot.put(OURS.make(revision=999, control_revision=3), pin=PIN)
+    assert slot.get(CLUSTER) == OURS.make(revision=10, control_revision=4)
+    for newer in (
+        OURS.make(revision=11, control_revision=4),
+        OURS.make(revision=12, control_revision=5),
+        OURS.make(timeline=2, revision=1, control_revision=1),
+    ):
+        assert slot.put(newer, pin=PIN) is None
+        assert slot.get(CLUSTER) == newer
+
+
+def test_a_mark_of_the_first_format_is_taken() -> None:
+    """From a nexus that is not upgraded yet; marks of both formats are in one order."""
+    slot = MarkSlot()
+    slot.put(OURS.make(format=1), pin=PIN)
+    assert slot.get(CLUSTER) == OURS.make(format=1)
+    slot.put(OURS.make(revision=11, epoch=3), pin=PIN)
+    assert slot.put(OURS.make(format=1), pin=PIN) == OURS.make(revision=11, epoch=3)
 
 
 NEWER = OURS.make(revision=99)

@@ -27,7 +27,7 @@ class MarkMaker:
             made_at=1_700_000_000_000_000,
         )
 
-    def make(self, *, chain: tuple[bytes, ...] | None = None, **parts: int | bytes) -> SignedMark:
+    def make(self, *, chain: tuple[bytes, ...] | None = None, **parts: object) -> SignedMark:
         """Sign the usual mark with these parts changed."""
         changed: Mark = replace(self.mark, **parts)  # type: ignore[arg-type]
         return self.sign(changed.encode(), chain=chain)

@@ -130,7 +130,7 @@ class Probes:
 
     def _is_marked(self, name: str, position: tuple[int, int]) -> bool:
         mark = self.fetch_mark(name)
-        return mark is not None and mark.order == position
+        return mark is not None and mark.position == position
 
 
 def _is_settled(status: Status) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -78,10 +79,19 @@ class FoundedCluster:
         )
 
     def sign_mark(
-        self, timeline: int, revision: int, *, control_revision: int = 0, generation: int = 1, set_number: int = 1
+        self,
+        timeline: int,
+        revision: int,
+        *,
+        control_revision: int = 0,
+        generation: int = 1,
+        set_number: int = 1,
+        **more: Any,
     ) -> SignedMark:
-        """Sign a rollback mark as the nexus of this cluster does."""
-        mark = Mark(self.cluster_id, timeline, revision, control_revision, generation, set_number, MADE_AT).encode()
+        """Sign a rollback mark as the nexus of this cluster does; *more* are fields of the second format."""
+        mark = Mark(
+            self.cluster_id, timeline, revision, control_revision, generation, set_number, MADE_AT, **more
+        ).encode()
         key = self.make_root_key()
         try:
             return SignedMark(mark, key.sign(mark), (self.genesis_record.encode(),))
@@ -171,6 +181,7 @@ def found(
             last_generation=1,
             last_set_number=1,
             last_kek_id=FIRST_KEK,
+            epoch=1,
         )
         writer.save_meta(manifest.first_manifest(meta, bodies, root_key, writer))
 

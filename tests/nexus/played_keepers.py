@@ -13,6 +13,7 @@ from common.errors import (
     WrongStateError,
 )
 from common.forms.delivery import SetLabel
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer
@@ -37,6 +38,9 @@ class PlayedKeeper:
         self.mark_refusal = ""  # why it takes no mark
         self.marks: list[SignedMark] = []  # all that it took since its start; it gives back the last one
         self.remembers: SignedMark | None = None  # what it gives back instead
+        self.serves = b""  # the cluster that it says it serves when it holds nothing
+        self.answers_newer: SignedMark | None = None  # the mark that it holds, when it is given an older one
+        self.epoch = NO_EPOCH  # the highest that it has seen
         self.go = threading.Event()  # cleared: it answers only when this is set
         self.go.set()
         self.waiting = threading.Event()  # somebody waits for a slow answer
@@ -64,15 +68,16 @@ class PlayedKeeper:
             self.boot_id = os.urandom(16)
             self.sets.clear()
             self.marks.clear()
+            self.epoch = NO_EPOCH
             self.remembers = mark
 
     def fetch_report(self, *, timeout: float) -> KeeperReport:
         self._answer("fetch_report")
         with self._lock:
             held = tuple(ReportedSet(label, shard[-1]) for label, shard in self.sets.values() if label is not None)
-            cluster_id = held[0].label.cluster_id if held else b""
+            cluster_id = held[0].label.cluster_id if held else self.serves
             genesis = held[0].label.genesis if held else b""
-            return KeeperReport(self.boot_id, cluster_id, genesis, held, "1.2.3", 3)
+            return KeeperReport(self.boot_id, cluster_id, genesis, held, "1.2.3", 3, self.epoch)
 
     def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
         self._answer("fetch_shard")
@@ -86,9 +91,12 @@ class PlayedKeeper:
             into.view[:] = shard
             return self.boot_id
 
-    def put_shard(self, label: SetLabel, shard: ProtectedBuffer, *, commitment: bytes, timeout: float) -> bytes:
+    def put_shard(
+        self, label: SetLabel, shard: ProtectedBuffer, *, commitment: bytes, epoch: StoreEpoch, timeout: float
+    ) -> bytes:
         self._answer("put_shard")
         with self._lock:
+            self._check_epoch(epoch)
             if self.refusal:
                 raise WrongStateError(self.refusal)
             if shamir.commitment(shard.view, cluster_id=label.cluster_id, set_id=label.set_id) != commitment:
@@ -96,23 +104,33 @@ class PlayedKeeper:
             self.sets[label.set_id] = (label, bytes(shard.view))
             return self.boot_id
 
-    def drop_set(self, cluster_id: bytes, set_id: bytes, *, timeout: float) -> bytes:
+    def drop_set(self, cluster_id: bytes, set_id: bytes, *, epoch: StoreEpoch, timeout: float) -> bytes:
         self._answer("drop_set")
         with self._lock:
+            self._check_epoch(epoch)
             self.sets.pop(set_id, None)
             return self.boot_id
 
-    def put_mark(self, mark: SignedMark, *, timeout: float) -> None:
+    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float) -> SignedMark | None:
         self._answer("put_mark")
         with self._lock:
             if self.mark_refusal:
                 raise InvalidArgumentError(self.mark_refusal)
+            self._check_epoch(epoch)
+            if self.answers_newer is not None:
+                return self.answers_newer
             self.marks.append(mark)
+            return None
 
     def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:
         self._answer("fetch_mark")
         with self._lock:
             return self.remembers or (self.marks[-1] if self.marks else None)
+
+    def _check_epoch(self, epoch: StoreEpoch) -> None:
+        if epoch.epoch and epoch < self.epoch:
+            raise WrongStateError(f"{self._name} has seen epoch {self.epoch.epoch}")
+        self.epoch = max(self.epoch, epoch)
 
     def close(self) -> None:
         self.is_closed = True

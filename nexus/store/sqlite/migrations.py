@@ -89,6 +89,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """,
     ),
     (
+        "ALTER TABLE meta ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
         """
         CREATE TABLE requests (
             id INTEGER PRIMARY KEY,

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from common.errors import OutcomeUnknownError, ShardholdError, StoreUnavailableError
 from nexus.store.committer import GroupCommitter, Turn
-from nexus.store.protocol import AuditHead, OutboxRow, Reader, Writer
+from nexus.store.protocol import AuditHead, OutboxRow, Position, Reader, Writer
 from nexus.store.sqlite.connection import (
     SQLITE_ERRORS,
     SqliteError,
@@ -79,8 +79,15 @@ class SqliteStore:
     def read(self) -> AbstractContextManager[Reader]:
         return self._pool.read()
 
-    def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
-        return self._committer.submit(Turn[SqliteWriter, T](change, counts=counts))
+    def write(
+        self,
+        change: Callable[[Writer], T],
+        *,
+        counts: bool = True,
+        alone: bool = False,
+        on_commit: Callable[[T], None] | None = None,
+    ) -> T:
+        return self._committer.submit(Turn[SqliteWriter, T](change, counts=counts, alone=alone, on_commit=on_commit))
 
     def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None = None) -> None:
         self._committer.submit(Turn[SqliteWriter, None](lambda writer: writer.discard_audit(rows, head), counts=False))
@@ -126,28 +133,28 @@ class SqliteStore:
             self._writer.execute("COMMIT")
         except SQLITE_ERRORS as exc:
             self._settle(batch, before, after, exc)
+        for turn in batch:
+            turn.announce()
 
     def _run_changes(self, batch: _Batch) -> tuple[int, int]:
         """Run the changes in a transaction that stays open; return the revisions before and after it."""
         execute = self._writer.execute
         execute("BEGIN IMMEDIATE")
-        row = execute("SELECT revision, control_revision FROM meta").fetchone()
+        row = execute("SELECT timeline, revision, control_revision, epoch FROM meta").fetchone()
         if row is None:
             raise _NotCommittedError("store has no meta row")
-        before, control_revision = row
-        revision = before
+        before = standing = Position(*row)
         for turn in batch:
             execute("SAVEPOINT change")
-            writer = SqliteWriter(self._writer, revision=revision + 1, control_revision=control_revision)
+            writer = SqliteWriter(self._writer, standing)
             if turn.run(writer) and _finish(turn, writer):
-                revision += turn.counts
-                control_revision = writer.control_revision
+                standing = writer.standing
             elif self._writer.in_transaction:
                 execute("ROLLBACK TO change")
             if not self._writer.in_transaction:  # as SQLite does when the disk is full
                 raise _NotCommittedError("store failed to write: the whole transaction was rolled back")
             execute("RELEASE change")
-        return before, revision
+        return before.revision, standing.revision
 
     def _roll_back(self, batch: _Batch, cause: Exception) -> None:
         """Undo a batch that was never to be committed."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import MarkError
 from common.forms.codec import fields, parse_fields, u64
-from common.forms.mark import MAX_SIZE, Mark, SignedMark, verify_mark
+from common.forms.mark import MAX_SIZE, NO_AUDIT, AuditEnd, Mark, SignedMark, verify_mark
 from tests.kit.marks import MarkMaker
 
 OURS = MarkMaker()
@@ -20,12 +20,27 @@ def verify(signed: SignedMark) -> Mark:
     return verify_mark(signed, cluster_id=OURS.record.cluster_id, genesis=OURS.genesis)
 
 
+FIRST = {
+    "cluster_id": st.just(OURS.record.cluster_id),
+    **dict.fromkeys(["timeline", "revision", "control_revision", "generation", "set_number", "made_at"], NUMBER),
+}
+SECOND = FIRST | dict.fromkeys(["epoch", "last_generation", "last_set_number", "last_kek_id", "chain_seq"], NUMBER)
+AUDIT = st.builds(AuditEnd, st.text("az09._-", max_size=64), NUMBER, NUMBER, st.binary(min_size=32, max_size=32))
+
+
 @settings(deadline=None, max_examples=50)
-@given(NUMBER, NUMBER, NUMBER, NUMBER, NUMBER)
-def test_a_mark_comes_back_as_it_was(timeline: int, revision: int, generation: int, number: int, made_at: int) -> None:
+@given(st.builds(Mark, **SECOND, audit=AUDIT))
+def test_a_mark_comes_back_as_it_was(mark: Mark) -> None:
     """A verified mark says exactly what was signed, whatever its numbers."""
-    mark = Mark(OURS.record.cluster_id, timeline, revision, 3, generation, number, made_at)
     assert verify(OURS.sign(mark.encode())) == mark
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.builds(Mark, **FIRST, format=st.just(1)))
+def test_a_mark_of_the_first_format_comes_back_as_it_was(mark: Mark) -> None:
+    """It has no epoch, gives out no numbers, and knows no audit."""
+    assert verify(OURS.sign(mark.encode())) == mark
+    assert (mark.epoch, mark.last_set_number, mark.audit) == (0, 0, NO_AUDIT)
 
 
 @settings(deadline=None, max_examples=300)
@@ -71,8 +86,14 @@ REFUSED = [
     pytest.param(replace(GOOD, signature=bytes(64)), "broken signature", id="a signature of zeros"),
     pytest.param(OURS.sign(b""), "does not decode", id="signed, but empty"),
     pytest.param(OURS.sign(GOOD.mark + fields(b"more")), "does not decode", id="signed, with a part more"),
+    pytest.param(OURS.sign(fields(b"shardhold-mark-v1", *PARTS[1:])), "does not decode", id="the other format's name"),
+    pytest.param(OURS.sign(fields(*PARTS[:-1], bytes(31))), "does not decode", id="signed, a hash of 31 bytes"),
+    pytest.param(OURS.sign(fields(*PARTS[:-2], b"x" * 65, PARTS[-1])), "does not decode", id="signed, a long name"),
+    pytest.param(OURS.sign(fields(*PARTS[:-2], b"\xff", PARTS[-1])), "does not decode", id="signed, a name of noise"),
     pytest.param(OURS.sign(fields(b"shardhold-checkpoint-v1", *PARTS[1:])), "does not decode", id="another purpose"),
-    pytest.param(OURS.sign(fields(*PARTS[:-1], b"soon")), "does not decode", id="signed, a number of four bytes"),
+    pytest.param(
+        OURS.sign(fields(*PARTS[:-3], b"soon", *PARTS[-2:])), "does not decode", id="signed, a number of four bytes"
+    ),
     pytest.param(OURS.sign(fields(*PARTS, *[u64(0)] * MAX_SIZE)), "at most 1024", id="signed, but far too long"),
 ]
 
@@ -84,9 +105,11 @@ def test_what_is_no_mark_of_ours_is_refused(signed: SignedMark, words: str) -> N
         verify(signed)
 
 
-def test_order_is_timeline_then_revision() -> None:
-    """A mark of a later timeline is newer, however small its revision."""
+def test_order_is_timeline_revision_audit() -> None:
+    """A mark of a later timeline is newer, however small its revision; the audit decides at the same position."""
+    parts = [(2, 1, 1, 1), (1, 9, 2, 1), (1, 9, 1, 8), (1, 9, 1, 7), (1, 2, 3, 9)]
     marks = [
-        replace(OURS.mark, timeline=timeline, revision=revision) for timeline, revision in [(2, 1), (1, 9), (1, 2)]
+        replace(OURS.mark, timeline=timeline, revision=revision, audit=AuditEnd("n1", chain, seq))
+        for timeline, revision, chain, seq in parts
     ]
     assert sorted(marks, key=lambda mark: mark.order) == marks[::-1]

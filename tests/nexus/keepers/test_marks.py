@@ -1,13 +1,14 @@
 """Rollback marks on the side of the nexus: whom it believes, what it concludes, and what it makes."""
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from common.clock import to_micros
 from common.errors import MarkError
-from common.forms.mark import SignedMark, verify_mark
+from common.forms.mark import NO_AUDIT, AuditEnd, SignedMark, verify_mark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import MarkBook, MarkMaker
 from nexus.store.protocol import Meta
@@ -44,7 +45,7 @@ def test_a_mark_blocks_only_a_store_that_is_older(cluster: FoundedCluster, mark:
     book = cluster.book()
     taken = book.take("keeper-1", cluster.sign_mark(*mark))
     assert taken is not None
-    assert taken.order == mark
+    assert taken.position == mark
     assert (book.find_newer(at(cluster, 2, 50)) is not None) == blocks
 
 
@@ -96,7 +97,7 @@ def with_longer_chain(cluster: FoundedCluster, signed: SignedMark) -> SignedMark
 def badly_signed(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
     """From the future, by a key that is not the cluster's."""
     forger = MarkMaker(cluster.genesis_record, _OtherKey(), ManualClock())
-    return forger.make(at(cluster, 99, 99), generation=1, set_number=1)
+    return forger.make(at(cluster, 99, 99), NO_AUDIT, generation=1, set_number=1)[1]
 
 
 class _OtherKey:
@@ -150,7 +151,7 @@ def test_the_newest_mark_is_named_with_all_who_hold_it(cluster: FoundedCluster) 
     book.take("keeper-4", None)
     newer = book.find_newer(at(cluster, 2, 50))
     assert newer is not None
-    assert (newer.mark.order, newer.mark.made_at) == ((2, 60), MADE_AT)
+    assert (newer.mark.position, newer.mark.made_at) == ((2, 60), MADE_AT)
     assert newer.keepers == ("keeper-1", "keeper-3")
     assert (newer.last_generation, newer.last_set_number) == (3, 7)
     assert newer.describe(at(cluster, 2, 50)) == (
@@ -188,22 +189,85 @@ def test_a_keeper_that_answers_late_is_heard(cluster: FoundedCluster) -> None:
     assert seen == [True]
 
 
-def test_a_mark_is_made_once_for_each_position(cluster: FoundedCluster) -> None:
-    """The same object while the store stands still; each verifies as a keeper verifies it."""
-    key, clock = cluster.make_root_key(), ManualClock()
-    maker = MarkMaker(cluster.genesis_record, key, clock)
-    meta = cluster.load()[0]
-    first = maker.make(meta, generation=1, set_number=1)
-    clock.advance(5)
-    assert maker.make(meta, generation=1, set_number=1) is first
-    for moved in (replace(meta, revision=meta.revision + 1), replace(meta, timeline=2)):
-        signed = maker.make(moved, generation=1, set_number=2)
-        assert signed is not first
-        mark = verify_mark(signed, cluster_id=cluster.cluster_id, genesis=cluster.genesis)
-        assert mark.order == (moved.timeline, moved.revision)
-        assert (mark.generation, mark.set_number) == (1, 2)
-        assert mark.made_at == to_micros(clock.now())
+@pytest.fixture
+def maker(cluster: FoundedCluster) -> Iterator[MarkMaker]:
+    """Signs with the audit key of the cluster."""
+    key = cluster.make_root_key()
+    yield MarkMaker(cluster.genesis_record, key, CLOCK)
     key.release()
+
+
+CLOCK = ManualClock()
+
+
+def test_a_mark_is_made_once_for_each_position(cluster: FoundedCluster, maker: MarkMaker) -> None:
+    """The same objects while the store stands still; each verifies as a keeper verifies it."""
+    meta = cluster.load()[0]
+    first = maker.make(meta, NO_AUDIT, generation=1, set_number=1)
+    CLOCK.advance(5)
+    assert maker.make(meta, NO_AUDIT, generation=1, set_number=1)[1] is first[1]
+    audit = AuditEnd("n1", 2, 30, b"h" * 32)
+    for changes in ({"revision": meta.revision + 1}, {"timeline": 2}, {"control_revision": 9}, {"epoch": 8}):
+        moved = replace(meta, last_generation=3, last_set_number=7, last_kek_id=4, **changes)  # type: ignore[arg-type]
+        mark, signed = maker.make(moved, audit, generation=1, set_number=2)
+        assert signed is not first[1]
+        assert verify_mark(signed, cluster_id=cluster.cluster_id, genesis=cluster.genesis) == mark
+        found = (mark.timeline, mark.revision, mark.control_revision, mark.epoch)
+        assert found == moved.position
+        assert (mark.generation, mark.set_number, mark.chain_seq) == (1, 2, 0)
+        assert (mark.last_generation, mark.last_set_number, mark.last_kek_id) == (3, 7, 4)
+        assert (mark.audit, mark.made_at) == (audit, to_micros(CLOCK.now()))
+
+
+def test_a_store_that_is_only_read_is_marked_anew_each_second(cluster: FoundedCluster, maker: MarkMaker) -> None:
+    """A read is a line in the audit, which the mark holds; while nothing is read, no mark is made."""
+    meta, made = cluster.load()[0], []
+    for seq, seconds in [(1, 0.0), (2, 0.5), (3, 0.4), (4, 0.1), (4, 60.0), (5, 0.1)]:
+        CLOCK.advance(seconds)
+        made.append(maker.make(meta, AuditEnd("n1", 1, seq), generation=1, set_number=1)[0].audit.seq)
+    assert made == [1, 1, 1, 4, 4, 5]
+
+
+def test_a_lower_epoch_is_found_behind_a_raised_revision(cluster: FoundedCluster) -> None:
+    """Who undoes a seal can edit the revision and the control revision as they were, and the epoch shows it."""
+    book = cluster.book()
+    book.take("keeper-1", cluster.sign_mark(2, 50, control_revision=7, epoch=4))
+    book.take("keeper-1", cluster.sign_mark(2, 90, control_revision=7, epoch=3))
+    put_back = replace(at(cluster, 2, 999), control_revision=7, epoch=3)
+    newer = book.find_newer(put_back)
+    assert newer is not None
+    assert newer.describe(put_back) == (
+        "a seal or an unseal was undone in the store, which is older than a rollback mark: epoch 3, "
+        "and keeper-1 remember 4"
+    )
+    assert book.find_newer(replace(put_back, epoch=4)) is None
+    assert book.find_newer(replace(put_back, timeline=3)) is None
+
+
+def test_what_this_nexus_marked_itself_counts(cluster: FoundedCluster, maker: MarkMaker) -> None:
+    """Without any keeper; it is named beside those that remember the same."""
+    book, meta = cluster.book(), cluster.load()[0]
+    mark, signed = maker.make(replace(meta, revision=60), NO_AUDIT, generation=1, set_number=1)
+    book.take_own(mark)
+    newer = book.find_newer(replace(meta, revision=50))
+    assert newer is not None
+    assert (newer.is_own, newer.keepers) == (True, ())
+    assert newer.describe(replace(meta, revision=50)).endswith("and this nexus remember timeline 1, revision 60")
+    book.take("keeper-2", signed)
+    newer = book.find_newer(replace(meta, revision=50))
+    assert newer is not None
+    assert "keeper-2, this nexus remember" in newer.describe(replace(meta, revision=50))
+    assert book.find_newer(replace(meta, revision=60)) is None
+
+
+def test_numbers_that_were_given_out_are_told(cluster: FoundedCluster) -> None:
+    """A mark of the second format knows more of them than those of its own set."""
+    book = cluster.book()
+    book.take("keeper-1", cluster.sign_mark(1, 60, set_number=4, last_set_number=9, last_generation=3, last_kek_id=5))
+    book.take("keeper-2", cluster.sign_mark(1, 50, set_number=6, format=1))
+    newer = book.find_newer(at(cluster, 1, 40))
+    assert newer is not None
+    assert (newer.last_generation, newer.last_set_number, newer.last_kek_id) == (3, 9, 5)
 
 
 def test_a_book_is_of_one_genesis_record(cluster: FoundedCluster) -> None:

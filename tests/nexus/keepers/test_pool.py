@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from common.clock import Clock, SystemClock
+from common.forms.epoch import StoreEpoch
 from nexus.keepers.collection import Collection
 from nexus.keepers.pool import KeeperPool
 from tests.kit.manual_clock import ManualClock
@@ -35,7 +36,7 @@ def running(
 
 
 def keep(pool: KeeperPool, cluster: FoundedCluster) -> None:
-    pool.keep(cluster.make_set(), cluster.book(), lambda: None)
+    pool.keep(cluster.make_set(), cluster.book(), lambda: None, StoreEpoch(1, 1))
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_keepers_are_emptied_all_at_once_and_for_as_long_as_it_takes(
     mark = cluster.sign_mark(1, 7)
     held = dict(keepers[1].sets)
     with running(cluster, keepers) as pool:
-        pool.empty(cluster.book(), mark)
+        pool.empty(cluster.book(), mark, StoreEpoch(1, 2))
         assert pool.wait_emptied(seconds=0.3) == 4
         assert [bool(keeper.sets) for keeper in keepers] == [True, False, False, False, False]
         keepers[0].is_reachable = True
@@ -147,7 +148,7 @@ def test_a_keeper_that_restarts_while_it_is_to_be_emptied_counts(cluster: Founde
     for keeper in keepers:
         keeper.is_reachable = False
     with running(cluster, keepers) as pool:
-        pool.empty(cluster.book(), None)
+        pool.empty(cluster.book(), None, StoreEpoch(1, 2))
         assert pool.wait_emptied(seconds=0.05) == 0
         for keeper in keepers:
             keeper.restart()
@@ -169,3 +170,13 @@ def test_a_recovery_that_is_over_gives_no_duty_any_more(cluster: FoundedCluster,
         keepers[0].restart()
         wait_until(lambda: cluster.record.set_id in keepers[0].sets)
     assert collection.gathered == 0
+
+
+def test_the_highest_epoch_of_a_timeline_is_found(cluster: FoundedCluster, wait_until: WaitUntil) -> None:
+    """Whatever keepers have seen in other timelines."""
+    keepers = cluster.keepers()
+    for keeper, epoch in zip(keepers, [(1, 3), (1, 7), (2, 4), (0, 0), (1, 5)], strict=True):
+        keeper.epoch = StoreEpoch(*epoch)
+    with running(cluster, keepers) as pool:
+        pool.wait_heard(seconds=10)
+        wait_until(lambda: [pool.find_epoch(timeline) for timeline in (1, 2, 3)] == [7, 4, 0])

@@ -4,12 +4,15 @@ import os
 
 import pytest
 
+from common.forms.epoch import StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keepers.seat import RETRY_PAUSE, Seat, SeatStatus
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.played_keepers import PlayedKeeper
+
+EPOCH = StoreEpoch(1, 5)
 
 
 class Bench:
@@ -27,7 +30,7 @@ class Bench:
 
     def keep(self) -> SeatStatus:
         """Take one step of the duty."""
-        assert self.seat.keep(self.shard_set, self.book, lambda: self.mark) == 1.0
+        assert self.seat.keep(self.shard_set, self.book, lambda: self.mark, EPOCH) == 1.0
         return self.seat.status
 
     def collect(self) -> SeatStatus:
@@ -174,7 +177,7 @@ def test_a_keeper_that_is_not_in_the_set_is_watched_only(bench: Bench) -> None:
     """Configuration may name one that the set does not: it gets no shard."""
     stranger = PlayedKeeper("stranger")
     seat = Seat(members(9)[8], stranger, bench.cluster.memory)
-    seat.keep(bench.shard_set, bench.book, lambda: None)
+    seat.keep(bench.shard_set, bench.book, lambda: None, EPOCH)
     assert stranger.calls == ["fetch_report"]
     assert seat.status.reachable
 

@@ -5,12 +5,15 @@ from dataclasses import replace
 import pytest
 
 from common.forms.delivery import SetLabel
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from nexus.keepers.collection import Collection
 from nexus.keepers.seat import Seat, SeatStatus
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.played_keepers import PlayedKeeper
+
+EPOCH = StoreEpoch(1, 5)
 
 
 class Bench:
@@ -28,7 +31,7 @@ class Bench:
 
     def keep(self, shard_set: ShardSet | None = None) -> SeatStatus:
         """Take one step of the duty."""
-        self.seat.keep(shard_set or self.shard_set, self.book, lambda: self.mark)
+        self.seat.keep(shard_set or self.shard_set, self.book, lambda: self.mark, EPOCH)
         return self.seat.status
 
     def collect(self) -> SeatStatus:
@@ -38,7 +41,7 @@ class Bench:
 
     def empty(self) -> SeatStatus:
         """Take one step of the duty."""
-        assert self.seat.empty(self.book, self.mark) == 1.0
+        assert self.seat.empty(self.book, self.mark, EPOCH) == 1.0
         return self.seat.status
 
     def draw_next(self, *, timeline: int = 1, set_number: int = 2) -> ShardSet:
@@ -272,5 +275,65 @@ def test_a_keeper_of_no_set_is_emptied_too(bench: Bench) -> None:
     """One that configuration names and the current set does not."""
     stranger = PlayedKeeper("keeper-9")
     stranger.sets = dict(bench.keeper.sets)
-    Seat(members(9)[8], stranger, bench.cluster.memory).empty(bench.book, None)
+    Seat(members(9)[8], stranger, bench.cluster.memory).empty(bench.book, None, EPOCH)
     assert stranger.sets == {}
+
+
+def test_a_keeper_that_answers_with_a_newer_mark_is_heard(bench: Bench) -> None:
+    """The store of this nexus is behind, as when a snapshot of its machine woke up; a lie is named all the same."""
+    bench.mark = bench.cluster.sign_mark(1, 1)
+    bench.keeper.answers_newer = bench.cluster.sign_mark(1, 500)
+    assert bench.keep().fault == ""
+    newer = bench.book.find_newer(bench.cluster.load()[0])
+    assert newer is not None
+    assert (newer.mark.revision, newer.keepers) == (500, ("keeper-1",))
+    bench.mark = bench.cluster.sign_mark(1, 2)
+    bench.keeper.answers_newer = replace(bench.cluster.sign_mark(1, 501), signature=bytes(64))
+    assert "lies: rollback mark has a broken signature" in bench.keep().fault
+
+
+def test_a_keeper_that_refuses_a_mark_is_asked_for_its_own(bench: Bench) -> None:
+    """It has seen a higher control revision, which another mark of this boot told of."""
+    bench.mark = bench.cluster.sign_mark(1, 400, control_revision=1)
+    bench.keep()
+    assert bench.keeper.count("fetch_mark") == 1
+    bench.keeper.remembers = bench.cluster.sign_mark(1, 2, control_revision=9)
+    bench.keeper.epoch = StoreEpoch(1, 9)
+    bench.mark = bench.cluster.sign_mark(1, 401, control_revision=1)
+    assert "has seen epoch 9" in bench.keep().fault
+    bench.keep()
+    assert bench.keeper.count("fetch_mark") == 2
+    assert bench.book.find_newer(bench.cluster.load()[0]) is not None
+
+
+def test_whatever_changes_a_keeper_names_the_epoch(bench: Bench) -> None:
+    """A keeper that has seen a higher one keeps what it holds, and is given nothing; it is named."""
+    bench.keeper.epoch = StoreEpoch(1, 6)
+    bench.keeper.sets.clear()
+    assert "has seen epoch 6" in bench.keep().fault
+    assert not bench.keeper.sets
+    bench.hold_also(timeline=1, set_number=1)
+    status = bench.empty()
+    assert ("has seen epoch 6" in status.fault, status.is_empty) == (True, False)
+    assert len(bench.keeper.sets) == 1
+    bench.keeper.epoch = NO_EPOCH
+    assert bench.empty().is_empty
+    assert bench.keeper.epoch == EPOCH
+
+
+def test_a_keeper_that_holds_nothing_is_told_of_a_seal_all_the_same(bench: Bench) -> None:
+    """By the last mark: else a nexus that missed the seal could fill it."""
+    bench.keep()
+    bench.keeper.sets.clear()
+    bench.keeper.serves = bench.cluster.cluster_id
+    bench.mark = bench.cluster.sign_mark(1, 70)
+    assert bench.empty().is_empty
+    assert (bench.keeper.marks, bench.keeper.epoch) == ([bench.mark], EPOCH)
+
+
+def test_a_keeper_that_has_seen_a_higher_epoch_is_asked_for_its_mark_again(bench: Bench) -> None:
+    """Once for each: this nexus may have slept while another one sealed the cluster, and believe that it is ready."""
+    for epoch, asked in [(3, 1), (5, 1), (6, 2), (6, 2), (7, 3)]:
+        bench.keeper.epoch = StoreEpoch(1, epoch)
+        bench.keep()
+        assert bench.keeper.count("fetch_mark") == asked

@@ -3,13 +3,16 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from common.errors import CorruptRowError
+from common.errors import CorruptRowError, StoreLostError
+from common.forms.codec import fields
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest
-from nexus.keys.manifest import MANIFEST, Controls, Key, row_digest
+from nexus.keys.floor import Floor, Standing
+from nexus.keys.manifest import MANIFEST, NONE_BEFORE, Controls, Head, Key, row_digest
 from nexus.keys.root_key import RootKey
 from nexus.store.protocol import ControlRow, Meta, Phase, Store, Writer
 
@@ -53,10 +56,16 @@ def verify(store: Store, root_key: RootKey) -> Controls:
     return manifest.verify(meta, rows.values(), root_key)
 
 
+def find_floor(store: Store, root_key: RootKey) -> Floor:
+    """What a nexus that has just proved the store holds."""
+    return Floor(verify(store, root_key).standing)
+
+
 def change(
     store: Store, root_key: RootKey, *, put: dict[Key, bytes] | None = None, delete: list[Key] | None = None
 ) -> None:
-    store.write(lambda writer: manifest.change(writer, root_key, put=put, delete=delete or []))
+    floor = find_floor(store, root_key)
+    store.write(lambda writer: manifest.change(writer, root_key, floor, put=put, delete=delete or []))
 
 
 def test_what_was_saved_verifies(saved: Store, root_key: RootKey) -> None:
@@ -207,8 +216,10 @@ def test_changes_chain(saved: Store, root_key: RootKey) -> None:
 def test_a_change_that_raises_leaves_rows_and_manifest(saved: Store, root_key: RootKey) -> None:
     """It happens whole or not at all."""
 
+    floor = find_floor(saved, root_key)
+
     def fail(writer: Writer) -> None:
-        manifest.change(writer, root_key, put={("policy", "c"): b"rule c"})
+        manifest.change(writer, root_key, floor, put={("policy", "c"): b"rule c"})
         raise CorruptRowError("something else")
 
     before = load(saved)
@@ -231,12 +242,14 @@ def test_nothing_is_changed_on_top_of_a_damaged_manifest(
 ) -> None:
     """A change would bless what is damaged; it is refused and nothing is written."""
 
+    floor = find_floor(saved, root_key)
+
     def tamper(writer: Writer) -> None:
         damage(writer)
         meta = writer.load_meta()
         writer.save_meta(replace(meta, control_revision=meta.control_revision + 1))
-        with pytest.raises(CorruptRowError):
-            manifest.change(writer, root_key, put={("policy", "c"): b"rule c"})
+        with pytest.raises((CorruptRowError, StoreLostError)):
+            manifest.change(writer, root_key, floor, put={("policy", "c"): b"rule c"})
         assert writer.load_control("policy", "c") is None
 
     saved.write(tamper)
@@ -245,9 +258,11 @@ def test_nothing_is_changed_on_top_of_a_damaged_manifest(
 def test_a_change_leaves_rows_damaged_that_it_does_not_touch(saved: Store, root_key: RootKey) -> None:
     """The manifest keeps the digest of what was there: an edited row is not blessed by the next change."""
 
+    floor = find_floor(saved, root_key)
+
     def edit(writer: Writer) -> None:
         writer.save_control(ControlRow("policy", "a", b"allow all", row_digest(CLUSTER, "policy", "a", b"allow all")))
-        manifest.change(writer, root_key, put={("policy", "c"): b"rule c"})
+        manifest.change(writer, root_key, floor, put={("policy", "c"): b"rule c"})
 
     saved.write(edit)
     assert verify(saved, root_key).damaged == {("policy", "a")}
@@ -257,6 +272,8 @@ def test_a_change_leaves_rows_damaged_that_it_does_not_touch(saved: Store, root_
 def test_putting_or_deleting_a_damaged_row_heals_it(saved: Store, root_key: RootKey, key: Key) -> None:
     """Whether it was edited, added or removed."""
 
+    floor = find_floor(saved, root_key)
+
     def damage(writer: Writer) -> None:
         meta = writer.load_meta()
         for name in ("a", "added"):
@@ -264,7 +281,7 @@ def test_putting_or_deleting_a_damaged_row_heals_it(saved: Store, root_key: Root
         writer.delete_control("policy", "b")
         writer.save_meta(replace(meta, control_revision=meta.control_revision + 1))
         writer.save_meta(meta)
-        manifest.change(writer, root_key, put={("policy", "other"): b"x"})
+        manifest.change(writer, root_key, floor, put={("policy", "other"): b"x"})
 
     saved.write(damage)
     assert key in verify(saved, root_key).damaged
@@ -275,3 +292,122 @@ def test_putting_or_deleting_a_damaged_row_heals_it(saved: Store, root_key: Root
     controls = verify(saved, root_key)
     assert key not in controls.damaged
     assert key not in controls.bodies
+
+
+def head_of(store: Store, root_key: RootKey) -> Head:
+    return verify(store, root_key).head
+
+
+def test_the_head_says_where_the_store_stood(saved: Store, root_key: RootKey) -> None:
+    """Each manifest names the one before by its digest, and the first one none."""
+    first = verify(saved, root_key)
+    assert first.head == Head(CLUSTER, 1, 1, 1, generation=1, epoch=0, before=NONE_BEFORE)
+    saved.write(lambda writer: writer.save_meta(replace(writer.load_meta(), epoch=5)))
+    change(saved, root_key, put={("policy", "c"): b"rule c"})
+    second = verify(saved, root_key)
+    assert second.head == Head(CLUSTER, 1, 2, 3, generation=1, epoch=5, before=first.standing.manifest)
+    assert second.standing.position == load(saved)[0].position
+    change(saved, root_key)
+    assert head_of(saved, root_key).before == second.standing.manifest
+
+
+def test_a_change_says_what_it_leaves(saved: Store, root_key: RootKey) -> None:
+    """The floor that is raised to it takes the next change."""
+    floor = find_floor(saved, root_key)
+    for number in range(3):
+        put = {("policy", "c"): b"%d" % number}
+        standing = saved.write(partial(manifest.change, root_key=root_key, floor=floor, put=put))
+        assert standing == verify(saved, root_key).standing
+        floor.raise_to(standing)
+
+
+def test_a_change_is_made_on_top_of_what_was_left_alone(saved: Store, root_key: RootKey) -> None:
+    """Rows, manifest and control revision put back together verify, and nothing is changed on top of them."""
+    _, older = load(saved)
+    change(saved, root_key, delete=[("policy", "a")])
+    floor = find_floor(saved, root_key)
+
+    def put_back(writer: Writer) -> None:
+        for row in older.values():
+            writer.save_control(row)
+        # A control revision in between, so that the store lets it pass; then as it was.
+        writer.save_meta(replace(writer.load_meta(), control_revision=9))
+
+    saved.write(put_back)
+    saved.write(lambda writer: writer.save_meta(replace(writer.load_meta(), control_revision=1)))
+    meta, rows = load(saved)
+    assert manifest.verify(meta, rows.values(), root_key).of_kind("policy") == {"a": b"rule a", "b": b"rule b"}
+    with pytest.raises(StoreLostError, match="was put back: it is at .*control revision 1"):
+        saved.write(lambda writer: manifest.change(writer, root_key, floor, delete=[("policy", "b")]))
+    assert load(saved) == (meta, rows)
+
+
+def test_another_manifest_with_the_same_numbers_is_not_built_on(saved: Store, root_key: RootKey) -> None:
+    """As when a change was lost, and another one took its number."""
+    change(saved, root_key, put={("policy", "c"): b"rule c"})
+    floor = find_floor(saved, root_key)
+    other = Floor(Standing(floor.position, b"another one of 32 bytes, or more"))
+    with pytest.raises(StoreLostError, match="manifest is not the one that this nexus left"):
+        saved.write(lambda writer: manifest.change(writer, root_key, other))
+
+
+def renew(store: Store, root_key: RootKey, **changes: int) -> None:
+    """Make the manifest anew with other numbers in its head, as nobody without the key can."""
+
+    def write(writer: Writer) -> None:
+        row = writer.load_control(*MANIFEST)
+        assert row is not None
+        head, listed = manifest._parse_manifest(row.body)
+        body = manifest._encode_manifest(replace(head, **changes), listed)  # type: ignore[arg-type]
+        writer.save_control(ControlRow(*MANIFEST, body, root_key.authenticate(body)))
+        writer.save_meta(replace(writer.load_meta(), control_revision=changes.get("control_revision", 2)))
+
+    store.write(write)
+
+
+def test_a_manifest_of_the_first_format_is_read_and_made_anew(saved: Store, root_key: RootKey) -> None:
+    """By the first change; it has no generation, no epoch and no manifest before."""
+    renew(saved, root_key, format=1, generation=0, epoch=0, control_revision=2)
+    first = verify(saved, root_key)
+    assert (first.head.format, first.bodies, first.damaged) == (1, BODIES, frozenset())
+    change(saved, root_key)
+    second = verify(saved, root_key)
+    assert (second.head.format, second.head.before) == (2, first.standing.manifest)
+    assert second.bodies == BODIES
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        pytest.param({"generation": 2}, "generation 2, the root key of 1", id="another generation"),
+        pytest.param({"epoch": 1}, "earlier epoch than its control manifest: it was put back", id="a later epoch"),
+        pytest.param({"revision": 99}, "earlier revision than its control manifest", id="a later revision"),
+    ],
+)
+def test_a_true_manifest_of_a_store_that_is_further_is_refused(
+    saved: Store, root_key: RootKey, changes: dict[str, int], says: str
+) -> None:
+    """The store was put back under it, or its root key is another one."""
+    renew(saved, root_key, control_revision=2, **changes)
+    with pytest.raises(CorruptRowError, match=says):
+        verify(saved, root_key)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(lambda head: [b"shardhold-manifest-v3", *head[1:]], id="another format"),
+        pytest.param(lambda head: head[:-1], id="a part less"),
+        pytest.param(lambda head: [*head[:-1], bytes(31)], id="a digest of 31 bytes"),
+        pytest.param(lambda head: [*head[:2], bytes(9), *head[3:]], id="a number of nine bytes"),
+    ],
+)
+def test_a_head_of_another_form_does_not_decode(
+    saved: Store, root_key: RootKey, parts: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    """Even under a true HMAC."""
+    meta, rows = load(saved)
+    body = fields(*parts(head_of(saved, root_key).encode()))
+    rows[MANIFEST] = ControlRow(*MANIFEST, body, root_key.authenticate(body))
+    with pytest.raises(CorruptRowError, match="does not decode"):
+        manifest.verify(meta, rows.values(), root_key)

@@ -11,8 +11,9 @@ import pytest
 from common.errors import CorruptRowError, DecryptionError, IntegrityError, ShardholdError, WrongRootKeyError
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest, records
+from nexus.keys.floor import Floor, Standing
 from nexus.keys.manifest import MANIFEST
-from nexus.keys.opened import PolicyView, build_view, prove
+from nexus.keys.opened import PolicyView, load_view, prove
 from nexus.keys.replacement import replace_set
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import ControlRow, Meta, Writer
@@ -140,13 +141,21 @@ def test_a_wrong_key_is_refused_and_wiped(cluster: FoundedCluster, memory: Prote
     assert is_wiped(memory)
 
 
+def find_floor(cluster: FoundedCluster) -> Floor:
+    """What a nexus that has just proved the store holds."""
+    serving = cluster.prove()
+    serving.release()
+    return serving.floor
+
+
 def test_a_keyring_of_another_key_is_refused_even_under_a_true_manifest(
     cluster: FoundedCluster, memory: ProtectedMemory
 ) -> None:
     """Every KEK has to open: the proof is more than the manifest."""
     root_key = cluster.make_root_key()
     body = records.encode(records.KeyringRecord(1, {"1": os.urandom(98)}))
-    cluster.store.write(lambda writer: manifest.change(writer, root_key, put={records.KEYRING: body}))
+    floor = find_floor(cluster)
+    cluster.store.write(lambda writer: manifest.change(writer, root_key, floor, put={records.KEYRING: body}))
     root_key.release()
     with pytest.raises(DecryptionError):
         cluster.prove()
@@ -165,8 +174,9 @@ def test_a_canary_that_does_not_open_is_refused_even_under_a_true_manifest(
         stored = _to_dict(records.decode(records.CanaryRecord, row.body))
         stored[kind] = os.urandom(len(getattr(records.decode(records.CanaryRecord, row.body), kind)))
         body = records.encode(records.CanaryRecord(**stored))  # type: ignore[arg-type]
-        manifest.change(writer, root_key, put={records.CANARY: body})
+        manifest.change(writer, root_key, floor, put={records.CANARY: body})
 
+    floor = find_floor(cluster)
     root_key = cluster.make_root_key()
     cluster.store.write(damage)
     root_key.release()
@@ -211,16 +221,17 @@ def test_a_policy_that_was_changed_in_the_database_is_named(
 
 
 def test_a_view_of_an_earlier_change_never_replaces_a_later_one(cluster: FoundedCluster) -> None:
-    """Two changes that are committed together may come back in either order."""
+    """Whatever the order in which they are put in force."""
     serving = cluster.prove()
 
     def delete(name: str) -> PolicyView:
-        def change(writer: Writer) -> PolicyView:
-            manifest.change(writer, serving.root_key, delete=[(records.POLICY, name)])
-            meta = replace(writer.load_meta(), revision=writer.revision)
-            return build_view(manifest.verify(meta, writer.load_controls(), serving.root_key), meta)
+        def change(writer: Writer) -> tuple[Standing, PolicyView]:
+            standing = manifest.change(writer, serving.root_key, serving.floor, delete=[(records.POLICY, name)])
+            return standing, load_view(writer, serving.root_key)
 
-        return cluster.store.write(change)
+        standing, view = cluster.store.write(change)
+        serving.floor.raise_to(standing)
+        return view
 
     first, second = delete("readers"), delete("superusers")
     for view in (second, first):

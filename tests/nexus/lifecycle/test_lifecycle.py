@@ -162,3 +162,30 @@ def test_giving_up_ends_the_process(watched: Watched) -> None:
     watched.lifecycle.give_up("nobody knows")
     assert watched.failures == ["nobody knows"]
     assert watched.lifecycle.state is State.READY
+
+
+def test_nothing_is_served_from_a_lost_store(watched: Watched) -> None:
+    """From the moment on in which somebody says so, whoever borrows already; the first reason stays."""
+    lifecycle = watched.lifecycle
+    lifecycle.wake.clear()
+    with lifecycle.borrow() as serving:
+        lifecycle.lose_store("it was put back")
+        lifecycle.lose_store("something else")
+        assert lifecycle.wake.is_set()
+        assert bytes(serving.root_key.view) == watched.cluster.root_key
+        for ask in (lifecycle.lend, lifecycle.require_serving):
+            with pytest.raises(RecoveringError, match="it was put back"):
+                ask()
+    assert (lifecycle.state, lifecycle.store_fault) == (State.READY, "it was put back")
+
+
+def test_a_store_is_lost_by_a_ready_nexus_alone(watched: Watched) -> None:
+    """Another state has nothing to lose, and a nexus that becomes ready begins anew."""
+    lifecycle = watched.lifecycle
+    lifecycle.lose_store("it was put back")
+    lifecycle.withdraw(State.RECOVERING, seconds=0)
+    lifecycle.install(watched.cluster.prove())
+    assert lifecycle.store_fault == ""
+    lifecycle.withdraw(State.RECOVERING, seconds=0)
+    lifecycle.lose_store("again")
+    assert lifecycle.store_fault == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import CorruptRowError, RecoveringError, WrongStateError
+from common.errors import CorruptRowError, RecoveringError, StoreUnavailableError, WrongStateError
 from common.keys.protected import ProtectedMemory
 from nexus.keys import records
 from nexus.keys.root_key import RootKey
@@ -283,3 +283,45 @@ def test_a_nexus_marks_how_far_its_store_came(
     mark = book.take("keeper-1", keepers[0].marks[-1])
     assert mark is not None
     assert (mark.timeline, mark.revision, mark.generation, mark.set_number) == (1, made.revision, 1, 1)
+
+
+def test_a_lost_store_ends_ready_and_the_keepers_bring_the_key_back(
+    found: FoundCluster, start_nexus: StartNexus, wait_until: WaitUntil, memory: ProtectedMemory
+) -> None:
+    """The keys are wiped, and the reason is named until the nexus is ready again, with the store as it is then."""
+    cluster = found()
+    keepers = cluster.keepers()
+    core = start_nexus(keepers)
+    wait_until(lambda: core.states == [State.READY])
+    serving = core.lifecycle.require_serving()
+    for keeper in keepers:
+        keeper.is_reachable = False
+    core.lifecycle.lose_store("somebody else wrote it")
+    wait_until(lambda: core.states == [State.READY, State.RECOVERING])
+    with pytest.raises(ValueError, match="released"):
+        wait_until(lambda: bytes(serving.root_key.view) == b"")
+    assert "ready ended: somebody else wrote it" in core.warden.list_obstacles()
+    assert [len(keeper.sets) for keeper in keepers] == [1] * 5
+    for keeper in keepers:
+        keeper.is_reachable = True
+    wait_until(lambda: core.states == [State.READY, State.RECOVERING, State.READY])
+    assert core.warden.list_obstacles() == []
+    core.close()
+    assert is_wiped(memory)
+
+
+def test_a_store_whose_files_are_wrong_is_not_served_from(
+    found: FoundCluster, start_nexus: StartNexus, wait_until: WaitUntil
+) -> None:
+    """Ready ends within a second, and neither keepers nor custodians bring it back before the files are right."""
+    cluster = found()
+    core = start_nexus(cluster.keepers())
+    wait_until(lambda: core.states == [State.READY])
+    fault = ["the file is gone"]
+    core.warden._inspect_store = lambda: fault[0]
+    wait_until(lambda: core.states == [State.READY, State.RECOVERING])
+    wait_until(lambda: "the file is gone" in core.warden.list_obstacles())
+    with pytest.raises(StoreUnavailableError, match="the file is gone"):
+        core.warden.admit(cluster.prove(), no_entry)
+    fault[0] = ""
+    wait_until(lambda: core.states == [State.READY, State.RECOVERING, State.READY])

@@ -81,7 +81,7 @@ def test_a_newer_mark_blocks_what_keepers_bring_back(blocked: Blocked, wait_unti
     view = core.status.describe(AUDITOR)[1]
     assert view is not None
     assert view.newer is not None
-    assert (view.newer.mark.order, view.newer.keepers) == ((1, 60), ("keeper-2",))
+    assert (view.newer.mark.position, view.newer.keepers) == ((1, 60), ("keeper-2",))
     assert view.blocked_by == [obstacle]
 
 

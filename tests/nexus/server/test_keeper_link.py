@@ -22,6 +22,7 @@ from common.errors import (
     WrongStateError,
 )
 from common.forms.delivery import SetLabel
+from common.forms.epoch import StoreEpoch
 from common.keys import shamir
 from common.keys.protected import Level, ProtectedBuffer, ProtectedMemory
 from common.keys.sealing import OneShotKey
@@ -46,6 +47,7 @@ pytestmark = pytest.mark.cluster
 TIMEOUT = at_most(10)  # seconds
 KEEPER_PATH = "/shardhold/keeper/k1"
 DNS = "k1.keeper.shardhold"
+EPOCH = StoreEpoch(1, 5)
 MARKS = MarkMaker()
 LABEL = SetLabel(cluster_id=b"c" * 16, genesis=b"g" * 32, timeline=1, generation=2, set_id=b"s" * 16, set_number=7)
 
@@ -111,7 +113,7 @@ def make_shard(memory: ProtectedMemory, label: SetLabel = LABEL, x: int = 3) -> 
 def put(link: GrpcKeeperLink, memory: ProtectedMemory, label: SetLabel = LABEL, **options: Any) -> bytes:
     shard, commitment = make_shard(memory, label)
     with shard:
-        return link.put_shard(label, shard, commitment=commitment, timeout=TIMEOUT, **options)
+        return link.put_shard(label, shard, commitment=commitment, epoch=EPOCH, timeout=TIMEOUT, **options)
 
 
 # A true keeper
@@ -123,14 +125,14 @@ def test_shard_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memo
     empty = link.fetch_report(timeout=TIMEOUT)
     assert (empty.cluster_id, empty.genesis, empty.sets) == (b"", b"", ())
     shard, commitment = make_shard(memory)
-    boot_id = link.put_shard(LABEL, shard, commitment=commitment, timeout=TIMEOUT)
+    boot_id = link.put_shard(LABEL, shard, commitment=commitment, epoch=EPOCH, timeout=TIMEOUT)
     report = link.fetch_report(timeout=TIMEOUT)
     assert (report.boot_id, report.cluster_id, report.genesis) == (boot_id, LABEL.cluster_id, LABEL.genesis)
     assert report.sets == (ReportedSet(LABEL, 3),)
     with memory.allocate(shamir.SHARD_SIZE) as fetched:
         assert link.fetch_shard(LABEL.cluster_id, LABEL.set_id, into=fetched, timeout=TIMEOUT) == boot_id
         assert fetched.view == shard.view
-        assert link.drop_set(LABEL.cluster_id, LABEL.set_id, timeout=TIMEOUT) == boot_id
+        assert link.drop_set(LABEL.cluster_id, LABEL.set_id, epoch=EPOCH, timeout=TIMEOUT) == boot_id
         with pytest.raises(NotFoundError):
             link.fetch_shard(LABEL.cluster_id, LABEL.set_id, into=fetched, timeout=TIMEOUT)
 
@@ -153,10 +155,10 @@ def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memor
     label = replace(LABEL, genesis=MARKS.genesis)
     shard, commitment = make_shard(memory, label)
     with shard:
-        link.put_shard(label, shard, commitment=commitment, timeout=TIMEOUT)
+        link.put_shard(label, shard, commitment=commitment, epoch=EPOCH, timeout=TIMEOUT)
     for revision in (20, 19):
-        link.put_mark(MARKS.make(revision=revision), timeout=TIMEOUT)
-    link.drop_set(label.cluster_id, label.set_id, timeout=TIMEOUT)
+        link.put_mark(MARKS.make(revision=revision), epoch=EPOCH, timeout=TIMEOUT)
+    link.drop_set(label.cluster_id, label.set_id, epoch=EPOCH, timeout=TIMEOUT)
     assert link.fetch_mark(label.cluster_id, timeout=TIMEOUT) == MARKS.make(revision=20)
 
 
@@ -164,12 +166,12 @@ def test_marks_that_a_keeper_does_not_take(keeper: KeeperProcess, connect: Conne
     """A mark before a shard or of another genesis is a WrongStateError; one that does not verify is invalid."""
     link = connect(keeper.port)
     with pytest.raises(WrongStateError, match="keeper k1 at .*: nothing is pinned"):
-        link.put_mark(MARKS.make(), timeout=TIMEOUT)
+        link.put_mark(MARKS.make(), epoch=EPOCH, timeout=TIMEOUT)
     put(link, memory, replace(LABEL, genesis=MARKS.genesis))
     with pytest.raises(WrongStateError, match="begins at genesis"):
-        link.put_mark(MarkMaker(seed=b"b" * 32).make(), timeout=TIMEOUT)
+        link.put_mark(MarkMaker(seed=b"b" * 32).make(), epoch=EPOCH, timeout=TIMEOUT)
     with pytest.raises(InvalidArgumentError, match="keeper k1 at .*: rollback mark has a broken signature"):
-        link.put_mark(replace(MARKS.make(), signature=bytes(64)), timeout=TIMEOUT)
+        link.put_mark(replace(MARKS.make(), signature=bytes(64)), epoch=EPOCH, timeout=TIMEOUT)
     assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) is None
 
 
@@ -181,7 +183,7 @@ def test_refusals_carry_the_keepers_words(keeper: KeeperProcess, connect: Connec
         put(link, memory, replace(LABEL, set_id=b"r" * 16, set_number=6))
     shard, _ = make_shard(memory)
     with shard, pytest.raises(WrongStateError, match="commitment"):
-        link.put_shard(LABEL, shard, commitment=bytes(32), timeout=TIMEOUT)
+        link.put_shard(LABEL, shard, commitment=bytes(32), epoch=EPOCH, timeout=TIMEOUT)
 
 
 def test_other_nexus_is_denied(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
@@ -426,7 +428,7 @@ def test_bent_marks_are_refused(
     """A mark of the wrong form is the keeper's fault, named; what a mark of the right form says is for the core."""
     link = connect(liar.port)
     put(link, memory, replace(LABEL, genesis=MARKS.genesis))
-    link.put_mark(MARKS.make(), timeout=TIMEOUT)
+    link.put_mark(MARKS.make(), epoch=EPOCH, timeout=TIMEOUT)
     liar.bend = change_mark(signature=flip)
     assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) != MARKS.make()
     liar.bend = bend
@@ -466,5 +468,5 @@ def test_slow_keeper_is_unreachable_in_time(liar: Liar, connect: Connect, memory
     started = clock.monotonic()
     shard, commitment = make_shard(memory)
     with shard, pytest.raises(KeeperUnreachableError):
-        connect(liar.port).put_shard(LABEL, shard, commitment=commitment, timeout=0.6)
+        connect(liar.port).put_shard(LABEL, shard, commitment=commitment, epoch=EPOCH, timeout=0.6)
     assert clock.monotonic() - started < patience(5)
