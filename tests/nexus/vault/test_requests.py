@@ -134,7 +134,7 @@ def test_the_order_in_which_a_request_names_things_is_no_difference(nexus: Nexus
 @pytest.mark.parametrize(
     "sql",
     [
-        pytest.param("generation = generation + 1", id="another generation"),
+        pytest.param("generation = generation + 1, mac = zeroblob(32)", id="another generation"),
         pytest.param("mac = NULL, generation = 0", id="kept by a program that knew no HMAC"),
     ],
 )
