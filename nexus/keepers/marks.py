@@ -39,10 +39,14 @@ class NewerMark:
     last_set_number: int
     last_kek_id: int
 
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """Who has not forgotten it, in words."""
+        return (*self.keepers, "this nexus") if self.is_own else self.keepers
+
     def describe(self, meta: Meta) -> str:
         """Say in words what blocks the store with *meta*."""
-        mark = self.mark
-        who = ", ".join([*self.keepers, "this nexus"] if self.is_own else self.keepers)
+        mark, who = self.mark, ", ".join(self.holders)
         if mark.position > (meta.timeline, meta.revision):
             return (
                 f"the store is older than a rollback mark: it is at timeline {meta.timeline}, revision "

@@ -90,7 +90,7 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
         mark = view.newer.mark
         response.newer_mark.timeline, response.newer_mark.revision = mark.timeline, mark.revision
         response.newer_mark.made_at.FromMicroseconds(mark.made_at)
-        response.newer_mark.keepers.extend(view.newer.keepers)
+        response.newer_mark.keepers.extend(view.newer.holders)
     if view.unseal is not None:
         response.unseal.submitted, response.unseal.needed = view.unseal
     if view.facts is not None:

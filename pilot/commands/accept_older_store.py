@@ -90,8 +90,10 @@ def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
 def describe_loss(status: "GetStatusResponse") -> str:
     """Say what accepting loses, from which revision to which, who remembers it and since when."""
     mark = status.newer_mark
-    if mark.timeline == status.timeline:
+    if mark.timeline == status.timeline and mark.revision > status.revision:
         lost = f"revisions {status.revision + 1} to {mark.revision} ({mark.revision - status.revision} of them)"
+    elif mark.timeline == status.timeline:
+        lost = "what its policies, settings or seal had come to"
     else:
         lost = f"what came after revision {status.revision}, up to timeline {mark.timeline}, revision {mark.revision}"
     keepers = ", ".join(clean(name) for name in mark.keepers) or "a keeper"

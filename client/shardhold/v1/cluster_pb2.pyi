@@ -170,7 +170,7 @@ class NewerMark(_message.Message):
 
     @_builtins.property
     def keepers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Keepers that hold it."""
+        """Keepers that hold it. "this nexus": it made the mark itself, and has not forgotten."""
 
     def __init__(
         self,

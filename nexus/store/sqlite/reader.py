@@ -54,17 +54,18 @@ _LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1  # integers of SQLite
 class SqliteReader:
     """Reads over one connection, which one thread uses at a time."""
 
-    __slots__ = ("_cursor", "_execute", "_position", "connection")
+    __slots__ = ("_cursor", "_execute", "_is_known", "_position", "connection")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self._cursor = connection.cursor()
         self._execute = self._cursor.execute
-        self._position: Position | None = None  # of the state that is read, once it is known
+        self._position = Position(0, 0, 0, 0)  # of the state that is read, where it is known; kept from read to read
+        self._is_known = False
 
     def begin(self) -> None:
         """Fix one committed state, from the first query on."""
-        self._position = None
+        self._is_known = False
         try:
             self._execute("BEGIN")
         except SQLITE_ERRORS as exc:
@@ -90,12 +91,17 @@ class SqliteReader:
             raise CorruptRowError("store's meta row has no known phase") from exc
 
     def load_position(self) -> Position:
-        if self._position is None:
+        if not self._is_known:
             row = self._find(_POSITION)
             if row is None:
                 raise CorruptRowError("store has no meta row")
-            self._position = Position(*row)
+            self._know(row)
         return self._position
+
+    def _know(self, position: tuple[int, ...]) -> None:
+        if position != self._position:  # to make one costs more than the whole query of it
+            self._position = Position(*position)
+        self._is_known = True
 
     def is_empty(self) -> bool:
         query = "SELECT 1 FROM control UNION ALL SELECT 1 FROM secrets UNION ALL SELECT 1 FROM versions LIMIT 1"
@@ -117,8 +123,8 @@ class SqliteReader:
         row = self._find(_VERSION_EXACT, path, version) if version else self._find(_VERSION_NEWEST, path)
         if row is None:
             raise CorruptRowError("store has no meta row")
-        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest, *position = row
-        self._position = Position(*position)
+        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest, _, _, _, _ = row
+        self._know(row[10:])
         if found is None:
             self._explain_missing(path, version)
             return None

@@ -66,7 +66,7 @@ class SqliteWriter(SqliteReader):
         head = (str(meta.phase), meta.cluster_id, int(meta.sealed), meta.timeline, meta.control_revision)
         last = (meta.last_generation, meta.last_set_number, meta.last_kek_id, meta.last_init_attempt)
         self._change(_SAVE_META, *head, *last, meta.epoch)
-        self._position = None
+        self._is_known = False
         self.standing = Position(meta.timeline, self.basis.revision, meta.control_revision, meta.epoch)
 
     def save_control(self, row: ControlRow) -> None:

@@ -108,3 +108,13 @@ def test_names_of_keepers_cannot_steer_the_terminal() -> None:
     status.CopyFrom(STATUS)
     status.newer_mark.keepers[:] = ["k\x1b[2J"]
     assert "\x1b" not in describe_loss(status)
+
+
+def test_a_loss_that_no_revision_shows_is_told_in_words() -> None:
+    """Whoever writes the database can raise the revision of what was put back: a negative count says nothing."""
+    status = cluster_pb2.GetStatusResponse()
+    status.CopyFrom(STATUS)
+    status.newer_mark.revision = 17
+    said = describe_loss(status)
+    assert "what its policies, settings or seal had come to of timeline 1" in said
+    assert "revisions" not in said
