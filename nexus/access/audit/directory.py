@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
@@ -16,8 +16,7 @@ _CHECKPOINT: Final = b'\n{"kind":"checkpoint"'
 _GLANCE: Final = 4 << 20  # bytes at the end of a segment that normally hold two checkpoints
 
 
-@dataclass(frozen=True, slots=True)
-class ChainPosition:
+class ChainPosition(NamedTuple):
     """How far a chain has come."""
 
     timeline: int
