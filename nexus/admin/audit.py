@@ -98,26 +98,25 @@ class Audit:
             raise InvalidArgumentError(f"reason: got {len(reason)} characters, want 1 to {MAX_REASON} printable ones")
         with self._gate.role_call(calls.ACCEPT_NEW_CHAIN, caller) as record:
             record.detail = reason
-            if self._gate.state is State.READY:
-                return self._begin_while_ready(caller, reason)
-            gap = self._warden.require_audit_gap()
+            is_ready = self._gate.state is State.READY
+            gap = self._require_displaced() if is_ready else self._warden.require_audit_gap()
             position = self._audit.begin_anew(self._make_entry(caller, reason, gap))
 
             def write_entry(writer: Writer, key: RootKey) -> None:
                 record.write(writer, key)
                 self._continuity.save_head(writer, key, position)
 
-            self._warden.accept_new_chain(write_entry)
+            if is_ready:
+                with self._lifecycle.borrow() as serving:
+                    self._store.write(lambda writer: write_entry(writer, serving.root_key))
+            else:
+                self._warden.accept_new_chain(write_entry)
             return position
 
-    def _begin_while_ready(self, caller: Caller, reason: str) -> ChainPosition:
+    def _require_displaced(self) -> str:
         if not self._audit.is_displaced:
             raise WrongStateError("the audit files are where they were: there is nothing to accept")
-        position = self._audit.begin_anew(self._make_entry(caller, reason, self._audit.failing))
-        with self._lifecycle.borrow() as serving:
-            key = serving.root_key
-            self._store.write(lambda writer: self._continuity.save_head(writer, key, position), counts=False)
-        return position
+        return self._audit.failing
 
     def _make_entry(self, caller: Caller, reason: str, gap: str) -> Entry:
         return Entry(

@@ -59,5 +59,4 @@ class Continuity:
             rows = writer.load_audit(self._audit.nexus, limit=_MOST_ROWS)
             revisions = [row.revision for row in rows if is_authentic_row(key, row)]
             revision = min(revisions, default=writer.revision) - 1
-        place = position.timeline, position.seq, position.digest
-        writer.save_audit_head(make_head(key, self._audit.nexus, *place, revision=revision))
+        writer.save_audit_head(make_head(key, self._audit.nexus, *position, revision=revision))

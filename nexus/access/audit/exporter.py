@@ -319,8 +319,7 @@ class Exporter:
         revision = 0 if self._cursor is None else self._cursor[0] - (not self._is_complete)
         try:
             with self._borrow_key() as key:
-                at = self._position
-                return make_head(key, self._audit.nexus, at.timeline, at.seq, at.digest, revision=revision)
+                return make_head(key, self._audit.nexus, *self._position, revision=revision)
         except (SealedError, RecoveringError, WrongStateError):
             return None
 

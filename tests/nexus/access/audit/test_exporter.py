@@ -38,8 +38,9 @@ from tests.nexus.failing_store import FailingStore
 WaitUntil = Callable[..., None]
 
 FLOOD = """
+    INSERT INTO audit_outbox (nexus, revision, position, entry, mac)
     WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 699)
-    INSERT INTO audit_outbox (nexus, revision, position, entry, mac) SELECT ?, ?, n, ?, ? FROM numbers"""
+    SELECT ?, ?, n, ?, ? FROM numbers"""
 
 
 @pytest.fixture
