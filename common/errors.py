@@ -6,6 +6,7 @@
     │   ├── RecoveringError
     │   ├── StoreUnavailableError
     │   │   └── OutcomeUnknownError  it may or may not have happened: the process exits
+    │   │       └── StoreLostError   the files of the store were taken away: the process stays, and serves nothing
     │   ├── AuditUnavailableError
     │   ├── KeeperUnreachableError
     │   ├── IdentityUnavailableError
@@ -71,6 +72,13 @@ class OutcomeUnknownError(StoreUnavailableError):
     """A commit failed and it is not known whether it took effect; only a restart can tell."""
 
     reason = "OUTCOME_UNKNOWN"
+
+
+class StoreLostError(OutcomeUnknownError):
+    """A file of the store was deleted, renamed or replaced; what was committed last may be in no file that is left.
+
+    The process stays: it may have the only descriptor of a deleted file, and a new start would make an empty store.
+    """
 
 
 class AuditUnavailableError(UnavailableError):

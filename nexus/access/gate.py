@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.clock import Clock, to_micros
-from common.errors import AuditUnavailableError, DeniedError, OutcomeUnknownError, RecoveringError, ShardholdError
+from common.errors import (
+    AuditUnavailableError,
+    DeniedError,
+    OutcomeUnknownError,
+    RecoveringError,
+    ShardholdError,
+    StoreLostError,
+)
 from common.forms.audit.entry import Entry
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
@@ -193,7 +200,9 @@ class Gate:
             self._settle(record, error)
 
     def _settle(self, record: CallRecord, error: BaseException | None) -> None:
-        if isinstance(error, OutcomeUnknownError):
+        if isinstance(error, StoreLostError):
+            self._lifecycle.lose_store(str(error))
+        if isinstance(error, OutcomeUnknownError) and not isinstance(error, StoreLostError):
             self._lifecycle.give_up(f"{record.rpc.action} by {record.caller.spiffe_id}: {error}")
         elif isinstance(error, DeniedError):  # never from the reserve, or anybody could use it up
             self._audit.append(record.make_entry(error.reason, decision="deny"))

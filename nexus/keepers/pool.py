@@ -45,6 +45,10 @@ class KeeperPool:
         for thread in self._threads:
             thread.start()
 
+    def watch(self, stopping: threading.Event) -> None:
+        """Only ask keepers how they are, from here on; does nothing once *stopping* is set, as `collect`."""
+        self._set_duty(Seat.watch, unless=stopping)
+
     def collect(self, collection: Collection, book: MarkBook, stopping: threading.Event) -> None:
         """Ask all keepers for their shards and marks, until told otherwise.
 
@@ -72,6 +76,14 @@ class KeeperPool:
     def find_serving(self) -> dict[str, bytes]:
         """Return the keepers that serve a cluster, by name, and its id."""
         return {seat.member.name: seat.status.cluster_id for seat in self.seats if seat.status.cluster_id}
+
+    def describe_serving(self) -> str:
+        """Say which keepers serve a cluster, and which; empty: none does."""
+        serving = self.find_serving()
+        if not serving:
+            return ""
+        clusters = ", ".join(sorted({cluster_id.hex() for cluster_id in serving.values()}))
+        return f"{', '.join(serving)} of the keepers serve cluster {clusters}, of which this store knows nothing"
 
     def count_heard(self) -> int:
         """Count the keepers of which anything is known: that they answer, or that they do not."""

@@ -65,7 +65,9 @@ def build_core(
         on_state(now)
 
     lifecycle = Lifecycle(state, on_change=follow, on_failure=give_up)
-    warden = Warden(store=store, lifecycle=lifecycle, pool=pool, memory=memory, clock=clock)
+    warden = Warden(
+        store=store, lifecycle=lifecycle, pool=pool, memory=memory, clock=clock, inspect_store=store.find_fault
+    )
     gate = Gate(lifecycle, audit, exporter, clock)
     initialisation = Initialisation(
         store=store,

@@ -196,6 +196,7 @@ class Store(Protocol):
                 nothing changed either.
             OutcomeUnknownError: The commit failed and the store could not be opened again to see: the process has to
                 exit.
+            StoreLostError: What is open is not the store at its place any more; see `find_fault`.
         """
         ...
 
@@ -208,6 +209,13 @@ class Store(Protocol):
 
     def discard_audit(self, through: int) -> None:
         """Remove outbox entries up to revision *through*: they are in the audit files, synced. Is not a change."""
+        ...
+
+    def find_fault(self) -> str:
+        """Say why what is open is not the store at its place any more; empty: it is. Cheap, and waits for no change.
+
+        Once something was said, every read and change raises `StoreLostError`: only a new start helps.
+        """
         ...
 
     def close(self) -> None: ...

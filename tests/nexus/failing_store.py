@@ -63,6 +63,9 @@ class FailingStore:
         if self.forgets_outcome:
             raise OutcomeUnknownError(_FORGOTTEN)
 
+    def find_fault(self) -> str:
+        return self._store.find_fault()
+
     def close(self) -> None:
         self._store.close()
 

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from common.clock import Clock, SystemClock
-from common.errors import CorruptRowError, OutcomeUnknownError, ShardholdError
+from common.errors import CorruptRowError, OutcomeUnknownError, ShardholdError, StoreLostError
 from common.forms.audit.entry import Entry, decode_entry
 from nexus.access.audit.log import AuditLog
 from nexus.store.protocol import Store
@@ -129,7 +129,7 @@ class Exporter:
             if not self._failing:
                 _log.error("audit entries of changes stay in the store", reason=str(exc))
             self._failing = str(exc)
-            if isinstance(exc, OutcomeUnknownError):
+            if isinstance(exc, OutcomeUnknownError) and not isinstance(exc, StoreLostError):
                 self._give_up(f"discarding of exported audit entries: {exc}")
         else:
             self._failing = ""
