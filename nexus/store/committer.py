@@ -2,7 +2,7 @@
 
 Rules:
 - A caller that finds no leader becomes the leader: it takes the waiting turns, at most `GROUP`, and runs them as one
-  batch.
+  batch. A turn that is to be alone is a batch of its own.
 - A caller that finds a leader waits until its turn is over, or until it is made the next leader.
 - A leader runs one batch, wakes its callers, and hands on to the first that still waits.
 - No outcome leaves before its batch is committed, not even a refusal: a turn may have seen what an earlier turn of the
@@ -25,11 +25,20 @@ GROUP: Final = 128  # turns in one batch; bounds how long one sync keeps others 
 class Turn(Generic[W, T]):
     """One caller's turn at the writer *W*, and later its outcome."""
 
-    __slots__ = ("_awake", "_error", "_is_settled", "_result", "_work", "counts", "leads")
+    __slots__ = ("_awake", "_error", "_is_settled", "_on_commit", "_result", "_work", "alone", "counts", "leads")
 
-    def __init__(self, work: Callable[[W], T], *, counts: bool = True) -> None:
-        """*counts*: it is a change, and takes the next revision."""
+    def __init__(
+        self,
+        work: Callable[[W], T],
+        *,
+        counts: bool = True,
+        alone: bool = False,
+        on_commit: Callable[[T], None] | None = None,
+    ) -> None:
+        """*counts*: it is a change, and takes the next revision. *alone*: no other turn is in its batch."""
         self._work = work
+        self._on_commit = on_commit
+        self.alone = alone
         self._result: T
         self._error: BaseException | None = None
         self._is_settled = False
@@ -46,6 +55,11 @@ class Turn(Generic[W, T]):
             self._error = exc
             return False
         return True
+
+    def announce(self) -> None:
+        """Tell whoever wants to know that the work is committed, unless it raised."""
+        if self._on_commit is not None and self._error is None:
+            self._on_commit(self._result)
 
     def fail(self, error: BaseException) -> None:
         """Make *error* the outcome, whatever the work itself returned or raised."""
@@ -95,7 +109,7 @@ class GroupCommitter(Generic[W]):
 
     def _lead(self) -> None:
         with self._mutex:
-            batch = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
+            batch = self._take()
         try:
             self._run(batch)
         except BaseException as exc:  # noqa: BLE001 - every caller of the batch gets it, as an unknown outcome
@@ -116,3 +130,9 @@ class GroupCommitter(Generic[W]):
                 follower.wake()
             for turn in batch:
                 turn.wake()
+
+    def _take(self) -> list[Turn[W, object]]:
+        batch = [self._waiting.popleft()]
+        while self._waiting and len(batch) < GROUP and not batch[0].alone and not self._waiting[0].alone:
+            batch.append(self._waiting.popleft())
+        return batch

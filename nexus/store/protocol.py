@@ -6,6 +6,7 @@ Rules:
   or not at all. With `counts=False` a change takes no revision, so it never moves the store past a rollback mark.
   Changes run one after the other; changes that wait together are committed together, and one that raises is undone
   alone. A change may run on the thread of another caller that it is committed with; it runs at most once.
+- A change that runs *alone* shares its commit with no other: nothing but committed changes comes before it.
 - A read sees one committed state. Reads are short, and nobody waits for a change inside one: a store that has to be
   opened again waits for them.
 - Every method of `Store`, `Reader` and `Writer` raises `StoreUnavailableError` when the store cannot be read or written
@@ -17,7 +18,7 @@ import enum
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -28,6 +29,15 @@ class Phase(enum.StrEnum):
     EMPTY = "empty"
     INITIALISING = "initialising"
     INITIALISED = "initialised"
+
+
+class Position(NamedTuple):
+    """How far a store has come."""
+
+    timeline: int
+    revision: int
+    control_revision: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,12 @@ class Meta:
     last_set_number: int
     last_kek_id: int
     last_init_attempt: int
+    epoch: int  # up by one or more at each init, seal, unseal, new set and accepted store; never goes down
+
+    @property
+    def position(self) -> Position:
+        """How far the store has come."""
+        return Position(self.timeline, self.revision, self.control_revision, self.epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +107,10 @@ class Reader(Protocol):
 
     def load_meta(self) -> Meta: ...
 
+    def load_position(self) -> Position:
+        """Load how far this state has come; after `load_version`, which loads it as well, there is no query."""
+        ...
+
     def is_empty(self) -> bool:
         """Whether there is neither a control row nor a row of any secret."""
         ...
@@ -135,11 +155,17 @@ class Writer(Reader, Protocol):
         """The revision that this change will have."""
         ...
 
+    @property
+    def basis(self) -> Position:
+        """Where the store stood before this change."""
+        ...
+
     def save_meta(self, meta: Meta) -> None:
         """Replace the row; its `revision` is ignored: the store counts.
 
         `control_revision` is stored as given: a change that touches a control row saves the meta row with the next one.
         From phase INITIALISED on, the store refuses a change that touched a control row and left the number as it was.
+        It refuses a lower epoch at any time.
         """
         ...
 
@@ -186,10 +212,19 @@ class Store(Protocol):
 
     def read(self) -> AbstractContextManager[Reader]: ...
 
-    def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
+    def write(
+        self,
+        change: Callable[[Writer], T],
+        *,
+        counts: bool = True,
+        alone: bool = False,
+        on_commit: Callable[[T], None] | None = None,
+    ) -> T:
         """Run *change* and commit it, durably, before returning what it returned.
 
-        With *counts* false it takes no revision, and may have no audit entries.
+        With *counts* false it takes no revision, and may have no audit entries. With *alone* it shares its commit with
+        no other change. *on_commit* gets what it returned once it is committed, and before the next change begins; it
+        must not raise, nor wait for the store.
 
         Raises:
             StoreUnavailableError: Not committed; nothing changed. What *change* itself raises comes out as it is, and

@@ -38,7 +38,7 @@ POLICY = Policy(
     name="app", spiffe_ids=("spiffe://example.org/team/*",), paths=("team/**", "a-*"), permissions=tuple(Permission)
 )
 ENTRY = Entry(at=1, actor="spiffe://example.org/a", action="secret.get", path="a/b", version=3)
-META = Meta(Phase.INITIALISED, CLUSTER_ID, False, 1, 1, 1, 1, 1, 1, 1)
+META = Meta(Phase.INITIALISED, CLUSTER_ID, False, 1, 1, 1, 1, 1, 1, 1, 1)
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3)  # what SQLite can hold
 
 MEMORY = ProtectedMemory(highest=Level.LOCKED)

@@ -37,7 +37,14 @@ class FailingStore:
         with self._store.read() as reader:
             yield reader
 
-    def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
+    def write(
+        self,
+        change: Callable[[Writer], T],
+        *,
+        counts: bool = True,
+        alone: bool = False,
+        on_commit: Callable[[T], None] | None = None,
+    ) -> T:
         at_write, self.at_write = self.at_write, None
         if at_write is not None:
             at_write()
@@ -50,7 +57,7 @@ class FailingStore:
                 raise StoreUnavailableError("store failed to commit: SQLITE_FULL")
             return result
 
-        result = self._store.write(run, counts=counts)
+        result = self._store.write(run, counts=counts, alone=alone, on_commit=on_commit)
         if self.forgets_outcome:
             raise OutcomeUnknownError(_FORGOTTEN)
         return result

@@ -88,6 +88,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT
         """,
     ),
+    ("ALTER TABLE meta ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",),
 )
 NEWEST: Final = len(MIGRATIONS)
 

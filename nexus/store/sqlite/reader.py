@@ -5,18 +5,22 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from common.errors import CorruptRowError
-from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, VersionRow
+from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, Position, SecretRow, VersionRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
 
 _META: Final = """
     SELECT phase, cluster_id, sealed, timeline, revision, control_revision,
-           last_generation, last_set_number, last_kek_id, last_init_attempt FROM meta"""
+           last_generation, last_set_number, last_kek_id, last_init_attempt, epoch FROM meta"""
+_POSITION: Final = "SELECT timeline, revision, control_revision, epoch FROM meta"
+# One row in any case, with nothing but the position when there is no such version: the position costs 1 or 2 µs here,
+# and 3 in a query of its own.
 _VERSION: Final = """
     SELECT path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted,
-           (SELECT current_version FROM secrets WHERE path = ?1)
-    FROM versions WHERE path = ?1"""
-_VERSION_EXACT: Final = _VERSION + " AND version = ?2"
-_VERSION_NEWEST: Final = _VERSION + " ORDER BY version DESC LIMIT 1"
+           (SELECT current_version FROM secrets WHERE path = ?1),
+           m.timeline, m.revision, m.control_revision, m.epoch
+    FROM meta AS m LEFT JOIN versions ON path = ?1{} WHERE m.id = 1"""
+_VERSION_EXACT: Final = _VERSION.format(" AND version = ?2")
+_VERSION_NEWEST: Final = _VERSION.format("") + " ORDER BY version DESC LIMIT 1"
 _SECRET: Final = "SELECT path, incarnation, current_version, updated_at FROM secrets"
 _REQUEST: Final = """
     SELECT path, incarnation, version, revision, 0 FROM versions WHERE request_id = ?1 AND caller = ?2
@@ -35,15 +39,17 @@ _AUDIT: Final = """
 class SqliteReader:
     """Reads over one connection, which one thread uses at a time."""
 
-    __slots__ = ("_cursor", "_execute", "connection")
+    __slots__ = ("_cursor", "_execute", "_position", "connection")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self._cursor = connection.cursor()
         self._execute = self._cursor.execute
+        self._position: Position | None = None  # of the state that is read, once it is known
 
     def begin(self) -> None:
         """Fix one committed state, from the first query on."""
+        self._position = None
         try:
             self._execute("BEGIN")
         except SQLITE_ERRORS as exc:
@@ -68,6 +74,14 @@ class SqliteReader:
         except ValueError as exc:
             raise CorruptRowError("store's meta row has no known phase") from exc
 
+    def load_position(self) -> Position:
+        if self._position is None:
+            row = self._find(_POSITION)
+            if row is None:
+                raise CorruptRowError("store has no meta row")
+            self._position = Position(*row)
+        return self._position
+
     def is_empty(self) -> bool:
         query = "SELECT 1 FROM control UNION ALL SELECT 1 FROM secrets UNION ALL SELECT 1 FROM versions LIMIT 1"
         return self._find(query) is None
@@ -87,9 +101,12 @@ class SqliteReader:
     def load_version(self, path: str, version: int) -> VersionRow | None:
         row = self._find(_VERSION_EXACT, path, version) if version else self._find(_VERSION_NEWEST, path)
         if row is None:
+            raise CorruptRowError("store has no meta row")
+        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest, *position = row
+        self._position = Position(*position)
+        if found is None:
             self._explain_missing(path, version)
             return None
-        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest = row
         if found != path or (version and number != version):
             raise CorruptRowError("store's index of versions leads to another row")
         _check_numbers(number)

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 from common.errors import OutcomeUnknownError, ShardholdError, StoreLostError, StoreUnavailableError
 from nexus.store.committer import GroupCommitter, Turn
-from nexus.store.protocol import Reader, Writer
+from nexus.store.protocol import Position, Reader, Writer
 from nexus.store.sqlite.connection import (
     SQLITE_ERRORS,
     SqliteError,
@@ -87,8 +87,15 @@ class SqliteStore:
     def read(self) -> AbstractContextManager[Reader]:
         return self._pool.read()
 
-    def write(self, change: Callable[[Writer], T], *, counts: bool = True) -> T:
-        return self._committer.submit(Turn[SqliteWriter, T](change, counts=counts))
+    def write(
+        self,
+        change: Callable[[Writer], T],
+        *,
+        counts: bool = True,
+        alone: bool = False,
+        on_commit: Callable[[T], None] | None = None,
+    ) -> T:
+        return self._committer.submit(Turn[SqliteWriter, T](change, counts=counts, alone=alone, on_commit=on_commit))
 
     def load_audit(self, *, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
         with self._pool.read() as reader:
@@ -145,28 +152,28 @@ class SqliteStore:
             self._writer.execute("COMMIT")
         except SQLITE_ERRORS as exc:
             self._settle(batch, before, after, exc)
+        for turn in batch:
+            turn.announce()
 
     def _run_changes(self, batch: _Batch) -> tuple[int, int]:
         """Run the changes in a transaction that stays open; return the revisions before and after it."""
         execute = self._writer.execute
         execute("BEGIN IMMEDIATE")
-        row = execute("SELECT revision, control_revision FROM meta").fetchone()
+        row = execute("SELECT timeline, revision, control_revision, epoch FROM meta").fetchone()
         if row is None:
             raise _NotCommittedError("store has no meta row")
-        before, control_revision = row
-        revision = before
+        before = standing = Position(*row)
         for turn in batch:
             execute("SAVEPOINT change")
-            writer = SqliteWriter(self._writer, revision=revision + 1, control_revision=control_revision)
+            writer = SqliteWriter(self._writer, standing)
             if turn.run(writer) and _finish(turn, writer):
-                revision += turn.counts
-                control_revision = writer.control_revision
+                standing = writer.standing
             elif self._writer.in_transaction:
                 execute("ROLLBACK TO change")
             if not self._writer.in_transaction:  # as SQLite does when the disk is full
                 raise _NotCommittedError("store failed to write: the whole transaction was rolled back")
             execute("RELEASE change")
-        return before, revision
+        return before.revision, standing.revision
 
     def _roll_back(self, batch: _Batch, cause: Exception) -> None:
         """Undo a batch that was never to be committed."""

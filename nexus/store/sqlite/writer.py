@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from common.errors import StoreUnavailableError
-from nexus.store.protocol import ControlRow, Meta, Phase, VersionRow
+from nexus.store.protocol import ControlRow, Meta, Phase, Position, VersionRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
 from nexus.store.sqlite.reader import SqliteReader
 
 _SAVE_META: Final = """
     UPDATE meta SET phase = ?, cluster_id = ?, sealed = ?, timeline = ?, control_revision = ?,
-        last_generation = ?, last_set_number = ?, last_kek_id = ?, last_init_attempt = ?"""
+        last_generation = ?, last_set_number = ?, last_kek_id = ?, last_init_attempt = ?, epoch = ?"""
 _SAVE_CONTROL: Final = """
     INSERT INTO control (kind, name, body, digest) VALUES (?, ?, ?, ?)
     ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body, digest = excluded.digest"""
@@ -32,21 +32,22 @@ _APPEND_AUDIT: Final = """
 class SqliteWriter(SqliteReader):
     """Once a statement has failed, every further one does, and the change is lost."""
 
-    __slots__ = ("_control_revision_before", "_failure", "_touched_control", "control_revision", "revision")
+    __slots__ = ("_failure", "_touched_control", "basis", "revision", "standing")
 
-    def __init__(self, connection: sqlite3.Connection, *, revision: int, control_revision: int) -> None:
-        """*revision* is the change's own, *control_revision* the one before it."""
+    def __init__(self, connection: sqlite3.Connection, basis: Position) -> None:
+        """*basis* is where the store stood before the change."""
         super().__init__(connection)
-        self.revision = revision
-        self.control_revision = self._control_revision_before = control_revision
+        self.basis = self.standing = basis
+        self.revision = basis.revision + 1
         self._touched_control = False
         self._failure: StoreUnavailableError | None = None
 
     def save_meta(self, meta: Meta) -> None:
         head = (str(meta.phase), meta.cluster_id, int(meta.sealed), meta.timeline, meta.control_revision)
-        self.control_revision = meta.control_revision
         last = (meta.last_generation, meta.last_set_number, meta.last_kek_id, meta.last_init_attempt)
-        self._change(_SAVE_META, *head, *last)
+        self._change(_SAVE_META, *head, *last, meta.epoch)
+        self._position = None
+        self.standing = Position(meta.timeline, self.basis.revision, meta.control_revision, meta.epoch)
 
     def save_control(self, row: ControlRow) -> None:
         self._touched_control = True
@@ -93,11 +94,15 @@ class SqliteWriter(SqliteReader):
         """
         if self._failure is not None:
             raise StoreUnavailableError("change went on after a statement of it failed") from self._failure
-        went_up = self.control_revision > self._control_revision_before
+        before, now = self.basis, self.standing
+        went_up = now.control_revision > before.control_revision
         if self._touched_control and not went_up and self.load_meta().phase is Phase.INITIALISED:
-            raise self._lost(f"a control row changed, control revision {self.control_revision} did not")
+            raise self._lost(f"a control row changed, control revision {now.control_revision} did not")
+        if now.epoch < before.epoch:
+            raise self._lost(f"epoch went down from {before.epoch} to {now.epoch}")
         if counts:
             self._change("UPDATE meta SET revision = ?", self.revision)
+            self.standing = now._replace(revision=self.revision)
 
     def discard_audit(self, through: int) -> None:
         self._change("DELETE FROM audit_outbox WHERE revision <= ?", through)

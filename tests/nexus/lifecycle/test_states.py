@@ -11,7 +11,7 @@ from nexus.store.protocol import Meta, Phase
 UNINITIALISED, INITIALISING, RECOVERING, SEALED, READY = State
 OK, WRONG = None, WrongStateError
 
-EMPTY = Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0)
+EMPTY = Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConflictError, StoreUnavailableError
-from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, SecretRow, Store, VersionRow, Writer
+from nexus.store.protocol import ControlRow, MadeByRequest, Meta, Phase, Position, SecretRow, Store, VersionRow, Writer
 from tests.kit.patience import join
 
 CALLER = "spiffe://example.org/ns/payments/sa/api"
@@ -62,7 +62,7 @@ class StoreContract:
 
     def test_empty_store(self, store: Store) -> None:
         """A new store holds nothing, and says so."""
-        assert load_meta(store) == Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0)
+        assert load_meta(store) == Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0, 0)
         with store.read() as reader:
             assert reader.is_empty()
             assert reader.load_controls() == []
@@ -77,7 +77,7 @@ class StoreContract:
 
     def test_meta_is_replaced_but_for_the_revision(self, store: Store) -> None:
         """save_meta stores every field as given, except the revision, which the store counts."""
-        meta = Meta(Phase.INITIALISED, b"c" * 16, True, 2, 99, 7, 3, 4, 5, 6)
+        meta = Meta(Phase.INITIALISED, b"c" * 16, True, 2, 99, 7, 3, 4, 5, 6, 8)
 
         def change(writer: Writer) -> Meta:
             writer.save_meta(meta)
@@ -98,6 +98,78 @@ class StoreContract:
             store.write(fail)
         assert store.write(lambda writer: writer.revision) == 2
         assert load_meta(store).revision == 2
+
+    def test_the_position_comes_with_a_version_or_alone(self, store: Store) -> None:
+        """It is that of the state that is read, whether the version is there or not, and of no read before."""
+        meta = Meta(Phase.INITIALISED, b"c" * 16, False, 2, 0, 7, 3, 4, 5, 6, 8)
+        store.write(lambda writer: writer.save_meta(meta))
+        put(store, make_row("a"))
+        for version, is_there in ((0, True), (1, True), (2, False)):
+            with store.read() as reader:
+                assert (reader.load_version("a", version) is not None) is is_there
+                assert reader.load_position() == Position(2, 2, 7, 8)
+        put(store, make_row("a", 2))
+        with store.read() as reader:
+            assert reader.load_position() == Position(2, 3, 7, 8) == reader.load_meta().position
+
+    def test_a_change_knows_where_the_store_stood_before(self, store: Store) -> None:
+        """That is what it builds on, whatever it saves itself."""
+        meta = Meta(Phase.INITIALISED, b"c" * 16, False, 2, 0, 7, 3, 4, 5, 6, 8)
+        store.write(lambda writer: writer.save_meta(meta))
+
+        def change(writer: Writer) -> Position:
+            writer.load_version("a", 0)
+            writer.save_meta(dataclasses.replace(meta, timeline=3, control_revision=8, epoch=20))
+            assert writer.load_position() == Position(3, 1, 8, 20)
+            return writer.basis
+
+        assert store.write(change) == Position(2, 1, 7, 8)
+        assert store.write(lambda writer: writer.basis) == Position(3, 2, 8, 20)
+
+    def test_the_epoch_never_goes_down(self, store: Store) -> None:
+        """A change that lowers it is lost."""
+        meta = Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0, 5)
+        store.write(lambda writer: writer.save_meta(meta))
+        with pytest.raises(StoreUnavailableError, match="epoch went down from 5 to 4"):
+            store.write(lambda writer: writer.save_meta(dataclasses.replace(meta, epoch=4)))
+        assert load_meta(store).epoch == 5
+
+    def test_what_is_committed_is_told_before_the_next_change_begins(self, store: Store) -> None:
+        """With what the change returned; a change that raises is not told."""
+        told: list[int] = []
+
+        def change(writer: Writer) -> int:
+            seen.append(tuple(told))
+            return writer.revision
+
+        def fail(writer: Writer) -> int:
+            raise _DeliberateError
+
+        seen: list[tuple[int, ...]] = []
+        for _ in range(2):
+            store.write(change, on_commit=told.append)
+        with pytest.raises(_DeliberateError):
+            store.write(fail, on_commit=told.append)
+        assert (seen, told) == ([(), (1,)], [1, 2])
+
+    def test_a_change_that_is_alone_builds_on_what_was_told(self, store: Store) -> None:
+        """Beside changes that share their commits, what comes before it is committed and told."""
+        told: list[int] = []
+
+        def change(writer: Writer) -> int:
+            assert told == sorted(told)
+            alone.append(len(told) == writer.basis.revision)
+            return writer.revision
+
+        def work(name: int) -> None:
+            for _ in range(20):
+                store.write(lambda writer: writer.revision, on_commit=told.append)
+                store.write(change, alone=True, on_commit=told.append)
+
+        alone: list[bool] = []
+        with threads(work, 4):
+            pass
+        assert (len(alone), all(alone), told) == (80, True, list(range(1, 161)))
 
     def test_a_change_that_raises_leaves_nothing(self, store: Store) -> None:
         """Rows, control rows, meta and audit of a change that raises are gone, and the error comes out as it is."""

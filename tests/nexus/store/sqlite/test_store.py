@@ -15,9 +15,9 @@ from typing import cast
 import pytest
 
 from common.errors import CorruptRowError, OutcomeUnknownError, StoreUnavailableError
-from nexus.store.protocol import Store
+from nexus.store.protocol import Meta, Phase, Store
 from nexus.store.sqlite.connection import APPLICATION_ID, connect_reader, connect_writer
-from nexus.store.sqlite.migrations import NEWEST
+from nexus.store.sqlite.migrations import MIGRATIONS, NEWEST
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.seed import make_random
 from tests.nexus.store.contract import CALLER, StoreContract, load_meta, make_row, put, request
@@ -141,6 +141,20 @@ def test_a_newer_schema_is_refused_by_name(file: Path) -> None:
         newer.execute(f"PRAGMA user_version = {NEWEST + 1}")
     with pytest.raises(StoreUnavailableError, match=f"schema {NEWEST + 1}, want at most {NEWEST}"):
         SqliteStore.open(file)
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date(file: Path) -> None:
+    """What it holds stays; no epoch was ever given out there."""
+    with closing(sqlite3.connect(file)) as first:
+        first.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        for statement in MIGRATIONS[0]:
+            first.execute(statement)
+        first.execute("UPDATE meta SET phase = 'initialised', cluster_id = x'63', timeline = 2, control_revision = 5")
+        first.execute("PRAGMA user_version = 1")
+        first.commit()
+    store = SqliteStore.open(file)
+    assert load_meta(store) == Meta(Phase.INITIALISED, b"c", False, 2, 0, 5, 0, 0, 0, 0, 0)
+    store.close()
 
 
 @pytest.mark.parametrize(
