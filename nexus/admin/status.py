@@ -19,7 +19,7 @@ from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Meta, Phase, Reader, Store
 
-_UNREAD = Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0)
+_UNREAD = Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class ClusterView:
     """What callers with a role see."""
 
     blocked_by: list[str]
+    alarms: list[str]
     meta: Meta  # all empty: the store cannot be read
     facts: ClusterFacts | None  # None: no cluster yet, or its rows do not decode
     memory_protection: int
@@ -91,6 +92,7 @@ class Status:
                 unread.append(str(exc))
             view = ClusterView(
                 blocked_by=list(dict.fromkeys(self._warden.list_obstacles() + unread)),
+                alarms=self._warden.list_alarms(),
                 meta=meta,
                 facts=facts,
                 memory_protection=self._memory_protection,

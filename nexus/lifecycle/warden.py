@@ -29,6 +29,7 @@ from nexus.lifecycle.sealing import Emptied, Sealing
 from nexus.lifecycle.states import NO_CLUSTER, State
 from nexus.lifecycle.store_marks import StoreMarks
 from nexus.lifecycle.transitions import Duty, Event, Transition, find_duty
+from nexus.lifecycle.way_back import WayBack
 from nexus.store.protocol import Meta, Store
 
 _MARK_WAIT_S = 0.5  # for the marks of keepers that have not answered, once the key is there
@@ -63,6 +64,7 @@ class Warden:
         self._sealing = Sealing(
             store=store, lifecycle=lifecycle, pool=pool, executor=self._executor, lock=self._lock, clock=clock
         )
+        self._way_back = WayBack(store, lifecycle, clock)
         self._ending = False
         self._recovery: KeeperRecovery | None = None
         self._store_fault = ""  # why the store ended ready, until the nexus is ready again
@@ -105,6 +107,15 @@ class Warden:
         except ShardholdError as exc:
             obstacles.append(str(exc))
         return list(dict.fromkeys(obstacles)) or [f"the nexus is {state}"]
+
+    def list_alarms(self) -> list[str]:
+        """Say what somebody has to see to although the nexus serves."""
+        return [fault] if (fault := self._way_back.fault) else []
+
+    @property
+    def is_way_back_broken(self) -> bool:
+        """Whether custodians could not bring the cluster back, as the store was found last."""
+        return bool(self._way_back.fault)
 
     def count_lacking_shards(self) -> int:
         """Count the shards that are still to come before there can be a key; 0 when none is waited for."""
@@ -213,6 +224,8 @@ class Warden:
             case Duty.CHECK_MARKS:
                 self._clock.wait(self._executor.wake, _RETRY_S)
                 self._look_at_store()
+                if self._lifecycle.state is State.READY:
+                    self._way_back.look()
                 self._trouble = ""
             case Duty.REST:
                 self._clock.wait(self._executor.wake, _RETRY_S)
@@ -296,6 +309,7 @@ class Warden:
 
     def _become_ready(self, transition: Transition, serving: Serving) -> None:
         self._recovery = None
+        self._way_back.look_now()
         self._store_fault = ""
         self._executor.carry_out_with(transition, serving)
 

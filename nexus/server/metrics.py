@@ -21,12 +21,14 @@ class NexusCollector(Collector):
         memory_protection: int,
         is_audit_failing: Callable[[], bool],
         count_lacking_shards: Callable[[], int],
+        is_way_back_broken: Callable[[], bool],
     ) -> None:
         self._lifecycle = lifecycle
         self._pool = pool
         self._memory_protection = memory_protection
         self._is_audit_failing = is_audit_failing
         self._count_lacking_shards = count_lacking_shards
+        self._is_way_back_broken = is_way_back_broken
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("shardhold_nexus_state", "1 for the state the nexus is in", labels=["state"])
@@ -44,6 +46,12 @@ class NexusCollector(Collector):
         )
         yield GaugeMetricFamily(
             "shardhold_audit_failing", "1 while audit entries cannot be written", value=float(self._is_audit_failing())
+        )
+
+        yield GaugeMetricFamily(
+            "shardhold_way_back_broken",
+            "1 while escrow or recovery key does not verify: custodians could not bring the cluster back",
+            value=float(self._is_way_back_broken()),
         )
 
     def _collect_keepers(self) -> Iterator[Metric]:

@@ -100,7 +100,11 @@ class Nexus:
         registry = CollectorRegistry()
         self._server = self._build_server(identity, registry)
         self._http = HttpServer(
-            config.listen.http, is_live=lambda: True, readiness=self._list_obstacles, registry=registry
+            config.listen.http,
+            is_live=lambda: True,
+            readiness=self._list_obstacles,
+            alarms=self._core.warden.list_alarms,
+            registry=registry,
         )
 
     def run(self, termination: Termination) -> int:
@@ -141,6 +145,7 @@ class Nexus:
                 memory_protection=self._memory.level,
                 is_audit_failing=lambda: bool(self._audit.failing),
                 count_lacking_shards=core.warden.count_lacking_shards,
+                is_way_back_broken=lambda: core.warden.is_way_back_broken,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
