@@ -9,7 +9,8 @@ from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keepers.link import KeeperLink
 from nexus.keepers.marks import MarkBook
-from nexus.keepers.seat import Note, Seat, note_nothing
+from nexus.keepers.notes import LimitedNotes, Note, note_nothing
+from nexus.keepers.seat import Seat
 from nexus.keys.shard_set import Member, ShardSet
 
 Duty = Callable[[Seat], float]
@@ -27,7 +28,7 @@ class KeeperPool:
         memory: ProtectedMemory,
         note: Note = note_nothing,
     ) -> None:
-        self.seats = tuple(Seat(member, connect(member), memory, note) for member in members)
+        self.seats = tuple(Seat(member, connect(member), memory, LimitedNotes(note, clock)) for member in members)
         self._clock = clock
         self._duty: Duty = Seat.watch
         self._lock = threading.Lock()  # of the duty

@@ -81,7 +81,7 @@ class Nexus:
             ),
             clock=clock,
             memory=memory,
-            note=self._journal.note,
+            note=self._journal.note_keeper,
         )
         self._core = build_core(
             self._store,
