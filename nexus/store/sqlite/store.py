@@ -248,7 +248,7 @@ def _connect_migrated(path: Path) -> sqlite3.Connection:
     except SQLITE_ERRORS as exc:
         raise translate(exc, f"open {path}") from exc
     try:
-        migrate(writer)
+        migrate(writer, path)
         tighten_mode(path)
     except SQLITE_ERRORS as exc:
         writer.close()
