@@ -1,12 +1,38 @@
-"""How a process ends: the main thread waits for SIGTERM or SIGINT, and then ends the process itself."""
+"""How a process ends, and that it does not end without a word.
 
+- The main thread waits for a signal, says which one came, and then ends the process itself.
+- Every signal whose default would end the process in silence is one that asks it to end, such as the SIGHUP of a
+  terminal that was closed. One that was ignored at the start stays so: that is how nohup asks for it.
+- A crash of native code leaves the lines of Python that every thread was in: names of files and functions, no value.
+"""
+
+import contextlib
+import faulthandler
 import os
 import queue
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
+
+import structlog
+
+ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+SILENT: Final = (
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGXCPU,
+    signal.SIGIO,
+    signal.SIGPWR,
+)
+
+log = structlog.get_logger("process")
 
 _last: list[Callable[[], object]] = []
 
@@ -21,8 +47,10 @@ class Termination:
     def __init__(self) -> None:
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # reentrant: its put may interrupt its get
         self._is_set = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        self._is_told = False
+        for number in (*ENDING, *SILENT):
+            if number in ENDING or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def is_set(self) -> bool:
         """Return whether the process was asked to stop."""
@@ -30,16 +58,38 @@ class Termination:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the process is asked to stop, at most *timeout* seconds; return whether it was."""
-        if not self._is_set:
-            try:
-                self._signals.get(timeout=timeout)
-            except queue.Empty:
-                pass
+        if not self._is_told:
+            with contextlib.suppress(queue.Empty):
+                number = self._signals.get(timeout=timeout)
+                self._is_told = True
+                log.info("told to end", signal=signal.Signals(number).name)
         return self._is_set
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_set = True
         self._signals.put(number)
+
+
+def open_streams() -> None:
+    """Open what the process was started without of its three standard streams. Call it before a file is opened.
+
+    A file that got one of their numbers would be written to by whatever library complains.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 — for as long as the process lives
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+
+
+def report_crashes() -> None:
+    """Let a crash of native code say on stderr where every thread was."""
+    with contextlib.suppress(RuntimeError, OSError, ValueError):  # no stderr to say it on
+        faulthandler.enable()
 
 
 def call_at_end(callback: Callable[[], object]) -> None:
@@ -57,5 +107,6 @@ def end_process(code: int) -> NoReturn:
     for callback in _last:
         callback()
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed when the process started
-        stream.flush()
+        with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it was closed
+            stream.flush()
     os._exit(code)

@@ -127,6 +127,10 @@ class Nexus:
             while not termination.wait(_TICK_S):
                 self._core.unseal.expire()
                 self._tell_jump()
+        except BaseException as exc:
+            log.critical("cannot go on", exc_info=exc)
+            self._failure = self._failure or "the main thread failed"
+            raise
         finally:
             self._take_down()
         return self._exit_code
