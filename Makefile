@@ -84,8 +84,8 @@ lint: $(READY)  ## Check style, types, import contracts, generated code and the 
 	.venv/bin/python -m pytest -q tests/test_flakes.py
 
 .PHONY: bench
-bench: $(READY)  ## Measure speed and size, each beside its baseline
-	.venv/bin/python -m tests.bench $(ARGS)
+bench: $(READY)  ## Measure speed and size, each beside its baseline; AGAINST=COMMIT: beside the program of before
+	.venv/bin/python -m tests.bench $(if $(AGAINST),--against $(AGAINST)) $(ARGS)
 
 .PHONY: generate
 generate: $(READY)  ## Write the code that the contracts in proto/ give, and the table of docs/calls.md

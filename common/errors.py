@@ -7,6 +7,7 @@
     │   │   └── StoreLostError       the store is not as the nexus left it: ready ends
     │   ├── StoreUnavailableError
     │   │   └── OutcomeUnknownError  it may or may not have happened: the process exits
+    │   │       └── StoreFileLostError   the files of the store were taken away: the process stays, and serves nothing
     │   ├── AuditUnavailableError
     │   ├── KeeperUnreachableError
     │   ├── IdentityUnavailableError
@@ -76,6 +77,13 @@ class OutcomeUnknownError(StoreUnavailableError):
     """A commit failed and it is not known whether it took effect; only a restart can tell."""
 
     reason = "OUTCOME_UNKNOWN"
+
+
+class StoreFileLostError(OutcomeUnknownError):
+    """A file of the store was deleted, renamed or replaced; what was committed last may be in no file that is left.
+
+    The process stays: it may have the only descriptor of a deleted file, and a new start would make an empty store.
+    """
 
 
 class AuditUnavailableError(UnavailableError):

@@ -18,7 +18,7 @@ from common.server import logs
 from common.server.descriptors import allow_descriptors
 from common.server.health import SERVING, ask_health
 from common.server.identity import wait_for_identity
-from common.server.termination import Termination, end_process
+from common.server.termination import Termination, end_process, open_streams, report_crashes
 from keeper.config import KeeperConfig, load_config
 
 _HEALTH_TIMEOUT_S = 3.0
@@ -26,6 +26,7 @@ _HEALTH_TIMEOUT_S = 3.0
 
 def main() -> None:
     """Parse the command line, and exit with the documented code."""
+    open_streams()
     parser = argparse.ArgumentParser(prog="keeper", description="Holds one shard of a Shardhold cluster's root key.")
     parser.add_argument("command", nargs="?", choices=["health"], help="ask the keeper of this configuration how it is")
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
@@ -58,6 +59,7 @@ def _run(config: KeeperConfig) -> int:
     from keeper.process import Keeper  # with all that it brings: health, which is asked all the time, needs none of it
 
     termination = Termination()
+    report_crashes()
     harden_process()
     allow_descriptors()
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))

@@ -22,7 +22,7 @@ from common.server import logs
 from common.server.descriptors import allow_descriptors
 from common.server.health import SERVING, ask_health
 from common.server.identity import open_identity, wait_for_identity
-from common.server.termination import Termination, end_process
+from common.server.termination import Termination, end_process, open_streams, report_crashes
 from nexus.config import NexusConfig, load_config
 from shardhold.identity import IdentityUnavailableError
 
@@ -32,6 +32,7 @@ HEALTH_TIMEOUT_S = 3.0
 
 def main() -> None:
     """Parse the command line, and exit with the documented code."""
+    open_streams()
     parser = argparse.ArgumentParser(prog="nexus", description="The server of a Shardhold cluster.")
     parser.add_argument("command", nargs="?", choices=["health"], help="ask the nexus of this configuration how it is")
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
@@ -68,6 +69,7 @@ def _run(config: NexusConfig) -> int:
     )
 
     termination = Termination()
+    report_crashes()
     harden_process()
     allow_descriptors()
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))

@@ -31,8 +31,9 @@ log = structlog.get_logger()
 class HttpServer(ThreadingMixIn, TCPServer):
     """Serves /livez, /readyz and /metrics from threads of its own.
 
-    *readiness* returns the reasons why the process is not ready; none means ready. Both callables run on any thread and
-    must not wait. *timeout_s* limits how long the whole request may take to arrive, and again the answer to leave.
+    *readiness* returns the reasons why the process is not ready; none means ready. *alarms* are shown beside them and
+    take readiness from nobody. These callables run on any thread and must not wait. *timeout_s* limits how long the
+    whole request may take to arrive, and again the answer to leave.
     """
 
     allow_reuse_address = True  # Linux: past connections do not block the port; a second listener is still refused
@@ -47,12 +48,14 @@ class HttpServer(ThreadingMixIn, TCPServer):
         is_live: Callable[[], bool],
         readiness: Callable[[], list[str]],
         registry: CollectorRegistry,
+        alarms: Callable[[], list[str]] = list,
         timeout_s: float = 5.0,
     ) -> None:
         host, port = split_address("listen.http", address)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler, bind_and_activate=False)
         self.is_live, self.readiness, self.registry, self.timeout_s = is_live, readiness, registry, timeout_s
+        self.alarms = alarms
         self._address = address
         self._free = threading.BoundedSemaphore(CONNECTION_LIMIT)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
@@ -143,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
             case "/readyz":
                 reasons = self.server.readiness()
                 status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
-                self._answer(status, "application/json", json.dumps(reasons).encode() + b"\n")
+                said = json.dumps(reasons + self.server.alarms())
+                self._answer(status, "application/json", said.encode() + b"\n")
             case "/metrics":
                 self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.server.registry))
             case _:

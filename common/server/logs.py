@@ -36,6 +36,7 @@ _BYTES_LITERAL = re.compile(r"""\bb(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 _FIRST = ("timestamp", "level", "logger", "event")
 QUEUED = 10_000  # lines
 FLUSH_S = 1.0  # for what is queued when the process ends
+_PATIENCE = 5  # times that long, while lines are being written: on a busy machine the last ones say why it ended
 
 
 def configure(level: str = "info", format: str = "auto") -> None:  # noqa: A002 — named as the option
@@ -94,7 +95,7 @@ def conceal(value: Any) -> Any:
 
 
 def flush(seconds: float = FLUSH_S) -> None:
-    """Wait until what was logged before is written, at most *seconds*."""
+    """Wait until what was logged before is written, or nothing was within *seconds*."""
     _WRITER.flush(seconds)
 
 
@@ -106,6 +107,7 @@ class _Writer:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._dropped = 0
+        self._written = 0
 
     def add(self, line: str) -> None:
         """Queue *line*, or drop it when too many wait."""
@@ -122,8 +124,10 @@ class _Writer:
             self._queue.put_nowait(written)
         except queue.Full:
             return  # the reader stalls: nothing is to be gained by waiting
-        if self._thread is not None:
-            written.wait(seconds)
+        for _ in range(_PATIENCE):
+            before = self._written
+            if self._thread is None or written.wait(seconds) or self._written == before:
+                return
 
     def _start(self) -> None:
         with self._starting:
@@ -141,6 +145,7 @@ class _Writer:
             if dropped:
                 _write(f'{{"level": "warning", "logger": "log", "event": "lines dropped", "count": {dropped}}}')
             _write(item)
+            self._written += 1
 
 
 _WRITER = _Writer()
@@ -150,7 +155,7 @@ def _write(line: str) -> None:
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001, S110 — the thread would end, and with it the process, without a line for ever
         pass  # full disk, reader gone, closed at exit: no call may fail for it, and it cannot be reported anywhere
 
 

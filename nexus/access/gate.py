@@ -20,6 +20,7 @@ from common.errors import (
     OutcomeUnknownError,
     RecoveringError,
     ShardholdError,
+    StoreFileLostError,
     StoreLostError,
 )
 from common.forms.audit.entry import Entry
@@ -204,9 +205,9 @@ class Gate:
             self._settle(record, error)
 
     def _settle(self, record: CallRecord, error: BaseException | None) -> None:
-        if isinstance(error, StoreLostError):
+        if isinstance(error, (StoreLostError, StoreFileLostError)):
             self._lifecycle.lose_store(str(error))
-        if isinstance(error, OutcomeUnknownError):
+        if isinstance(error, OutcomeUnknownError) and not isinstance(error, StoreFileLostError):
             self._lifecycle.give_up(f"{record.rpc.action} by {record.caller.spiffe_id}: {error}")
         elif isinstance(error, DeniedError):  # never from the reserve, or anybody could use it up
             self._audit.append(record.make_entry(error.reason, decision="deny"))

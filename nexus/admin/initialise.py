@@ -186,12 +186,9 @@ class Initialisation:
         return meta
 
     def _check_keepers(self) -> None:
-        serving = self._pool.find_serving()
-        if serving:
-            clusters = ", ".join(sorted({cluster_id.hex() for cluster_id in serving.values()}))
+        if serving := self._pool.describe_serving():
             raise WrongStateError(
-                f"{', '.join(serving)} of the keepers serve cluster {clusters}, of which this store knows nothing: put "
-                "the store of that cluster back; or start these keepers anew, if it is to be forgotten"
+                f"{serving}: put the store of that cluster back; or start these keepers anew, if it is to be forgotten"
             )
 
     def _make(self, meta: Meta, plan: InitPlan, threshold: int) -> _Attempt:

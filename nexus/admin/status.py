@@ -3,7 +3,7 @@
 import contextlib
 from dataclasses import dataclass
 
-from common.errors import CorruptRowError, ShardholdError
+from common.errors import CorruptRowError, ShardholdError, StoreUnavailableError
 from nexus.access import calls
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller, Gate
@@ -18,7 +18,9 @@ from nexus.keys.shard_set import Member
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
-from nexus.store.protocol import Meta, Reader, Store
+from nexus.store.protocol import Meta, Phase, Reader, Store
+
+_UNREAD = Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class ClusterView:
     """What callers with a role see."""
 
     blocked_by: list[str]
-    meta: Meta
+    alarms: list[str]
+    meta: Meta  # all empty: the store cannot be read
     facts: ClusterFacts | None  # None: no cluster yet, or its rows do not decode
     memory_protection: int
     keepers: list[KeeperView]
@@ -83,16 +86,22 @@ class Status:
             state = self._lifecycle.state
             if caller.role not in PEOPLE:
                 return state, None
-            with self._store.read() as reader:
-                meta, facts = reader.load_meta(), self._find_facts(reader)
+            meta, facts, newer, unread = _UNREAD, None, None, []
+            try:
+                with self._store.read() as reader:
+                    meta, facts = reader.load_meta(), self._find_facts(reader)
+                newer = self._warden.find_newer_mark()
+            except StoreUnavailableError as exc:
+                unread.append(str(exc))
             view = ClusterView(
-                blocked_by=self._warden.list_obstacles() + self._audit.list_obstacles(),
+                blocked_by=list(dict.fromkeys(self._warden.list_obstacles() + self._audit.list_obstacles() + unread)),
+                alarms=self._warden.list_alarms(),
                 meta=meta,
                 facts=facts,
                 memory_protection=self._memory_protection,
                 keepers=self._view_keepers(facts.shard_set if facts else None),
                 init_step=self._describe_init(state, meta),
-                newer=self._warden.find_newer_mark(),
+                newer=newer,
                 unseal=self._unseal.count(),
             )
             return state, view

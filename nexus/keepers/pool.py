@@ -10,7 +10,8 @@ from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keepers.link import KeeperLink
 from nexus.keepers.marks import MarkBook
-from nexus.keepers.seat import Note, Seat, note_nothing
+from nexus.keepers.notes import LimitedNotes, Note, note_nothing
+from nexus.keepers.seat import Seat
 from nexus.keys.shard_set import Member, ShardSet
 
 Duty = Callable[[Seat], float]
@@ -28,7 +29,7 @@ class KeeperPool:
         memory: ProtectedMemory,
         note: Note = note_nothing,
     ) -> None:
-        self.seats = tuple(Seat(member, connect(member), memory, note) for member in members)
+        self.seats = tuple(Seat(member, connect(member), memory, LimitedNotes(note, clock)) for member in members)
         self._clock = clock
         self._duty: Duty = Seat.watch
         self._lock = threading.Lock()  # of the duty
@@ -45,6 +46,10 @@ class KeeperPool:
         """Start to watch."""
         for thread in self._threads:
             thread.start()
+
+    def watch(self, stopping: threading.Event) -> None:
+        """Only ask keepers how they are, from here on; does nothing once *stopping* is set, as `collect`."""
+        self._set_duty(Seat.watch, unless=stopping)
 
     def collect(self, collection: Collection, book: MarkBook, stopping: threading.Event) -> None:
         """Ask all keepers for their shards and marks, until told otherwise.
@@ -84,6 +89,14 @@ class KeeperPool:
         """Return the highest epoch of *timeline* that a keeper says it has seen, 0 when none does."""
         seen = (seat.status.epoch for seat in self.seats)
         return max((epoch.epoch for epoch in seen if epoch.timeline == timeline), default=0)
+
+    def describe_serving(self) -> str:
+        """Say which keepers serve a cluster, and which; empty: none does."""
+        serving = self.find_serving()
+        if not serving:
+            return ""
+        clusters = ", ".join(sorted({cluster_id.hex() for cluster_id in serving.values()}))
+        return f"{', '.join(serving)} of the keepers serve cluster {clusters}, of which this store knows nothing"
 
     def count_heard(self) -> int:
         """Count the keepers of which anything is known: that they answer, or that they do not."""

@@ -7,9 +7,10 @@
 - Empty: while sealed, drop every set that it holds, whatever else is wrong with it.
 
 In each duty but the first it is asked for its rollback mark, once for each boot, and when it has seen a higher epoch
-than that of this nexus. A mark that does not verify is a lie.
-A keeper that is given an older mark than it holds answers with its own, or refuses it, and is then asked: the store of
-this nexus is behind. A keeper that has seen a higher epoch refuses whatever this nexus wants to change.
+than that of this nexus. A mark that does not verify is a lie; so is a report of more sets than a keeper can hold, or of
+one that it has dropped in this boot. A keeper that is given an older mark than it holds answers with its own, or
+refuses it, and is then asked: the store of this nexus is behind. A keeper that has seen a higher epoch refuses whatever
+this nexus wants to change.
 
 A keeper is trusted only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
 fault never stops the others.
@@ -25,12 +26,14 @@ import structlog
 from common.errors import (
     BadShardError,
     DeniedError,
+    IntegrityError,
     KeeperUnreachableError,
     MarkError,
     NotFoundError,
     ShardholdError,
     WrongStateError,
 )
+from common.forms.delivery import SetLabel
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys import shamir
@@ -38,21 +41,16 @@ from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keepers.link import KeeperLink, KeeperReport
 from nexus.keepers.marks import MarkBook
+from nexus.keepers.notes import Note, note_nothing
 from nexus.keys.records import MemberRecord
 from nexus.keys.shard_set import Member, ShardSet, check_shard
 
 CALL_TIMEOUT = 2.0  # seconds for one call to a keeper
 POLL_INTERVAL = 1.0  # seconds between two polls
+MAX_SETS = 2  # that a keeper can hold
 RETRY_PAUSE = (0.1, 1.0)  # seconds, full jitter, while recovering
 
-# What was done, with which keeper, and the details.
-Note = Callable[[str, str, str], None]
-
 log = structlog.get_logger("keepers")
-
-
-def note_nothing(action: str, keeper: str, detail: str) -> None:
-    """Note nothing, where there is no audit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +82,7 @@ class Seat:
         self._proven_set = b""
         self._accused_boot = b""  # boot in which it lied
         self._accusation = ""
+        self._dropped: tuple[bytes, set[bytes]] = (b"", set())  # the sets that it dropped, and in which boot
         self._asked = (b"", NO_EPOCH)  # boot and epoch in which it was asked for its mark
         self._given: tuple[SignedMark, bytes] | None = None  # the last mark that it took, and in which boot
 
@@ -131,6 +130,7 @@ class Seat:
         if record is not None and not collection.has(record.x):
             self._offer(collection, record)
         report = self._fetch_report()
+        self._check_report(report)
         self._ask_mark(report, book)
         self._set_status(fault=self._find_accusation(report))
 
@@ -156,6 +156,7 @@ class Seat:
         report = self._fetch_report()
         held = [one.label for one in report.sets if one.label.cluster_id == book.cluster_id]
         try:
+            self._check_report(report)
             self._ask_mark(report, book)
             if report.cluster_id == book.cluster_id and last_mark is not None:
                 self._give_mark(last_mark, report, book)
@@ -163,8 +164,7 @@ class Seat:
         except ShardholdError as exc:
             fault = str(exc)
         for label in held:
-            self.link.drop_set(book.cluster_id, label.set_id, epoch=self._epoch, timeout=CALL_TIMEOUT)
-            self._note("keeper.drop", self.member.name, f"set {label.set_number}")
+            self._drop(label, report)
         self._set_status(holds_current_set=False, is_empty=True, fault=fault)
 
     def _keep(
@@ -177,6 +177,7 @@ class Seat:
         if self._proven_set != shard_set.record.set_id:
             self._proven_boot, self._proven_set = b"", shard_set.record.set_id
         report = self._fetch_report()
+        self._check_report(report)
         self._ask_mark(report, book)
         if accusation := self._find_accusation(report):
             self._set_status(holds_current_set=False, fault=accusation)
@@ -202,8 +203,33 @@ class Seat:
         current = shard_set.label
         for label in (held.label for held in report.sets):
             if label.cluster_id == current.cluster_id and label.order < current.order:  # what came before is dead
-                self.link.drop_set(label.cluster_id, label.set_id, epoch=self._epoch, timeout=CALL_TIMEOUT)
-                self._note("keeper.drop", self.member.name, f"set {label.set_number}")
+                self._drop(label, report)
+
+    def _drop(self, label: SetLabel, report: KeeperReport) -> None:
+        self.link.drop_set(label.cluster_id, label.set_id, epoch=self._epoch, timeout=CALL_TIMEOUT)
+        boot_id, dropped = self._dropped
+        if boot_id != report.boot_id:
+            dropped = set()
+        if label.set_id not in dropped:
+            self._note("keeper.drop", self.member.name, f"set {label.set_number}")
+        self._dropped = report.boot_id, dropped | {label.set_id}
+
+    def _check_report(self, report: KeeperReport) -> None:
+        """Accuse the keeper of a report that no true one gives.
+
+        Raises:
+            IntegrityError: It is one.
+        """
+        boot_id, dropped = self._dropped
+        kept = [held.label for held in report.sets if held.label.set_id in dropped and report.boot_id == boot_id]
+        if len(report.sets) > MAX_SETS:
+            lie = f"lies: it says that it holds {len(report.sets)} sets, and can hold {MAX_SETS}"
+        elif kept:
+            lie = f"lies: it says that it holds set {kept[0].set_number}, which it has dropped"
+        else:
+            return
+        self._accused_boot, self._accusation = report.boot_id, lie
+        raise IntegrityError(lie)
 
     def _ask_mark(self, report: KeeperReport, book: MarkBook) -> None:
         asked = report.boot_id, max(report.epoch, self._epoch)

@@ -32,6 +32,7 @@ class State(enum.StrEnum):
     READY = "ready"
 
 
+NO_CLUSTER = frozenset({State.UNINITIALISED, State.INITIALISING})
 READY_ONLY = frozenset({State.READY})
 
 

@@ -40,9 +40,10 @@ from nexus.lifecycle.executor import Executor
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.recovery import KeeperRecovery
 from nexus.lifecycle.sealing import Emptied, Sealing
-from nexus.lifecycle.states import State
+from nexus.lifecycle.states import NO_CLUSTER, State
 from nexus.lifecycle.store_marks import StoreMarks
 from nexus.lifecycle.transitions import Duty, Event, Transition, find_duty
+from nexus.lifecycle.way_back import WayBack
 from nexus.store.protocol import Meta, Store, Writer
 
 _MARK_WAIT_S = 0.5  # for the marks of keepers that have not answered, once the key is there
@@ -88,12 +89,14 @@ class Warden:
             lock=self._lock,
             clock=clock,
         )
+        self._way_back = WayBack(store, lifecycle, clock)
         self._ending = False
         self._recovery: KeeperRecovery | None = None
         self._find_audit_end = find_audit_end
         self._find_audit_gap = find_audit_gap
         self._audit_gap = ""  # why the held key is not served with, when that is the audit
         self._store_fault = ""  # why the store ended ready, until the nexus is ready again
+        self._lost_cluster = ""  # that keepers serve while the store knows of none, as it was told last
         self._trouble = ""  # what keeps the warden itself from going on
         self._thread = threading.Thread(target=self._run, name="warden", daemon=True)
 
@@ -120,10 +123,11 @@ class Warden:
             obstacles.append("the nexus is sealed: custodians have to unseal it")
         elif recovery is not None and self._executor.held is None:
             obstacles.append(recovery.missing)
+        if state in NO_CLUSTER and (serving := self._pool.describe_serving()):
+            obstacles.append(f"the nexus is {state}, but {serving}: put the store of that cluster back")
         if self._store_fault:
             obstacles.append(f"ready ended: {self._store_fault}")
-        if self._trouble:
-            obstacles.append(self._trouble)
+        obstacles += filter(None, (self._trouble, self._inspect_store()))
         if self._audit_gap and self._executor.held is not None:
             obstacles.append(f"{self._audit_gap}: find out why, or 'pilot audit accept-new-chain'")
         try:
@@ -132,7 +136,16 @@ class Warden:
                 obstacles.append(newer.describe(self._marks.load_meta()))
         except ShardholdError as exc:
             obstacles.append(str(exc))
-        return obstacles or [f"the nexus is {state}"]
+        return list(dict.fromkeys(obstacles)) or [f"the nexus is {state}"]
+
+    def list_alarms(self) -> list[str]:
+        """Say what somebody has to see to although the nexus serves."""
+        return [fault] if (fault := self._way_back.fault) else []
+
+    @property
+    def is_way_back_broken(self) -> bool:
+        """Whether custodians could not bring the cluster back, as the store was found last."""
+        return bool(self._way_back.fault)
 
     def count_lacking_shards(self) -> int:
         """Count the shards that are still to come before there can be a key; 0 when none is waited for."""
@@ -269,12 +282,26 @@ class Warden:
             case Duty.CHECK_MARKS:
                 self._clock.wait(self._executor.wake, _RETRY_S)
                 self._look_at_store()
+                if self._lifecycle.state is State.READY:
+                    self._way_back.look()
                 self._trouble = ""
             case Duty.REST:
-                self._executor.wake.wait()
+                self._clock.wait(self._executor.wake, _RETRY_S)
+                self._tell_lost_cluster()
+                self._look_at_files()
+                self._trouble = ""
+
+    def _tell_lost_cluster(self) -> None:
+        """Say once that keepers serve a cluster, when this store knows of none."""
+        serving = self._pool.describe_serving() if self._lifecycle.state in NO_CLUSTER else ""
+        if serving != self._lost_cluster:
+            self._lost_cluster = serving
+            if serving:
+                log.critical("store knows no cluster", but=serving)
 
     def _recover(self) -> None:
         book = self._marks.require_book()
+        self._pool.watch(self._executor.wake)  # nothing can be given to them any more, nor asked of them yet
         self._check_files()
         self._trouble = ""
         recovery = self._recovery = KeeperRecovery(self._store, self._pool, book, self._memory, self._clock)
@@ -335,6 +362,15 @@ class Warden:
         self._recovery = None
         self._executor.carry_out(self._executor.find_transition(event))
 
+    def _look_at_files(self) -> None:
+        """Wipe a key that is held for a store whose files are lost."""
+        try:
+            self._check_files()
+        except StoreUnavailableError:
+            with self._lock:
+                self._executor.wipe_held()
+            raise
+
     def _check_files(self) -> None:
         if fault := self._inspect_store():
             raise StoreUnavailableError(fault)
@@ -375,6 +411,7 @@ class Warden:
     def _become_ready(self, transition: Transition, serving: Serving) -> None:
         self._recovery = None
         self._audit_gap = ""
+        self._way_back.look_now()
         self._store_fault = ""
         self._executor.carry_out_with(transition, serving)
 

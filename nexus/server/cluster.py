@@ -78,6 +78,7 @@ def _waiting_time(call: Call) -> float:
 
 def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
     response.blocked_by.extend(view.blocked_by)
+    response.alarms.extend(view.alarms)
     response.cluster_id = view.meta.cluster_id
     response.timeline = view.meta.timeline
     response.revision = view.meta.revision

@@ -79,6 +79,7 @@ def build_core(
         pool=pool,
         memory=memory,
         clock=clock,
+        inspect_store=store.find_fault,
         find_audit_gap=lambda serving: continuity.find_gap(serving.root_key),
         find_audit_end=lambda: AuditEnd(audit.nexus, *audit.synced_position),
     )

@@ -23,6 +23,7 @@ class NexusCollector(Collector):
         is_audit_failing: Callable[[], bool],
         count_lacking_shards: Callable[[], int],
         outbox_alarms: tuple[Alarm, Alarm],
+        is_way_back_broken: Callable[[], bool],
     ) -> None:
         self._lifecycle = lifecycle
         self._pool = pool
@@ -30,6 +31,7 @@ class NexusCollector(Collector):
         self._is_audit_failing = is_audit_failing
         self._count_lacking_shards = count_lacking_shards
         self._outbox_alarms = outbox_alarms
+        self._is_way_back_broken = is_way_back_broken
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("shardhold_nexus_state", "1 for the state the nexus is in", labels=["state"])
@@ -54,6 +56,12 @@ class NexusCollector(Collector):
         )
         yield CounterMetricFamily(
             "shardhold_audit_missing_rows", "audit entries that are gone from the store", value=missing.count
+        )
+
+        yield GaugeMetricFamily(
+            "shardhold_way_back_broken",
+            "1 while escrow or recovery key does not verify: custodians could not bring the cluster back",
+            value=float(self._is_way_back_broken()),
         )
 
     def _collect_keepers(self) -> Iterator[Metric]:

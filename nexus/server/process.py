@@ -82,7 +82,7 @@ class Nexus:
             ),
             clock=clock,
             memory=memory,
-            note=self._journal.note,
+            note=self._journal.note_keeper,
         )
         self._core = build_core(
             self._store,
@@ -100,7 +100,11 @@ class Nexus:
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)
         self._http = HttpServer(
-            config.listen.http, is_live=lambda: True, readiness=self._list_obstacles, registry=registry
+            config.listen.http,
+            is_live=lambda: True,
+            readiness=self._list_obstacles,
+            alarms=self._core.warden.list_alarms,
+            registry=registry,
         )
 
     def run(self, termination: Termination) -> int:
@@ -124,6 +128,10 @@ class Nexus:
             while not termination.wait(_TICK_S):
                 self._core.unseal.expire()
                 self._tell_jump()
+        except BaseException as exc:
+            log.critical("cannot go on", exc_info=exc)
+            self._failure = self._failure or "the main thread failed"
+            raise
         finally:
             self._take_down()
         return self._exit_code
@@ -144,6 +152,7 @@ class Nexus:
                 is_audit_failing=lambda: bool(self._audit.failing),
                 count_lacking_shards=core.warden.count_lacking_shards,
                 outbox_alarms=core.exporter.alarms,
+                is_way_back_broken=lambda: core.warden.is_way_back_broken,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))

@@ -295,6 +295,7 @@ class Store(Protocol):
                 nothing changed either.
             OutcomeUnknownError: The commit failed and the store could not be opened again to see: the process has to
                 exit.
+            StoreFileLostError: What is open is not the store at its place any more; see `find_fault`.
         """
         ...
 
@@ -309,6 +310,13 @@ class Store(Protocol):
         """Of the *limit* requests that were saved first, remove those made outside a time; return how many.
 
         Both ends, in microseconds since 1970, belong to the time that is kept. Is not a change.
+        """
+        ...
+
+    def find_fault(self) -> str:
+        """Say why what is open is not the store at its place any more; empty: it is. Cheap, and waits for no change.
+
+        Once something was said, every read and change raises `StoreFileLostError`: only a new start helps.
         """
         ...
 

@@ -84,6 +84,7 @@ def to_document(response: "GetStatusResponse") -> dict[str, Any]:
     return {
         "state": State.Name(response.state).removeprefix("STATE_").lower(),
         "blocked_by": list(response.blocked_by),
+        "alarms": list(response.alarms),
         "cluster_id": response.cluster_id.hex() or None,
         "genesis": response.genesis.hex() or None,
         "generation": response.generation or None,
@@ -147,6 +148,7 @@ def to_facts(document: dict[str, Any]) -> dict[str, str]:
     facts = {
         "state": document["state"],
         "blocked by": "; ".join(document["blocked_by"]),
+        "alarms": "; ".join(document["alarms"]),
         "cluster": document["cluster_id"],
         "genesis": genesis and group_hex(bytes.fromhex(genesis)),
         "generation": document["generation"],

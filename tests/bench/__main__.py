@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import machine, policies, reads, sizes, starts, writes
+from tests.bench import against, machine, other, policies, reads, sizes, starts, writes
+from tests.bench.against import COMPARES
 from tests.bench.row import Row
 from tests.bench.stage import Pace, Stage, staged
 from tests.bench.table import print_table
@@ -41,25 +42,35 @@ def main() -> None:
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--quick", action="store_true", help="short rounds, under a minute")
     pace.add_argument("--long", action="store_true", help="long rounds, and 100,000 calls for resident memory")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help=f"compare with the program of COMMIT instead; rows: {' '.join(COMPARES)}"
+    )
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.rows) - MEASURES.keys())
+    known = set(COMPARES if arguments.against else MEASURES)
+    unknown = sorted(set(arguments.rows) - known)
     if unknown:
-        parser.error(f"no rows {' '.join(unknown)}, want some of: {' '.join(MEASURES)}")
-    wanted = {name: measure for name, measure in MEASURES.items() if not arguments.rows or name in arguments.rows}
-    run(wanted, _choose_pace(quick=arguments.quick, long=arguments.long))
+        parser.error(f"no rows {' '.join(unknown)}, want some of: {' '.join(sorted(known))}")
+    wanted = set(arguments.rows) or known
+    chosen = _choose_pace(quick=arguments.quick, long=arguments.long)
+    if arguments.against:
+        title = f"present program ÷ {other.describe(arguments.against)}; "
+        compares = {name: compare for name, compare in COMPARES.items() if name in wanted}
+        run({"against": lambda stage: against.measure(stage, arguments.against, compares)}, chosen, title)
+    else:
+        run({name: measure for name, measure in MEASURES.items() if name in wanted}, chosen)
 
 
-def run(measures: Mapping[str, Measure], pace: Pace) -> None:
-    """Measure everything in turn on one stage, and print the table."""
+def run(measures: Mapping[str, Measure], pace: Pace, about: str = "") -> None:
+    """Measure everything in turn on one stage, and print the table, with *about* before its title."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     began, title = (
         time.monotonic(),
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}, medians of {pace.rounds} rounds",
+        f"{about}{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}, medians of {pace.rounds} rounds",
     )
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="shardhold-bench-") as folder, staged(Path(folder), pace) as stage:
         for name, measure in measures.items():
-            with console.status(f"{name}: {(measure.__doc__ or '').splitlines()[0]}"):
+            with console.status(f"{name}: {(measure.__doc__ or 'both programs in turn').splitlines()[0]}"):
                 rows += measure(stage)
     print_table(console, title, rows)
     console.print(f"[dim]in {time.monotonic() - began:.0f} s; nothing is asserted, and only ratios compare")

@@ -1,7 +1,8 @@
 """Keepers that are dead, stopped, half-open, slow or lying, as many at once as may be, and then one too many."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -28,6 +29,8 @@ FAULTS = {
     "foreign": NO_SHARD,
     "future-mark": NO_MARK,
     "foreign-mark": "rollback mark is of another cluster",
+    "hoard": "lies: it says that it holds 16 sets, and can hold 2",
+    "undropped": "lies: it says that it holds set 0, which it has dropped",
 }
 
 
@@ -96,6 +99,7 @@ def use(app: shardhold.Client) -> None:
         pytest.param("foreign", "stopped", id="one gives another shard, one is stopped"),
         pytest.param("future-mark", "slow", id="one claims a mark of the future, one is slow"),
         pytest.param("foreign-mark", "dead", id="one has a mark of another cluster, one is gone"),
+        pytest.param("hoard", "undropped", id="one claims more sets than it can hold, one a set that it dropped"),
     ],
 )
 def test_two_bad_keepers_of_five_are_named_and_not_felt(
@@ -107,6 +111,7 @@ def test_two_bad_keepers_of_five_are_named_and_not_felt(
     use(app)
     cluster.restart_nexus()
     use(app)
+    noted = len(list_notes(cluster))
     wanted = {"keeper-2": FAULTS[one], "keeper-4": FAULTS[other]}
     status = cluster.wait_status(f"it says {wanted}", lambda status: is_named(list_faults(status), wanted))
     assert status["state"] == "ready"
@@ -114,6 +119,12 @@ def test_two_bad_keepers_of_five_are_named_and_not_felt(
         cluster, *(f'shardhold_keeper_faulty{{keeper="{name}"}} {float(name in wanted)}' for name in cluster.keepers)
     )
     assert {*list_logged(cluster, "keeper fault", "keeper")} >= {*wanted}
+    assert len(list_notes(cluster)) - noted < 10, "each of the two is accused once, and nothing is dropped in vain"
+
+
+def list_notes(cluster: Cluster) -> list[Mapping[str, Any]]:
+    """Return what the audit says that the nexus did with these two keepers."""
+    return [entry for entry in cluster.store.list_audit("") if entry["path"] in ("keeper-2", "keeper-4")]
 
 
 def list_logged(cluster: Cluster, event: str, key: str) -> list[str]:

@@ -289,9 +289,13 @@ def test_a_lost_store_gets_no_new_root_key_while_keepers_remember(unborn: Cluste
     shutil.rmtree(unborn.directory.data)
     unborn.directory.data.mkdir(mode=0o700)
     unborn.run("nexus")
+    serving = f"keeper-1, keeper-2, keeper-3 of the keepers serve cluster {cluster_id}"
+    unborn.wait_status("it says so", lambda status: any(serving in line for line in status["blocked_by"]))
+    assert serving in unborn.fetch("nexus", "/readyz")
+    unborn.wait("the log says so", lambda: serving in unborn.directory.log("nexus").read_text())
     words = unborn.words
     refused = unborn.pilot("init", "--if-needed", "--shares-dir", str(unborn.directory.recovery_shares), exit_code=1)
-    assert f"keeper-1, keeper-2, keeper-3 of the keepers serve cluster {cluster_id}" in refused.stderr
+    assert serving in refused.stderr
     assert unborn.words == words
     assert unborn.status()["state"] == "uninitialised"
     unborn.stop("nexus")

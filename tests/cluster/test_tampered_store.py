@@ -287,6 +287,12 @@ def test_what_only_an_unseal_needs(store: Tampered, kind: str, field: str, says:
     cluster.thaw(*cluster.keepers)
     check_whole(store)
     assert kind in dict(store.list_damaged())
+    alarm = f"custodians could not bring this cluster back: control row {kind}"
+    status = cluster.wait_status("an alarm says so", lambda status: any(alarm in line for line in status["alarms"]))
+    assert (status["state"], status["blocked_by"]) == ("ready", [])
+    assert cluster.dev.is_ready()
+    assert alarm in cluster.fetch("nexus", "/readyz")
+    assert "shardhold_way_back_broken 1.0" in cluster.fetch("nexus", "/metrics")
 
 
 # Secrets

@@ -240,7 +240,7 @@ def test_no_shard_and_no_key_in_the_log(keeper: KeeperProcess, nexus: grpc.Chann
 # How it starts and ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_with_0(provider: IdentityProvider, ca: Authority, tmp_path: Path, number: int) -> None:
     """A signal ends a keeper at once although a client watches its health: it does not sit out a ten-minute grace."""
     keeper = KeeperProcess(tmp_path, provider, extra="[shutdown]\ndrain_s = 600.0\n").start()
@@ -250,6 +250,7 @@ def test_signals_end_it_with_0(provider: IdentityProvider, ca: Authority, tmp_pa
         assert next(stream) == b"\x08\x01"
         assert keeper.stop(number) == 0
         assert set(stream) == {b"\x08\x02"}
+    assert keeper.find_log("told to end")
     assert keeper.find_log("keeper ended")
 
 

@@ -6,11 +6,13 @@
     half-open  accepts connections and never says a word
     future-mark   gives back its rollback mark with a later revision, which nobody signed
     foreign-mark  gives back a rollback mark of another cluster, rightly signed there
+    hoard      says that it holds older sets as well, more than a keeper can hold
+    undropped  says that it holds one older set as well, however often it drops it
     broken-mark   gives back its rollback mark with one bit of the signature flipped
 
 It takes shards like a true one: their commitments are checked, and what it gives back is sealed as it should be. It
-lies about the shard itself, so that nothing but the commitment in the nexus's store can find it out; or about the mark,
-once it was given one.
+lies about the shard itself, so that nothing but the commitment in the nexus's store can find it out; about the mark,
+once it was given one; or about what it holds.
 """
 
 import argparse
@@ -61,6 +63,30 @@ class ForeignSlots(ShardSlots):
         return held
 
 
+class HoardingSlots(ShardSlots):
+    """Says that it holds `OLDER` older sets beside what it holds."""
+
+    OLDER = 15
+
+    def list_held(self) -> tuple[HeldSet, ...]:
+        held = super().list_held()
+        older = [
+            replace(one, label=replace(one.label, set_id=bytes([number]) * 16, set_number=0))
+            for one in held[-1:]
+            for number in range(self.OLDER)
+        ]
+        return (*older, *held)
+
+    def drop(self, cluster_id: bytes, set_id: bytes) -> bool:
+        return super().drop(cluster_id, set_id) or True
+
+
+class UndroppedSlots(HoardingSlots):
+    """The same with one older set, which a true keeper could hold."""
+
+    OLDER = 1
+
+
 def forge_future(mark: pb.RollbackMark) -> None:
     """Make it a mark of a store that has come much further."""
     parts = parse_fields(mark.mark)
@@ -80,7 +106,7 @@ def break_signature(mark: pb.RollbackMark) -> None:
     mark.signature = bytes([mark.signature[0] ^ 1]) + mark.signature[1:]
 
 
-SLOT_LIES = {"flip": FlippingSlots, "foreign": ForeignSlots}
+SLOT_LIES = {"flip": FlippingSlots, "foreign": ForeignSlots, "hoard": HoardingSlots, "undropped": UndroppedSlots}
 MARK_LIES = {"future-mark": forge_future, "foreign-mark": make_foreign, "broken-mark": break_signature}
 LIES = (*SLOT_LIES, *MARK_LIES, "slow", "half-open")
 

@@ -70,6 +70,9 @@ class FailingStore:
     def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:
         return self._store.discard_requests(made_from=made_from, made_until=made_until, limit=limit)
 
+    def find_fault(self) -> str:
+        return self._store.find_fault()
+
     def close(self) -> None:
         self._store.close()
 

@@ -80,6 +80,7 @@ class GetStatusResponse(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     NEWER_MARK_FIELD_NUMBER: _builtins.int
     UNSEAL_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     version: _builtins.str
     """Version of the server program."""
@@ -122,6 +123,10 @@ class GetStatusResponse(_message.Message):
     def unseal(self) -> Global___UnsealProgress:
         """The unseal in progress; unset: none."""
 
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One line for each thing that somebody has to see to although the nexus serves, such as an escrow that is damaged."""
+
     def __init__(
         self,
         *,
@@ -143,10 +148,11 @@ class GetStatusResponse(_message.Message):
         operation: Global___Operation | None = ...,
         newer_mark: Global___NewerMark | None = ...,
         unseal: Global___UnsealProgress | None = ...,
+        alarms: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["newer_mark", b"newer_mark", "operation", b"operation", "unseal", b"unseal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "cluster_id", b"cluster_id", "generation", b"generation", "genesis", b"genesis", "keepers", b"keepers", "memory_protection", b"memory_protection", "newer_mark", b"newer_mark", "operation", b"operation", "recovery_shares", b"recovery_shares", "recovery_threshold", b"recovery_threshold", "revision", b"revision", "set_number", b"set_number", "shard_count", b"shard_count", "shard_threshold", b"shard_threshold", "state", b"state", "timeline", b"timeline", "unseal", b"unseal", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "blocked_by", b"blocked_by", "cluster_id", b"cluster_id", "generation", b"generation", "genesis", b"genesis", "keepers", b"keepers", "memory_protection", b"memory_protection", "newer_mark", b"newer_mark", "operation", b"operation", "recovery_shares", b"recovery_shares", "recovery_threshold", b"recovery_threshold", "revision", b"revision", "set_number", b"set_number", "shard_count", b"shard_count", "shard_threshold", b"shard_threshold", "state", b"state", "timeline", b"timeline", "unseal", b"unseal", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ from common.errors import (
     RecoveringError,
     SealedError,
     ShardholdError,
+    StoreFileLostError,
     WrongStateError,
 )
 from common.forms.audit.entry import Entry, decode_entry
@@ -350,7 +351,7 @@ class Exporter:
             if not self._failing:
                 _log.error("audit entries of changes stay in the store", reason=str(exc))
             self._failing = str(exc)
-            if isinstance(exc, OutcomeUnknownError):
+            if isinstance(exc, OutcomeUnknownError) and not isinstance(exc, StoreFileLostError):
                 self._give_up(f"discarding of exported audit entries: {exc}")
         else:
             self._failing = ""

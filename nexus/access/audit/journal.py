@@ -21,9 +21,11 @@ class Journal:
 
     def note(self, action: str, keeper: str, detail: str) -> None:
         """Write what the nexus does by itself. It goes on when that fails: the audit says so in every other way."""
-        entry = Entry(at=to_micros(self._clock.now()), actor="", action=action, path=keeper, detail=detail)
-        with contextlib.suppress(AuditUnavailableError):
-            self._audit.append(entry, reserve=True)
+        self._write(action, keeper, detail, reserve=True)
+
+    def note_keeper(self, action: str, keeper: str, detail: str) -> None:
+        """Write what was done with a keeper, never from the reserve, which keepers could use up."""
+        self._write(action, keeper, detail, reserve=False)
 
     def follow(self, state: State, lifecycle: Lifecycle) -> None:
         """Go with *lifecycle* into *state*: when ready, sign in the store's timeline; otherwise sign no more.
@@ -39,6 +41,11 @@ class Journal:
             self._audit.start_timeline(self._load_timeline())
         self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
         self.note("nexus.ready", "", f"generation {serving.root_key.generation}")
+
+    def _write(self, action: str, keeper: str, detail: str, *, reserve: bool) -> None:
+        entry = Entry(at=to_micros(self._clock.now()), actor="", action=action, path=keeper, detail=detail)
+        with contextlib.suppress(AuditUnavailableError):
+            self._audit.append(entry, reserve=reserve)
 
     def _load_timeline(self) -> int:
         with self._store.read() as reader:

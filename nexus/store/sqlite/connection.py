@@ -67,11 +67,16 @@ def prepare_file(path: Path) -> None:
     """Make the file if there is none, or see that it is a store of ours; anything else is left as it is.
 
     Raises:
-        StoreUnavailableError: The file cannot be made or read.
+        StoreUnavailableError: The file cannot be made or read, or it is missing while its WAL is there.
         CorruptRowError: It is something else.
     """
     if not path.parent.is_dir():
         raise StoreUnavailableError(f"store {path}: directory {path.parent} does not exist")
+    wal = path.with_name(f"{path.name}-wal")
+    has_wal = wal.is_file() and wal.stat().st_size > 0
+    if has_wal and not (path.exists() and path.stat().st_size):
+        # Its main file was there first. SQLite would delete the WAL of an empty file, with what was written last.
+        raise StoreUnavailableError(f"store {path} is missing, but its {wal.name} is there: put the file back")
     try:
         # Not open(): see above. The mode is there from the start, and SQLite gives it to the WAL as well.
         os.mknod(path, stat.S_IFREG | 0o600)

@@ -5,9 +5,11 @@ user_version` holds the schema's number. Control rows are migrated elsewhere, at
 """
 
 import sqlite3
+from pathlib import Path
 from typing import Final
 
 from common.errors import CorruptRowError, StoreUnavailableError
+from nexus.store.sqlite.copies import keep_copy
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
@@ -140,19 +142,22 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 NEWEST: Final = len(MIGRATIONS)
 
 
-def migrate(connection: sqlite3.Connection) -> None:
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the schema to the newest number, and check that it is exactly the one that the migrations make.
 
-    The connection is in autocommit mode, and the caller holds the store's lock.
+    The connection, to the store at *path*, is in autocommit mode, and the caller holds the store's lock. Before a
+    migration the store is copied (`nexus.store.sqlite.copies`).
 
     Raises:
-        StoreUnavailableError: A newer program wrote this store.
+        StoreUnavailableError: A newer program wrote this store, or it cannot be copied; nothing was changed.
         CorruptRowError: The schema is not what the migrations make.
     """
     (found,) = connection.execute("PRAGMA user_version").fetchone()
     if found > NEWEST:
         raise StoreUnavailableError(f"store has schema {found}, want at most {NEWEST}: a newer program wrote it")
-    _apply(connection, found)
+    if found < NEWEST:
+        keep_copy(connection, path, found)
+        _apply(connection, found)
     wanted = _wanted_schema()
     stored = _schema(connection)
     if stored != wanted:

@@ -5,6 +5,9 @@
 - After a COMMIT that raised, nobody knows the outcome: its frames may be in the WAL, unsynced. So all connections are
   closed, the file is opened afresh, and its revision says what happened. If that cannot be done, every further call is
   refused.
+- No outcome leaves while a file of the store is not at its place (`nexus.store.sqlite.files`). Every further call is
+  then refused, and the files stay open: closing the last connection would delete the WAL by its name, and that may by
+  now belong to another store.
 """
 
 import sqlite3
@@ -14,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from common.errors import OutcomeUnknownError, ShardholdError, StoreUnavailableError
+from common.errors import OutcomeUnknownError, ShardholdError, StoreFileLostError, StoreUnavailableError
 from nexus.store.committer import GroupCommitter, Turn
 from nexus.store.protocol import AuditHead, OutboxRow, Position, Reader, Writer
 from nexus.store.sqlite.connection import (
@@ -26,6 +29,7 @@ from nexus.store.sqlite.connection import (
     tighten_mode,
     translate,
 )
+from nexus.store.sqlite.files import StoreFiles
 from nexus.store.sqlite.migrations import migrate
 from nexus.store.sqlite.pool import ReaderPool
 from nexus.store.sqlite.writer import SqliteWriter
@@ -35,6 +39,8 @@ _Batch = Sequence[Turn[SqliteWriter, object]]
 
 DRAIN_S: Final = 5.0  # how long reads in flight may keep the file from being closed
 
+_LEFT_OPEN: Final[list[sqlite3.Connection]] = []  # to lost files, until the process ends
+
 
 class _NotCommittedError(Exception):
     """The batch is rolled back as a whole."""
@@ -43,11 +49,12 @@ class _NotCommittedError(Exception):
 class SqliteStore:
     """Implements `nexus.store.protocol.Store`. Thread-safe, not fork-safe."""
 
-    def __init__(self, path: Path, lock: StoreLock, writer: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, lock: StoreLock, writer: sqlite3.Connection, files: StoreFiles) -> None:
         """Use `open`."""
         self._path = path
         self._lock = lock
         self._writer = writer
+        self._files = files
         self._writing = threading.Lock()  # held while the writer is in use or replaced
         self._committer: GroupCommitter[SqliteWriter] = GroupCommitter(self._run)
         self._pool = ReaderPool(path)
@@ -71,10 +78,11 @@ class SqliteStore:
         try:
             prepare_file(path)
             writer = _connect_migrated(path)
+            files = StoreFiles(path)
         except BaseException:
             lock.release()
             raise
-        return cls(path, lock, writer)
+        return cls(path, lock, writer, files)
 
     def read(self) -> AbstractContextManager[Reader]:
         return self._pool.read()
@@ -101,6 +109,17 @@ class SqliteStore:
             Turn[SqliteWriter, int](lambda writer: writer.discard_requests(*bounds), counts=False)
         )
 
+    def find_fault(self) -> str:
+        if not self._writing.acquire(blocking=False):
+            return ""  # a batch is under way, and looks itself before it is over
+        try:
+            if self._refusal is None and (fault := self._files.find_fault()):
+                self._refuse(StoreFileLostError, fault)
+            kind, why = self._refusal or (None, "")
+            return why if kind is StoreFileLostError else ""
+        finally:
+            self._writing.release()
+
     def close(self) -> None:
         """Wait for reads and changes in flight, then close. A second call does nothing."""
         with self._writing:
@@ -109,7 +128,10 @@ class SqliteStore:
             self._is_closed = True
             self._refuse(StoreUnavailableError, "store is closed")
             self._pool.drain(DRAIN_S)
-            self._writer.close()
+            if self._files.find_fault():
+                _LEFT_OPEN.append(self._writer)
+            else:
+                self._writer.close()
             self._lock.release()
 
     def _run(self, batch: _Batch) -> None:
@@ -122,6 +144,8 @@ class SqliteStore:
             except BaseException as exc:
                 self._refuse_unknown(batch, "store failed as it never should, and what was committed is not known", exc)
                 raise
+            if fault := self._files.find_fault():
+                self._refuse_unknown(batch, fault, StoreFileLostError(fault))
 
     def _run_and_commit(self, batch: _Batch) -> None:
         try:
@@ -189,13 +213,16 @@ class SqliteStore:
 
         Raises:
             StoreUnavailableError: Reads in flight did not end in time.
+            StoreFileLostError: It is not at its place, or another file is.
             sqlite3.Error: The file cannot be opened or read.
         """
+        self._files.check()
         if not self._pool.drain(DRAIN_S):
             raise StoreUnavailableError("reads in flight did not end in time")
         self._writer.close()
         self._writer = connect_writer(self._path)
         (revision,) = self._writer.execute("SELECT revision FROM meta").fetchone()
+        self._files.renew()
         self._pool.resume()
         return int(revision)
 
@@ -211,8 +238,9 @@ class SqliteStore:
             raise StoreUnavailableError("WAL cannot be copied: the database is busy")
 
     def _refuse_unknown(self, batch: _Batch, why: str, cause: BaseException) -> None:
-        self._refuse(OutcomeUnknownError, why)
-        _fail(batch, OutcomeUnknownError, why, cause)
+        kind = StoreFileLostError if isinstance(cause, StoreFileLostError) else OutcomeUnknownError
+        self._refuse(kind, why)
+        _fail(batch, kind, why, cause)
 
     def _refuse(self, error: type[StoreUnavailableError], why: str) -> None:
         self._refusal = (error, why)
@@ -225,7 +253,7 @@ def _connect_migrated(path: Path) -> sqlite3.Connection:
     except SQLITE_ERRORS as exc:
         raise translate(exc, f"open {path}") from exc
     try:
-        migrate(writer)
+        migrate(writer, path)
         tighten_mode(path)
     except SQLITE_ERRORS as exc:
         writer.close()

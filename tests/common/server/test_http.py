@@ -24,6 +24,7 @@ class Process:
 
     live: bool = True
     reasons: list[str] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def server(self, address: str = "127.0.0.1:0", *, timeout_s: float = 5.0) -> HttpServer:
@@ -31,6 +32,7 @@ class Process:
             address,
             is_live=lambda: self.live,
             readiness=lambda: self.reasons,
+            alarms=lambda: self.alarms,
             registry=self.registry,
             timeout_s=timeout_s,
         )
@@ -97,6 +99,14 @@ def test_readyz_lists_what_is_missing(process: Process, server: HttpServer, reas
         "application/json",
         reasons,
     )
+
+
+def test_an_alarm_is_shown_and_takes_readiness_from_nobody(process: Process, server: HttpServer) -> None:
+    """It stands beside the reasons, of which there is none."""
+    process.reasons, process.alarms = [], ["the escrow is damaged"]
+    response, body = ask(server.port, "/readyz")
+    process.alarms = []
+    assert (response.status, json.loads(body)) == (200, ["the escrow is damaged"])
 
 
 def test_metrics_come_from_the_registry(process: Process, server: HttpServer) -> None:

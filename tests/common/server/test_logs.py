@@ -234,6 +234,26 @@ def test_a_full_disk_fails_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     structlog.get_logger().info("started")
 
 
+class _Exhausted(_Full):
+    """A stream of a process that has no memory left."""
+
+    def write(self, text: str) -> int:
+        raise MemoryError
+
+
+def test_no_failure_to_write_ends_the_thread_that_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines after one that could not be written, for want of memory even, are written."""
+    configure("info", "json")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", _Exhausted())
+        structlog.get_logger().info("lost")
+        flush()
+    structlog.get_logger().info("written")
+    assert [line["event"] for line in lines(capsys)] == ["written"]
+
+
 def test_context_of_a_thread_is_added(capsys: pytest.CaptureFixture[str]) -> None:
     configure("info", "json")
     with structlog.contextvars.bound_contextvars(request="r1"):

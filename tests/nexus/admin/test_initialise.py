@@ -209,6 +209,8 @@ def test_a_store_whose_keepers_serve_a_cluster_gets_no_new_root_key(
     keeper.sets = other.keepers()[1].sets
     cluster_id = other.cluster_id
     wait_until(lambda: core.pool.find_serving() == {"keeper-2": cluster_id})
+    (obstacle,) = core.warden.list_obstacles()
+    assert f"the nexus is initialising, but keeper-2 of the keepers serve cluster {cluster_id.hex()}" in obstacle
     for call in (lambda: begin(core), lambda: confirm(core, begun)):
         with pytest.raises(WrongStateError, match=f"keeper-2 of the keepers serve cluster {cluster_id.hex()}"):
             call()

@@ -13,6 +13,7 @@ from nexus.store.protocol import Store
 from tests.nexus.cluster import FoundCluster
 from tests.nexus.conftest import MakeNexus, WaitUntil
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, SUPERUSER, NexusCore
+from tests.nexus.failing_store import FailingStore
 from tests.nexus.founder import answer, begin
 
 PEOPLE = [SUPERUSER, OPERATOR, RECOVER, AUDITOR]
@@ -119,3 +120,12 @@ def test_nobody_else_lists_keepers(make_nexus: MakeNexus, caller: Caller) -> Non
         nexus.status.list_keepers(caller)
     (entry,) = nexus.list_entries()
     assert (entry.actor, entry.decision) == (caller.spiffe_id, "deny")
+
+
+def test_a_store_that_cannot_be_read_is_said_and_all_else_is_shown(core: NexusCore, failing: FailingStore) -> None:
+    """Status is answered without the store, and names what the store said."""
+    failing.cannot_read = True
+    view = describe(core)
+    assert view.blocked_by == ["the nexus is uninitialised", "store failed to read: SQLITE_IOERR"]
+    assert (view.facts, view.newer, view.meta.revision) == (None, None, 0)
+    assert [keeper.member.name for keeper in view.keepers] == ["keeper-1", "keeper-2", "keeper-3"]

@@ -1,10 +1,11 @@
 """One keeper: watched, asked for its shard, and held to it."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
-from common.forms.epoch import StoreEpoch
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
@@ -224,3 +225,37 @@ def test_a_keeper_that_lied_in_a_recovery_stays_named_after_it(bench: Bench) -> 
     bench.keeper.lies = False
     assert bench.keep().fault == accusation
     assert bench.notes == [("keeper.fault", "keeper-1", accusation)]
+
+
+def hold_older(bench: Bench, count: int) -> None:
+    """Let the keeper say that it holds older sets as well."""
+    label, shard = bench.keeper.sets[bench.cluster.record.set_id]
+    assert label is not None
+    for number in range(count):
+        set_id = bytes([number]) * 16
+        bench.keeper.sets[set_id] = (replace(label, set_id=set_id, set_number=0), shard)
+
+
+def test_more_sets_than_a_keeper_can_hold_are_a_lie(bench: Bench) -> None:
+    """The keeper is accused once in each duty that needs it true, and a seal drops what it claims to hold."""
+    hold_older(bench, 2)
+    accusation = "lies: it says that it holds 3 sets, and can hold 2"
+    for _ in range(3):
+        assert (bench.keep().fault, bench.seat.status.holds_current_set) == (accusation, False)
+    assert bench.collect().fault == accusation
+    assert bench.keeper.count("drop_set") == 0
+    assert bench.notes == [("keeper.fault", "keeper-1", accusation)]
+    bench.seat.empty(bench.book, None, NO_EPOCH)
+    assert (bench.seat.status.is_empty, bench.keeper.sets) == (True, {})
+
+
+def test_a_set_that_was_dropped_and_is_still_held_is_a_lie(bench: Bench) -> None:
+    """One entry says that it was dropped, and one that the keeper lies, however long it goes on."""
+    hold_older(bench, 1)
+    assert bench.keep().fault == ""
+    hold_older(bench, 1)
+    for _ in range(3):
+        assert bench.keep().fault == "lies: it says that it holds set 0, which it has dropped"
+    assert [action for action, _, _ in bench.notes] == ["keeper.drop", "keeper.fault"]
+    bench.keeper.boot_id = bytes(16)
+    assert bench.keep().fault == ""

@@ -80,6 +80,7 @@ def test_table_values() -> None:
 STATUS_KEYS = [
     "state",
     "blocked_by",
+    "alarms",
     "cluster_id",
     "genesis",
     "generation",
@@ -105,9 +106,9 @@ def test_status_document_of_nothing() -> None:
     document = to_document(cluster_pb2.GetStatusResponse(state=cluster_pb2.STATE_UNINITIALISED, version="0.1.0"))
     assert list(document) == STATUS_KEYS
     assert document["state"] == "uninitialised"
-    assert document["blocked_by"] == document["keepers"] == []
+    assert document["blocked_by"] == document["alarms"] == document["keepers"] == []
     empty = [key for key, value in document.items() if value is None]
-    assert empty == [key for key in STATUS_KEYS if key not in ("state", "blocked_by", "keepers", "version")]
+    assert empty == [key for key in STATUS_KEYS if key not in ("state", "blocked_by", "alarms", "keepers", "version")]
     assert to_facts(document) == {"state": "uninitialised", "version": "0.1.0"}
 
 

@@ -111,3 +111,12 @@ def test_what_cannot_be_noted_stops_nothing(core: NexusCore) -> None:
     core.audit.close()
     Journal(core.store, core.audit, core.clock).note("clock.jump", "", "+9.0 s")
     assert core.list_all_entries() == []
+
+
+def test_notes_about_keepers_never_use_the_reserve(core: NexusCore) -> None:
+    """While the audit fails, keepers leave its room to what people and the nexus itself have to say."""
+    journal = Journal(core.store, core.audit, core.clock)
+    core.audit._failing = "no space left"
+    journal.note_keeper("keeper.fault", "keeper-1", "lies")
+    journal.note("clock.jump", "", "+9.0 s")
+    assert [entry.action for entry in core.list_all_entries()] == ["clock.jump"]
