@@ -150,6 +150,12 @@ class Gate:
         return self._lifecycle.check_served(rpc.name, rpc.states)
 
     @property
+    def audit_trouble(self) -> str:
+        """Say why all but a few calls are refused while the audit cannot be written; empty when it can."""
+        failing = self._audit.failing
+        return f"audit entries cannot be written, so almost every call is refused: {failing}" if failing else ""
+
+    @property
     def state(self) -> State:
         """The state that the nexus is in."""
         return self._lifecycle.state

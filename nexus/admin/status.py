@@ -83,7 +83,7 @@ class Status:
             with self._store.read() as reader:
                 meta, facts = reader.load_meta(), self._find_facts(reader)
             view = ClusterView(
-                blocked_by=self._warden.list_obstacles(),
+                blocked_by=[*self._warden.list_obstacles(), *filter(None, [self._gate.audit_trouble])],
                 meta=meta,
                 facts=facts,
                 memory_protection=self._memory_protection,

@@ -15,6 +15,7 @@ from common.errors import ShardholdError
 from common.forms.mark import SignedMark
 from nexus.keepers.marks import MarkBook, MarkMaker, NewerMark
 from nexus.keys import records
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.store.protocol import Meta, Store
@@ -23,8 +24,11 @@ from nexus.store.protocol import Meta, Store
 class StoreMarks:
     """Changed by whoever holds *lock*; `book` and `find_newer` may be used by any thread."""
 
-    def __init__(self, store: Store, lifecycle: Lifecycle, clock: Clock, lock: threading.RLock) -> None:
+    def __init__(
+        self, store: Store, lifecycle: Lifecycle, clock: Clock, lock: threading.RLock, pin: GenesisPin
+    ) -> None:
         self._store = store
+        self._pin = pin
         self._lifecycle = lifecycle
         self._clock = clock
         self._lock = lock
@@ -35,12 +39,13 @@ class StoreMarks:
         """Return the book, which is begun with the stored genesis record (rule 1).
 
         Raises:
-            StoreUnavailableError, CorruptRowError: The record cannot be read.
+            StoreUnavailableError, CorruptRowError: The record cannot be read, or is not that of the configured cluster.
         """
         with self._lock:
             if self.book is None:
                 with self._store.read() as reader:
                     genesis = records.load_genesis(reader)
+                self._pin.check(genesis.fingerprint)
                 self.book = MarkBook(genesis)
             return self.book
 

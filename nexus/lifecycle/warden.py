@@ -17,6 +17,7 @@ from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import Serving
 from nexus.keys.replacement import WriteEntry, replace_set
 from nexus.lifecycle.executor import Executor
@@ -29,6 +30,7 @@ from nexus.lifecycle.transitions import Duty, Event, Transition, find_duty
 from nexus.store.protocol import Meta, Store
 
 _MARK_WAIT_S = 0.5  # for the marks of keepers that have not answered, once the key is there
+_ANY = GenesisPin()
 _RETRY_S = 1.0  # between two looks at marks, and before what failed is tried again
 
 log = structlog.get_logger("warden")
@@ -38,7 +40,14 @@ class Warden:
     """Thread-safe: one transition at a time."""
 
     def __init__(
-        self, *, store: Store, lifecycle: Lifecycle, pool: KeeperPool, memory: ProtectedMemory, clock: Clock
+        self,
+        *,
+        store: Store,
+        lifecycle: Lifecycle,
+        pool: KeeperPool,
+        memory: ProtectedMemory,
+        clock: Clock,
+        pin: GenesisPin = _ANY,
     ) -> None:
         self._store = store
         self._lifecycle = lifecycle
@@ -46,7 +55,7 @@ class Warden:
         self._memory = memory
         self._clock = clock
         self._lock = threading.RLock()
-        self._marks = StoreMarks(store, lifecycle, clock, self._lock)
+        self._marks = StoreMarks(store, lifecycle, clock, self._lock, pin)
         self._executor = Executor(lifecycle, pool, self._marks)
         self._sealing = Sealing(
             store=store, lifecycle=lifecycle, pool=pool, executor=self._executor, lock=self._lock, clock=clock

@@ -16,12 +16,15 @@ from nexus.admin.statement_signer import StatementSigner
 from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.policy.rules import Policy
 from nexus.store.protocol import Store
 from nexus.vault.secrets import Vault
+
+_ANY = GenesisPin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,12 @@ def build_core(
     clock: Clock,
     on_state: Callable[[State], None],
     give_up: Callable[[str], None],
+    pin: GenesisPin = _ANY,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
-    process.
+    process. *pin* names the one cluster that may be served.
     """
 
     def follow(now: State) -> None:
@@ -65,7 +69,7 @@ def build_core(
         on_state(now)
 
     lifecycle = Lifecycle(state, on_change=follow, on_failure=give_up)
-    warden = Warden(store=store, lifecycle=lifecycle, pool=pool, memory=memory, clock=clock)
+    warden = Warden(store=store, lifecycle=lifecycle, pool=pool, memory=memory, clock=clock, pin=pin)
     gate = Gate(lifecycle, audit, exporter, clock)
     initialisation = Initialisation(
         store=store,
@@ -75,8 +79,9 @@ def build_core(
         pool=pool,
         memory=memory,
         first_policy=first_policy,
+        pin=pin,
     )
-    unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer)
+    unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer, pin=pin)
     status = Status(
         store=store,
         gate=gate,

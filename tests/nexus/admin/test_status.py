@@ -119,3 +119,13 @@ def test_nobody_else_lists_keepers(make_nexus: MakeNexus, caller: Caller) -> Non
         nexus.status.list_keepers(caller)
     (entry,) = nexus.list_entries()
     assert (entry.actor, entry.decision) == (caller.spiffe_id, "deny")
+
+
+def test_a_ready_nexus_says_that_its_audit_fails(make_nexus: MakeNexus) -> None:
+    """While entries cannot be written almost every call is refused, and status says by what it is blocked."""
+    nexus = make_nexus()
+    with nexus.audit_failing():
+        state, _ = nexus.status.describe(SUPERUSER)
+        assert state is State.READY
+        (blocked,) = describe(nexus, SUPERUSER).blocked_by
+        assert blocked.startswith("audit entries cannot be written, so almost every call is refused: ")
