@@ -67,7 +67,7 @@ def open_identity(settings: Settings, *, preferred: Sequence[str] = ()) -> Ident
             if isinstance(exc.__cause__, PilotError):
                 raise exc.__cause__ from exc
             raise
-    files = SvidFiles(settings.svid_dir)
+    files = SvidFiles(settings.svid_dir, unnamed_authorities=settings.unnamed_authorities)
     try:
         choose([files.current().spiffe_id])
     except (IdentityUnavailableError, PilotError):
