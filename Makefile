@@ -9,7 +9,6 @@ MAKEFLAGS += --no-builtin-rules
 PIP := -m pip --disable-pip-version-check --quiet --no-input
 READY := .venv/.ready
 LOWEST := .venv-lowest/.ready
-UV := uv==0.13.9
 COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 TEST :=
@@ -97,6 +96,7 @@ lock: .venv-uv/.ready  ## Resolve requirements/*.in anew; UPGRADE=--upgrade take
 	$(COMPILE) $(UPGRADE) requirements/dev.in -o requirements/dev.lock
 	$(COMPILE) $(UPGRADE) requirements/server.in -c requirements/dev.lock -o requirements/server.lock
 	$(COMPILE) $(UPGRADE) requirements/build.in -c requirements/dev.lock -o requirements/build.lock
+	$(COMPILE) requirements/uv.in -o requirements/uv.lock
 	$(COMPILE) $(UPGRADE) --resolution lowest-direct client/pyproject.toml requirements/sdk-lowest.in \
 		-o requirements/sdk-lowest.lock
 
@@ -137,6 +137,6 @@ $(LOWEST): .venv-lowest/.made requirements/sdk-lowest.lock client/pyproject.toml
 	@.venv-lowest/bin/python $(PIP) install --no-deps --no-build-isolation --force-reinstall ./client
 	@touch $@
 
-.venv-uv/.ready: .venv-uv/.made Makefile
-	@.venv-uv/bin/python $(PIP) install "$(UV)"
+.venv-uv/.ready: .venv-uv/.made requirements/uv.lock
+	@.venv-uv/bin/python $(PIP) install --require-hashes -r requirements/uv.lock
 	@touch $@

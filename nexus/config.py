@@ -21,6 +21,7 @@ from common.config.config import (
 from common.errors import ConfigError
 from nexus.access.roles import Roles
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_NEXUS"
@@ -67,6 +68,8 @@ class ShutdownOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # name of this nexus; its SPIFFE ID is spiffe://TRUST_DOMAIN/shardhold/nexus/NAME
     name: str
+    # genesis fingerprint of the one cluster that it may serve, 64 hex digits as on the share cards; empty: any
+    genesis: str = ""
     # development: allow plain memory instead of protected memory
     dev: bool = False
     identity: IdentityOptions
@@ -95,6 +98,8 @@ def load_config(
     _check_admin_address(config.listen)
     if _NAME.fullmatch(config.name) is None:
         raise ConfigError(f"name: got {config.name[:64]!r}, want 1 to 64 of A-Z a-z 0-9 . _ -")
+    if config.genesis and _FINGERPRINT.fullmatch(config.genesis) is None:
+        raise ConfigError(f"genesis: got {config.genesis[:80]!r}, want 64 digits of 0-9 a-f, or nothing")
     check_drain(config.shutdown.drain_s)
     Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)

@@ -15,6 +15,7 @@ from pilot.options import (
     Settings,
     SvidDirOption,
     TimeoutOption,
+    UnnamedOption,
 )
 from pilot.terminal.output import Output
 
@@ -69,6 +70,7 @@ def _set_up(
     output: OutputOption = None,
     address: FirstAddressOption = None,
     svid_dir: SvidDirOption = None,
+    unnamed_authorities: UnnamedOption = None,
     timeout: TimeoutOption = None,
     role: RoleOption = None,
 ) -> None:
@@ -76,6 +78,7 @@ def _set_up(
         output=output or Output.TABLE,
         address=address or DEFAULT_ADDRESS,
         svid_dir=svid_dir,
+        unnamed_authorities=bool(unnamed_authorities),
         timeout=timeout or DEFAULT_TIMEOUT_S,
         role=role,
     )

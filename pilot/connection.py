@@ -68,7 +68,7 @@ def open_identity(settings: Settings, *, preferred: Sequence[str] = ()) -> Ident
             if isinstance(exc.__cause__, PilotError):
                 raise exc.__cause__ from exc
             raise
-    files = SvidFiles(settings.svid_dir)
+    files = SvidFiles(settings.svid_dir, unnamed_authorities=settings.unnamed_authorities)
     try:
         choose([files.current().spiffe_id])
     except (IdentityUnavailableError, PilotError):
@@ -116,14 +116,16 @@ class Connection:
     def recovery(self) -> RecoveryServiceStub:
         return RecoveryServiceStub(self._channel)
 
-    def call(self, method: Callable[..., Any], request: Any, *, timeout: float | None = None) -> Any:
-        """Call a stub's method, within *timeout* seconds or the option's.
+    def call(
+        self, method: Callable[..., Any], request: Any, *, timeout: float | None = None, waits: bool = False
+    ) -> Any:
+        """Call a stub's method, within *timeout* seconds or the option's; *waits* for a server that is not there yet.
 
         Raises:
             Error: The SDK's, whatever went wrong.
         """
         try:
-            return method(request, timeout=timeout or self._settings.timeout)
+            return method(request, timeout=timeout or self._settings.timeout, wait_for_ready=waits)
         except grpc.RpcError as exc:
             error = from_rpc(exc)
             if exc.code() is grpc.StatusCode.UNAVAILABLE and not error.reason:

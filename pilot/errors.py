@@ -8,6 +8,7 @@
 | 3 | not found |
 | 4 | denied |
 | 5 | sealed or unavailable |
+| 6, 7, 8 | with `pilot status --exit-code`: sealed; recovering or blocked; not initialised |
 | 127 | `pilot dev exec` cannot run its command |
 | 130 | interrupted with Ctrl-C |
 """

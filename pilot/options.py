@@ -25,6 +25,7 @@ class Settings:
     output: Output = Output.TABLE
     address: str = DEFAULT_ADDRESS
     svid_dir: Path | None = None
+    unnamed_authorities: bool = False
     timeout: float = DEFAULT_TIMEOUT_S  # seconds for each call
     role: str | None = None
 
@@ -46,6 +47,13 @@ SvidDirOption = Annotated[
         "--svid-dir", metavar="DIR", help="Use the SVID in svid.pem, svid_key.pem and bundle.pem, not SPIRE's."
     ),
 ]
+UnnamedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--unnamed-authorities",
+        help="With --svid-dir: take authorities that name no trust domain; bundle.pem must have no other domain's.",
+    ),
+]
 TimeoutOption = Annotated[
     float | None,
     typer.Option(
@@ -60,6 +68,7 @@ _GLOBALS: dict[str, Any] = {
     "output": OutputOption,
     "address": AddressOption,
     "svid_dir": SvidDirOption,
+    "unnamed_authorities": UnnamedOption,
     "timeout": TimeoutOption,
     "role": RoleOption,
 }

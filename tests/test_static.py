@@ -153,7 +153,7 @@ def test_the_lock_is_made_from_what_the_distributions_need() -> None:
     assert listed == wanted - {"shardhold"}
 
 
-@pytest.mark.parametrize("name", ["dev", "server", "sdk-lowest"])
+@pytest.mark.parametrize("name", ["build", "dev", "server", "sdk-lowest", "uv"])
 def test_every_line_of_a_lock_has_hashes(name: str) -> None:
     """pip installs nothing from a lock whose file was not seen when it was made."""
     lock = (ROOT / "requirements" / f"{name}.lock").read_text()

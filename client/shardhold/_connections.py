@@ -8,6 +8,8 @@
 Nothing here waits, closes or locks: the channels do, each in its own way.
 """
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -15,6 +17,10 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from shardhold.identity import IdentitySource, Svid
+
+_HYBRID_SINCE = (1, 83)  # tried: grpcio 1.82.1 agrees on keys by P-256, 1.83.0 by X25519MLKEM768
+
+_logger = logging.getLogger(__name__)
 
 MESSAGE_LIMIT = 5 * 1024 * 1024  # bytes of one message, either way
 
@@ -109,9 +115,27 @@ class Connections(Generic[_Channel]):
 
 def list_options(server_name: str, options: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
     """Return gRPC's options for calls to *server_name*; *options* override the defaults."""
+    warn_of_classical_keys(grpc.__version__)
     # The roots hold the authorities of one trust domain only, and each of its servers has one DNS name of its own: with
     # the name pinned, no workload's SVID passes for a server's. gRPC's client never checks the URI SAN.
     return tuple({**_DEFAULTS, "grpc.ssl_target_name_override": server_name, **dict(options)}.items())
+
+
+def offers_hybrid_keys(version: str) -> bool:
+    """Return whether this version of grpcio agrees on keys by X25519 with ML-KEM-768, if the server does as well."""
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) >= _HYBRID_SINCE
+
+
+@functools.cache  # once for a process
+def warn_of_classical_keys(version: str) -> None:
+    """Log it when *version* of grpcio is older than that: grpcio does not tell what a connection agreed on."""
+    if not offers_hybrid_keys(version):
+        _logger.warning(
+            "grpcio %s agrees on keys by P-256 alone, which traffic that is recorded today does not withstand for "
+            "good; grpcio 1.83 or newer adds ML-KEM-768",
+            version,
+        )
 
 
 def make_credentials(svid: Svid) -> grpc.ChannelCredentials:

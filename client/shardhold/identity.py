@@ -58,18 +58,23 @@ class Svid:
     expires_at: datetime
 
     @classmethod
-    def parse(cls, certificates_pem: bytes, key_pem: bytes, bundle_pem: bytes) -> "Svid":
+    def parse(
+        cls, certificates_pem: bytes, key_pem: bytes, bundle_pem: bytes, *, unnamed_authorities: bool = False
+    ) -> "Svid":
         """Build an SVID from PEM, and check that the parts belong together.
+
+        Authorities of the bundle that name another trust domain are left out. One that names none may be of any: with
+        *unnamed_authorities* the caller knows that the bundle is that of the SVID's trust domain alone.
 
         Raises:
             ValueError: Something does not parse, the leaf does not have exactly one URI SAN with a SPIFFE ID, the key
-                is another's, or no authority of the bundle issued it.
+                is another's, an authority names no trust domain, or none of the bundle issued it.
         """
         from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
 
         try:
-            return cls._parse(certificates_pem, key_pem, bundle_pem)
+            return cls._parse(certificates_pem, key_pem, bundle_pem, unnamed_authorities)
         except (
             UnsupportedAlgorithm,
             x509.DuplicateExtension,
@@ -79,7 +84,7 @@ class Svid:
             raise ValueError("a certificate is malformed, or a key of an unknown kind") from exc
 
     @classmethod
-    def _parse(cls, certificates_pem: bytes, key_pem: bytes, bundle_pem: bytes) -> "Svid":
+    def _parse(cls, certificates_pem: bytes, key_pem: bytes, bundle_pem: bytes, unnamed_authorities: bool) -> "Svid":
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
         chain = _parse_certificates("SVID", certificates_pem)
@@ -95,12 +100,16 @@ class Svid:
         form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
             raise ValueError("the private key is not the SVID's")
-        bundle = [
-            authority
-            for authority in _parse_certificates("bundle", bundle_pem)
+        bundle = []
+        for authority in _parse_certificates("bundle", bundle_pem):
+            named = {_name_trust_domain(uri) for uri in _read_uris(authority) if uri.startswith(_SCHEME)}
+            if not named and not unnamed_authorities:
+                raise ValueError(
+                    "an authority of the bundle names no trust domain, and may be another's that was merged into it"
+                )
             # An authority of another trust domain could mint our names if it were in the same pool.
-            if all(_name_trust_domain(uri) == trust_domain for uri in _read_uris(authority) if uri.startswith(_SCHEME))
-        ]
+            if named <= {trust_domain}:
+                bundle.append(authority)
         if not bundle:
             raise ValueError(f"the bundle has no authority of {trust_domain}")
         if not any(_is_issued(certificate, authority) for certificate in chain for authority in bundle):
@@ -259,6 +268,7 @@ class WorkloadAPI:
                         b"".join(certificate.public_bytes(Encoding.PEM) for certificate in svid.cert_chain),
                         svid.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
                         b"".join(authorities),
+                        unnamed_authorities=True,  # the Workload API keeps the bundles of trust domains apart
                     )
                 )
             except ValueError as exc:
@@ -302,12 +312,18 @@ class SvidFiles:
     A set that is half-written or does not belong together is ignored until it is complete; the last good one serves
     meanwhile.
 
+    Args:
+        directory: The folder of the three files.
+        unnamed_authorities: Take authorities that name no trust domain. Only where bundle.pem is the bundle of one
+            trust domain alone: another's that was merged into it could mint our names.
+
     Raises:
         IdentityUnavailableError: There is no usable set at the start.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, unnamed_authorities: bool = False) -> None:
         self._directory = Path(directory)
+        self._unnamed_authorities = unnamed_authorities
         self._held = _HeldSvid(str(self._directory))
         try:
             self._warn_of_readers()
@@ -341,7 +357,7 @@ class SvidFiles:
         parts = [(self._directory / name).read_bytes() for name in (SVID_FILE, KEY_FILE, BUNDLE_FILE)]
         if self._mark() != mark:
             raise ValueError("the files changed while they were read")
-        self._held.replace(Svid.parse(*parts))
+        self._held.replace(Svid.parse(*parts, unnamed_authorities=self._unnamed_authorities))
         return mark
 
     def _warn_of_readers(self) -> None:

@@ -37,6 +37,8 @@ class IdentityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     socket: str = ""
     # folder with svid.pem, svid_key.pem and bundle.pem, for source "files"
     svid_dir: str = ""
+    # with source "files": take authorities that name no trust domain; only where bundle.pem has no other domain's
+    unnamed_authorities: bool = False
 
     def __post_init__(self) -> None:
         if self.source == "files" and not self.svid_dir:

@@ -64,7 +64,7 @@ def open_identity(options: IdentityOptions) -> IdentitySource:
     """
     source: IdentitySource
     if options.source == "files":
-        source = SvidFiles(options.svid_dir)
+        source = SvidFiles(options.svid_dir, unnamed_authorities=options.unnamed_authorities)
     else:
         source = WorkloadAPI(options.socket or None, timeout=_TRY_S)
     try:

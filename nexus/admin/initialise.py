@@ -30,6 +30,7 @@ from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest, records
 from nexus.keys.first_rows import FIRST_KEK, FIRST_TIMELINE, make_first_rows, make_genesis
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import Serving, prove
 from nexus.keys.root_key import ROOT_KEY_SIZE, RootKey
 from nexus.keys.shard_set import draw_set
@@ -97,6 +98,7 @@ class Initialisation:
         pool: KeeperPool,
         memory: ProtectedMemory,
         first_policy: Policy,
+        pin: GenesisPin,
     ) -> None:
         self._store = store
         self._gate = gate
@@ -105,6 +107,7 @@ class Initialisation:
         self._pool = pool
         self._memory = memory
         self._first_policy = first_policy
+        self._pin = pin
         self._attempt: _Attempt | None = None
         self._confirmed: tuple[int, bytes] | None = None  # attempt and answer that made this cluster
         self._lock = threading.Lock()
@@ -120,10 +123,12 @@ class Initialisation:
 
         Raises:
             InvalidArgumentError: A threshold, the public key or a share hash.
-            WrongStateError: The store is initialised or holds something, or keepers serve a cluster.
+            WrongStateError: The store is initialised or holds something, keepers serve a cluster, or the configuration
+                names the one cluster that may be served.
         """
         with self._gate.role_call(calls.BEGIN_INIT, caller) as record, self._lock:
             threshold = self._check_plan(plan)
+            self._pin.check_new()
             self._pool.wait_heard(seconds=_HEARD_S)
             meta = self._store.write(self._allocate)
             record.detail = f"attempt {meta.last_init_attempt}"

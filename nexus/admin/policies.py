@@ -1,6 +1,7 @@
 """The policies of a cluster: apply, list, delete, each authorised and audited by the gate."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from common.errors import InvalidArgumentError, NotFoundError
 from nexus.access import calls
@@ -12,6 +13,17 @@ from nexus.policy.rules import Policy, check_policy, check_policy_name, encode_p
 from nexus.store.protocol import Store, Writer
 
 MAX_APPLIED = 100
+MAX_PAGE = 100
+MAX_PAGE_SIZE = 1024 * 1024  # bytes of encoded policies, but for the first of a page
+MAX_DAMAGED = 1000  # names that are told
+_MAX_NAME = 1024  # characters of one; a policy's name has at most 64
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPage:
+    policies: tuple[Policy, ...]  # by name
+    damaged: tuple[str, ...]  # on the first page
+    following: str  # name after which the next page begins; empty: there is none
 
 
 class Policies:
@@ -39,14 +51,23 @@ class Policies:
             record.detail = " ".join(name for _, name in bodies)
             return self._change(record, put=bodies)
 
-    def list(self, caller: Caller) -> PolicyView:
-        """Return all policies, and the names of damaged ones.
+    def list(self, caller: Caller, *, after: str = "", limit: int = 0) -> PolicyPage:
+        """Return the policies after the name *after*, at most *limit* of them, 0: 100, and the names of damaged ones.
 
         Raises:
+            InvalidArgumentError: Page size or token.
             DeniedError: The caller's role does not allow it.
         """
+        if not 0 <= limit <= MAX_PAGE:
+            raise InvalidArgumentError(f"page_size: got {limit}, want at most {MAX_PAGE}")
+        if after:
+            check_policy_name(after, what="page_token")
         with self._gate.keyed_call(calls.LIST_POLICIES, caller) as (_, serving):
-            return serving.view
+            view = serving.view
+        damaged = () if after else tuple(name[:_MAX_NAME] for name in view.damaged[:MAX_DAMAGED])
+        left = [policy for policy in view.policies.policies if policy.name > after]
+        page = _cut(left, limit or MAX_PAGE)
+        return PolicyPage(page, damaged, page[-1].name if len(page) < len(left) else "")
 
     def delete(self, caller: Caller, name: str) -> int:
         """Delete one policy, or a damaged row of that name; return the revision.
@@ -82,3 +103,14 @@ class Policies:
             serving.follow(standing, view)
 
         return self._store.write(change, alone=True, on_commit=follow)[0]
+
+
+def _cut(policies: Sequence[Policy], limit: int) -> tuple[Policy, ...]:
+    """Return the beginning of *policies* that fits a page; at least one, if there is one."""
+    size, count = 0, 0
+    for policy in policies[:limit]:
+        size += len(encode_policy(policy))
+        if count and size > MAX_PAGE_SIZE:
+            break
+        count += 1
+    return tuple(policies[:count])

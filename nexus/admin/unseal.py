@@ -44,6 +44,7 @@ from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate, may_act_on
 from nexus.admin.statement_signer import StatementSigner
 from nexus.keys import manifest, records
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import prove
 from nexus.keys.root_key import ROOT_KEY_SIZE
 from nexus.lifecycle.states import State
@@ -138,6 +139,7 @@ class Unseal:
         memory: ProtectedMemory,
         clock: Clock,
         signer: StatementSigner,
+        pin: GenesisPin,
     ) -> None:
         self._store = store
         self._gate = gate
@@ -145,6 +147,7 @@ class Unseal:
         self._memory = memory
         self._clock = clock
         self._signer = signer
+        self._pin = pin
         self._desk = StatementDesk(clock, limit=_MAX_KEYS, per_audience=KEYS_PER_CALLER)
         self._session: _Session | None = None
         self._lock = threading.Lock()
@@ -154,7 +157,8 @@ class Unseal:
 
         Raises:
             WrongStateError: One is open.
-            CorruptRowError: Recovery key or escrow is not that of the genesis record.
+            CorruptRowError: Recovery key or escrow is not that of the genesis record, or this is another cluster's than
+                the configured one.
         """
         with self._gate.role_call(calls.START_UNSEAL, caller), self._lock:
             self._expire()
@@ -352,6 +356,7 @@ class Unseal:
     def _load_material(self) -> Material:
         with self._store.read() as reader:
             genesis = records.load_genesis(reader)
+            self._pin.check(genesis.fingerprint)
             recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
             generation = manifest.find_current_set(genesis.cluster_id, reader.load_controls()).generation
             escrow = records.decode(records.EscrowRecord, records.load_body(reader, records.ESCROW, str(generation)))

@@ -20,6 +20,7 @@ from common.forms.mark import NO_AUDIT, AuditEnd, Mark, SignedMark
 from nexus.keepers.marks import MarkBook, MarkMaker, NewerMark
 from nexus.keys import records
 from nexus.keys.floor import describe, is_below
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.store.protocol import Meta, Store
@@ -34,9 +35,11 @@ class StoreMarks:
         lifecycle: Lifecycle,
         clock: Clock,
         lock: threading.RLock,
+        pin: GenesisPin,
         find_audit_end: Callable[[], AuditEnd] = lambda: NO_AUDIT,
     ) -> None:
         self._store = store
+        self._pin = pin
         self._find_audit_end = find_audit_end
         self.epoch = NO_EPOCH  # of the store, as it was last known
         self._lifecycle = lifecycle
@@ -49,12 +52,13 @@ class StoreMarks:
         """Return the book, which is begun with the stored genesis record (rule 1).
 
         Raises:
-            StoreUnavailableError, CorruptRowError: The record cannot be read.
+            StoreUnavailableError, CorruptRowError: The record cannot be read, or is not that of the configured cluster.
         """
         with self._lock:
             if self.book is None:
                 with self._store.read() as reader:
                     genesis = records.load_genesis(reader)
+                self._pin.check(genesis.fingerprint)
                 self.book = MarkBook(genesis)
             return self.book
 

@@ -33,6 +33,7 @@ from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest
 from nexus.keys.floor import Standing
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import PolicyView, Serving, load_view
 from nexus.keys.outbox import append_entry
 from nexus.keys.replacement import WriteEntry, replace_set
@@ -47,6 +48,7 @@ from nexus.lifecycle.way_back import WayBack
 from nexus.store.protocol import Meta, Store, Writer
 
 _MARK_WAIT_S = 0.5  # for the marks of keepers that have not answered, once the key is there
+_ANY = GenesisPin()
 _RETRY_S = 1.0  # between two looks at marks, and before what failed is tried again
 
 log = structlog.get_logger("warden")
@@ -63,6 +65,7 @@ class Warden:
         pool: KeeperPool,
         memory: ProtectedMemory,
         clock: Clock,
+        pin: GenesisPin = _ANY,
         inspect_store: Callable[[], str] = lambda: "",
         find_audit_gap: Callable[[Serving], str] = lambda serving: "",
         find_audit_end: Callable[[], AuditEnd] = lambda: NO_AUDIT,
@@ -79,7 +82,7 @@ class Warden:
         self._memory = memory
         self._clock = clock
         self._lock = threading.RLock()
-        self._marks = StoreMarks(store, lifecycle, clock, self._lock, find_audit_end)
+        self._marks = StoreMarks(store, lifecycle, clock, self._lock, pin, find_audit_end)
         self._executor = Executor(lifecycle, pool, self._marks)
         self._sealing = Sealing(
             store=store,

@@ -69,14 +69,14 @@ def check_policy(policy: Policy) -> None:
         raise InvalidArgumentError(f"{name}: permissions: got one twice, want each once")
 
 
-def check_policy_name(name: str) -> None:
-    """Check the name of a policy.
+def check_policy_name(name: str, *, what: str = "policy name") -> None:
+    """Check the name of a policy, which came as *what*.
 
     Raises:
         InvalidArgumentError: Not ``[a-z0-9-]{1,64}``.
     """
     if _NAME.fullmatch(name) is None:
-        raise InvalidArgumentError(f"policy name: got {name[:65]!r}, want 1 to 64 of [a-z0-9-]")
+        raise InvalidArgumentError(f"{what}: got {name[:65]!r}, want 1 to 64 of [a-z0-9-]")
 
 
 def split_spiffe_glob(glob: str, *, name: str = "spiffe_id") -> tuple[str, ...]:

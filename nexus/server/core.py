@@ -20,6 +20,7 @@ from nexus.admin.statement_signer import StatementSigner
 from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
@@ -28,6 +29,8 @@ from nexus.policy.rules import Policy
 from nexus.store.protocol import Store
 from nexus.store.requests import RequestRetention
 from nexus.vault.secrets import Vault
+
+_ANY = GenesisPin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,12 @@ def build_core(
     clock: Clock,
     on_state: Callable[[State], None],
     give_up: Callable[[str], None],
+    pin: GenesisPin = _ANY,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
-    process.
+    process. *pin* names the one cluster that may be served.
     """
 
     def follow(now: State) -> None:
@@ -79,6 +83,7 @@ def build_core(
         pool=pool,
         memory=memory,
         clock=clock,
+        pin=pin,
         inspect_store=store.find_fault,
         find_audit_gap=lambda serving: continuity.find_gap(serving.root_key),
         find_audit_end=lambda: AuditEnd(audit.nexus, *audit.synced_position),
@@ -107,8 +112,9 @@ def build_core(
         pool=pool,
         memory=memory,
         first_policy=first_policy,
+        pin=pin,
     )
-    unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer)
+    unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer, pin=pin)
     status = Status(
         store=store,
         gate=gate,

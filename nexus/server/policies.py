@@ -25,10 +25,12 @@ class PolicyHandlers:
         policies = [_from_message(message) for message in request.policies]
         return pb.ApplyPoliciesResponse(revision=self._policies.apply(self._identify(call), policies))
 
-    def list_policies(self, call: Call, _: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
-        view = self._policies.list(self._identify(call))
+    def list_policies(self, call: Call, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
+        page = self._policies.list(self._identify(call), after=request.page_token, limit=request.page_size)
         return pb.ListPoliciesResponse(
-            policies=[_to_message(policy) for policy in view.policies.policies], damaged=view.damaged
+            policies=[_to_message(policy) for policy in page.policies],
+            damaged=page.damaged,
+            next_page_token=page.following,
         )
 
     def delete_policy(self, call: Call, request: pb.DeletePolicyRequest) -> pb.DeletePolicyResponse:

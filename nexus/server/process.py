@@ -27,6 +27,7 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
 from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.pool import KeeperPool
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.manifest import find_current_set
 from nexus.keys.shard_set import Member
 from nexus.lifecycle.states import State, initial_state
@@ -96,6 +97,7 @@ class Nexus:
             clock=clock,
             on_state=lambda state: self._set_serving(state is State.READY),
             give_up=self._fail,
+            pin=GenesisPin(bytes.fromhex(config.genesis)),
         )
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 DEFAULT_RECOVERY = "3/5"
+_LOOK_S = 0.5  # between two looks for an identity
 _CONFIRM_S = 30.0  # a confirmation waits for a quorum of keepers
 _RECOVERY = re.compile(r"([0-9]{1,2})/([0-9]{1,2})")
 
@@ -40,7 +42,10 @@ def init(
     ] = None,
     if_needed: Annotated[
         bool,
-        typer.Option("--if-needed", help="For automation: leave an initialised cluster alone and exit with 0."),
+        typer.Option(
+            "--if-needed",
+            help="For automation: wait for identity and nexus, leave an initialised cluster alone and exit with 0.",
+        ),
     ] = False,
 ) -> None:
     """Initialise the cluster and hand out the recovery shares. Role: superuser."""
@@ -56,14 +61,31 @@ def init(
     custodians: Custodians = ScreenCustodians(Terminal())
     if shares_dir is not None:
         custodians = FileCustodians(shares_dir, set_aside=if_needed)
-    with signals_as_interrupt(), Connection(settings, preferred=("superuser",)) as connection:
+    connect = _connect_patiently if if_needed else Connection
+    with signals_as_interrupt(), connect(settings, preferred=("superuser",)) as connection:
         calls = _Calls(connection)
-        if if_needed and (state := calls.load_state().name) not in BEFORE_COMMIT:
+        if if_needed and (state := calls.load_state(waits=True).name) not in BEFORE_COMMIT:
             _print_left_alone(settings, state)
             return
         ceremony = Ceremony(calls, custodians, clock=SystemClock(), say=_say)
         initialised = ceremony.run(plan)
     _print(settings, plan, initialised, shares_dir)
+
+
+def _connect_patiently(settings: Settings, *, preferred: Sequence[str]) -> "Connection":
+    """Wait for an identity as well, for as long as one call may take."""
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+    from pilot.connection import Connection
+    from shardhold._errors import IdentityUnavailableError
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(IdentityUnavailableError),
+        stop=stop_after_delay(settings.timeout),
+        wait=wait_fixed(_LOOK_S),
+        reraise=True,
+    )
+    return retrying(Connection, settings, preferred=preferred)
 
 
 def parse_plan(keeper_threshold: int, recovery: str) -> "InitPlan":
@@ -129,11 +151,11 @@ class _Calls:
 
         self._connection.call(self._cluster.AbortInit, pb.AbortInitRequest(attempt=attempt))
 
-    def load_state(self) -> "State":
+    def load_state(self, *, waits: bool = False) -> "State":
         from pilot.custody.ceremony import State
         from shardhold.v1 import cluster_pb2 as pb
 
-        response = self._connection.call(self._cluster.GetStatus, pb.GetStatusRequest())
+        response = self._connection.call(self._cluster.GetStatus, pb.GetStatusRequest(), waits=waits)
         return State(pb.State.Name(response.state).removeprefix("STATE_").lower(), response.genesis)
 
 

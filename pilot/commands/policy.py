@@ -76,17 +76,24 @@ def list_(settings: Settings) -> None:
     from shardhold.v1 import policies_pb2 as pb
 
     with _connect(settings, "superuser", "auditor") as connection:
-        response = connection.call(connection.policies.ListPolicies, pb.ListPoliciesRequest())
-    documents = [to_document(policy) for policy in response.policies]
+        request = pb.ListPoliciesRequest()
+        documents, damaged = [], list[str]()
+        while True:
+            response = connection.call(connection.policies.ListPolicies, request)
+            documents += [to_document(policy) for policy in response.policies]
+            damaged += response.damaged
+            if not response.next_page_token:
+                break
+            request.page_token = response.next_page_token
     if settings.output is Output.JSON:
-        print_json({"policies": documents, "damaged": list(response.damaged)})
+        print_json({"policies": documents, "damaged": damaged})
         return
     rows = [
         (one["name"], " ".join(one["permissions"]), "\n".join(one["spiffe_ids"]), "\n".join(one["paths"]))
         for one in documents
     ]
     print_table(("policy", "permissions", "SPIFFE IDs", "paths"), rows)
-    for name in response.damaged:
+    for name in damaged:
         print(
             f"pilot: warning: policy {name} was changed outside Shardhold; no workload is authorised until it is "
             "applied again or deleted",

@@ -2,7 +2,7 @@
 
 import sys
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,9 +21,22 @@ MEMORY_PROTECTION = {3: "3 (memfd_secret)", 2: "2 (locked)", 1: "1 (plain, for d
 _ANY_ROLE = ("operator", "superuser", "auditor", "recover")
 
 
+# With --exit-code; 0 when the nexus serves.
+SEALED, WAITING, NO_CLUSTER = 6, 7, 8
+
+
 @status_app.command()
 @with_globals
-def status(settings: Settings) -> None:
+def status(
+    settings: Settings,
+    exit_code: Annotated[
+        bool,
+        typer.Option(
+            "--exit-code",
+            help="Exit with 0 only if the nexus serves: 6 sealed, 7 recovering or blocked, 8 not initialised.",
+        ),
+    ] = False,
+) -> None:
     """Show the status of the nexus and its keepers."""
     from pilot.connection import Connection
     from shardhold.v1.cluster_pb2 import GetStatusRequest
@@ -33,13 +46,10 @@ def status(settings: Settings) -> None:
     document = to_document(response)
     if settings.output is Output.JSON:
         print_json(document)
-        return
-    print_facts(to_facts(document))
-    for hint in list_hints(document):
-        print(f"pilot: hint: {hint}", file=sys.stderr)
-    if document["keepers"]:
-        print()
-        print_table(("keeper", "address", "shard", "fault"), [to_row(keeper) for keeper in document["keepers"]])
+    else:
+        _print(document)
+    if exit_code:
+        raise typer.Exit(find_exit_code(document))
 
 
 @whoami_app.command()
@@ -74,6 +84,22 @@ def version(settings: Settings) -> None:
         print_json({"version": __version__})
     else:
         print(f"pilot {__version__}")
+
+
+def find_exit_code(document: dict[str, Any]) -> int:
+    """Return what `--exit-code` makes of a status: 0 if calls are served."""
+    if document["state"] == "ready":
+        return WAITING if document["blocked_by"] else 0
+    return {"sealed": SEALED, "recovering": WAITING}.get(document["state"], NO_CLUSTER)
+
+
+def _print(document: dict[str, Any]) -> None:
+    print_facts(to_facts(document))
+    for hint in list_hints(document):
+        print(f"pilot: hint: {hint}", file=sys.stderr)
+    if document["keepers"]:
+        print()
+        print_table(("keeper", "address", "shard", "fault"), [to_row(keeper) for keeper in document["keepers"]])
 
 
 def to_document(response: "GetStatusResponse") -> dict[str, Any]:
@@ -186,6 +212,8 @@ def list_hints(document: dict[str, Any]) -> list[str]:
         return ["custodians bring it back: 'pilot unseal'"]
     if document["state"] == "recovering" and document["blocked_by"]:
         return ["if the keepers that it waits for do not return, custodians bring it back: 'pilot unseal'"]
+    if document["state"] == "ready" and document["blocked_by"]:
+        return ["it serves again by itself once its audit can be written: look at that disk, and at the nexus's log"]
     if document["state"] == "ready" and (short := document["keepers_short"]):
         more = "1 more keeper holds its shard" if short == 1 else f"{short} more keepers hold their shards"
         return [f"until {more}, a restarted nexus needs its custodians"]

@@ -140,17 +140,14 @@ class DevCluster:
         self.directory.save(self.state)
         return ran
 
-    def init(self) -> None:
-        """Initialise the cluster with the real command, as the superuser.
+    def init(self) -> Path | None:
+        """Initialise the cluster with the real command, as the superuser; return where earlier shares went, if any.
 
         Raises:
             DevError: The command fails; its output is the hint.
         """
         plan, shares = self.state.plan, self.directory.recovery_shares
-        for card in shares.glob("*") if shares.is_dir() else ():
-            card.unlink()  # from an attempt that never became a cluster: it opens nothing
-        if shares.is_dir():
-            shares.rmdir()
+        aside = self.directory.set_shares_aside()
         command = [
             "init",
             "--shares-dir",
@@ -163,6 +160,7 @@ class DevCluster:
         done = self.run_pilot(command)
         if done.returncode != 0:
             raise DevError("pilot init failed", hint=f"{done.stdout}{done.stderr}".strip())
+        return aside
 
     def run_pilot(self, arguments: Sequence[str], *, path: str = SUPERUSER_PATH) -> subprocess.CompletedProcess[str]:
         """Run pilot against this cluster, with the identity *path*."""

@@ -224,7 +224,9 @@ def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
         return True
     if cluster.load_status()["state"] in ("uninitialised", "initialising"):
         with _console.status("initialising"):
-            cluster.init()
+            aside = cluster.init()
+        if aside is not None:
+            _say(f"the recovery shares of an earlier cluster are kept in {aside}")
         _say(
             f"initialised: any {plan.threshold} of {plan.keepers} keepers bring the nexus back; "
             f"recovery shares in {cluster.directory.recovery_shares}"

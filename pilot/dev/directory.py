@@ -87,6 +87,18 @@ class DevDirectory:
     def identities(self) -> Path:
         return self.root / "identities.json"
 
+    def set_shares_aside(self) -> Path | None:
+        """Keep the recovery shares of an earlier init under another name, which is returned; None if there are none.
+
+        The store of their cluster may be missing only for now: nothing else opens it.
+        """
+        if not self.recovery_shares.is_dir():
+            return None
+        number = 1
+        while (aside := self.recovery_shares.with_name(f"{self.recovery_shares.name}-{number}")).exists():
+            number += 1
+        return self.recovery_shares.rename(aside)
+
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
@@ -172,15 +184,28 @@ class DevDirectory:
         self.replace_file(self._state, msgspec.json.format(msgspec.json.encode(state), indent=2))
 
     def replace_file(self, path: Path, content: bytes) -> None:
-        """Write a file whole, mode 0600; a reader sees the old or the new one."""
+        """Write a file whole, mode 0600; a reader sees the old or the new one.
+
+        Raises:
+            DevError: It cannot be written; the old one stays.
+        """
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.touch(mode=0o600)
-        draft.write_bytes(content)
-        draft.replace(path)
+        try:
+            draft.touch(mode=0o600)
+            draft.write_bytes(content)
+            draft.replace(path)
+        except OSError as exc:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise DevError(f"{path} cannot be written: {exc.strerror}") from exc
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Let one command at a time change the cluster."""
-        with (self.root / ".lock").open("wb") as file:
+        try:
+            lock = (self.root / ".lock").open("wb")
+        except OSError as exc:
+            raise DevError(f"{self.root / '.lock'} cannot be written: {exc.strerror}") from exc
+        with lock as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -9,7 +9,7 @@ from cryptography import x509
 
 from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, IdentityUnavailableError, Svid, SvidFiles
 from tests.kit.authority import EXPIRED, Authority
-from tests.kit.credentials import ALL_FILES, certify, write_svid
+from tests.kit.credentials import ALL_FILES, certify, make_unnamed_authority, write_svid
 
 WaitUntil: TypeAlias = Callable[..., None]
 
@@ -58,6 +58,17 @@ class TestSvidFiles:
         assert source.current() == before
         write_svid(tmp_path, after, BUNDLE_FILE)
         wait_until(lambda: source.current() == after)
+        source.close()
+
+    def test_an_authority_that_names_no_trust_domain(self, ca: Authority, tmp_path: Path) -> None:
+        """It may be another domain's that was merged in, and is refused unless the caller knows that it is none."""
+        svid, stranger = ca.issue("/team/app"), make_unnamed_authority()
+        write_svid(tmp_path, svid, *ALL_FILES)
+        (tmp_path / BUNDLE_FILE).write_bytes(svid.bundle_pem + stranger)
+        with pytest.raises(IdentityUnavailableError, match="names no trust domain"):
+            SvidFiles(tmp_path)
+        source = SvidFiles(tmp_path, unnamed_authorities=True)
+        assert len(source.current().bundle()) == 2
         source.close()
 
     @pytest.mark.parametrize("missing", [SVID_FILE, KEY_FILE, BUNDLE_FILE])

@@ -99,6 +99,8 @@ def test_full_under_the_audit(cluster: Cluster, audit: SmallDisk) -> None:
     assert ledger.put() == "AUDIT_UNAVAILABLE"
     cluster.wait("readiness goes down", lambda: is_audit_failing(cluster))
     assert cluster.superuser.get_status().revision
+    told = cluster.pilot("status", "--exit-code", exit_code=7)
+    assert "blocked by  audit entries cannot be written, so almost every call is refused" in told.stdout
     assert cluster.superuser.seal().keepers_emptied == 2
     assert restart(cluster, audit) == "sealed"
     cluster.wait("nobody unseals", lambda: read_outcome(cluster.unseal).reason == "AUDIT_UNAVAILABLE")

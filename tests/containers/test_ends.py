@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.shared import SharedStacks
-from tests.containers.stack import KEEPERS, ROOT, SERVERS, Stack, docker
+from tests.containers.stack import KEEPERS, ROOT, SERVERS, Stack, docker, rebuild_images
 from tests.containers.transcript import Step, read_steps
 from tests.containers.without_shells import PATH, VALUE, take
 
@@ -137,7 +137,9 @@ def run_step(step: Step, stack: Stack, folder: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, env=stack.environ(), capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
+    if done.returncode != 0:
+        logs = stack.compose("logs", "--no-color", "--tail", "8", check=False).stdout
+        pytest.fail(f"$ {command}\n{done.stdout}{done.stderr}\n{logs}")
 
 
 def test_down_and_up_waits_for_recovery_shares(stack: Stack, tmp_path: Path) -> None:
@@ -172,4 +174,23 @@ def test_all_at_once_in_any_order(stack: Stack) -> None:
     stack.wait_state("recovering")
     stack.unseal((5, 2, 4))
     stack.wait_ready()
+    assert read(stack) == VALUE
+
+
+def test_the_documented_upgrade_and_a_plain_up_after_it(stack: Stack, tmp_path: Path) -> None:
+    """Containers are replaced one by one by the commands of the document, and a plain `up` then lets them be."""
+    replace, ask, finish = (step for step in read_steps(DOCUMENT, "Upgrade") if step.command != "docker compose build")
+    stack.tag = rebuild_images(stack.tag)
+    for service in (*KEEPERS, "nexus"):
+        run_step(Step(replace.command.replace("keeper-1", service)), stack, tmp_path)
+        stack.wait_whole()
+    assert "pilot status" in ask.command
+    upgraded = stack.inspect_all(*SERVERS)
+    assert all(found["Config"]["Image"].endswith(stack.tag) for found in upgraded.values())
+    run_step(finish, stack, tmp_path)
+    for service, found in stack.inspect_all(*SERVERS).items():
+        assert found["Id"] == upgraded[service]["Id"], f"{service} was made again"
+        assert found["State"]["StartedAt"] == upgraded[service]["State"]["StartedAt"], f"{service} was started again"
+    assert stack.inspect("identity")["Config"]["Image"].endswith(stack.tag)
+    stack.wait_whole()
     assert read(stack) == VALUE

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from shardhold.identity import BUNDLE_FILE, KEY_FILE, SVID_FILE, Svid
 from tests.kit.authority import USUAL, Authority, key_pem
@@ -51,3 +54,14 @@ def write_svid(folder: Path, svid: Svid | Credentials, *names: str) -> Path:
         file.touch(mode=0o600)
         file.write_bytes(parts[name])
     return folder
+
+
+def make_unnamed_authority() -> bytes:
+    """Make the certificate of an authority without any SAN, as upstream authorities are."""
+    key, now, name = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC), x509.Name([])
+    return (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+    )

@@ -21,6 +21,7 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller
 from nexus.access.roles import Roles
 from nexus.keepers.pool import KeeperPool
+from nexus.keys.genesis_pin import GenesisPin
 from nexus.lifecycle.states import State, initial_state
 from nexus.server.audit import AuditHandlers
 from nexus.server.auth import Authenticator
@@ -74,6 +75,7 @@ class RealWaits:
         return SystemClock().wait(event, seconds)
 
 
+ANY_CLUSTER = GenesisPin()
 AUTHORITY = Authority(at=NOW)
 IDENTITY = FixedIdentity(AUTHORITY.forge("p256", f"spiffe://{TRUST_DOMAIN}/shardhold/nexus/n1"))
 
@@ -97,8 +99,8 @@ class NexusCore:
         )
         self.bind(initial_state(meta))
 
-    def bind(self, state: State) -> None:
-        """Build what hangs on the lifecycle, which begins in *state*."""
+    def bind(self, state: State, pin: GenesisPin = ANY_CLUSTER) -> None:
+        """Build what hangs on the lifecycle, which begins in *state*; *pin* names the one cluster to serve."""
         core = build_core(
             self.store,
             self.audit,
@@ -111,6 +113,7 @@ class NexusCore:
             clock=RealWaits(self.clock),
             on_state=self.states.append,
             give_up=self.failures.append,
+            pin=pin,
         )
         self.lifecycle = core.lifecycle
         self.warden = core.warden

@@ -45,6 +45,7 @@ def test_defaults(tmp_path: Path) -> None:
     [
         pytest.param('name = "n1"\n', "", "^name: got nothing", id="no name"),
         pytest.param('"n1"', '"n/1"', "^name: got 'n/1', want 1 to 64", id="a name that is no file name"),
+        pytest.param('"n1"\n', '"n1"\ngenesis = "00ff"\n', "^genesis: got '00ff', want 64 digits", id="half a genesis"),
         pytest.param("[identity]", "[identities]", "^identities: no such option", id="unknown table"),
         pytest.param(
             "[identity]", "[listen]\nport = 1\n[identity]", "^listen.port: no such option", id="unknown option"

@@ -224,7 +224,7 @@ def test_many_changes_at_once_lose_nothing(ready: Ready, wait_until: WaitUntil) 
     assert failures == []
     assert ready.core.states == [State.READY]
     assert ready.core.lifecycle.require_serving().floor.position == ready.cluster.load()[0].position
-    assert len(ready.core.policies.list(SUPERUSER).policies.policies) == 32
+    assert len(ready.core.policies.list(SUPERUSER).policies) == 32
 
 
 def make_old(cluster: FoundedCluster) -> None:

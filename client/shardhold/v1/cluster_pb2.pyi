@@ -106,7 +106,8 @@ class GetStatusResponse(_message.Message):
     def blocked_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Everything from here on is empty for callers without a role. Unless the state is ready, it is what the store says,
         and not proved yet.
-        One line for each thing that keeps the nexus from being ready; empty when ready.
+        One line for each thing that keeps the nexus from serving. In ready there is at most one: that audit entries cannot
+        be written, while which almost every call is refused.
         """
 
     @_builtins.property

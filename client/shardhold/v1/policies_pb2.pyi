@@ -124,12 +124,21 @@ Global___ApplyPoliciesResponse: _TypeAlias = ApplyPoliciesResponse  # noqa: Y015
 class ListPoliciesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many policies, 1 to 100; 0: 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty: the first page."""
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,12 +150,16 @@ class ListPoliciesResponse(_message.Message):
 
     POLICIES_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: this was the last page. A page has at most 1 MiB of policies, so it may be short without being the last."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]: ...
     @_builtins.property
     def damaged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of policies whose stored row was changed outside Shardhold: while there are any, no workload is authorised.
-        They are cured when a superuser applies them again or deletes them.
+        They are cured when a superuser applies them again or deletes them. On the first page; at most 1,000, each cut off after
+        1,024 characters.
         """
 
     def __init__(
@@ -154,10 +167,11 @@ class ListPoliciesResponse(_message.Message):
         *,
         policies: _abc.Iterable[Global___Policy] | None = ...,
         damaged: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "next_page_token", b"next_page_token", "policies", b"policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

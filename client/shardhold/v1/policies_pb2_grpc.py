@@ -69,8 +69,8 @@ class PolicyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListPolicies(self, request, context):
-        """Lists all policies, by name. Roles: superuser, auditor. States: ready.
-        Codes: PERMISSION_DENIED, UNAVAILABLE.
+        """Lists policies by name, page by page. Roles: superuser, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,8 @@ class PolicyServiceStub:
     Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
     """
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_policies_pb2.ListPoliciesRequest, _policies_pb2.ListPoliciesResponse]
-    """Lists all policies, by name. Roles: superuser, auditor. States: ready.
-    Codes: PERMISSION_DENIED, UNAVAILABLE.
+    """Lists policies by name, page by page. Roles: superuser, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
     """
     DeletePolicy: _grpc.UnaryUnaryMultiCallable[_policies_pb2.DeletePolicyRequest, _policies_pb2.DeletePolicyResponse]
     """Deletes one policy. Role: superuser. States: ready.
@@ -62,8 +62,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
     """
     ListPolicies: _aio.UnaryUnaryMultiCallable[_policies_pb2.ListPoliciesRequest, _policies_pb2.ListPoliciesResponse]  # type: ignore[assignment]
-    """Lists all policies, by name. Roles: superuser, auditor. States: ready.
-    Codes: PERMISSION_DENIED, UNAVAILABLE.
+    """Lists policies by name, page by page. Roles: superuser, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
     """
     DeletePolicy: _aio.UnaryUnaryMultiCallable[_policies_pb2.DeletePolicyRequest, _policies_pb2.DeletePolicyResponse]  # type: ignore[assignment]
     """Deletes one policy. Role: superuser. States: ready.
@@ -92,8 +92,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policies_pb2.ListPoliciesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policies_pb2.ListPoliciesResponse, _abc.Awaitable[_policies_pb2.ListPoliciesResponse]]:
-        """Lists all policies, by name. Roles: superuser, auditor. States: ready.
-        Codes: PERMISSION_DENIED, UNAVAILABLE.
+        """Lists policies by name, page by page. Roles: superuser, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -126,8 +126,9 @@ class AuditLog:
         return bool(self._failing)
 
     def list_obstacles(self) -> list[str]:
-        """Say why calls are refused; empty when they are not."""
-        return [f"audit entries cannot be written: {self.failing}"] if self.failing else []
+        """Say why all but a few calls are refused; empty when they are not."""
+        failing = self.failing
+        return [f"audit entries cannot be written, so almost every call is refused: {failing}"] if failing else []
 
     @property
     def is_displaced(self) -> bool:

@@ -1,5 +1,6 @@
 """Waiting for the first SVID of a server."""
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 from common.config.config import IdentityOptions
 from common.errors import ConfigError, IdentityUnavailableError
 from common.server.identity import wait_for_identity
+from shardhold.identity import BUNDLE_FILE
 from tests.kit.authority import EXPIRED, Authority
-from tests.kit.credentials import certify, write_svid
+from tests.kit.credentials import certify, make_unnamed_authority, write_svid
 
 CA = Authority("example.test")
 
@@ -56,3 +58,16 @@ def test_another_trust_domain_is_refused(tmp_path: Path) -> None:
             IdentityOptions(trust_domain="other.test", source="files", svid_dir=str(folder)), threading.Event()
         )
     assert list_watchers() == before
+
+
+def test_authorities_without_a_name_are_an_option(tmp_path: Path) -> None:
+    """A server takes them from a bundle file only if its configuration says that they are of its own trust domain."""
+    svid = CA.issue("/shardhold/nexus/n1")
+    folder = write_svid(tmp_path, svid)
+    (folder / BUNDLE_FILE).write_bytes(svid.bundle_pem + make_unnamed_authority())
+    patience = Patience()
+    with pytest.raises(IdentityUnavailableError, match="names no trust domain"):
+        wait_for_identity(IdentityOptions(CA.trust_domain, source="files", svid_dir=str(folder)), patience)
+    allowing = IdentityOptions(CA.trust_domain, source="files", svid_dir=str(folder), unnamed_authorities=True)
+    with contextlib.closing(wait_for_identity(allowing, patience)) as source:
+        assert len(source.current().bundle()) == 2

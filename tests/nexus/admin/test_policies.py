@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import DeniedError, InvalidArgumentError, NotFoundError, StoreUnavailableError
 from nexus.access.gate import Caller
-from nexus.admin.policies import MAX_APPLIED
+from nexus.admin.policies import MAX_APPLIED, MAX_PAGE, MAX_PAGE_SIZE, PolicyPage
 from nexus.policy.rules import Permission, Policy, encode_policy
 from nexus.store.protocol import Store
 from tests.nexus.cluster import tamper
@@ -37,7 +37,7 @@ def nexus(make_nexus: MakeNexus) -> NexusCore:
 
 
 def names(nexus: NexusCore) -> list[str]:
-    return [one.name for one in nexus.policies.list(SUPERUSER).policies.policies]
+    return [one.name for one in nexus.policies.list(SUPERUSER).policies]
 
 
 def decide(nexus: NexusCore, permission: Permission = READ, path: str = "team/x") -> str | None:
@@ -177,3 +177,29 @@ def test_what_is_not_committed_is_not_in_force(make_nexus: MakeNexus, store: Sto
     assert names(nexus) == ["one", "superusers"]
     assert nexus.list_change_entries() == []
     assert [entry.outcome for entry in nexus.list_entries()][:2] == ["STORE_UNAVAILABLE"] * 2
+
+
+def test_a_list_comes_in_pages(nexus: NexusCore) -> None:
+    """Each begins after the last name of the one before, and the last one says that there are no more."""
+    nexus.policies.apply(SUPERUSER, [policy(f"p{number:03}") for number in range(MAX_APPLIED)])
+    first = nexus.policies.list(SUPERUSER)
+    assert (len(first.policies), first.following) == (MAX_PAGE, "p098")
+    second = nexus.policies.list(SUPERUSER, after=first.following)
+    assert ([one.name for one in second.policies], second.following) == (["p099", "superusers", "two"], "")
+    assert [one.name for one in nexus.policies.list(SUPERUSER, limit=2).policies] == ["one", "p000"]
+    for wrong in ({"limit": MAX_PAGE + 1}, {"after": "not/a name"}):
+        with pytest.raises(InvalidArgumentError, match="page_"):
+            nexus.policies.list(SUPERUSER, **wrong)
+
+
+def test_a_page_is_no_larger_than_a_message(nexus: NexusCore) -> None:
+    """A page of policies of the largest kind ends early, and all of them come."""
+    paths = tuple(f"{number:02}/" + "/".join(["x" * 128] * 3) for number in range(64))
+    nexus.policies.apply(SUPERUSER, [policy(f"large{number:02}", paths=paths) for number in range(50)])
+    pages, after = list[PolicyPage](), ""
+    while not pages or after:
+        pages.append(nexus.policies.list(SUPERUSER, after=after))
+        after = pages[-1].following
+    assert len(pages) > 1
+    assert all(sum(len(encode_policy(one)) for one in page.policies) <= MAX_PAGE_SIZE for page in pages)
+    assert len([one for page in pages for one in page.policies]) == 50 + 3

@@ -129,3 +129,13 @@ def test_a_store_that_cannot_be_read_is_said_and_all_else_is_shown(core: NexusCo
     assert view.blocked_by == ["the nexus is uninitialised", "store failed to read: SQLITE_IOERR"]
     assert (view.facts, view.newer, view.meta.revision) == (None, None, 0)
     assert [keeper.member.name for keeper in view.keepers] == ["keeper-1", "keeper-2", "keeper-3"]
+
+
+def test_a_ready_nexus_says_that_its_audit_fails(make_nexus: MakeNexus) -> None:
+    """While entries cannot be written almost every call is refused, and status says by what it is blocked."""
+    nexus = make_nexus()
+    with nexus.audit_failing():
+        state, _ = nexus.status.describe(SUPERUSER)
+        assert state is State.READY
+        (blocked,) = describe(nexus, SUPERUSER).blocked_by
+        assert blocked.startswith("audit entries cannot be written, so almost every call is refused: ")

@@ -1,5 +1,6 @@
 """The directory of a development cluster and what is written into it."""
 
+import resource
 import socket
 import stat
 import tempfile
@@ -55,6 +56,35 @@ def test_a_first_start_that_was_cut_off_can_be_repeated(tmp_path: Path) -> None:
     assert not directory.exists
     DevCluster.create(directory, Plan())
     assert directory.exists
+
+
+def test_earlier_recovery_shares_are_kept(tmp_path: Path) -> None:
+    """Shares of an earlier init move aside, whole, each time under a name of its own; without any nothing is done."""
+    directory = DevDirectory(tmp_path)
+    assert directory.set_shares_aside() is None
+    for number in (1, 2):
+        directory.recovery_shares.mkdir()
+        (directory.recovery_shares / "custodian-1.txt").write_text(f"words {number}")
+        aside = directory.set_shares_aside()
+        assert aside == tmp_path / f"recovery-shares-{number}"
+        assert (aside / "custodian-1.txt").read_text() == f"words {number}"
+    assert not directory.recovery_shares.exists()
+
+
+def test_a_state_that_cannot_be_written_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+    """The file and the system's message are named, the old state stays, and no draft is left."""
+    directory = DevDirectory(tmp_path)
+    cluster = DevCluster.create(directory, Plan())
+    before = sorted(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # SIGXFSZ is ignored by Python: the write fails
+    try:
+        with pytest.raises(DevError, match="dev.json cannot be written: File too large"):
+            directory.save(cluster.state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert directory.load() == cluster.state
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_ports_are_chosen_once(tmp_path: Path) -> None:

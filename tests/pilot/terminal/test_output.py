@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pilot.commands.policy import parse_policies
 from pilot.commands.policy import to_document as policy_document
 from pilot.commands.secret import to_document as secret_document
-from pilot.commands.status import list_hints, to_document, to_facts, to_row
+from pilot.commands.status import find_exit_code, list_hints, to_document, to_facts, to_row
 from pilot.errors import PilotError
 from pilot.terminal.output import clean, group_hex, print_facts, print_table, show_value, to_text, write_raw
 from shardhold.v1 import cluster_pb2, secrets_pb2
@@ -287,3 +287,20 @@ def test_a_table_fits_its_terminal() -> None:
     assert done.returncode == 0
     assert os.read(leader, 65536).count(b"x") == 200
     os.close(leader)
+
+
+@pytest.mark.parametrize(
+    ("state", "blocked_by", "code"),
+    [
+        ("READY", [], 0),
+        ("READY", ["audit entries cannot be written"], 7),
+        ("SEALED", ["the nexus is sealed"], 6),
+        ("RECOVERING", ["0 of 3 shards"], 7),
+        ("UNINITIALISED", [], 8),
+        ("INITIALISING", [], 8),
+    ],
+)
+def test_what_a_status_is_as_an_exit_code(state: str, blocked_by: list[str], code: int) -> None:
+    """Only a nexus that serves calls is a success."""
+    response = cluster_pb2.GetStatusResponse(state=cluster_pb2.State.Value(f"STATE_{state}"), blocked_by=blocked_by)
+    assert find_exit_code(to_document(response)) == code
