@@ -63,8 +63,8 @@ class Svid:
     ) -> "Svid":
         """Build an SVID from PEM, and check that the parts belong together.
 
-        Authorities of the bundle that name another trust domain are left out. One that names none may be of any: with
-        *unnamed_authorities* the caller knows that the bundle is that of the SVID's trust domain alone.
+        Authorities that name another trust domain are left out. One that names none may be of any, unless the caller
+        knows that the bundle is of one trust domain alone: *unnamed_authorities*.
 
         Raises:
             ValueError: Something does not parse, the leaf does not have exactly one URI SAN with a SPIFFE ID, the key
@@ -73,14 +73,10 @@ class Svid:
         from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
 
+        malformed = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
         try:
             return cls._parse(certificates_pem, key_pem, bundle_pem, unnamed_authorities)
-        except (
-            UnsupportedAlgorithm,
-            x509.DuplicateExtension,
-            x509.InvalidVersion,
-            x509.UnsupportedGeneralNameType,
-        ) as exc:
+        except (UnsupportedAlgorithm, *malformed) as exc:
             raise ValueError("a certificate is malformed, or a key of an unknown kind") from exc
 
     @classmethod
@@ -104,9 +100,7 @@ class Svid:
         for authority in _parse_certificates("bundle", bundle_pem):
             named = {_name_trust_domain(uri) for uri in _read_uris(authority) if uri.startswith(_SCHEME)}
             if not named and not unnamed_authorities:
-                raise ValueError(
-                    "an authority of the bundle names no trust domain, and may be another's that was merged into it"
-                )
+                raise ValueError("an authority of the bundle names no trust domain: it may be of another one")
             # An authority of another trust domain could mint our names if it were in the same pool.
             if named <= {trust_domain}:
                 bundle.append(authority)
@@ -310,12 +304,7 @@ class SvidFiles:
     """SVIDs from `svid.pem`, `svid_key.pem` and `bundle.pem` in one directory, followed as they are replaced.
 
     A set that is half-written or does not belong together is ignored until it is complete; the last good one serves
-    meanwhile.
-
-    Args:
-        directory: The folder of the three files.
-        unnamed_authorities: Take authorities that name no trust domain. Only where bundle.pem is the bundle of one
-            trust domain alone: another's that was merged into it could mint our names.
+    meanwhile. *unnamed_authorities* is as in `Svid.parse`.
 
     Raises:
         IdentityUnavailableError: There is no usable set at the start.
