@@ -6,8 +6,8 @@
   closed, the file is opened afresh, and its revision says what happened. If that cannot be done, every further call is
   refused.
 - No outcome leaves while a file of the store is not at its place (`nexus.store.sqlite.files`). Every further call is
-  then refused, and the files stay open: closing the last connection would delete the WAL by its name, and that may by
-  now belong to another store.
+  then refused. At the close SQLite still copies a lost WAL into its database; if the database itself was taken away, it
+  leaves alone whatever is at the path now.
 """
 
 import sqlite3
@@ -38,8 +38,6 @@ T = TypeVar("T")
 _Batch = Sequence[Turn[SqliteWriter, object]]
 
 DRAIN_S: Final = 5.0  # how long reads in flight may keep the file from being closed
-
-_LEFT_OPEN: Final[list[sqlite3.Connection]] = []  # to lost files, until the process ends
 
 
 class _NotCommittedError(Exception):
@@ -128,10 +126,7 @@ class SqliteStore:
             self._is_closed = True
             self._refuse(StoreUnavailableError, "store is closed")
             self._pool.drain(DRAIN_S)
-            if self._files.find_fault():
-                _LEFT_OPEN.append(self._writer)
-            else:
-                self._writer.close()
+            self._writer.close()
             self._lock.release()
 
     def _run(self, batch: _Batch) -> None:

@@ -119,6 +119,18 @@ def test_closing_leaves_what_was_put_in_the_place_of_the_store_alone(file: Path,
         assert reader.load_version("a", 0) == make_row("a", 1)
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_what_was_acknowledged_survives_the_loss_of_all_but_the_database(
+    file: Path, store: SqliteStore, suffix: str
+) -> None:
+    """The close copies into the database what is in the WAL, whether somebody has deleted it or not."""
+    Path(f"{file}{suffix}").unlink()
+    assert store.find_fault()
+    store.close()
+    with closing(SqliteStore.open(file)) as again, again.read() as reader:
+        assert reader.load_version("a", 0) == make_row("a", 1)
+
+
 @pytest.mark.parametrize("leave", [Path.unlink, lambda file: os.truncate(file, 0)], ids=["missing", "empty"])
 def test_a_wal_without_its_database_is_left_for_it(
     file: Path, tmp_path: Path, store: SqliteStore, leave: Callable[[Path], object]
