@@ -157,6 +157,7 @@ class Nexus:
             trust_domain=config.identity.trust_domain,
             workers=config.listen.workers,
             max_connection_age_s=config.listen.max_connection_age_s,
+            max_calls_per_caller=config.listen.max_calls_per_caller,
             registry=registry,
         )
 
