@@ -116,6 +116,7 @@ class Call:
     caller: str  # SPIFFE ID
     address: str = ""  # of the peer, as gRPC writes it: ipv4:127.0.0.1:40000
     deadline: float | None = None  # seconds left when the method began; None: the client set none
+    is_wanted: Callable[[], bool] = lambda: True  # whether the caller still waits; long work asks from time to time
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,9 @@ class GrpcServer:
                 elif remaining is not None and remaining <= 0:
                     code = grpc.StatusCode.DEADLINE_EXCEEDED
                     context.abort(code, "the deadline passed before the call began")
-                response: Message = handle(Call(caller, context.peer(), remaining), _parse(parse, body))
+                response: Message = handle(
+                    Call(caller, context.peer(), remaining, context.is_active), _parse(parse, body)
+                )
                 answer = response.SerializeToString()
                 opened = answers.open(caller, context, len(answer))
                 if not context.add_callback(opened.close):

@@ -243,6 +243,24 @@ def connect_raw(bench: Bench, *, acknowledges: bool = True) -> AbstractContextMa
     return raw_connection(bench.port, credentials, server_name=DNS, acknowledges=acknowledges)
 
 
+def test_a_method_can_ask_whether_its_caller_still_waits(serve: Callable[..., Bench]) -> None:
+    """A method is told that it is wanted until its caller cancels."""
+    entered, left = threading.Event(), threading.Event()
+
+    def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        assert call.is_wanted()
+        entered.set()
+        wait_until(lambda: not call.is_wanted(), what="the caller leaves")
+        left.set()
+        return pb.GetStatusResponse()
+
+    unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = serve(answer).connect().unary_unary(METHOD)
+    waiting = unary.future(b"")
+    assert entered.wait(at_most(WAIT_S))
+    waiting.cancel()
+    assert left.wait(at_most(WAIT_S))
+
+
 def test_compressed_messages_are_refused(bench: Bench) -> None:
     """A compressed message, which could unpack to gigabytes, is not unpacked."""
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = bench.connect().unary_unary(METHOD)
