@@ -11,7 +11,8 @@
     │   ├── AuditUnavailableError
     │   ├── KeeperUnreachableError
     │   ├── IdentityUnavailableError
-    │   └── OverloadedError
+    │   ├── OverloadedError
+    │   └── CallerGoneError         nobody waits for the answer any more
     ├── RefusedError                the caller has to change something
     │   ├── InvalidArgumentError
     │   ├── UnauthenticatedError
@@ -108,6 +109,12 @@ class OverloadedError(UnavailableError):
     """A limit on calls or statements in flight is reached."""
 
     reason = "OVERLOADED"
+
+
+class CallerGoneError(UnavailableError):
+    """Work ended because the caller has left, or its deadline has passed."""
+
+    reason = "CALLER_GONE"
 
 
 class RefusedError(ShardholdError):

@@ -4,8 +4,10 @@ import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from common.config.config import (
     IdentityOptions,
@@ -34,6 +36,8 @@ class NexusListenOptions(ListenOptions, frozen=True, forbid_unknown_fields=True)
     http: str = "127.0.0.1:9553"
     # host:port of gRPC for people alone, with workers and connections of its own; empty: people call address only
     admin_address: str = ""
+    # calls of one caller that may wait or run, of 1024 in all; further ones are refused
+    max_calls_per_caller: Annotated[int, Meta(ge=1, le=1024)] = 256
 
 
 class StorageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

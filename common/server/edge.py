@@ -18,7 +18,6 @@ Health answers every authenticated peer, for "" and for each service. There is n
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -26,15 +25,18 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
 
 from common import errors
+from common.server.answers import Answers
 from common.server.arrival import Arrivals
 from common.server.meter import Meter
 from common.server.peer import PeerCheck
 from common.server.tls import server_credentials
 from common.server.watches import Send, Watches
+from common.server.workers import Arguments, Workers
 from shardhold.identity import IdentitySource, IdentityUnavailableError
 
 ERROR_DOMAIN = "shardhold"
@@ -63,6 +65,7 @@ _MAX_METADATA = 16 * 1024  # bytes of all headers of a call
 _SETTINGS_TIMEOUT_MS = 1000
 _MAX_STREAMS = 256  # calls in flight on one connection
 MAX_CALLS = 1024  # in flight and queued on one server
+MAX_CALLS_PER_CALLER = 256  # of those; as many as one connection may have
 _MAX_CONNECTIONS = 2048
 _CONNECTION_GRACE_MS = 30_000  # for the calls of a connection that has reached its maximum age
 _MAX_DETAILS = 2000  # characters of an error's message; it travels in the headers
@@ -96,10 +99,11 @@ _TRANSPORT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.ping_on_rst_stream_percent", 100),
 )
 
+_EVENT = 1  # of what gRPC submits to its executor: the event of the call, which knows its peer
+
 _logger = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
-T = TypeVar("T")
 # The authentication context holds lists of bytes; grpcio's stubs say bytes.
 _Identify = Callable[[Any], str]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"  # generic in its stubs only
@@ -112,6 +116,7 @@ class Call:
     caller: str  # SPIFFE ID
     address: str = ""  # of the peer, as gRPC writes it: ipv4:127.0.0.1:40000
     deadline: float | None = None  # seconds left when the method began; None: the client set none
+    is_wanted: Callable[[], bool] = lambda: True  # whether the caller still waits; long work asks from time to time
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,7 @@ class GrpcServer:
         workers: Threads that run methods.
         max_connection_age_s: Seconds after which a client must reconnect and present its certificate again.
         max_calls: Calls in flight and queued; further ones are refused with RESOURCE_EXHAUSTED.
+        max_calls_per_caller: The same of one caller.
         message_wait_s: Seconds that a call may take to send its message once a worker is free for it.
         registry: Where calls are counted; None: nowhere.
         meter: Of another server, to count calls together with its own.
@@ -152,6 +158,7 @@ class GrpcServer:
         workers: int = 8,
         max_connection_age_s: int = 3600,
         max_calls: int = MAX_CALLS,
+        max_calls_per_caller: int = MAX_CALLS_PER_CALLER,
         message_wait_s: float = 2.0,
         registry: CollectorRegistry | None = None,
         meter: Meter | None = None,
@@ -163,7 +170,13 @@ class GrpcServer:
         self._identity = identity
         self._services = ("", *sorted({method.name.split("/")[1] for method in methods}))
         self._peers = PeerCheck(trust_domain, admit=admit)
-        self._pool = _Workers(workers)
+        self._pool = Workers(
+            workers,
+            name_caller=self._name_caller,
+            refuse=self._refuse_call,
+            per_caller=max_calls_per_caller,
+        )
+        self._max_calls_per_caller = max_calls_per_caller
         self._arrivals = Arrivals(
             _end,
             is_short=self._pool.is_short,
@@ -171,7 +184,9 @@ class GrpcServer:
             wait_s=message_wait_s,
         )
         self._watches: Watches[grpc.ServicerContext] = Watches(_end)
+        self._answers: Answers[grpc.ServicerContext] = Answers(_end)
         self.meter = meter or Meter(registry)
+        self._records: dict[str, Callable[[grpc.StatusCode, float], None]] = {}
         self._stopping = threading.Lock()
         handlers = {method.name: self._make_handler(method) for method in methods}
         handlers |= self._make_health_handlers()
@@ -205,6 +220,7 @@ class GrpcServer:
             ) from exc
         self._server.start()
         self._arrivals.start()
+        self._answers.start()
         self._watches.start()
         return port
 
@@ -219,19 +235,22 @@ class GrpcServer:
             self._watches.stop()  # they would stay for the whole grace period
             self._server.stop(grace).wait()
             self._arrivals.stop()
+            self._answers.stop()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _make_handler(self, method: Method) -> _Handler:
-        handle, meter = method.handle, self.meter.for_method(method.name)
+        handle = method.handle
+        meter = self._records[method.name] = self.meter.for_method(method.name)
         identify: _Identify = self._peers.identify
-        arrivals, check_own = self._arrivals, self._identity.current
+        arrivals, answers, check_own = self._arrivals, self._answers, self._identity.current
+        pool = self._pool
         parse: Callable[[bytes], Message] = method.request.FromString
 
         def serve(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             try:
-                caller = identify(context.auth_context())
+                caller = pool.caller or identify(context.auth_context())
                 check_own()
                 arrival = arrivals.enter(caller, context)
                 try:
@@ -252,8 +271,14 @@ class GrpcServer:
                 elif remaining is not None and remaining <= 0:
                     code = grpc.StatusCode.DEADLINE_EXCEEDED
                     context.abort(code, "the deadline passed before the call began")
-                response: Message = handle(Call(caller, context.peer(), remaining), _parse(parse, body))
-                return response.SerializeToString()
+                response: Message = handle(
+                    Call(caller, context.peer(), remaining, context.is_active), _parse(parse, body)
+                )
+                answer = response.SerializeToString()
+                opened = answers.open(caller, context, len(answer))
+                if not context.add_callback(opened.close):
+                    opened.close()
+                return answer
             except errors.ShardholdError as exc:
                 code = code_of(exc)
                 _refuse(context, code, exc.reason, str(exc))
@@ -272,6 +297,23 @@ class GrpcServer:
 
         return grpc.stream_unary_rpc_method_handler(serve)
 
+    def _name_caller(self, arguments: Arguments) -> str:
+        try:
+            return self._peers.identify(_read_peer(arguments))
+        except errors.UnauthenticatedError:
+            return ""  # the worker finds it again, and refuses the call with the reason
+        except Exception:  # an error on gRPC's own thread would end it, and with it the server
+            _logger.exception("caller not named")
+            return ""
+
+    def _refuse_call(self, arguments: Arguments) -> None:
+        event = arguments[_EVENT]
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        record = self._records.get(event.call_details.method.decode())
+        if record is not None:
+            record(code, 0.0)
+        event.call.cancel(code.value[0], f"more than {self._max_calls_per_caller} calls of this caller wait or run")
+
     def _make_health_handlers(self) -> dict[str, _Handler]:
         def check(_: Call, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
             self._require_service(request.service)
@@ -280,11 +322,11 @@ class GrpcServer:
 
         identify: _Identify = self._peers.identify
 
-        arrivals = self._arrivals
+        arrivals, pool = self._arrivals, self._pool
 
         def watch(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
             try:
-                caller = identify(context.auth_context())
+                caller = pool.caller or identify(context.auth_context())
                 arrival = arrivals.enter(caller, context)
                 try:
                     body = next(messages, None)
@@ -325,32 +367,6 @@ def code_of(error: errors.ShardholdError) -> grpc.StatusCode:
     return next(CODES[base] for base in type(error).__mro__ if base in CODES)
 
 
-class _Workers(ThreadPoolExecutor):
-    """The threads that run calls; knows whether there are too few of them."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(count, thread_name_prefix="call")
-        self._count = count
-        self._busy = 0
-        self._busy_lock = threading.Lock()
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
-        return super().submit(self._run, fn, *args, **kwargs)
-
-    def is_short(self) -> bool:
-        """Return whether a call waits while all workers are busy; a call about to be taken does not count."""
-        return self._busy >= self._count and self._work_queue.qsize() > 0
-
-    def _run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        with self._busy_lock:
-            self._busy += 1
-        try:
-            return work(*args, **kwargs)
-        finally:
-            with self._busy_lock:
-                self._busy -= 1
-
-
 class _MethodTable(grpc.GenericRpcHandler):
     """Finds a method by its full name; gRPC answers UNIMPLEMENTED for the others.
 
@@ -381,6 +397,12 @@ def _parse(parse: Callable[[bytes], M], body: bytes) -> M:
 def _refuse_metadata(_: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
     error = errors.OverloadedError(f"metadata: got more than {_MAX_METADATA} bytes")
     _refuse(context, code_of(error), error.reason, str(error))
+
+
+def _read_peer(arguments: Arguments) -> dict[str, Sequence[bytes]]:
+    """Return the authentication context of a call that gRPC submits."""
+    found: dict[str | bytes, Sequence[bytes]] = cygrpc.auth_context(arguments[_EVENT].call) or {}
+    return {name if isinstance(name, str) else name.decode(): values for name, values in found.items()}
 
 
 def _end(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> None:

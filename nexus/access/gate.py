@@ -33,6 +33,7 @@ from nexus.keys.outbox import append_entry
 from nexus.keys.signer import AuditAuthenticator
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
+from nexus.policy.globs import Range
 from nexus.policy.rules import Permission
 from nexus.store.protocol import OutboxRow, Writer
 
@@ -147,6 +148,10 @@ class Gate:
     def may_list(self, rpc: Rpc[Permission], caller: Caller, path: str, serving: Serving) -> bool:
         """Say whether *caller* may see that there is a secret at *path*."""
         return _find_policy(rpc, caller, path, serving.view) is not None
+
+    def find_ranges(self, rpc: Rpc[Permission], caller: Caller, serving: Serving) -> tuple[Range, ...]:
+        """Return the ranges outside of which `may_list` says no to every path; ascending and apart."""
+        return serving.view.policies.find_ranges(caller.spiffe_id, rpc.permission)
 
     def check_owner(self, record: CallRecord, owner: str) -> None:
         """Check that the caller may undo what *owner*, a SPIFFE ID, started.

@@ -7,9 +7,16 @@ Rules:
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from nexus.policy.paths import segment_regex
+
+Range: TypeAlias = tuple[str, str]
+"""All paths between two texts, neither of them included."""
+
+_BEYOND = "\x7f"  # a character beyond those of paths
+_BELOW = "\x01"
 
 
 class _Node:
@@ -99,3 +106,42 @@ def _child(node: _Node, segment: str) -> _Node:
     bucket.append((segment, re.compile(segment_regex(segment)).fullmatch, child))
     node.partial_sizes = tuple(sorted({len(known) for known in node.partial}))
     return child
+
+
+def find_ranges(globs: Iterable[Sequence[str]]) -> tuple[Range, ...]:
+    """Return ranges, ascending and apart, outside of which none of *globs*, given as segments, matches a path.
+
+    They follow from what the globs begin with, up to their first star.
+    """
+    merged: list[Range] = []
+    for after, before in sorted({found for glob in globs for found in _list_ranges(glob)}):
+        if merged and after < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], before))
+        else:
+            merged.append((after, before))
+    return tuple(merged)
+
+
+def _list_ranges(glob: Sequence[str]) -> list[Range]:
+    count = next((number for number, segment in enumerate(glob) if "*" in segment), len(glob))
+    path = "/".join(glob[:count])
+    if count == len(glob):
+        return [_path_itself(path)]
+    below = f"{path}/" if path else ""
+    rest = glob[count:]
+    if set(rest) == {"**"}:
+        return [*([_path_itself(path)] if path else []), _beginning(below)]
+    return [_beginning(below + rest[0].partition("*")[0])]
+
+
+def _path_itself(path: str) -> Range:
+    return _predecessor(path), path + _BELOW
+
+
+def _beginning(text: str) -> Range:
+    return (_predecessor(text), text + _BEYOND) if text else ("", _BEYOND)
+
+
+def _predecessor(text: str) -> str:
+    """Return a text after every path that sorts before *text*, and before all that do not."""
+    return text[:-1] + chr(ord(text[-1]) - 1) + _BEYOND

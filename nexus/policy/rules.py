@@ -15,12 +15,13 @@ import msgspec
 
 from common.errors import CorruptRowError, InvalidArgumentError
 from common.forms.documents import decode_document
-from nexus.policy.globs import GlobIndex
+from nexus.policy.globs import GlobIndex, Range, find_ranges
 from nexus.policy.paths import split_glob
 
 MAX_GLOBS = 64
 # Callers whose policies are remembered. Each takes the memory of its SPIFFE ID and one bit for each policy.
 REMEMBERED_CALLERS = 4096
+_REMEMBERED_RANGES = 64  # of callers with the same policies
 
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 _SCHEME = "spiffe://"
@@ -156,6 +157,7 @@ class PolicySet:
                 for glob in policy.paths:
                     self._paths[permission].add(split_glob(glob), number)
         self._find_about = functools.lru_cache(maxsize=REMEMBERED_CALLERS)(self._match_caller)
+        self._find_ranges = functools.lru_cache(maxsize=_REMEMBERED_RANGES)(self._list_ranges)
 
     def decide(self, caller: str, permission: Permission, path: str) -> str | None:
         """Return the name of a policy that allows it (the first by name), or None: denied.
@@ -173,6 +175,14 @@ class PolicySet:
     def allows_somewhere(self, caller: str, permission: Permission) -> bool:
         """Say whether a policy gives *caller* the permission on any path."""
         return bool(self._find_about(caller) & self._granting[permission])
+
+    def find_ranges(self, caller: str, permission: Permission) -> tuple[Range, ...]:
+        """Return ranges, ascending and apart, of the paths on which *caller* may have the permission."""
+        return self._find_ranges(self._find_about(caller) & self._granting[permission])
+
+    def _list_ranges(self, numbers: int) -> tuple[Range, ...]:
+        chosen = (policy for number, policy in enumerate(self.policies) if numbers >> number & 1)
+        return find_ranges(split_glob(glob) for policy in chosen for glob in policy.paths)
 
     def _match_caller(self, caller: str) -> int:
         if not caller.startswith(_SCHEME):

@@ -171,6 +171,7 @@ class Nexus:
             identity=identity,
             trust_domain=config.identity.trust_domain,
             max_connection_age_s=config.listen.max_connection_age_s,
+            max_calls_per_caller=config.listen.max_calls_per_caller,
         )
         server = build(address=config.listen.address, workers=config.listen.workers, registry=registry)
         if not config.listen.admin_address:

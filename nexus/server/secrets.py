@@ -33,7 +33,11 @@ class SecretHandlers:
 
     def list_secrets(self, call: Call, request: pb.ListSecretsRequest) -> pb.ListSecretsResponse:
         rows, next_page = self._vault.list(
-            self._identify(call), request.prefix, after=request.page_token, limit=request.page_size
+            self._identify(call),
+            request.prefix,
+            after=request.page_token,
+            limit=request.page_size,
+            is_wanted=call.is_wanted,
         )
         entries = (
             pb.SecretEntry(

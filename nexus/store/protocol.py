@@ -20,6 +20,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+BEYOND_PATHS = "\x7f"  # sorts after every path
+
 T = TypeVar("T")
 
 
@@ -173,10 +175,10 @@ class Reader(Protocol):
         """Load the numbers of the versions that are not deleted, ascending."""
         ...
 
-    def list_secrets(self, prefix: str, *, after: str, limit: int) -> list[SecretRow]:
+    def list_secrets(self, prefix: str, *, after: str, limit: int, before: str = BEYOND_PATHS) -> list[SecretRow]:
         """List secrets with a version left, in byte order of their paths.
 
-        At *prefix* or below it by whole segments (empty: all), beginning after *after* (empty: at the start).
+        At *prefix* or below it by whole segments (empty: all), between *after* (empty: from the start) and *before*.
         """
         ...
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock, to_micros
-from common.errors import ConflictError, InvalidArgumentError, NotFoundError, OverloadedError
+from common.errors import CallerGoneError, ConflictError, InvalidArgumentError, NotFoundError, OverloadedError
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
@@ -20,8 +20,8 @@ INCARNATION_SIZE = 16
 REQUEST_ID_SIZE = 16
 MAX_DELETED_VERSIONS = 100
 MAX_PAGE = 1000
-_MOST_ROWS = 100_000  # read for one page
-_ROWS_AT_ONCE = MAX_PAGE + 1  # one more than a page tells whether there is another
+_MOST_HIDDEN = 20_000  # secrets that are read for one page and not shown
+_FEWEST_ROWS, _MOST_ROWS = 16, 256  # read at once
 MAX_VERSION = 2**63 - 1  # what every store can count
 
 
@@ -134,16 +134,20 @@ class Vault:
                 record, request, lambda writer, serving: self._insert(writer, serving, record, body, expected)
             )
 
-    def list(self, caller: Caller, prefix: str, *, after: str, limit: int) -> tuple[list[SecretRow], str]:
+    def list(
+        self, caller: Caller, prefix: str, *, after: str, limit: int, is_wanted: Callable[[], bool] = lambda: True
+    ) -> tuple[list[SecretRow], str]:
         """List what the caller may list: one page, and the path after which the next one begins, empty at the end.
 
         A page has at most *limit* secrets, 0: 1000. That path is one of those listed, so it tells nothing of what was
-        left out.
+        left out. Only what the caller's policies may match is read, a few rows at once, and *is_wanted* is asked in
+        between whether somebody still waits.
 
         Raises:
             InvalidArgumentError: Prefix, page size or token.
             DeniedError: No policy lets the caller list anything.
             OverloadedError: Too many secrets would have to be read.
+            CallerGoneError: Nobody waits any more.
         """
         check_prefix(prefix)
         if after:
@@ -153,20 +157,29 @@ class Vault:
         limit = limit or MAX_PAGE
         with self._gate.listing_call(calls.LIST_SECRETS, caller, prefix) as (_, serving):
             shown: list[SecretRow] = []
-            seen, rows_left = 0, True
-            while rows_left and len(shown) <= limit:
-                if seen > _MOST_ROWS:
-                    raise OverloadedError(
-                        f"more than {_MOST_ROWS} secrets below this prefix are not yours: name a longer one"
-                    )
-                floor = serving.floor.position
-                with self._store.read() as reader:
-                    rows = reader.list_secrets(prefix, after=after, limit=_ROWS_AT_ONCE)
-                    serving.floor.check_read(floor, reader.load_position())
-                shown += (row for row in rows if self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving))
-                seen += len(rows)
-                rows_left = len(rows) == _ROWS_AT_ONCE
-                after = rows[-1].path if rows else ""
+            hidden = 0
+            for begin, end in self._gate.find_ranges(calls.LIST_SECRETS, caller, serving):
+                if prefix and (end <= prefix or begin >= f"{prefix}0"):  # "0" follows "/"
+                    continue
+                begin, rows_left = max(begin, after), True
+                while rows_left and begin < end and len(shown) <= limit:
+                    if not is_wanted():
+                        raise CallerGoneError("the caller has left, or its deadline has passed")
+                    if hidden > _MOST_HIDDEN:
+                        raise OverloadedError(
+                            f"more than {_MOST_HIDDEN} secrets below this prefix are not yours: name a longer one"
+                        )
+                    # One more than a page tells whether there is another.
+                    count = min(max(limit + 1 - len(shown), _FEWEST_ROWS), _MOST_ROWS)
+                    floor = serving.floor.position
+                    with self._store.read() as reader:
+                        rows = reader.list_secrets(prefix, after=begin, before=end, limit=count)
+                        serving.floor.check_read(floor, reader.load_position())
+                    found = [row for row in rows if self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving)]
+                    shown += found
+                    hidden += len(rows) - len(found)
+                    rows_left = len(rows) == count
+                    begin = rows[-1].path if rows else end
             return shown[:limit], shown[limit - 1].path if len(shown) > limit else ""
 
     def delete(

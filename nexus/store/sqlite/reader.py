@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from common.errors import CorruptRowError
 from nexus.store.protocol import (
+    BEYOND_PATHS,
     MAX_ENTRY,
     AuditHead,
     ControlRow,
@@ -144,12 +145,12 @@ class SqliteReader:
         _check_numbers(*versions)
         return versions
 
-    def list_secrets(self, prefix: str, *, after: str, limit: int) -> list[SecretRow]:
+    def list_secrets(self, prefix: str, *, after: str, limit: int, before: str = BEYOND_PATHS) -> list[SecretRow]:
         if not prefix:
-            return self._list("path > ?", after, limit=limit)
-        at = self._list("path = ? AND path > ?", prefix, after, limit=limit)
+            return self._list("path > ? AND path < ?", after, before, limit=limit)
+        at = self._list("path = ? AND path > ? AND path < ?", prefix, after, before, limit=limit)
         # "0" is the byte behind "/": all that begins with "prefix/" is between the two.
-        low, high = max(f"{prefix}/", after, key=str.encode), f"{prefix}0"
+        low, high = max(f"{prefix}/", after, key=str.encode), min(f"{prefix}0", before, key=str.encode)
         return at + self._list("path > ? AND path < ?", low, high, limit=limit - len(at))
 
     def find_request(self, caller: str, request_id: bytes) -> RequestRow | None:

@@ -243,12 +243,55 @@ def connect_raw(bench: Bench, *, acknowledges: bool = True) -> AbstractContextMa
     return raw_connection(bench.port, credentials, server_name=DNS, acknowledges=acknowledges)
 
 
+def test_a_method_can_ask_whether_its_caller_still_waits(serve: Callable[..., Bench]) -> None:
+    """A method is told that it is wanted until its caller cancels."""
+    entered, left = threading.Event(), threading.Event()
+
+    def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        assert call.is_wanted()
+        entered.set()
+        wait_until(lambda: not call.is_wanted(), what="the caller leaves")
+        left.set()
+        return pb.GetStatusResponse()
+
+    unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = serve(answer).connect().unary_unary(METHOD)
+    waiting = unary.future(b"")
+    assert entered.wait(at_most(WAIT_S))
+    waiting.cancel()
+    assert left.wait(at_most(WAIT_S))
+
+
 def test_compressed_messages_are_refused(bench: Bench) -> None:
     """A compressed message, which could unpack to gigabytes, is not unpacked."""
     unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = bench.connect().unary_unary(METHOD)
     with pytest.raises(grpc.RpcError) as caught:
         unary(100_000 * b"\x00", compression=grpc.Compression.Gzip, timeout=at_most(10))
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_caller_with_too_many_calls_is_refused_alone(serve: Callable[..., Bench]) -> None:
+    """A caller at its own limit gets RESOURCE_EXHAUSTED and is counted, another one is served; later it is, too."""
+    entered, release = threading.Semaphore(0), threading.Event()
+
+    def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        if call.caller == CALLER:
+            entered.release()
+            release.wait(at_most(WAIT_S))
+        return pb.GetStatusResponse()
+
+    bench = serve(answer, workers=3, max_calls=8, max_calls_per_caller=2)
+    channel, other = bench.connect(), bench.connect(f"{CALLER}0")
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(call, channel, METHOD) for _ in range(2)]
+        assert all(entered.acquire(timeout=at_most(WAIT_S)) for _ in running)
+        refused = call(channel, METHOD)
+        assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.details == "more than 2 calls of this caller wait or run"
+        assert bench.count_calls("RESOURCE_EXHAUSTED") == 1
+        assert [call(other, METHOD).code for _ in range(10)] == [grpc.StatusCode.OK] * 10
+        release.set()
+        assert {one.result().code for one in running} == {grpc.StatusCode.OK}
+    wait_until(lambda: call(channel, METHOD).code is grpc.StatusCode.OK, what="a call after the rush")
 
 
 def test_calls_beyond_the_limit_are_refused(serve: Callable[..., Bench]) -> None:

@@ -1,16 +1,28 @@
 """Secrets: versions, incarnations, check-and-set, and requests that are sent again."""
 
 import os
+import random
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from common.clock import to_micros
-from common.errors import ConflictError, IntegrityError, InvalidArgumentError, NotFoundError, ShardholdError
-from nexus.policy.rules import Permission, Policy
+from common.errors import (
+    CallerGoneError,
+    ConflictError,
+    DeniedError,
+    IntegrityError,
+    InvalidArgumentError,
+    NotFoundError,
+    ShardholdError,
+)
+from nexus.access.gate import Caller
+from nexus.policy.rules import Permission, Policy, PolicySet
 from nexus.store.protocol import MadeByRequest
 from nexus.vault.secrets import MAX_DELETED_VERSIONS, MAX_PAGE, MAX_VERSION, Expected
+from tests.kit.seed import make_random
 from tests.nexus.cluster import tamper
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, SUPERUSER, NexusCore, identify
@@ -327,6 +339,75 @@ def test_pages_together_show_everything_once_and_tell_nothing_of_what_is_hidden(
             break
     assert [path for page in pages for path in page] == shown
     assert all(pages)
+
+
+SEGMENTS = ("a", "b", "a-b", "ab", "a.")
+GLOB_SEGMENTS = ("a", "b", "a-b", "zz", "**", "*", "a*", "*b", "a*b")
+
+
+def draw_policy(chance: random.Random, number: int) -> Policy:
+    """Make a policy of caller *number* with one to four globs."""
+    globs = {"/".join(chance.choices(GLOB_SEGMENTS, k=chance.randint(1, 4))) for _ in range(chance.randint(1, 4))}
+    if number % 2:
+        globs = {f"{chance.choice(SEGMENTS)}/**", *sorted(globs)[1:]}
+    caller = f"spiffe://example.org/drawn/{number}"
+    permissions = (Permission.LIST,) if number % 5 else (Permission.READ,)
+    return Policy(name=f"drawn-{number}", spiffe_ids=(caller,), paths=tuple(globs), permissions=permissions)
+
+
+def test_a_listing_is_what_asking_for_each_path_gives(make_nexus: MakeNexus) -> None:
+    """Whatever the globs, the prefix and the size of pages: listing shows exactly what the policies allow."""
+    chance = make_random("listing")
+    policies = [draw_policy(chance, number) for number in range(60)]
+    nexus = make_nexus(*policies)
+    paths = sorted("/".join(path) for count in (1, 2, 3) for path in product(SEGMENTS, repeat=count))
+    fill(nexus, *paths)
+    decide, listed_any = PolicySet(policies).decide, 0
+    for number in range(60):
+        caller = identify(f"drawn/{number}")
+        for prefix in ("", "a", "a/b", "a-b", "zz"):
+            below = [path for path in paths if not prefix or path == prefix or path.startswith(f"{prefix}/")]
+            wanted = [path for path in below if decide(caller.spiffe_id, Permission.LIST, path)]
+            assert list_all(nexus, caller, prefix, limit=chance.choice((3, 20, 200, 0))) == wanted
+            listed_any += bool(wanted)
+    assert listed_any > 60  # of 300
+
+
+def list_all(nexus: NexusCore, caller: Caller, prefix: str, *, limit: int) -> list[str]:
+    found, token = list[str](), ""
+    while True:
+        try:
+            rows, token = nexus.vault.list(caller, prefix, after=token, limit=limit)
+        except DeniedError:
+            return []
+        found += (row.path for row in rows)
+        if not token:
+            return found
+
+
+def test_a_listing_does_not_read_what_no_glob_can_match(nexus: NexusCore) -> None:
+    """Secrets before and after those that the caller's globs begin with cost the listing nothing."""
+    fill(nexus, "team/a", *(f"{folder}/{number}" for folder in ("other", "zzz") for number in range(40)))
+    asked: list[None] = []
+
+    def is_wanted() -> bool:
+        asked.append(None)
+        return True
+
+    rows, token = nexus.vault.list(APP, "", after="", limit=9, is_wanted=is_wanted)
+    assert ([row.path for row in rows], token) == (["team/a"], "")
+    assert len(asked) == 2  # "team" itself, and what is below it
+
+
+def test_a_listing_ends_when_its_caller_has_left(make_nexus: MakeNexus) -> None:
+    """Between a few rows and the next it is asked whether somebody waits."""
+    hidden = Policy(name="a", spiffe_ids=TEAM.spiffe_ids, paths=("**/never",), permissions=(Permission.LIST,))
+    nexus = make_nexus(hidden)
+    fill(nexus, *(f"other/{number}" for number in range(40)))
+    answers = [True, True, False]
+    with pytest.raises(CallerGoneError):
+        nexus.vault.list(APP, "", after="", limit=1, is_wanted=lambda: answers.pop(0))
+    assert answers == []
 
 
 @pytest.mark.parametrize(
