@@ -2,7 +2,6 @@
 
 import os
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -275,9 +274,6 @@ def test_the_manifest_of_an_older_program_is_made_anew(
     assert cluster.load()[0] == after
 
 
-Check = Callable[[Ready], None]
-
-
 def test_each_seal_and_unseal_raises_the_epoch_above_what_keepers_have_seen(ready: Ready) -> None:
     """So that a store that was put back can be sealed: its keepers would drop nothing at a lower epoch."""
     for keeper in ready.keepers:
@@ -292,5 +288,7 @@ def test_each_seal_and_unseal_raises_the_epoch_above_what_keepers_have_seen(read
     assert ready.cluster.load()[0].epoch == 8
     serving = ready.cluster.prove_without_points()
     assert ready.core.warden.admit(serving, lambda writer, key: None, asked_in=State.SEALED)
-    assert ready.cluster.load()[0].epoch == 9
+    meta, serving = ready.cluster.load()[0], ready.core.lifecycle.require_serving()
+    assert (meta.epoch, serving.floor.position) == (9, meta.position)
+    assert serving.view.control_revision == meta.control_revision  # what the change left is in force
     assert ready.core.pool.wait_holders(5, seconds=10) == 5
