@@ -161,11 +161,16 @@ class Sweep:
             return _read_outbox(f"file:{folder}/{self._database.name}")
 
     def is_drained(self) -> bool:
-        """Whether all entries of changes have left the store."""
+        """Whether all entries of changes have left the store; those of a sealed nexus stay, and are in the files."""
         try:
-            return not self.read_outbox()[1]
+            waiting = self.read_outbox()[1]
+            return not waiting or (self._is_sealed() and waiting <= {change[0] for change in self._list_exported()})
         except sqlite3.Error:
             return False
+
+    def _is_sealed(self) -> bool:
+        with closing(sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)) as store:
+            return bool(store.execute("SELECT sealed FROM meta").fetchone()[0])
 
     def wait_well(self) -> None:
         """Wait until a nexus whose files do what they should works by itself, or has ended."""

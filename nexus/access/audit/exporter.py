@@ -89,6 +89,7 @@ class Exporter:
         self._is_complete = True  # the cursor is not in the middle of a change
         self._done: list[OutboxRow] = []  # in the files, synced, judged with a key
         self._written: dict[int, set[bytes]] | None = None  # entries that may be in the files (rule 5)
+        self._written_since = 0  # revision from which on that is known
         self._position = log.position  # of what is known to be synced
         self._discarded_at = self._head_at = self._clock.monotonic()
         self._refused = Alarm("audit.refused-row", self._clock)
@@ -234,7 +235,8 @@ class Exporter:
     def _append(self, rows: Sequence[OutboxRow]) -> None:
         if not rows:
             return
-        if self._written is None:
+        if self._written is None or rows[0].revision < self._written_since:
+            self._written_since = rows[0].revision
             self._written = self._audit.load_recent_changes(since=rows[0].revision, after=self._head_position())
         unmarked = sum(row.mac is None for row in rows)
         if unmarked:

@@ -476,6 +476,21 @@ def test_without_a_key_a_process_exports_what_it_committed(
     assert load_outbox(store) == []
 
 
+def test_what_an_earlier_process_exported_is_found_although_there_was_no_key_at_first(
+    store: SqliteStore, log: AuditLog, make_exporter: MakeExporter, key: FixedKey, tmp_path: Path
+) -> None:
+    """A row that was exported before a crash, and one of this process that was exported without a key: each once."""
+    (row,) = change(store, "of an earlier process")
+    log.append_change(row.revision, row.entry)
+    key.is_there = False
+    exporter = make_exporter()
+    exporter.take(change(store, "mine")[0])
+    exporter.export()
+    key.is_there = True
+    exporter.export()
+    assert list_exported(tmp_path) == [(1, "of an earlier process"), (2, "mine")]
+
+
 def test_without_a_key_an_edited_row_is_not_exported(
     store: SqliteStore, make_exporter: MakeExporter, key: FixedKey, tmp_path: Path
 ) -> None:
