@@ -17,8 +17,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
-import structlog
-
 ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 SILENT: Final = (
     signal.SIGHUP,
@@ -33,8 +31,6 @@ SILENT: Final = (
     signal.SIGPWR,
 )
 _PIPE_SIZE: Final = 65_536  # bytes
-
-log = structlog.get_logger("process")
 
 _last: list[Callable[[], object]] = []
 
@@ -69,7 +65,9 @@ class Termination:
             os.read(self._woken, _PIPE_SIZE)  # the handler runs on the way to the next look
         if self._signal and not self._is_told:
             self._is_told = True
-            log.info("told to end", signal=signal.Signals(self._signal).name)
+            import structlog  # here, since pilot ends by this module too, and has no log
+
+            structlog.get_logger("process").info("told to end", signal=signal.Signals(self._signal).name)
         return bool(self._signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -42,7 +42,7 @@ NEXUS_RPCS = [
 KEEPER_RPCS = [
     f"/keeper.v1.KeeperService/{rpc.name}" for rpc in keeper_pb2.DESCRIPTOR.services_by_name["KeeperService"].methods
 ]
-SERVED = 10  # RPCs that a ready nexus serves, status aside
+SERVED = 12  # RPCs that a ready nexus serves, status aside
 STATUS, KEEPER_STATUS = "/shardhold.v1.ClusterService/GetStatus", "/keeper.v1.KeeperService/GetStatus"
 # Calls that are looked at before it is asked who may make them: a well-formed one each.
 ARGUMENTS = {

@@ -301,8 +301,9 @@ def test_a_keeper_that_refuses_a_mark_is_asked_for_its_own(bench: Bench) -> None
     bench.keeper.epoch = StoreEpoch(1, 9)
     bench.mark = bench.cluster.sign_mark(1, 401, control_revision=1)
     assert "has seen epoch 9" in bench.keep().fault
+    asked = bench.keeper.count("fetch_mark")
     bench.keep()
-    assert bench.keeper.count("fetch_mark") == 2
+    assert bench.keeper.count("fetch_mark") == asked + 1
     assert bench.book.find_newer(bench.cluster.load()[0]) is not None
 
 

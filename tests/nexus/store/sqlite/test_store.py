@@ -22,12 +22,13 @@ from nexus.store.sqlite.store import SqliteStore
 from tests.kit.seed import make_random
 from tests.nexus.store.contract import CALLER, StoreContract, load_audit, load_meta, make_row, put, request
 from tests.nexus.store.position_contract import PositionContract
+from tests.nexus.store.request_contract import RequestContract
 
 ROOT = Path(__file__).parents[4]
 WRITING = [sys.executable, "-m", "tests.nexus.store.sqlite.writing"]
 
 
-class TestSqliteStore(StoreContract, PositionContract):
+class TestSqliteStore(StoreContract, PositionContract, RequestContract):
     """SQLite keeps the contract of a store."""
 
     @pytest.fixture
