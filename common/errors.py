@@ -6,8 +6,8 @@
     │   ├── RecoveringError
     │   │   └── StoreLostError       the store is not as the nexus left it: ready ends
     │   ├── StoreUnavailableError
-    │   │   └── OutcomeUnknownError  it may or may not have happened: the process exits
-    │   │       └── StoreFileLostError   the files of the store were taken away: the process stays, and serves nothing
+    │   │   ├── OutcomeUnknownError  it may or may not have happened: the process exits
+    │   │   └── StoreFileLostError   nor is that known here, but the process stays: the store's files were taken away
     │   ├── AuditUnavailableError
     │   ├── KeeperUnreachableError
     │   ├── IdentityUnavailableError
@@ -80,11 +80,13 @@ class OutcomeUnknownError(StoreUnavailableError):
     reason = "OUTCOME_UNKNOWN"
 
 
-class StoreFileLostError(OutcomeUnknownError):
+class StoreFileLostError(StoreUnavailableError):
     """A file of the store was deleted, renamed or replaced; what was committed last may be in no file that is left.
 
     The process stays: it may have the only descriptor of a deleted file, and a new start would make an empty store.
     """
+
+    reason = OutcomeUnknownError.reason
 
 
 class AuditUnavailableError(UnavailableError):

@@ -212,7 +212,7 @@ class Gate:
     def _settle(self, record: CallRecord, error: BaseException | None) -> None:
         if isinstance(error, (StoreLostError, StoreFileLostError)):
             self._lifecycle.lose_store(str(error))
-        if isinstance(error, OutcomeUnknownError) and not isinstance(error, StoreFileLostError):
+        if isinstance(error, OutcomeUnknownError):
             self._lifecycle.give_up(f"{record.rpc.action} by {record.caller.spiffe_id}: {error}")
         elif isinstance(error, DeniedError):  # never from the reserve, or anybody could use it up
             self._audit.append(record.make_entry(error.reason, decision="deny"))

@@ -137,7 +137,7 @@ def _name_event(failure: ShardholdError | None) -> Event:
 
 
 def _explain(failure: ShardholdError, emptied: Emptied) -> ShardholdError:
-    known = "may be committed or not" if isinstance(failure, OutcomeUnknownError) else "is not committed"
+    known = "may be committed or not" if failure.reason == OutcomeUnknownError.reason else "is not committed"
     return type(failure)(
         f"the seal {known}: {failure}; keys are wiped, {emptied.keepers_emptied} of {emptied.keepers} keepers hold no "
         "shard any more, and the nexus ends"

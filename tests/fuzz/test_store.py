@@ -59,6 +59,9 @@ def send(core: NexusCore, rpc: str, request: Message) -> Any:
         return None
 
 
+KEYS = {"secrets": "path", "deletions": "path, version", "audit_head": "nexus"}  # of tables without row ids
+
+
 def list_columns(file: Path) -> list[tuple[str, str, str]]:
     """Return table, column and type of every value that can be changed."""
     with closing(sqlite3.connect(file)) as database:
@@ -77,7 +80,7 @@ def tamper(file: Path, data: st.DataObject) -> bool:
         table, column, kind = data.draw(st.sampled_from(list_columns(file)))
         value = data.draw({"INTEGER": NUMBERS, "BLOB": BLOBS, "TEXT": TEXTS}[kind])
         row = data.draw(st.integers(0, 20))
-        key = "path" if table == "secrets" else "path, version" if table == "deletions" else "rowid"
+        key = KEYS.get(table, "rowid")
         count = f"max(1, (SELECT count(*) FROM {table}))"
         where = f"({key}) = (SELECT {key} FROM {table} ORDER BY {key} LIMIT 1 OFFSET {row} % {count})"
         with closing(sqlite3.connect(file)) as database, database:

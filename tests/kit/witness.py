@@ -74,6 +74,11 @@ def _raise() -> None:
     raise LookupError("for the one who started me")
 
 
+def _interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in the background of a shell
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -85,7 +90,7 @@ ENDS: dict[str, Callable[[], object]] = {
     "raise": _raise,
     "exit 3": lambda: sys.exit(3),
     "exit words": lambda: sys.exit("these are my last words"),
-    "interrupted": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "interrupted": _interrupt,
     "killed": _kill,
     "sleep": signal.pause,
     "echo": lambda: print(sys.stdin.read()),

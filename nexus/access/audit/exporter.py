@@ -29,7 +29,6 @@ from common.errors import (
     RecoveringError,
     SealedError,
     ShardholdError,
-    StoreFileLostError,
     WrongStateError,
 )
 from common.forms.audit.entry import Entry, decode_entry
@@ -353,7 +352,7 @@ class Exporter:
             if not self._failing:
                 _log.error("audit entries of changes stay in the store", reason=str(exc))
             self._failing = str(exc)
-            if isinstance(exc, OutcomeUnknownError) and not isinstance(exc, StoreFileLostError):
+            if isinstance(exc, OutcomeUnknownError):
                 self._give_up(f"discarding of exported audit entries: {exc}")
         else:
             self._failing = ""

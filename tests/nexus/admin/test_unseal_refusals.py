@@ -44,9 +44,10 @@ class Attempt:
         return self.lost.core.unseal.submit(self.caller, self.session.session_id, self.statement.digest(), sealed)
 
 
-def _swap_words(share: bytes, one: int, two: int) -> bytes:
-    """Swap two words, without a look at the checksum: as somebody who goes around pilot."""
+def _swap_words(share: bytes, one: int) -> bytes:
+    """Swap a word and a later, other one without a look at the checksum: as somebody who goes around pilot."""
     indices = [share[2 * i : 2 * i + 2] for i in range(words.WORDS)]
+    two = next(i for i in range(one + 1, words.WORDS) if indices[i] != indices[one])
     indices[one], indices[two] = indices[two], indices[one]
     return b"".join(indices)
 
@@ -64,7 +65,7 @@ def _twice(attempt: Attempt) -> None:
 
 
 def _two_words_swapped(attempt: Attempt) -> None:
-    attempt.share = _swap_words(KEY.shares[1], 6, 20)
+    attempt.share = _swap_words(KEY.shares[1], 6)
 
 
 def _one_word_wrong(attempt: Attempt) -> None:
