@@ -6,6 +6,7 @@
 - The head names cluster, timeline, control revision, the revision of the change that made it, the generation of the
   root key, the epoch, and the digest of the manifest before. A store whose revision or epoch is lower was put back.
 - The first format has no generation, no epoch and no manifest before. It is read, and never written.
+- With a new timeline, and when the first format ends, the rows of the audit's outbox are adopted (`nexus.keys.outbox`).
 - Nothing is changed but on top of what this nexus left (`nexus.keys.floor`).
 - Without the control key, nobody can add, edit or remove a row unnoticed: `verify` names each row that is bad, missing
   or extra. Only that row is refused; the rest keeps working, unless recovery itself needs the row.
@@ -21,6 +22,7 @@ from common.errors import CorruptRowError
 from common.forms.codec import fields, parse_fields, u64
 from nexus.keys import records
 from nexus.keys.floor import Floor, Standing
+from nexus.keys.outbox import adopt_rows
 from nexus.keys.root_key import RootKey
 from nexus.store.protocol import ControlRow, Meta, Writer
 
@@ -148,8 +150,12 @@ def change(
         raise CorruptRowError("control manifest is missing")
     before = digest_manifest(manifest)
     floor.check_manifest(before)
-    _, listed = _open_manifest(manifest, meta, root_key)
-    meta, digest = _save(edit(meta), listed, put or {}, delete, root_key, writer, before=before)
+    head, listed = _open_manifest(manifest, meta, root_key)
+    edited = edit(meta)
+    if head.format == 1 or edited.timeline != meta.timeline:
+        takes_unmarked = head.format == 1
+        adopt_rows(writer, root_key, before=meta.timeline, now=edited.timeline, takes_unmarked=takes_unmarked)
+    meta, digest = _save(edited, listed, put or {}, delete, root_key, writer, before=before)
     writer.save_meta(meta)
     return Standing(meta.position._replace(revision=writer.revision), digest)
 

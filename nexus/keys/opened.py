@@ -50,7 +50,6 @@ class Serving:
     view: PolicyView
     floor: Floor
     manifest_format: int = 2  # 1: an older program left it, and it is about to be made anew
-    unmarked_through: int = -1  # up to this revision the audit's outbox may have rows without a MAC; -1: none
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -139,11 +138,7 @@ def _prove(
     view = build_view(controls, meta)
     floor = Floor(controls.standing)
     shard_set = ShardSet(current, label, points)
-    manifest_format = controls.head.format
-    unmarked_through = meta.revision if manifest_format == 1 else -1
-    return Serving(
-        genesis, root_key, keyring, shard_set, recovery, view, floor, manifest_format, unmarked_through=unmarked_through
-    )
+    return Serving(genesis, root_key, keyring, shard_set, recovery, view, floor, controls.head.format)
 
 
 def build_view(controls: Controls, meta: Meta) -> PolicyView:

@@ -1,7 +1,8 @@
 """What the MACs of the audit in the store cover: the rows of the outbox, and the head of the files.
 
 Both are made with the outbox key, which only a nexus with the root key has. Whoever writes the database can therefore
-neither add an entry nor replace one.
+neither add an entry nor replace one. A row belongs to one timeline: rows that were kept of a history that was given up
+are none of the next one. What waits in the outbox when a timeline begins is adopted by it, in the same change.
 """
 
 import hmac
@@ -14,22 +15,33 @@ from nexus.store.protocol import MAX_ENTRY, AuditHead, OutboxRow, Writer
 def append_entry(writer: Writer, key: AuditAuthenticator, nexus: str, entry: bytes) -> OutboxRow:
     """Add an encoded audit entry to a change, for the files of *nexus*, and return its row."""
 
+    timeline = writer.load_position().timeline
+
     def authenticate(revision: int, position: int) -> bytes:
-        return authenticate_row(key, nexus, revision, position, entry)
+        return _authenticate_row(key, OutboxRow(nexus, revision, position, entry, None), timeline)
 
     return writer.append_audit(nexus, entry, authenticate)
 
 
-def authenticate_row(key: AuditAuthenticator, nexus: str, revision: int, position: int, entry: bytes) -> bytes:
-    """Return the MAC of a row, 32 bytes."""
-    return key.authenticate_audit(fields(b"shardhold-outbox-v1", nexus.encode(), u64(revision), u64(position), entry))
+def adopt_rows(writer: Writer, key: AuditAuthenticator, *, before: int, now: int, takes_unmarked: bool) -> None:
+    """Let the true rows of timeline *before* be rows of timeline *now*.
+
+    *takes_unmarked*: an older program wrote the store, whose rows have no MAC and name no nexus. They are true then.
+    """
+
+    def make_mac(row: OutboxRow) -> bytes | None:
+        is_unmarked = takes_unmarked and row.mac is None and not row.nexus and _is_sound(row)
+        is_true = is_unmarked or is_authentic_row(key, row, before)
+        return _authenticate_row(key, row, now) if is_true and row.revision <= writer.basis.revision else None
+
+    writer.adopt_audit(make_mac)
 
 
-def is_authentic_row(key: AuditAuthenticator, row: OutboxRow) -> bool:
-    """Say whether a nexus with the root key wrote *row* where it is."""
-    if row.mac is None or row.revision < 0 or row.position < 0 or len(row.entry) > MAX_ENTRY:
+def is_authentic_row(key: AuditAuthenticator, row: OutboxRow, timeline: int) -> bool:
+    """Say whether a nexus with the root key wrote *row* where it is, in *timeline*."""
+    if row.mac is None or not _is_sound(row):
         return False
-    return hmac.compare_digest(authenticate_row(key, row.nexus, row.revision, row.position, row.entry), row.mac)
+    return hmac.compare_digest(_authenticate_row(key, row, timeline), row.mac)
 
 
 def make_head(
@@ -46,6 +58,15 @@ def is_authentic_head(key: AuditAuthenticator, head: AuditHead) -> bool:
         return False
     mac = _authenticate_head(key, head.nexus, head.timeline, head.seq, head.digest, head.revision)
     return hmac.compare_digest(mac, head.mac)
+
+
+def _is_sound(row: OutboxRow) -> bool:
+    return row.revision >= 0 and row.position >= 0 and len(row.entry) <= MAX_ENTRY
+
+
+def _authenticate_row(key: AuditAuthenticator, row: OutboxRow, timeline: int) -> bytes:
+    place = u64(timeline), u64(row.revision), u64(row.position)
+    return key.authenticate_audit(fields(b"shardhold-outbox-v1", row.nexus.encode(), *place, row.entry))
 
 
 def _authenticate_head(

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.clock import Clock
+from common.errors import WrongStateError
 from common.forms.mark import AuditEnd
 from common.keys.protected import ProtectedMemory
 from nexus.access.audit.continuity import Continuity
@@ -92,13 +93,14 @@ def build_core(
     @contextmanager
     def borrow_key() -> Iterator[RootKey]:
         with lifecycle.borrow() as serving:
+            if serving.manifest_format == 1:  # rows without a MAC are about to be adopted
+                raise WrongStateError("the manifest is of the first format still")
             yield serving.root_key
 
     exporter = Exporter(
         store,
         audit,
         borrow_key=borrow_key,
-        takes_unmarked=lambda revision: revision <= lifecycle.require_serving().unmarked_through,
         clock=audit.clock,
         give_up=give_up,
         beside=RequestRetention(store, clock).look,

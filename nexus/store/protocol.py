@@ -268,6 +268,10 @@ class Writer(Reader, Protocol):
         """
         ...
 
+    def adopt_audit(self, make_mac: Callable[[OutboxRow], bytes | None]) -> None:
+        """Give every row of the outbox, of whatever nexus, the MAC that *make_mac* makes; None: it stays as it is."""
+        ...
+
     def save_audit_head(self, head: AuditHead) -> None:
         """Replace the head of its nexus."""
         ...

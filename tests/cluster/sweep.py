@@ -168,6 +168,10 @@ class Sweep:
         except sqlite3.Error:
             return False
 
+    def _waits_for_custodians(self) -> bool:
+        """Whether no keeper got a shard before a kill: without a key, entries of changes stay in the store."""
+        return self.cluster.fetch("nexus", "/readyz").count(" is empty") == len(self.cluster.keepers)
+
     def _is_sealed(self) -> bool:
         with closing(sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)) as store:
             return bool(store.execute("SELECT sealed FROM meta").fetchone()[0])
@@ -193,7 +197,8 @@ class Sweep:
 
     def _act(self, step: Step, strace: Strace) -> str:
         def is_over() -> bool:
-            return not self.is_alive or (strace.fired and not strace.kills) or self.is_drained()
+            is_broken = not self.is_alive or (strace.fired and not strace.kills)
+            return is_broken or self.is_drained() or self._waits_for_custodians()
 
         def is_said() -> bool:
             return bool(refused) or not self.is_alive or self.says_audit_fails()

@@ -57,6 +57,7 @@ class Continuity:
             revision = head.revision
         else:
             rows = writer.load_audit(self._audit.nexus, limit=_MOST_ROWS)
-            revisions = [row.revision for row in rows if is_authentic_row(key, row)]
+            timeline = writer.load_position().timeline
+            revisions = [row.revision for row in rows if is_authentic_row(key, row, timeline)]
             revision = min(revisions, default=writer.revision) - 1
         writer.save_audit_head(make_head(key, self._audit.nexus, *position, revision=revision))

@@ -1,7 +1,8 @@
 """Moves the entries of changes from the store's outbox into the audit files.
 
 1. An entry is in the store, durably, with its change; here it is appended, synced, and only then discarded there:
-   exactly its row, together with the head of the files (`nexus.keys.outbox`).
+   exactly its row, together with the head of the files (`nexus.keys.outbox`). Places are those of one timeline: in
+   another one all begins anew.
 2. With a key every row is judged. One whose MAC does not verify, whose revision the store has not reached, or that was
    exported before, is forged: it is named by its digest, and removed. It holds up no true row.
 3. Without a key only rows that this process committed are exported, by their digests. They stay in the store until
@@ -37,7 +38,7 @@ from nexus.access.audit.directory import ChainPosition
 from nexus.access.audit.log import AuditLog
 from nexus.keys.outbox import is_authentic_head, is_authentic_row, make_head
 from nexus.keys.signer import AuditAuthenticator
-from nexus.store.protocol import AuditHead, OutboxRow, Store
+from nexus.store.protocol import AuditHead, OutboxRow, Position, Reader, Store
 
 GROUP_S: Final = 0.02  # changes committed within this time are exported together
 # How soon a failed export is tried again, a change without a nudge is found, and what is exported is discarded.
@@ -47,6 +48,8 @@ HEAD_EVERY_S: Final = 60.0  # how often the head follows lines that are not of c
 _BATCH: Final = 500  # rows
 _MOST_PAGES: Final = 200  # in one go
 _MOST_COMMITTED: Final = 10_000  # digests; while the files refuse, so are changes
+
+_NOWHERE: Final = Position(0, 0, 0, 0)
 
 _log = structlog.get_logger("audit")
 
@@ -63,29 +66,28 @@ class Exporter:
         log: AuditLog,
         *,
         borrow_key: BorrowKey,
-        takes_unmarked: Callable[[int], bool] = lambda revision: False,
         clock: Clock | None = None,
         give_up: Callable[[str], None] = lambda reason: None,
         beside: Callable[[], None] = lambda: None,
     ) -> None:
         """*borrow_key* raises SealedError, RecoveringError or WrongStateError while there is no key.
 
-        *takes_unmarked* says whether a row without a MAC may have this revision; *give_up* ends the process; *beside*
-        discards what else is old, about once a second.
+        *give_up* ends the process; *beside* discards what else is old, about once a second.
         """
         self._give_up = give_up
         self._discard_beside = beside
         self._store = store
         self._audit = log
         self._borrow_key = borrow_key
-        self._takes_unmarked = takes_unmarked
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()  # guards the two below
         self._committed: dict[Place, bytes] = {}  # digests of entries that this process committed (rule 3)
+        self._early: dict[Place, bytes] = {}  # the same of those that were exported before `take`
+        self._timeline = -1  # that the following are of
         self._cursor: Place | None = None  # all rows up to it were judged with a key
+        self._covered = 0  # revision up to which all entries are exported
         self._head: AuditHead | None = None
         self._had_key = False
-        self._is_complete = True  # the cursor is not in the middle of a change
         self._done: list[OutboxRow] = []  # in the files, synced, judged with a key
         self._written: dict[int, set[bytes]] | None = None  # entries that may be in the files (rule 5)
         self._written_since = 0  # revision from which on that is known
@@ -114,9 +116,9 @@ class Exporter:
     def take(self, row: OutboxRow) -> None:
         """Take note of a row that was committed. Cheap."""
         with self._lock:
-            place = row.revision, row.position
-            if (self._cursor is None or place > self._cursor) and len(self._committed) < _MOST_COMMITTED:
-                self._committed[place] = _digest(row.entry)
+            place, digest = (row.revision, row.position), _digest(row.entry)
+            if self._early.pop(place, None) != digest and len(self._committed) < _MOST_COMMITTED:
+                self._committed[place] = digest
         if not self._nudged.is_set():
             self._nudged.set()
 
@@ -135,7 +137,7 @@ class Exporter:
             StoreUnavailableError, CorruptRowError: The store refuses.
         """
         try:
-            if self._judge([], 0) is not None:
+            if self._judge([]) is not None:
                 self._export_all()
             else:
                 self._export_committed()
@@ -166,17 +168,20 @@ class Exporter:
         """Judge and export every row (rules 2 and 4)."""
         with self._lock:
             expected = set(self._committed)
-        first_revision, seen = None, set[int]()
-        if not self._had_key:
-            self._begin_with_key()
+        first: Position | None = None
+        seen = set[int]()
         for _ in range(_MOST_PAGES):
             with self._store.read() as reader:
-                revision = reader.load_meta().revision
+                found = reader.load_position()
+                if not self._had_key or found.timeline != self._timeline:
+                    self._begin(reader, found.timeline)
                 rows = reader.load_audit(self._audit.nexus, after=self._cursor, limit=_BATCH)
-            first_revision = revision if first_revision is None else first_revision
+            first = first or found
+            if found.timeline != first.timeline:
+                return  # accepted meanwhile: the next export begins anew
             if not rows:
                 break
-            verdicts = self._judge(rows, revision)
+            verdicts = self._judge(rows, found)
             if verdicts is None:
                 return  # the key is gone meanwhile: rule 3 next time
             true = [row for row, why in zip(rows, verdicts, strict=True) if not why]
@@ -184,52 +189,56 @@ class Exporter:
             seen.update(row.revision for row in true)
             self._refuse([(row, why) for row, why in zip(rows, verdicts, strict=True) if why])
             self._find_gaps(true)
-            with self._lock:
-                for row in true:
-                    self._committed.pop((row.revision, row.position), None)
-                if true:
-                    self._cursor = true[-1].revision, true[-1].position
+            for row in true:
+                self._pass(row)
             self._done += true
-            self._is_complete = False
             if len(rows) < _BATCH:
                 break
         else:
             return  # a flood of forged rows: what is exported so far is discarded in between
-        self._is_complete = True
+        self._covered = max(self._covered, first.revision)
         self._find_missing(expected)
         if not self._had_key:
             self._had_key = True
-            self._find_missing_revisions(first_revision, seen)
+            self._find_missing_revisions(first.revision, seen)
         self._written = {}
 
-    def _begin_with_key(self) -> None:
-        with self._store.read() as reader:
-            head = reader.load_audit_head(self._audit.nexus)
-        if head is None:
+    def _begin(self, reader: Reader, timeline: int) -> None:
+        """Go on from the head, if it is of *timeline*; places of another timeline say nothing in this one."""
+        if timeline != self._timeline:
+            self._timeline, self._had_key = timeline, False
+            self._cursor, self._covered, self._head, self._done, self._written = None, 0, None, [], None
+        head = reader.load_audit_head(self._audit.nexus)
+        if head is None or head.timeline != timeline:
             return
         with self._borrow_key() as key:
             if not is_authentic_head(key, head):
                 return  # who becomes ready with it is told elsewhere
         self._head = head
-        with self._lock:
-            self._cursor = self._cursor or (head.revision, (1 << 63) - 1)
+        self._covered = max(self._covered, head.revision)
+        self._cursor = self._cursor or (head.revision, (1 << 63) - 1)
 
-    def _judge(self, rows: Sequence[OutboxRow], revision: int) -> list[str] | None:
+    def _pass(self, row: OutboxRow) -> None:
+        """Note that a true row is exported; what this process committed in its place, and is another entry, is lost."""
+        place, digest = (row.revision, row.position), _digest(row.entry)
+        self._cursor = place
+        self._covered = max(self._covered, row.revision - 1)
+        with self._lock:
+            committed = self._committed.pop(place, None)
+            if committed != digest:
+                self._early[place] = digest
+                if len(self._early) > _MOST_COMMITTED:
+                    del self._early[next(iter(self._early))]
+        if committed not in (None, digest):
+            self._say_missing(place, committed)
+
+    def _judge(self, rows: Sequence[OutboxRow], found: Position = _NOWHERE) -> list[str] | None:
         """Say why each row is forged, empty: it is true; None: there is no key."""
         try:
             with self._borrow_key() as key:
-                return [self._find_fault(row, revision, key) for row in rows]
+                return [_find_fault(row, found, key) for row in rows]
         except (SealedError, RecoveringError, WrongStateError):
             return None
-
-    def _find_fault(self, row: OutboxRow, revision: int, key: AuditAuthenticator) -> str:
-        if row.revision > revision:
-            return f"the store is at revision {revision}"
-        if row.mac is None and not row.nexus and self._head is None and self._takes_unmarked(row.revision):
-            return ""
-        if not is_authentic_row(key, row):
-            return "its MAC does not verify"
-        return ""
 
     def _append(self, rows: Sequence[OutboxRow]) -> None:
         if not rows:
@@ -237,7 +246,7 @@ class Exporter:
         if self._written is None or rows[0].revision < self._written_since:
             self._written_since = rows[0].revision
             self._written = self._audit.load_recent_changes(since=rows[0].revision, after=self._head_position())
-        unmarked = sum(row.mac is None for row in rows)
+        unmarked = sum(not row.nexus for row in rows)
         if unmarked:
             self._note("audit.unmarked-rows", f"{unmarked} entries of an older program, which made no MACs, follow")
         for row in rows:
@@ -279,9 +288,8 @@ class Exporter:
 
     def _sweep(self) -> None:
         """Refuse rows that came where everything was judged already: they repeat what is exported, or are forged."""
-        with self._lock:
-            cursor = self._cursor
-        if cursor is None or self._judge([], 0) is None:
+        cursor = self._cursor
+        if cursor is None or self._judge([]) is None:
             return
         with self._store.read() as reader:
             rows = reader.load_audit(self._audit.nexus, through=cursor, limit=_BATCH + len(self._done))
@@ -293,7 +301,7 @@ class Exporter:
         last = self._cursor or (-1, 0)
         for row in rows:
             wanted = last[1] + 1 if row.revision == last[0] else 0
-            if row.mac is not None and row.position > wanted:
+            if row.nexus and row.position > wanted:
                 self._missing.add(f"revision {row.revision} position {wanted}")
             last = row.revision, row.position
 
@@ -318,10 +326,9 @@ class Exporter:
             self._missing.add(f"{missing} of the changes from revision {head.revision + 1} to {revision}")
 
     def _make_head(self) -> AuditHead | None:
-        revision = 0 if self._cursor is None else self._cursor[0] - (not self._is_complete)
         try:
             with self._borrow_key() as key:
-                return make_head(key, self._audit.nexus, *self._position, revision=revision)
+                return make_head(key, self._audit.nexus, *self._position, revision=self._covered)
         except (SealedError, RecoveringError, WrongStateError):
             return None
 
@@ -370,6 +377,12 @@ class Exporter:
     def _is_discard_due(self) -> bool:
         is_old = self._clock.monotonic() - self._discarded_at >= POLL_S
         return is_old or len(self._done) >= DISCARD_AT
+
+
+def _find_fault(row: OutboxRow, found: Position, key: AuditAuthenticator) -> str:
+    if row.revision > found.revision:
+        return f"the store is at revision {found.revision}"
+    return "" if is_authentic_row(key, row, found.timeline) else "its MAC does not verify"
 
 
 def _digest(entry: bytes) -> bytes:

@@ -43,6 +43,12 @@ _APPEND_AUDIT: Final = """
 _DISCARD_AUDIT: Final = f"""
     DELETE FROM audit_outbox WHERE nexus = ? AND revision = ? AND position = ?
     AND substr(entry, 1, {MAX_ENTRY + 1}) = ? AND mac IS ?"""
+_EVERY_ROW: Final = f"""
+    SELECT nexus, revision, position, substr(entry, 1, {MAX_ENTRY + 1}), mac FROM audit_outbox
+    WHERE (revision, position) > (?, ?) ORDER BY revision, position LIMIT ?"""
+_SET_MAC: Final = "UPDATE audit_outbox SET mac = ? WHERE revision = ? AND position = ?"
+_ADOPTED_AT_ONCE: Final = 500  # rows
+_LOWEST: Final = -(1 << 63)  # integer of SQLite
 _SAVE_HEAD: Final = (
     "INSERT OR REPLACE INTO audit_head (nexus, timeline, seq, hash, revision, mac) VALUES (?, ?, ?, ?, ?, ?)"
 )
@@ -111,6 +117,14 @@ class SqliteWriter(SqliteReader):
         self._change(_APPEND_AUDIT, row.nexus, row.revision, row.position, row.entry, row.mac)
         self._entries += 1
         return row
+
+    def adopt_audit(self, make_mac: Callable[[OutboxRow], bytes | None]) -> None:
+        last = (_LOWEST, _LOWEST)
+        while found := self._load(_EVERY_ROW, *last, _ADOPTED_AT_ONCE):
+            for row in (OutboxRow(*one) for one in found):
+                if (mac := make_mac(row)) is not None:
+                    self._change(_SET_MAC, mac, row.revision, row.position)
+                last = row.revision, row.position
 
     def save_audit_head(self, head: AuditHead) -> None:
         self._change(_SAVE_HEAD, head.nexus, head.timeline, head.seq, head.digest, head.revision, head.mac)

@@ -397,6 +397,23 @@ class StoreContract:
         store.discard_audit([one])
         assert load_meta(store).revision == 4
 
+    def test_adopted_rows(self, store: Store) -> None:
+        """Every row, of whatever nexus, gets the MAC that is made for it; where none is made it stays as it is."""
+
+        def append(writer: Writer) -> None:
+            for number in range(700):
+                writer.append_audit(f"nexus-{number % 2 + 1}", b"%d" % number, make_mac)
+
+        def make(row: OutboxRow) -> bytes | None:
+            return b"a" * 32 if row.position % 3 else None
+
+        store.write(append)
+        store.write(lambda writer: writer.adopt_audit(make), counts=False)
+        with store.read() as reader:
+            rows = [row for name in ("nexus-1", "nexus-2") for row in reader.load_audit(name, limit=1_000)]
+        assert len(rows) == 700
+        assert all((row.mac == b"a" * 32) == bool(row.position % 3) for row in rows)
+
     def test_audit_head(self, store: Store) -> None:
         """The head of each nexus is replaced together with what is discarded."""
         put(store, make_row("a"))

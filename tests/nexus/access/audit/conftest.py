@@ -1,6 +1,7 @@
 """A store, an audit, a key and exporters of them."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def key() -> FixedKey:
 
 @pytest.fixture
 def make_exporter(store: SqliteStore, log: AuditLog, key: FixedKey) -> MakeExporter:
-    """Make an exporter of the store and the audit."""
+    """Make an exporter of the store and the audit, which are in one timeline."""
+    store.write(lambda writer: writer.save_meta(replace(writer.load_meta(), timeline=1)), counts=False)
 
     def make(*, store: Store = store, **options: object) -> Exporter:
         return Exporter(store, log, borrow_key=key.borrow, **options)  # type: ignore[arg-type]

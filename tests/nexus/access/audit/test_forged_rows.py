@@ -1,16 +1,21 @@
 """The exporter: what somebody without the key writes into the outbox."""
 
-from collections.abc import Callable
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nexus.access.audit.alarm import SAY_EVERY_S
+from nexus.keys.outbox import adopt_rows
+from nexus.store.protocol import Writer
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.manual_clock import ManualClock
 from tests.nexus.access.audit.exports import MakeExporter, list_alarms, list_exported, make_digest
 from tests.nexus.access.audit.keyed import (
     NEXUS,
+    FixedKey,
+    append,
     change,
     forge,
     load_outbox,
@@ -22,9 +27,6 @@ FLOOD = """
     INSERT INTO audit_outbox (nexus, revision, position, entry, mac)
     WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 699)
     SELECT ?, ?, n, ?, ? FROM numbers"""
-
-
-WaitUntil = Callable[..., None]
 
 
 @pytest.mark.parametrize(
@@ -159,27 +161,53 @@ def test_a_removed_entry_of_several_is_named_as_missing(
     assert [entry.detail for entry in list_alarms(tmp_path)] == ["revision 1 position 1"]
 
 
-def test_rows_of_an_older_program_are_taken_once(
+def test_rows_of_an_older_program_are_adopted_once(
     store: SqliteStore, make_exporter: MakeExporter, tmp_path: Path
 ) -> None:
-    """Rows without a MAC are exported up to the revision that the manifest allows, with a note, before any head."""
+    """The change that ends the first format gives them a MAC; they are exported with a note, and later ones refused."""
     change(store, "a")
-    change(store, "b")
     write_rows(tmp_path / "nexus.db", "UPDATE audit_outbox SET nexus = '', mac = NULL")
-    exporter = make_exporter(takes_unmarked=lambda revision: revision <= 1)
+    for revision, position in ((-7, 0), (1, -1), (2, 0)):
+        forge(tmp_path / "nexus.db", revision, position, mac=None)
+    adopt = functools.partial(adopt_rows, key=FixedKey(), before=1, now=1, takes_unmarked=True)
+    store.write(adopt, counts=False)
+    exporter = make_exporter()
     exporter.export()
     exporter.discard()
     assert list_exported(tmp_path) == [(1, "a")]
     noted, refused = list_alarms(tmp_path)
     assert (noted.action, noted.detail[:9]) == ("audit.unmarked-rows", "1 entries")
-    assert refused.detail.startswith("revision 2 position 0")
-    for again in (exporter, make_exporter(takes_unmarked=lambda revision: True)):
-        for revision in (1, 2):
-            forge(tmp_path / "nexus.db", revision, mac=None)
+    assert refused.detail.endswith("; and 2 more")
+    for again in (exporter, make_exporter()):
+        forge(tmp_path / "nexus.db", 1, mac=None)
         again.export()
         again.discard()
         assert list_exported(tmp_path) == [(1, "a")]
         assert load_outbox(store) == []
+
+
+def test_rows_that_wait_when_a_timeline_begins_are_of_it(
+    store: SqliteStore, make_exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """Those of a history that was given up are not, wherever they are put."""
+    (row,) = change(store, "a")
+    (lost,) = change(store, "lost")
+    write_rows(tmp_path / "nexus.db", "UPDATE meta SET revision = 1")
+
+    def begin(writer: Writer) -> None:
+        adopt_rows(writer, FixedKey(), before=1, now=2, takes_unmarked=False)
+        writer.save_meta(replace(writer.load_meta(), timeline=2))
+        append(writer, make_entry("accepted").encode())
+
+    store.write(begin)
+    sql = "UPDATE audit_outbox SET entry = ?, mac = ? WHERE revision = ?"
+    exporter = make_exporter()
+    write_rows(tmp_path / "nexus.db", sql, lost.entry, lost.mac, lost.revision)
+    exporter.take(row)
+    exporter.export()
+    assert list_exported(tmp_path) == [(1, "a")]
+    (refused,) = list_alarms(tmp_path)
+    assert make_digest("lost") in refused.detail
 
 
 def test_rows_of_another_nexus_stay(store: SqliteStore, make_exporter: MakeExporter, tmp_path: Path) -> None:
