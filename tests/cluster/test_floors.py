@@ -132,8 +132,12 @@ def test_a_revoked_policy_does_not_come_back_with_the_rows(store: Tampering) -> 
     store.wait_blocked("ready ended: the store was put back", "this nexus remember", "policies or settings")
     assert [cluster.count_sets(name) for name in cluster.keepers] == [1, 1]
     cluster.rerun("nexus")
-    status = cluster.wait_status("the keepers say so", lambda status: status["newer_mark"] is not None)
-    assert status["newer_mark"]["keepers"] == list(cluster.keepers)
+
+    def is_said_by_all(status: Status) -> bool:
+        newer = status["newer_mark"]
+        return newer is not None and newer["keepers"] == list(cluster.keepers)
+
+    status = cluster.wait_status("the keepers say so", is_said_by_all)
     assert status["state"] == "recovering"
     with pytest.raises(shardhold.RecoveringError):
         cluster.workload(APP).get(PATH, timeout=patience(1))
