@@ -203,6 +203,17 @@ def test_no_mark_is_made_of_a_store_that_was_put_back(ready: Ready, wait_until: 
     assert newer.mark.control_revision == highest
 
 
+def test_a_set_number_that_somebody_lowered_is_not_given_out_again(ready: Ready) -> None:
+    """Keepers drop no older set for a lower number: the new set is above the one that the manifest proves."""
+    ready.core.seal.seal(SUPERUSER, "", seconds=5)
+    ready.tamper("UPDATE meta SET last_set_number = 0")
+    serving = ready.cluster.prove_without_points()
+    number = serving.shard_set.record.set_number
+    assert ready.core.warden.admit(serving, lambda writer, key: None, asked_in=State.SEALED)
+    assert ready.core.lifecycle.require_serving().shard_set.record.set_number == number + 1
+    assert ready.cluster.load()[0].last_set_number == number + 1
+
+
 def test_many_changes_at_once_lose_nothing(ready: Ready, wait_until: WaitUntil) -> None:
     """Puts, reads and policies beside each other never look like somebody else's."""
     failures: list[ShardholdError] = []
