@@ -203,6 +203,28 @@ def test_no_mark_is_made_of_a_store_that_was_put_back(ready: Ready, wait_until: 
     assert newer.mark.control_revision == highest
 
 
+def test_a_store_that_was_put_back_is_sealed_as_without_a_key(ready: Ready) -> None:
+    """Noticed before or not, the seal is committed, takes no revision, and its entry is in the audit files."""
+    for has_noticed in (True, False):
+        with ready.core.warden._lock:
+            ready.tamper("UPDATE meta SET epoch = epoch - 1")
+            before = ready.cluster.load()[0]
+            if has_noticed:
+                with pytest.raises(RecoveringError):
+                    ready.get()
+            ready.core.seal.seal(SUPERUSER, "an incident", seconds=1)
+        after = ready.cluster.load()[0]
+        assert (after.sealed, after.revision) == (True, before.revision)
+        assert after.epoch > before.epoch + 1  # above what this nexus left, not just back there
+        assert ready.core.failures == []
+        entry = ready.core.list_entries()[-1]
+        assert (entry.action, entry.outcome, entry.detail) == ("seal", "ok", "an incident")
+        assert ready.core.warden._marks.last is None
+        assert ready.core.warden.admit(
+            ready.cluster.prove_without_points(), lambda writer, key: None, asked_in=State.SEALED
+        )
+
+
 def test_a_set_number_that_somebody_lowered_is_not_given_out_again(ready: Ready) -> None:
     """Keepers drop no older set for a lower number: the new set is above the one that the manifest proves."""
     ready.core.seal.seal(SUPERUSER, "", seconds=5)
