@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from common.errors import RecoveringError, ShardholdError
+from common.errors import AuditUnavailableError, RecoveringError, ShardholdError
 from nexus.keys import manifest
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
@@ -19,7 +19,7 @@ from nexus.vault.secrets import Expected
 from tests.kit.patience import at_most
 from tests.nexus.cluster import SUPERUSERS, FoundCluster, FoundedCluster, tamper
 from tests.nexus.conftest import StartNexus, WaitUntil
-from tests.nexus.core import APP, SUPERUSER, NexusCore
+from tests.nexus.core import APP, OPERATOR, SUPERUSER, NexusCore
 from tests.nexus.played_keepers import PlayedKeeper
 from tests.nexus.store.contract import threads
 
@@ -223,6 +223,29 @@ def test_a_store_that_was_put_back_is_sealed_as_without_a_key(ready: Ready) -> N
         assert ready.core.warden.admit(
             ready.cluster.prove_without_points(), lambda writer, key: None, asked_in=State.SEALED
         )
+
+
+def test_a_new_chain_is_not_accepted_on_a_store_that_was_put_back(ready: Ready) -> None:
+    """A ready nexus whose audit files are gone commits nothing below its floor; else it raises the floor with it."""
+
+    def displace() -> None:
+        for file in ready.folder.glob("*.jsonl"):
+            file.unlink()
+        with pytest.raises(AuditUnavailableError):
+            ready.core.audit.sync()
+
+    serving = ready.core.lifecycle.require_serving()
+    displace()
+    ready.core.audit_access.accept_new_chain(OPERATOR, "the disk died")
+    assert serving.floor.position == ready.cluster.load()[0].position
+    displace()
+    with ready.core.warden._lock:
+        ready.tamper("UPDATE meta SET revision = revision - 1")
+        before = ready.cluster.load()
+        with pytest.raises(RecoveringError, match="was put back"):
+            ready.core.audit_access.accept_new_chain(OPERATOR, "the disk died")
+        assert ready.cluster.load() == before
+        assert "was put back" in ready.core.lifecycle.store_fault
 
 
 def test_a_set_number_that_somebody_lowered_is_not_given_out_again(ready: Ready) -> None:
