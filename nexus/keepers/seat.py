@@ -85,7 +85,8 @@ class Seat:
         self._accusation = ""
         self._dropped: tuple[bytes, set[bytes]] = (b"", set())  # the sets that it dropped, and in which boot; bounded
         self._asked = (b"", NO_EPOCH)  # boot and epoch in which it was asked for its mark
-        self._given: tuple[SignedMark, bytes] | None = None  # the last mark that it took, and in which boot
+        # The last mark that it took, in which boot and at which epoch.
+        self._given: tuple[SignedMark, bytes, StoreEpoch] | None = None
 
     def watch(self) -> float:
         """Ask how the keeper is; return the seconds until the next step."""
@@ -252,7 +253,7 @@ class Seat:
             raise MarkError(self._accusation) from exc
 
     def _give_mark(self, mark: SignedMark, report: KeeperReport, book: MarkBook) -> None:
-        if self._given == (mark, report.boot_id):
+        if self._given == (mark, report.boot_id, self._epoch):
             return
         try:
             newer = self.link.put_mark(mark, epoch=self._epoch, timeout=CALL_TIMEOUT)
@@ -260,7 +261,7 @@ class Seat:
             log.warning("keeper refuses the mark of this store", keeper=self.member.name, why=str(exc))
             self._asked = (b"", NO_EPOCH)  # it may know better: asked at the next step
             raise
-        self._given = mark, report.boot_id
+        self._given = mark, report.boot_id, self._epoch
         if newer is not None:
             log.warning("keeper remembers a newer mark", keeper=self.member.name)
             self._take_mark(newer, report, book)
