@@ -77,7 +77,7 @@ ACCEPT_NEW_CHAIN = Rpc(
     "audit.accept-new-chain",
     None,
     _ADMINS,
-    frozenset({State.RECOVERING}) | READY_ONLY,
+    _KEYLESS | READY_ONLY,
     uses_reserve=True,
 )
 

@@ -11,6 +11,7 @@ from nexus.access.audit.directory import ChainPosition
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller, Gate
 from nexus.admin.seal import MAX_REASON
+from nexus.keys.replacement import WriteEntry
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
@@ -88,35 +89,55 @@ class Audit:
     def accept_new_chain(self, caller: Caller, reason: str) -> ChainPosition:
         """Begin a new chain, whose first entry says who accepted what and why; return where that is.
 
+        Files that are not where they were are accepted in every state. Without a key the store goes on to remember the
+        files before: they block once there is a key, until that is accepted too.
+
         Raises:
             InvalidArgumentError: No reason, or one that is too long or not printable.
             WrongStateError: There is nothing to accept.
             AuditUnavailableError: The directory is not there or refuses.
-            StoreUnavailableError: Nothing was committed; it stays blocked.
+            StoreUnavailableError, StoreLostError: Nothing was committed; it stays blocked.
         """
         if not 1 <= len(reason) <= MAX_REASON or not reason.isprintable():
             raise InvalidArgumentError(f"reason: got {len(reason)} characters, want 1 to {MAX_REASON} printable ones")
         with self._gate.role_call(calls.ACCEPT_NEW_CHAIN, caller) as record:
             record.detail = reason
             is_ready = self._gate.state is State.READY
-            gap = self._require_displaced() if is_ready else self._warden.require_audit_gap()
-            position = self._audit.begin_anew(self._make_entry(caller, reason, gap))
+            displaced = self._audit.failing if self._audit.is_displaced else ""
+            if is_ready and not displaced:
+                raise WrongStateError("the audit files are where they were: there is nothing to accept")
+            gap = "" if is_ready else self._find_gap(displaced)
+            position = self._audit.begin_anew(self._make_entry(caller, reason, gap or displaced))
 
             def write_entry(writer: Writer, key: RootKey) -> None:
                 record.write(writer, key)
                 self._continuity.save_head(writer, key, position)
 
             if is_ready:
-                with self._lifecycle.borrow() as serving:
-                    self._store.write(lambda writer: write_entry(writer, serving.root_key))
-            else:
+                self._commit(write_entry)
+            elif gap:
                 self._warden.accept_new_chain(write_entry)
             return position
 
-    def _require_displaced(self) -> str:
-        if not self._audit.is_displaced:
-            raise WrongStateError("the audit files are where they were: there is nothing to accept")
-        return self._audit.failing
+    def _find_gap(self, displaced: str) -> str:
+        """Return what blocks the held key; empty: nothing that can be accepted yet, and the files are *displaced*."""
+        try:
+            return self._warden.require_audit_gap()
+        except WrongStateError:
+            if not displaced:
+                raise
+            return ""
+
+    def _commit(self, write_entry: WriteEntry) -> None:
+        """Commit the entry on the store as this nexus left it."""
+        with self._lifecycle.borrow() as serving:
+
+            def change(writer: Writer) -> int:
+                serving.floor.check_basis(writer.basis)
+                write_entry(writer, serving.root_key)
+                return writer.revision
+
+            self._store.write(change, on_commit=serving.floor.reach)
 
     def _make_entry(self, caller: Caller, reason: str, gap: str) -> Entry:
         return Entry(

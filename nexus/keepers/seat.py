@@ -7,10 +7,10 @@
 - Empty: while sealed, drop every set that it holds, whatever else is wrong with it.
 
 In each duty but the first it is asked for its rollback mark, once for each boot, and when it has seen a higher epoch
-than that of this nexus. A mark that does not verify is a lie; so is a report of more sets than a keeper can hold, or of
-one that it has dropped in this boot. A keeper that is given an older mark than it holds answers with its own, or
-refuses it, and is then asked: the store of this nexus is behind. A keeper that has seen a higher epoch refuses whatever
-this nexus wants to change.
+than that of this nexus. A mark that does not verify is a lie; so is a report of more sets than a keeper can hold, of
+one that it has dropped in this boot, or of ever new ones to drop. A keeper that is given an older mark than it holds
+answers with its own, or refuses it, and is then asked: the store of this nexus is behind. A keeper that has seen a
+higher epoch refuses whatever this nexus wants to change.
 
 A keeper is trusted only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
 fault never stops the others.
@@ -48,6 +48,7 @@ from nexus.keys.shard_set import Member, ShardSet, check_shard
 CALL_TIMEOUT = 2.0  # seconds for one call to a keeper
 POLL_INTERVAL = 1.0  # seconds between two polls
 MAX_SETS = 2  # that a keeper can hold
+MAX_DROPPED = 64  # sets in one boot; nobody seals so often, and a keeper may invent any number
 RETRY_PAUSE = (0.1, 1.0)  # seconds, full jitter, while recovering
 
 log = structlog.get_logger("keepers")
@@ -82,9 +83,10 @@ class Seat:
         self._proven_set = b""
         self._accused_boot = b""  # boot in which it lied
         self._accusation = ""
-        self._dropped: tuple[bytes, set[bytes]] = (b"", set())  # the sets that it dropped, and in which boot
+        self._dropped: tuple[bytes, set[bytes]] = (b"", set())  # the sets that it dropped, and in which boot; bounded
         self._asked = (b"", NO_EPOCH)  # boot and epoch in which it was asked for its mark
-        self._given: tuple[SignedMark, bytes] | None = None  # the last mark that it took, and in which boot
+        # The last mark that it took, in which boot and at which epoch.
+        self._given: tuple[SignedMark, bytes, StoreEpoch] | None = None
 
     def watch(self) -> float:
         """Ask how the keeper is; return the seconds until the next step."""
@@ -207,12 +209,12 @@ class Seat:
 
     def _drop(self, label: SetLabel, report: KeeperReport) -> None:
         self.link.drop_set(label.cluster_id, label.set_id, epoch=self._epoch, timeout=CALL_TIMEOUT)
-        boot_id, dropped = self._dropped
-        if boot_id != report.boot_id:
-            dropped = set()
-        if label.set_id not in dropped:
+        if self._dropped[0] != report.boot_id:
+            self._dropped = report.boot_id, set()
+        dropped = self._dropped[1]
+        if label.set_id not in dropped and len(dropped) <= MAX_DROPPED:  # one more than that is the lie
             self._note("keeper.drop", self.member.name, f"set {label.set_number}")
-        self._dropped = report.boot_id, dropped | {label.set_id}
+            dropped.add(label.set_id)
 
     def _check_report(self, report: KeeperReport) -> None:
         """Accuse the keeper of a report that no true one gives.
@@ -221,11 +223,15 @@ class Seat:
             IntegrityError: It is one.
         """
         boot_id, dropped = self._dropped
-        kept = [held.label for held in report.sets if held.label.set_id in dropped and report.boot_id == boot_id]
+        if boot_id != report.boot_id:
+            dropped = set()
+        kept = [held.label for held in report.sets if held.label.set_id in dropped]
         if len(report.sets) > MAX_SETS:
             lie = f"lies: it says that it holds {len(report.sets)} sets, and can hold {MAX_SETS}"
         elif kept:
             lie = f"lies: it says that it holds set {kept[0].set_number}, which it has dropped"
+        elif len(dropped) > MAX_DROPPED:
+            lie = f"lies: it says that it holds ever new sets, and has dropped more than {MAX_DROPPED} since it started"
         else:
             return
         self._accused_boot, self._accusation = report.boot_id, lie
@@ -247,7 +253,7 @@ class Seat:
             raise MarkError(self._accusation) from exc
 
     def _give_mark(self, mark: SignedMark, report: KeeperReport, book: MarkBook) -> None:
-        if self._given == (mark, report.boot_id):
+        if self._given == (mark, report.boot_id, self._epoch):
             return
         try:
             newer = self.link.put_mark(mark, epoch=self._epoch, timeout=CALL_TIMEOUT)
@@ -255,7 +261,7 @@ class Seat:
             log.warning("keeper refuses the mark of this store", keeper=self.member.name, why=str(exc))
             self._asked = (b"", NO_EPOCH)  # it may know better: asked at the next step
             raise
-        self._given = mark, report.boot_id
+        self._given = mark, report.boot_id, self._epoch
         if newer is not None:
             log.warning("keeper remembers a newer mark", keeper=self.member.name)
             self._take_mark(newer, report, book)

@@ -59,7 +59,7 @@ def _write(
         [Member(member.name, member.spiffe_id, member.address) for member in old.members],
         threshold=old.threshold,
         generation=old.generation,
-        set_number=meta.last_set_number + 1,
+        set_number=max(meta.last_set_number, old.set_number) + 1,  # no manifest covers the first of the two
         timeline=meta.timeline,
         cluster_id=serving.cluster_id,
         memory=memory,

@@ -1,12 +1,13 @@
 """Seal the nexus: commit the seal, wipe the keys, and empty the keepers.
 
 1. A seal with a root key is a change, which carries the caller's audit entry. A seal without one takes no revision: it
-   could otherwise move a store that was put back past the mark that says so. Both raise the epoch, above what keepers
-   have seen: they drop their sets for no lower one.
+   could otherwise move a store that was put back past the mark that says so; the entry is then written like that of a
+   read. Both raise the epoch, above what keepers have seen: they drop their sets for no lower one.
 2. Whatever becomes of the commit, the keys are wiped and the keepers emptied. Unless the seal is known to be committed,
    the process then ends.
 3. When the disk hangs, nothing waits for the store, nor for another call that waits for it and holds the lock.
-4. A store that was put back can be sealed. The floor then stays where it was, so that no mark is made of that store.
+4. A store that was put back is sealed as without a key, whoever noticed first that it was. The floor stays where it
+   was, so that no mark is made of that store.
 """
 
 import threading
@@ -87,10 +88,14 @@ class Sealing:
 
         def commit() -> None:
             if self._lifecycle.state is State.READY:
-                self._store.write(lambda writer: self._write(writer, write_entry), alone=True, on_commit=self._follow)
-            else:
-                # Rule 1. The caller's entry is then written like that of a read.
-                self._store.write(self._set_sealed, counts=False, alone=True)
+                try:
+                    self._store.write(
+                        lambda writer: self._write(writer, write_entry), alone=True, on_commit=self._follow
+                    )
+                    return
+                except StoreLostError as exc:
+                    log.critical("store is lost", why=str(exc))
+            self._store.write(self._set_sealed, counts=False, alone=True)
 
         try:
             finish_within(self._clock, SEAL_COMMIT_S, commit, name="commit of the seal")
@@ -98,27 +103,30 @@ class Sealing:
             return exc
         return None
 
-    def _write(self, writer: Writer, write_entry: WriteEntry) -> Position | None:
-        """Return where the seal leaves the store, None when it was not where this nexus left it (rule 4)."""
+    def _write(self, writer: Writer, write_entry: WriteEntry) -> Position:
+        """Return where the seal leaves the store.
+
+        Raises:
+            StoreLostError: It was not where this nexus left it (rule 4).
+        """
+        serving = self._lifecycle.find_serving() or self._lifecycle.require_serving()
+        serving.floor.check_basis(writer.basis)
         self._set_sealed(writer)
-        serving = self._lifecycle.require_serving()
         write_entry(writer, serving.root_key)
-        try:
-            serving.floor.check_basis(writer.basis)
-        except StoreLostError as exc:
-            log.critical("store is lost", why=str(exc))
-            return None
         return writer.load_position()._replace(revision=writer.revision)
 
     def _set_sealed(self, writer: Writer) -> None:
         meta = writer.load_meta()
-        reported = self._pool.find_epoch(meta.timeline)
-        writer.save_meta(replace(meta, sealed=True, epoch=next_epoch(meta.epoch, reported)))
+        serving = self._lifecycle.find_serving()
+        left = serving.floor.position if serving is not None else meta.position
+        # A store that was put back must not come to stand where this nexus left it: no mark would be due (rule 4).
+        known = max(meta.epoch, left.epoch) if left.timeline == meta.timeline else meta.epoch
+        writer.save_meta(replace(meta, sealed=True, epoch=next_epoch(known, self._pool.find_epoch(meta.timeline))))
 
-    def _follow(self, left: Position | None) -> None:
+    def _follow(self, left: Position) -> None:
         """Raise the floor: until the keys are withdrawn, calls go on."""
         serving = self._lifecycle.find_serving()
-        if left is not None and serving is not None:
+        if serving is not None:
             serving.floor.raise_to(replace(serving.floor.standing, position=left))
 
     def _shut(self, event: Event) -> ShardholdError | None:

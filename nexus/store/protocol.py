@@ -297,8 +297,8 @@ class Store(Protocol):
         must not raise, nor wait for the store.
 
         Raises:
-            StoreUnavailableError: Not committed; nothing changed. What *change* itself raises comes out as it is, and
-                nothing changed either.
+            StoreUnavailableError: Not committed; nothing changed. After a change that left the position as it was, this
+                is not known. What *change* itself raises comes out as it is, and nothing changed either.
             OutcomeUnknownError: The commit failed and the store could not be opened again to see: the process has to
                 exit.
             StoreFileLostError: What is open is not the store at its place any more; see `find_fault`.
@@ -306,7 +306,7 @@ class Store(Protocol):
         ...
 
     def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None = None) -> None:
-        """Remove exactly *rows* from the outbox, and save *head*, at once. Is not a change.
+        """Remove exactly *rows* from the outbox, and save *head*, at once. Is not a change, and can be repeated.
 
         What is not there, or is another row by now, stays as it is.
         """
@@ -315,7 +315,7 @@ class Store(Protocol):
     def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:
         """Of the *limit* requests that were saved first, remove those made outside a time; return how many.
 
-        Both ends, in microseconds since 1970, belong to the time that is kept. Is not a change.
+        Both ends, in microseconds since 1970, belong to the time that is kept. Is not a change, and can be repeated.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from common.errors import RecoveringError, ShardholdError
+from common.errors import AuditUnavailableError, RecoveringError, ShardholdError
 from nexus.keys import manifest
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
@@ -19,7 +19,7 @@ from nexus.vault.secrets import Expected
 from tests.kit.patience import at_most
 from tests.nexus.cluster import SUPERUSERS, FoundCluster, FoundedCluster, tamper
 from tests.nexus.conftest import StartNexus, WaitUntil
-from tests.nexus.core import APP, SUPERUSER, NexusCore
+from tests.nexus.core import APP, OPERATOR, SUPERUSER, NexusCore
 from tests.nexus.played_keepers import PlayedKeeper
 from tests.nexus.store.contract import threads
 
@@ -201,6 +201,62 @@ def test_no_mark_is_made_of_a_store_that_was_put_back(ready: Ready, wait_until: 
     newer = ready.core.warden.find_newer_mark()
     assert newer is not None
     assert newer.mark.control_revision == highest
+
+
+def test_a_store_that_was_put_back_is_sealed_as_without_a_key(ready: Ready) -> None:
+    """Noticed before or not, the seal is committed, takes no revision, and its entry is in the audit files."""
+    for has_noticed in (True, False):
+        with ready.core.warden._lock:
+            ready.tamper("UPDATE meta SET epoch = epoch - 1")
+            before = ready.cluster.load()[0]
+            if has_noticed:
+                with pytest.raises(RecoveringError):
+                    ready.get()
+            ready.core.seal.seal(SUPERUSER, "an incident", seconds=1)
+        after = ready.cluster.load()[0]
+        assert (after.sealed, after.revision) == (True, before.revision)
+        assert after.epoch > before.epoch + 1  # above what this nexus left, not just back there
+        assert ready.core.failures == []
+        entry = ready.core.list_entries()[-1]
+        assert (entry.action, entry.outcome, entry.detail) == ("seal", "ok", "an incident")
+        assert ready.core.warden._marks.last is None
+        assert ready.core.warden.admit(
+            ready.cluster.prove_without_points(), lambda writer, key: None, asked_in=State.SEALED
+        )
+
+
+def test_a_new_chain_is_not_accepted_on_a_store_that_was_put_back(ready: Ready) -> None:
+    """A ready nexus whose audit files are gone commits nothing below its floor; else it raises the floor with it."""
+
+    def displace() -> None:
+        for file in ready.folder.glob("*.jsonl"):
+            file.unlink()
+        with pytest.raises(AuditUnavailableError):
+            ready.core.audit.sync()
+
+    serving = ready.core.lifecycle.require_serving()
+    displace()
+    ready.core.audit_access.accept_new_chain(OPERATOR, "the disk died")
+    assert serving.floor.position == ready.cluster.load()[0].position
+    displace()
+    with ready.core.warden._lock:
+        ready.tamper("UPDATE meta SET revision = revision - 1")
+        before = ready.cluster.load()
+        with pytest.raises(RecoveringError, match="was put back"):
+            ready.core.audit_access.accept_new_chain(OPERATOR, "the disk died")
+        assert ready.cluster.load() == before
+        assert "was put back" in ready.core.lifecycle.store_fault
+
+
+def test_a_set_number_that_somebody_lowered_is_not_given_out_again(ready: Ready) -> None:
+    """Keepers drop no older set for a lower number: the new set is above the one that the manifest proves."""
+    ready.core.seal.seal(SUPERUSER, "", seconds=5)
+    ready.tamper("UPDATE meta SET last_set_number = 0")
+    serving = ready.cluster.prove_without_points()
+    number = serving.shard_set.record.set_number
+    assert ready.core.warden.admit(serving, lambda writer, key: None, asked_in=State.SEALED)
+    assert ready.core.lifecycle.require_serving().shard_set.record.set_number == number + 1
+    assert ready.cluster.load()[0].last_set_number == number + 1
 
 
 def test_many_changes_at_once_lose_nothing(ready: Ready, wait_until: WaitUntil) -> None:

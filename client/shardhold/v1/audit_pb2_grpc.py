@@ -62,7 +62,8 @@ class AuditServiceServicer(object):
 
     def AcceptNewChain(self, request, context):
         """Accepts that audit files are gone or were changed, and begins a new chain whose first entry says so, with the reason.
-        Roles: superuser, operator. States: recovering (when blocked by it), ready (when the files are not where they were).
+        Files that are not where they were are accepted without a key too; the nexus then asks once more when it has its key.
+        Roles: superuser, operator. States: recovering, sealed, ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (there is nothing to accept), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -40,7 +40,8 @@ class AuditServiceStub:
     """
     AcceptNewChain: _grpc.UnaryUnaryMultiCallable[_audit_pb2.AcceptNewChainRequest, _audit_pb2.AcceptNewChainResponse]
     """Accepts that audit files are gone or were changed, and begins a new chain whose first entry says so, with the reason.
-    Roles: superuser, operator. States: recovering (when blocked by it), ready (when the files are not where they were).
+    Files that are not where they were are accepted without a key too; the nexus then asks once more when it has its key.
+    Roles: superuser, operator. States: recovering, sealed, ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (there is nothing to accept), UNAVAILABLE.
     """
 
@@ -56,7 +57,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """
     AcceptNewChain: _aio.UnaryUnaryMultiCallable[_audit_pb2.AcceptNewChainRequest, _audit_pb2.AcceptNewChainResponse]  # type: ignore[assignment]
     """Accepts that audit files are gone or were changed, and begins a new chain whose first entry says so, with the reason.
-    Roles: superuser, operator. States: recovering (when blocked by it), ready (when the files are not where they were).
+    Files that are not where they were are accepted without a key too; the nexus then asks once more when it has its key.
+    Roles: superuser, operator. States: recovering, sealed, ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (there is nothing to accept), UNAVAILABLE.
     """
 
@@ -81,7 +83,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.AcceptNewChainResponse, _abc.Awaitable[_audit_pb2.AcceptNewChainResponse]]:
         """Accepts that audit files are gone or were changed, and begins a new chain whose first entry says so, with the reason.
-        Roles: superuser, operator. States: recovering (when blocked by it), ready (when the files are not where they were).
+        Files that are not where they were are accepted without a key too; the nexus then asks once more when it has its key.
+        Roles: superuser, operator. States: recovering, sealed, ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (there is nothing to accept), UNAVAILABLE.
         """
 

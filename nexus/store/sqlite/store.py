@@ -3,8 +3,9 @@
 - Reads go through a pool of connections; changes through the group committer, which runs one BEGIN IMMEDIATE … COMMIT
   for each batch and one savepoint for each change.
 - After a COMMIT that raised, nobody knows the outcome: its frames may be in the WAL, unsynced. So all connections are
-  closed, the file is opened afresh, and its revision says what happened. If that cannot be done, every further call is
-  refused.
+  closed, the file is opened afresh, and its position says what happened. If that cannot be done, every further call is
+  refused. A batch of discards leaves the position where it was: its outcome is not known, and what there is of it is
+  made durable before anything is committed on top.
 - No outcome leaves while a file of the store is not at its place (`nexus.store.sqlite.files`). Every further call is
   then refused. At the close SQLite still copies a lost WAL into its database; if the database itself was taken away, it
   leaves alone whatever is at the path now.
@@ -14,6 +15,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -38,10 +40,25 @@ T = TypeVar("T")
 _Batch = Sequence[Turn[SqliteWriter, object]]
 
 DRAIN_S: Final = 5.0  # how long reads in flight may keep the file from being closed
+_LOAD_POSITION: Final = "SELECT timeline, revision, control_revision, epoch FROM meta"
 
 
 class _NotCommittedError(Exception):
     """The batch is rolled back as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What a batch has done in its transaction."""
+
+    before: Position
+    after: Position
+    has_written: bool
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the position does not tell if it is committed."""
+        return self.has_written and self.before == self.after
 
 
 class SqliteStore:
@@ -144,36 +161,39 @@ class SqliteStore:
 
     def _run_and_commit(self, batch: _Batch) -> None:
         try:
-            before, after = self._run_changes(batch)
+            ran = self._run_changes(batch)
         except (*SQLITE_ERRORS, _NotCommittedError) as exc:
             self._roll_back(batch, exc)
             return
         try:
             self._writer.execute("COMMIT")
         except SQLITE_ERRORS as exc:
-            self._settle(batch, before, after, exc)
+            self._settle(batch, ran, exc)
         for turn in batch:
             turn.announce()
 
-    def _run_changes(self, batch: _Batch) -> tuple[int, int]:
-        """Run the changes in a transaction that stays open; return the revisions before and after it."""
+    def _run_changes(self, batch: _Batch) -> _Ran:
+        """Run the changes in a transaction that stays open."""
         execute = self._writer.execute
         execute("BEGIN IMMEDIATE")
-        row = execute("SELECT timeline, revision, control_revision, epoch FROM meta").fetchone()
+        row = execute(_LOAD_POSITION).fetchone()
         if row is None:
             raise _NotCommittedError("store has no meta row")
         before = standing = Position(*row)
+        has_written = False
         for turn in batch:
             execute("SAVEPOINT change")
+            changes = self._writer.total_changes
             writer = SqliteWriter(self._writer, standing)
             if turn.run(writer) and _finish(turn, writer):
                 standing = writer.standing
+                has_written |= self._writer.total_changes > changes
             elif self._writer.in_transaction:
                 execute("ROLLBACK TO change")
             if not self._writer.in_transaction:  # as SQLite does when the disk is full
                 raise _NotCommittedError("store failed to write: the whole transaction was rolled back")
             execute("RELEASE change")
-        return before.revision, standing.revision
+        return _Ran(before, standing, has_written)
 
     def _roll_back(self, batch: _Batch, cause: Exception) -> None:
         """Undo a batch that was never to be committed."""
@@ -189,22 +209,24 @@ class SqliteStore:
         why = str(translate(cause, "write") if isinstance(cause, SQLITE_ERRORS) else cause)
         _fail(batch, StoreUnavailableError, why, cause)
 
-    def _settle(self, batch: _Batch, before: int, after: int, cause: SqliteError) -> None:
+    def _settle(self, batch: _Batch, ran: _Ran, cause: SqliteError) -> None:
         """Find out what a COMMIT that raised has done, and answer accordingly."""
         why = str(translate(cause, "commit"))
         try:
             found = self._reopen()
-            if found == before:
+            if found == ran.before and not (ran.is_ambiguous and _may_have_committed(cause)):
                 _fail(batch, StoreUnavailableError, why, cause)
                 return
-            if found != after:
-                raise StoreUnavailableError(f"revision is {found}, want {before} or {after}")
+            if found not in (ran.before, ran.after):
+                raise StoreUnavailableError(f"position is {found}, want {ran.before} or {ran.after}")
             self._copy_wal()
+            if ran.is_ambiguous:
+                _fail(batch, StoreUnavailableError, f"{why}; it may be committed, and can be repeated", cause)
         except (*SQLITE_ERRORS, StoreUnavailableError) as exc:
             self._refuse_unknown(batch, f"{why}, and whether it was committed cannot be told", exc)
 
-    def _reopen(self) -> int:
-        """Close every connection, open the file afresh and return its revision.
+    def _reopen(self) -> Position:
+        """Close every connection, open the file afresh and return where the store stands.
 
         Raises:
             StoreUnavailableError: Reads in flight did not end in time.
@@ -216,10 +238,10 @@ class SqliteStore:
             raise StoreUnavailableError("reads in flight did not end in time")
         self._writer.close()
         self._writer = connect_writer(self._path)
-        (revision,) = self._writer.execute("SELECT revision FROM meta").fetchone()
+        found = Position(*self._writer.execute(_LOAD_POSITION).fetchone())
         self._files.renew()
         self._pool.resume()
-        return int(revision)
+        return found
 
     def _copy_wal(self) -> None:
         """Copy the WAL into the main file. After a failed sync of the WAL only this makes its frames durable.
@@ -269,6 +291,11 @@ def _fail(
         error = kind(why)  # one for each caller: raising adds a traceback to it
         error.__cause__ = cause
         turn.fail(error)
+
+
+def _may_have_committed(cause: SqliteError) -> bool:
+    """Say whether a COMMIT that raised *cause* may have written all its frames. With a full disk one is missing."""
+    return getattr(cause, "sqlite_errorname", "") != "SQLITE_FULL"
 
 
 def _finish(turn: Turn[SqliteWriter, object], writer: SqliteWriter) -> bool:

@@ -39,7 +39,7 @@ DESIGN = {
     "ExcludeSubmitter": ("unseal.exclude", "operator superuser", "", "recovering sealed"),
     "ResetUnseal": ("unseal.reset", "recover operator superuser", "", "recovering sealed"),
     "TailAudit": ("audit.tail", "superuser operator auditor", "", "uninitialised initialising recovering sealed ready"),
-    "AcceptNewChain": ("audit.accept-new-chain", "superuser operator", "", "recovering ready"),
+    "AcceptNewChain": ("audit.accept-new-chain", "superuser operator", "", "recovering sealed ready"),
 }
 # Design §8: what has to work while the audit cannot be written.
 FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress", "AcceptNewChain"}

@@ -9,7 +9,7 @@ from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
-from nexus.keepers.seat import RETRY_PAUSE, Seat, SeatStatus
+from nexus.keepers.seat import MAX_DROPPED, RETRY_PAUSE, Seat, SeatStatus
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.played_keepers import PlayedKeeper
 
@@ -247,6 +247,34 @@ def test_more_sets_than_a_keeper_can_hold_are_a_lie(bench: Bench) -> None:
     assert bench.notes == [("keeper.fault", "keeper-1", accusation)]
     bench.seat.empty(bench.book, None, NO_EPOCH)
     assert (bench.seat.status.is_empty, bench.keeper.sets) == (True, {})
+
+
+def test_a_keeper_that_invents_sets_is_accused(bench: Bench) -> None:
+    """It is accused after as many as no true keeper drops in one boot; what is remembered of them is bounded."""
+    label, shard = bench.keeper.sets[bench.cluster.record.set_id]
+    assert label is not None
+
+    def invent(number: int) -> None:
+        set_id = number.to_bytes(16)
+        bench.keeper.sets = {**held, set_id: (replace(label, set_id=set_id, set_number=0), shard)}
+
+    def empty() -> SeatStatus:
+        bench.seat.empty(bench.book, None, EPOCH)
+        return bench.seat.status
+
+    for duty, held in ((bench.keep, dict(bench.keeper.sets)), (empty, {})):
+        bench.keeper.boot_id, bench.keeper.sets = os.urandom(16), held
+        duty()
+        bench.notes.clear()
+        for number in range(MAX_DROPPED + 1):
+            invent(number)
+            assert duty().fault == ""
+        for number in range(MAX_DROPPED + 1, 3 * MAX_DROPPED):
+            invent(number)
+            assert "lies: it says that it holds ever new sets" in duty().fault
+        assert len(bench.seat._dropped[1]) == MAX_DROPPED + 1
+        assert [action for action, _, _ in bench.notes] == ["keeper.drop"] * (MAX_DROPPED + 1) + ["keeper.fault"]
+    assert bench.keeper.sets == {}
 
 
 def test_a_set_that_was_dropped_and_is_still_held_is_a_lie(bench: Bench) -> None:

@@ -121,6 +121,16 @@ def test_a_keeper_that_restarted_is_given_the_same_mark_again(bench: Bench) -> N
     assert bench.keeper.count("put_mark") == 2
 
 
+def test_a_keeper_is_given_the_same_mark_again_at_a_higher_epoch(bench: Bench) -> None:
+    """A mark of the change that raised the epoch may come first, and the keeper would not hear of the epoch."""
+    bench.mark = bench.cluster.sign_mark(1, 1)
+    for number in (5, 5, 6, 6):
+        epoch = StoreEpoch(1, number)
+        bench.seat.keep(bench.shard_set, bench.book, lambda: bench.mark, epoch)
+        assert bench.keeper.epoch == epoch
+    assert bench.keeper.count("put_mark") == 2
+
+
 def test_a_keeper_that_refuses_a_mark_is_named_and_holds_its_shard_all_the_same(bench: Bench) -> None:
     """It is tried again, and says so once only."""
     bench.keeper.mark_refusal = "is of another cluster"

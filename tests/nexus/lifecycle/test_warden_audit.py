@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import DeniedError, InvalidArgumentError, RecoveringError, StoreUnavailableError, WrongStateError
+from common.errors import (
+    AuditUnavailableError,
+    DeniedError,
+    InvalidArgumentError,
+    RecoveringError,
+    StoreUnavailableError,
+    WrongStateError,
+)
 from common.keys.protected import ProtectedMemory
 from nexus.access.gate import Caller
 from nexus.keys.root_key import RootKey
@@ -123,10 +130,6 @@ def test_a_newer_mark_comes_first(blocked: Blocked, wait_until: WaitUntil) -> No
 
 def test_custodians_are_blocked_too(blocked: Blocked, start_nexus: StartNexus) -> None:
     """A key of theirs is held; the acceptance clears the seal and draws a new set."""
-
-    def no_entry(writer: Writer, key: RootKey) -> None:
-        pass
-
     blocked.core.warden.seal(no_entry, seconds=5)
     core = start_nexus(blocked.keepers)
     assert core.lifecycle.state is State.SEALED
@@ -136,6 +139,75 @@ def test_custodians_are_blocked_too(blocked: Blocked, start_nexus: StartNexus) -
     core.audit_access.accept_new_chain(OPERATOR, "x")
     assert not blocked.cluster.load()[0].sealed
     assert core.states == [State.RECOVERING, State.READY]
+
+
+def displace(core: NexusCore) -> None:
+    """Take its audit files away while it runs."""
+    for file in core.folder.glob("*.jsonl"):
+        file.unlink()
+    with pytest.raises(AuditUnavailableError):
+        core.audit.sync()
+    assert core.audit.is_displaced
+
+
+def no_entry(writer: Writer, key: RootKey) -> None:
+    """Write none."""
+
+
+def test_a_sealed_nexus_that_lost_its_audit_can_be_unsealed(
+    found: FoundCluster, start_nexus: StartNexus, wait_until: WaitUntil
+) -> None:
+    """A chain begins without a key, so that custodians are heard; with the key, the gap blocks until it is accepted."""
+    cluster = found()
+    core = start_nexus(cluster.keepers())
+    wait_until(lambda: core.lifecycle.state is State.READY)
+    put(core)
+    core.exporter.export()
+    core.exporter.discard()
+    core.seal.seal(OPERATOR, "", seconds=5)
+    with pytest.raises(WrongStateError, match="nothing to accept"):
+        core.audit_access.accept_new_chain(OPERATOR, "x")
+    displace(core)
+    head = core.audit_access._continuity.load_head()
+    with pytest.raises(AuditUnavailableError):
+        core.audit_access.tail(AUDITOR, None, after=None, limit=0, wait_s=0)
+    core.audit_access.accept_new_chain(OPERATOR, "the disk died")
+    assert core.audit_access._continuity.load_head() == head
+    began, said = core.list_entries()
+    assert (began.action, began.detail[:15]) == ("audit.new-chain", "the disk died: ")
+    assert (said.action, said.outcome) == ("audit.accept-new-chain", "ok")
+    core.audit_access.tail(AUDITOR, None, after=None, limit=0, wait_s=0)
+    assert not core.warden.admit(cluster.prove_without_points(), no_entry, asked_in=State.SEALED)
+    assert "'pilot audit accept-new-chain'" in core.warden.list_obstacles()[0]
+    core.audit_access.accept_new_chain(OPERATOR, "x")
+    assert core.lifecycle.state is State.READY
+
+
+def test_a_recovering_nexus_that_lost_its_audit_accepts_too(found: FoundCluster, start_nexus: StartNexus) -> None:
+    """No key is there, and none is needed."""
+    keepers = found().keepers()
+    for keeper in keepers:
+        keeper.is_reachable = False
+    core = start_nexus(keepers)
+    displace(core)
+    core.audit_access.accept_new_chain(OPERATOR, "x")
+    assert not core.audit.failing
+    assert core.states == []
+
+
+def test_a_lost_audit_does_not_keep_an_older_store_from_being_accepted(blocked: Blocked, wait_until: WaitUntil) -> None:
+    """The chain begins anew without a word of the store; then the older store is accepted as ever."""
+    core, cluster = blocked.core, blocked.cluster
+    blocked.keepers[1].marks.append(cluster.sign_mark(1, 60))
+    blocked.keepers[1].boot_id = os.urandom(16)
+    wait_until(lambda: core.warden.find_newer_mark() is not None)
+    displace(core)
+    meta = cluster.load()[0]
+    with pytest.raises(AuditUnavailableError):
+        core.seal.accept_older_store(SUPERUSER, meta.timeline, meta.revision)
+    core.audit_access.accept_new_chain(OPERATOR, "x")
+    assert core.seal.accept_older_store(SUPERUSER, meta.timeline, meta.revision) == 2
+    assert core.lifecycle.state is State.READY
 
 
 def test_a_held_key_is_wiped_at_the_end(blocked: Blocked, memory: ProtectedMemory) -> None:

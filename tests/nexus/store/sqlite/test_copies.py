@@ -111,6 +111,27 @@ def test_a_store_that_has_not_changed_leaves_one_copy(file: Path) -> None:
     assert list_copies(file) == ["nexus.db.schema-1"]
 
 
+def test_a_store_that_differs_in_one_secret_is_copied_too(file: Path) -> None:
+    """A copy holds every row: an equal meta row does not make it the copy of this store."""
+    migrate(file)
+    shutil.copy(f"{file}.schema-1", file)
+    with old_program(file) as old:
+        old.execute("UPDATE versions SET value = ?", (b"another",))
+    migrate(file)
+    with old_program(Path(f"{file}.schema-1.2")) as second:
+        assert second.execute("SELECT value FROM versions").fetchone() == (b"another",)
+
+
+def test_a_migration_that_fails_at_each_start_leaves_one_copy(file: Path) -> None:
+    """Also when the newest change is in the WAL."""
+    with old_program(file) as old:
+        old.execute("CREATE TABLE audit_head (x)")  # in the way of migration 2
+    for _ in range(3):
+        with pytest.raises(StoreUnavailableError):
+            SqliteStore.open(file)
+    assert list_copies(file) == ["nexus.db.schema-1"]
+
+
 def test_without_a_copy_nothing_is_migrated(file: Path) -> None:
     """A store that cannot be copied is refused, and stays one of the program before."""
     Path(f"{file}.schema-1.new").mkdir()

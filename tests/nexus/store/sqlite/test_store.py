@@ -9,13 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from common.errors import CorruptRowError, OutcomeUnknownError, StoreUnavailableError
-from nexus.store.protocol import Meta, Phase, Store
+from nexus.store.protocol import Meta, Phase, Store, Writer
 from nexus.store.sqlite.connection import APPLICATION_ID, connect_reader, connect_writer
 from nexus.store.sqlite.migrations import MIGRATIONS, NEWEST
 from nexus.store.sqlite.store import SqliteStore
@@ -323,8 +324,7 @@ def test_whatever_breaks_a_batch_leaves_no_outcome_open(file: Path, error: type[
     """No change of a batch answers as if it were committed when something raises that no change has raised."""
     with closing(SqliteStore.open(file)) as store:
         put(store, make_row("a", 1))
-        store._writer.close()
-        store._writer = cast(sqlite3.Connection, _BrokenCommit(file, error))
+        store._writer = cast(sqlite3.Connection, _BrokenCommit(store._writer, error))
         unknown = StoreUnavailableError if error is MemoryError else OutcomeUnknownError
         with pytest.raises(unknown):
             put(store, make_row("a", 2))
@@ -332,15 +332,70 @@ def test_whatever_breaks_a_batch_leaves_no_outcome_open(file: Path, error: type[
         assert reader.load_live_versions("a") == [1]
 
 
-class _BrokenCommit:
-    """A connection whose COMMIT raises *error* and commits nothing, as when memory has run out."""
+@pytest.mark.parametrize("has_committed", [True, False], ids=["committed", "not committed"])
+def test_a_discard_whose_commit_raised_is_not_known_and_can_be_repeated(file: Path, has_committed: bool) -> None:
+    """It is never told as not committed; what is in the WAL is made durable, and the store goes on."""
+    with closing(SqliteStore.open(file)) as store:
+        put(store, make_row("a", 1))
+        rows = load_audit(store)
+        fail_next_commit(store, "SQLITE_IOERR_FSYNC", has_committed=has_committed)
+        with pytest.raises(StoreUnavailableError, match="SQLITE_IOERR_FSYNC; it may be committed") as caught:
+            store.discard_audit(rows)
+        assert not isinstance(caught.value, OutcomeUnknownError)
+        assert load_audit(store) == ([] if has_committed else rows)
+        store.discard_audit(rows)
+        assert load_audit(store) == []
+        put(store, make_row("a", 2))
 
-    def __init__(self, file: Path, error: type[BaseException]) -> None:
-        self._connection = connect_writer(file)
+
+def test_a_discard_on_a_full_disk_is_not_committed(file: Path) -> None:
+    """The WAL then lacks a frame of it; nothing is copied, since the disk has no room for that either."""
+    with closing(SqliteStore.open(file)) as store:
+        put(store, make_row("a", 1))
+        fail_next_commit(store, "SQLITE_FULL", has_committed=False)
+        with pytest.raises(StoreUnavailableError, match="commit: SQLITE_FULL$"):
+            store.discard_audit(load_audit(store))
+
+
+@pytest.mark.parametrize("has_committed", [True, False], ids=["committed", "not committed"])
+def test_a_seal_without_a_key_whose_commit_raised_is_told_by_its_epoch(file: Path, has_committed: bool) -> None:
+    """It takes no revision; committed and not committed are told apart all the same."""
+
+    def seal(writer: Writer) -> None:
+        meta = writer.load_meta()
+        writer.save_meta(replace(meta, sealed=True, epoch=meta.epoch + 1))
+
+    with closing(SqliteStore.open(file)) as store:
+        fail_next_commit(store, "SQLITE_IOERR_FSYNC", has_committed=has_committed)
+        if has_committed:
+            store.write(seal, counts=False, alone=True)
+        else:
+            with pytest.raises(StoreUnavailableError, match="commit: SQLITE_IOERR_FSYNC$"):
+                store.write(seal, counts=False, alone=True)
+        assert load_meta(store).sealed is has_committed
+
+
+def fail_next_commit(store: SqliteStore, name: str, *, has_committed: bool) -> None:
+    """Let the next COMMIT raise the error *name* of SQLite, after it *has_committed* or instead."""
+    error = sqlite3.OperationalError("disk")
+    error.sqlite_errorname, error.sqlite_errorcode = name, getattr(sqlite3, name)
+    store._writer = cast(sqlite3.Connection, _BrokenCommit(store._writer, error, has_committed=has_committed))
+
+
+class _BrokenCommit:
+    """A connection whose COMMIT raises *error* and commits nothing, as when memory has run out, or has committed."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, error: type[BaseException] | BaseException, *, has_committed: bool = False
+    ) -> None:
+        self._connection = connection
         self._error = error
+        self._has_committed = has_committed
 
     def execute(self, sql: str) -> sqlite3.Cursor:
         if sql == "COMMIT":
+            if self._has_committed:
+                self._connection.execute(sql)
             raise self._error
         return self._connection.execute(sql)
 
