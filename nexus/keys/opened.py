@@ -38,14 +38,26 @@ class PolicyView:
     control_revision: int  # of the rows that it shows
 
 
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The root key of now and the set that its keepers hold. It is replaced whole, so nobody sees half of a change."""
+
+    root_key: RootKey
+    shard_set: ShardSet
+
+    def release(self) -> None:
+        """Wipe the key and the points."""
+        self.shard_set.release()
+        self.root_key.release()
+
+
 @dataclass(slots=True)
 class Serving:
     """Owns root key, keyring and points; `release` wipes them."""
 
     genesis: Genesis
-    root_key: RootKey
+    root: Root
     keyring: Keyring
-    shard_set: ShardSet
     recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
     view: PolicyView
     floor: Floor
@@ -55,6 +67,14 @@ class Serving:
     @property
     def cluster_id(self) -> bytes:
         return self.genesis.cluster_id
+
+    @property
+    def root_key(self) -> RootKey:
+        return self.root.root_key
+
+    @property
+    def shard_set(self) -> ShardSet:
+        return self.root.shard_set
 
     def enforce(self, view: PolicyView) -> None:
         """Put *view*, which is committed, in force, unless one of a later change is already."""
@@ -70,9 +90,8 @@ class Serving:
 
     def release(self) -> None:
         """Wipe every key."""
-        self.shard_set.release()
         self.keyring.release()
-        self.root_key.release()
+        self.root.release()
 
 
 def make_canary(cluster_id: bytes, keyring: Keyring) -> records.CanaryRecord:
@@ -138,7 +157,7 @@ def _prove(
     view = build_view(controls, meta)
     floor = Floor(controls.standing)
     shard_set = ShardSet(current, label, points)
-    return Serving(genesis, root_key, keyring, shard_set, recovery, view, floor, controls.head.format)
+    return Serving(genesis, Root(root_key, shard_set), keyring, recovery, view, floor, controls.head.format)
 
 
 def build_view(controls: Controls, meta: Meta) -> PolicyView:

@@ -24,6 +24,9 @@ KCV = "kcv"
 ESCROW = "escrow"
 SHARD_SET = "shard-set"
 POLICY = "policy"
+GENERATION = "generation"
+LINK = "link"
+OPERATION = ("operation", "current")
 
 
 class GenesisRecord(msgspec.Struct, frozen=True):
@@ -59,6 +62,48 @@ class RecoveryKeyRecord(msgspec.Struct, frozen=True):
 
 class EscrowRecord(msgspec.Struct, frozen=True):
     sealed: bytes  # the root key, sealed to the recovery public key
+
+
+class GenerationState(enum.StrEnum):
+    PENDING = "pending"  # staged by an operation before its flip
+    ACTIVE = "active"
+    DECRYPT_ONLY = "decrypt-only"  # rows under its KEKs may be left
+    RETIRED = "retired"  # no row depends on it any more
+    COMPROMISED = "compromised"  # somebody else may have it
+    DESTROYED = "destroyed"
+    ABORTED = "aborted"  # never current
+
+
+class GenerationRecord(msgspec.Struct, frozen=True):
+    """The life of one root key. Times are microseconds since 1970, 0: not yet, or not known."""
+
+    state: GenerationState
+    kcv: bytes  # 32 bytes
+    created_at: Number = 0
+    activated_at: Number = 0
+    retired_at: Number = 0
+    suspected_at: Number = 0  # since when somebody else may have had it
+    found_at: Number = 0  # when that was said
+    flip_revision: Number = 0  # of the change that made it current; 0: init
+    actor: str = ""
+    reason: str = ""
+    is_emergency: bool = False
+    without_backup: str = ""  # why no backup was waited for; empty: one was
+
+
+class KekState(enum.StrEnum):
+    CURRENT = "current"
+    OLD = "old"  # rows under it are wrapped anew
+    TAINTED = "tainted"  # rows under it get new DEKs
+
+
+class KekRecord(msgspec.Struct, frozen=True):
+    wrap: bytes  # 98 bytes
+    state: KekState
+    generation: Number  # in which it was made
+    made_at: Number = 0  # microseconds since 1970, 0: not known
+    verified_at: Number = 0  # when no row was found under it, 0: not yet
+    abandoned: Number = 0  # rows under it that were given up by name
 
 
 class MemberRecord(msgspec.Struct, frozen=True):

@@ -45,7 +45,8 @@ def replace_set(
         for shard_set in drawn:
             shard_set.release()
         raise
-    old, serving.shard_set = serving.shard_set, drawn[0]
+    old = serving.shard_set
+    serving.root = replace(serving.root, shard_set=drawn[0])
     old.release()
 
 
