@@ -12,7 +12,8 @@
     │   ├── KeeperUnreachableError
     │   ├── IdentityUnavailableError
     │   ├── OverloadedError
-    │   └── CallerGoneError         nobody waits for the answer any more
+    │   ├── CallerGoneError         nobody waits for the answer any more
+    │   └── InjectedError           a failpoint of development
     ├── RefusedError                the caller has to change something
     │   ├── InvalidArgumentError
     │   ├── UnauthenticatedError
@@ -20,6 +21,7 @@
     │   ├── NotFoundError
     │   ├── ConflictError
     │   ├── WrongStateError
+    │   │   └── OperationRefusedError   its reason is the rule that refuses
     │   └── ConfigError             exit code 2, before a port opens
     └── IntegrityError              page someone: what was read is not what was written
         ├── DecryptionError
@@ -37,13 +39,11 @@ Messages say what was got and what was wanted, and never contain a secret, a key
 handler can do; the one table from errors to gRPC codes is in `common.server.edge`.
 """
 
-from typing import ClassVar
-
 
 class ShardholdError(Exception):
     """Base of all internal errors. `reason` is stable: google.rpc.ErrorInfo carries it and callers match on it."""
 
-    reason: ClassVar[str] = "INTERNAL"
+    reason: str = "INTERNAL"
 
 
 class UnavailableError(ShardholdError):
@@ -119,6 +119,12 @@ class CallerGoneError(UnavailableError):
     reason = "CALLER_GONE"
 
 
+class InjectedError(UnavailableError):
+    """A failpoint, which only development arms, made this fail."""
+
+    reason = "INJECTED"
+
+
 class RefusedError(ShardholdError):
     """The same call will be refused again."""
 
@@ -159,6 +165,17 @@ class WrongStateError(RefusedError):
     """The call is not served in this state, and waiting does not change that."""
 
     reason = "WRONG_STATE"
+
+
+class OperationRefusedError(WrongStateError):
+    """An operation on the root key cannot begin, go on or end in this way now; the reason names the rule."""
+
+    reason = "OPERATION_REFUSED"
+
+    def __init__(self, message: str, *, reason: str = reason) -> None:
+        """*reason* is stable, as OPERATION_RUNNING."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class ConfigError(RefusedError):

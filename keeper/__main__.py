@@ -12,6 +12,7 @@ from pathlib import Path
 
 import common.server.preload  # noqa: F401
 from common.errors import ConfigError, IdentityUnavailableError, ShardholdError
+from common.failpoint import KEEPER, arm, read_failpoint
 from common.keys.hardening import harden_process
 from common.keys.protected import Level, ProtectedMemory
 from common.server import logs
@@ -62,6 +63,7 @@ def _run(config: KeeperConfig) -> int:
     report_crashes()
     harden_process()
     allow_descriptors()
+    arm(read_failpoint(config.failpoint, KEEPER, dev=config.dev))
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
     try:
         identity = wait_for_identity(config.identity, termination)

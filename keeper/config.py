@@ -17,6 +17,7 @@ from common.config.config import (
     load,
 )
 from common.errors import ConfigError
+from common.failpoint import KEEPER, read_failpoint
 from common.keys.protected import Level
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_KEEPER"
@@ -39,8 +40,10 @@ class KeeperConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     name: str
     # exact SPIFFE IDs of the nexuses that may call
     nexuses: tuple[str, ...]
-    # development: allow plain memory instead of protected memory
+    # development: allow plain memory instead of protected memory, and failpoints
     dev: bool = False
+    # development: where to kill, stop or fail, as NAME:before|after:COUNT:kill|pause|error; empty: nowhere
+    failpoint: str = ""
     identity: IdentityOptions
     listen: KeeperListenOptions = KeeperListenOptions()
     memory: MemoryOptions = MemoryOptions()
@@ -67,6 +70,7 @@ def load_config(
     check_address("listen.http", config.listen.http)
     _check_nexuses(config.nexuses, config.identity.trust_domain)
     check_drain(config.shutdown.drain_s)
+    read_failpoint(config.failpoint, KEEPER, dev=config.dev)
     if config.memory.lowest_level < Level.LOCKED and not config.dev:
         raise ConfigError(
             f"memory.lowest_level: got {config.memory.lowest_level}, want 2 or 3 (1 only with dev = true)"

@@ -16,6 +16,7 @@ import common.server.preload  # noqa: F401 — before gRPC and structlog are loa
 from common import errors
 from common.clock import SystemClock
 from common.errors import ConfigError, ShardholdError
+from common.failpoint import NEXUS, arm, read_failpoint
 from common.keys.hardening import harden_process
 from common.keys.protected import Level, ProtectedMemory
 from common.server import logs
@@ -72,6 +73,7 @@ def _run(config: NexusConfig) -> int:
     report_crashes()
     harden_process()
     allow_descriptors()
+    arm(read_failpoint(config.failpoint, NEXUS, dev=config.dev))
     memory = ProtectedMemory(highest=Level(config.memory.highest_level), lowest=Level(config.memory.lowest_level))
     try:
         identity = wait_for_identity(config.identity, termination)

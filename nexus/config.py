@@ -21,6 +21,7 @@ from common.config.config import (
     split_address,
 )
 from common.errors import ConfigError
+from common.failpoint import NEXUS, read_failpoint
 from nexus.access.roles import Roles
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -74,8 +75,10 @@ class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     name: str
     # genesis fingerprint of the one cluster that it may serve, 64 hex digits as on the share cards; empty: any
     genesis: str = ""
-    # development: allow plain memory instead of protected memory
+    # development: allow plain memory instead of protected memory, and failpoints
     dev: bool = False
+    # development: where to kill, stop or fail, as NAME:before|after:COUNT:kill|pause|error; empty: nowhere
+    failpoint: str = ""
     identity: IdentityOptions
     listen: NexusListenOptions = NexusListenOptions()
     storage: StorageOptions = StorageOptions()
@@ -108,6 +111,7 @@ def load_config(
     Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)
     _check_folders(path, config)
+    read_failpoint(config.failpoint, NEXUS, dev=config.dev)
     if config.memory.lowest_level < 2 and not config.dev:
         raise ConfigError(
             f"memory.lowest_level: got {config.memory.lowest_level}, want 2 or 3 (1 only with dev = true)"

@@ -105,8 +105,8 @@ class Gate:
         """Make a call on the secret at *path*, if a policy allows it; its keys are lent for the block."""
         self.check_served(rpc)
         record = CallRecord(rpc, caller, self._clock, self._audit.nexus, path, request_id)
-        serving = self._lifecycle.lend()
-        with self._settling(record, lent=True):
+        serving, era = self._lifecycle.lend()
+        with self._settling(record, era):
             policy = _find_policy(rpc, caller, path, serving.view)
             if policy is None:
                 raise _deny(caller, f"{rpc.permission} on this path")
@@ -119,8 +119,8 @@ class Gate:
         """List below *prefix*, if a policy lets the caller list anything; each path is asked of `may_list`."""
         self.check_served(rpc)
         record = CallRecord(rpc, caller, self._clock, self._audit.nexus, prefix)
-        serving = self._lifecycle.lend()
-        with self._settling(record, lent=True):
+        serving, era = self._lifecycle.lend()
+        with self._settling(record, era):
             if not _may_somewhere(rpc, caller, serving.view):
                 raise _deny(caller, str(rpc.permission))
             self._require_audit()
@@ -140,8 +140,8 @@ class Gate:
         """Make a call that the caller's role allows, on a ready nexus; its keys are lent for the block."""
         self.check_served(rpc)
         record = CallRecord(rpc, caller, self._clock, self._audit.nexus)
-        serving = self._lifecycle.lend()
-        with self._settling(record, lent=True):
+        serving, era = self._lifecycle.lend()
+        with self._settling(record, era):
             self._require_role(record)
             yield record, serving
 
@@ -196,8 +196,8 @@ class Gate:
             raise AuditUnavailableError(f"audit is failing: {self._audit.failing}")
 
     @contextmanager
-    def _settling(self, record: CallRecord, *, lent: bool = False) -> Iterator[None]:
-        """Audit how the block ends. Lent keys are given back first: a seal does not wait for the audit's disk."""
+    def _settling(self, record: CallRecord, era: int | None = None) -> Iterator[None]:
+        """Audit how the block ends. Keys of *era* are given back first: a seal does not wait for the audit's disk."""
         error: BaseException | None = None
         try:
             yield
@@ -205,8 +205,8 @@ class Gate:
             error = exc
             raise
         finally:
-            if lent:
-                self._lifecycle.give_back()
+            if era is not None:
+                self._lifecycle.give_back(era)
             self._settle(record, error)
 
     def _settle(self, record: CallRecord, error: BaseException | None) -> None:

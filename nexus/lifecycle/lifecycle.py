@@ -5,6 +5,7 @@ waits.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -31,7 +32,8 @@ class Lifecycle:
         self.wake = threading.Event()  # set whenever the warden's thread has to look at the situation anew
         self._is_over = False  # shut for good: no key is installed any more
         self._store_fault = ""
-        self._borrowed = 0
+        self._era = 0
+        self._borrowed: Counter[int] = Counter()  # how many borrow, by the era that they began in
         self._returned = threading.Condition()
 
     @property
@@ -82,25 +84,36 @@ class Lifecycle:
     @contextmanager
     def borrow(self) -> Iterator[Serving]:
         """Use what the nexus serves with; a withdrawal waits for the block to end. Raises as `require_serving`."""
-        serving = self.lend()
+        serving, era = self.lend()
         try:
             yield serving
         finally:
-            self.give_back()
+            self.give_back(era)
 
-    def lend(self) -> Serving:
-        """Hand out what the nexus serves with, until `give_back`. Raises as `require_serving`."""
+    def lend(self) -> tuple[Serving, int]:
+        """Hand out what the nexus serves with, until `give_back` gets the number. Raises as `require_serving`."""
         with self._returned:
             serving = self.require_serving()
-            self._borrowed += 1
-            return serving
+            era = self._era
+            self._borrowed[era] += 1
+            return serving, era
 
-    def give_back(self) -> None:
-        """Return what `lend` handed out: it is no longer used."""
+    def give_back(self, era: int) -> None:
+        """Return what `lend` handed out with this number: it is no longer used."""
         with self._returned:
-            self._borrowed -= 1
-            if not self._borrowed:
+            self._borrowed[era] -= 1
+            if not self._borrowed[era]:
+                del self._borrowed[era]
                 self._returned.notify_all()
+
+    def wait_earlier(self, *, seconds: float) -> bool:
+        """Wait for everybody who borrows now, and for nobody who borrows later; return whether all are back.
+
+        Whoever replaces a key first and then waits may wipe the key before: nobody uses it any more.
+        """
+        with self._returned:
+            last, self._era = self._era, self._era + 1
+            return self._returned.wait_for(lambda: all(era > last for era in self._borrowed), timeout=seconds)
 
     def install(self, serving: Serving) -> None:
         """Become ready, and serve with *serving* from now on.

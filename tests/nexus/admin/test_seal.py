@@ -118,7 +118,7 @@ def test_a_repeated_seal_repeats_the_drops(ready: Ready, wait_until: WaitUntil) 
 def test_a_call_in_flight_ends_before_the_keys_are_wiped(ready: Ready, wait_until: WaitUntil) -> None:
     """What it commits is under the last mark; no call begins any more."""
     lifecycle = ready.core.lifecycle
-    serving = lifecycle.lend()
+    serving, era = lifecycle.lend()
     sealing = threading.Thread(target=ready.seal)
     sealing.start()
     wait_until(lambda: lifecycle.state is State.SEALED)
@@ -126,7 +126,7 @@ def test_a_call_in_flight_ends_before_the_keys_are_wiped(ready: Ready, wait_unti
         ready.put()
     assert serving.root_key.view == ready.cluster.root_key
     revision = ready.store.write(lambda writer: writer.revision)  # of the call in flight
-    lifecycle.give_back()
+    lifecycle.give_back(era)
     join(sealing, DEADLINE_S)
     assert [ready.last_mark(keeper) for keeper in range(5)] == [(1, revision)] * 5
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import pytest
 
 from common.errors import AuditUnavailableError, RecoveringError, SealedError, ShardholdError, WrongStateError
-from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import READY_ONLY, State
 from tests.kit.patience import join
@@ -124,18 +123,19 @@ def test_keys_that_nobody_borrows_are_wiped_at_once(watched: Watched) -> None:
 def test_borrowed_keys_are_wiped_only_after_they_were_given_back(watched: Watched, wait_until: WaitUntil) -> None:
     """The last borrower's return wipes the keys; new calls are refused from the beginning of the withdrawal."""
     lifecycle = watched.lifecycle
-    assert lifecycle.lend() is lifecycle.lend() is watched.serving
+    (serving, era), (again, _) = lifecycle.lend(), lifecycle.lend()
+    assert serving is again is watched.serving
     with watched.withdrawing(DEADLINE_S) as thread:
         wait_until(lambda: lifecycle.state is State.SEALED)
         with pytest.raises(SealedError):
             lifecycle.lend()
         with pytest.raises(SealedError):
             lifecycle.check_served("GetSecret", READY_ONLY)
-        lifecycle.give_back()
+        lifecycle.give_back(era)
         thread.join(0.05)
         assert thread.is_alive()
         assert watched.is_usable()
-        lifecycle.give_back()
+        lifecycle.give_back(era)
     assert is_wiped(watched.cluster.memory)
 
 
@@ -147,13 +147,47 @@ def test_keys_are_given_back_when_the_call_fails(watched: Watched) -> None:
     assert is_wiped(watched.cluster.memory)
 
 
+def test_waiting_for_those_who_borrowed_earlier(watched: Watched) -> None:
+    """Whoever replaces a key waits for everybody who may have seen the one before, and for nobody else."""
+    lifecycle = watched.lifecycle
+    _, earlier = lifecycle.lend()
+    assert not lifecycle.wait_earlier(seconds=0)
+    _, later = lifecycle.lend()
+    lifecycle.give_back(earlier)
+    with lifecycle.borrow():
+        assert not lifecycle.wait_earlier(seconds=0)  # of *later*, which came before this wait
+        lifecycle.give_back(later)
+        assert not lifecycle.wait_earlier(seconds=0)
+    assert lifecycle.wait_earlier(seconds=0)
+
+
+def test_calls_go_on_while_somebody_waits_for_those_before(watched: Watched, wait_until: WaitUntil) -> None:
+    """Borrowers that overlap for ever hold nobody up."""
+    lifecycle = watched.lifecycle
+    _, first = lifecycle.lend()
+    waited: list[bool] = []
+    thread = threading.Thread(target=lambda: waited.append(lifecycle.wait_earlier(seconds=DEADLINE_S)))
+    thread.start()
+    newest: list[int] = []
+
+    def is_over() -> bool:
+        newest.append(lifecycle.lend()[1])
+        return newest[-1] > first
+
+    wait_until(is_over)
+    for era in (first, *(era for era in newest if era == first)):
+        lifecycle.give_back(era)
+    join(thread, DEADLINE_S)
+    assert waited == [True]
+
+
 def test_a_withdrawal_waits_only_so_long(watched: Watched) -> None:
     """When the wait is over the keys are wiped, and those who still have them get an error, not a key of zeros."""
-    serving: Serving = watched.lifecycle.lend()
+    serving, era = watched.lifecycle.lend()
     watched.lifecycle.withdraw(State.SEALED, seconds=0.05)
     with pytest.raises(ValueError, match="released"):
         bytes(serving.root_key.view)
-    watched.lifecycle.give_back()
+    watched.lifecycle.give_back(era)
     assert is_wiped(watched.cluster.memory)
 
 
