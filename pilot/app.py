@@ -29,6 +29,7 @@ _COMMANDS = {
     "accept-older-store": "pilot.commands.accept_older_store:app",
     "secret": "pilot.commands.secret:app",
     "policy": "pilot.commands.policy:app",
+    "root": "pilot.commands.root:app",
     "keeper": "pilot.commands.keeper:app",
     "audit": "pilot.commands.audit:app",
     "dev": "pilot.dev.commands:app",

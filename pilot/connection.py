@@ -18,6 +18,7 @@ from shardhold.v1.audit_pb2_grpc import AuditServiceStub
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
+from shardhold.v1.root_pb2_grpc import RootServiceStub
 from shardhold.v1.secrets_pb2_grpc import SecretServiceStub
 
 SERVER_NAME = "nexus.shardhold"
@@ -115,6 +116,10 @@ class Connection:
     @cached_property
     def recovery(self) -> RecoveryServiceStub:
         return RecoveryServiceStub(self._channel)
+
+    @cached_property
+    def root(self) -> RootServiceStub:
+        return RootServiceStub(self._channel)
 
     def call(
         self, method: Callable[..., Any], request: Any, *, timeout: float | None = None, waits: bool = False

@@ -81,6 +81,11 @@ ACCEPT_NEW_CHAIN = Rpc(
     uses_reserve=True,
 )
 
+START_OPERATION = Rpc("RootService", "StartOperation", "root.start", None, _ADMINS, READY_ONLY)
+GET_OPERATION = Rpc("RootService", "GetOperation", "root.status", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
+ABORT_OPERATION = Rpc("RootService", "AbortOperation", "root.abort", None, _ADMINS, READY_ONLY, uses_reserve=True)
+CONTINUE_OPERATION = Rpc("RootService", "ContinueOperation", "root.continue", None, _ADMINS, READY_ONLY)
+
 START_UNSEAL = Rpc("RecoveryService", "StartUnseal", "unseal.start", None, _CUSTODIANS, _KEYLESS)
 GET_SEALING_KEY = Rpc("RecoveryService", "GetSealingKey", "unseal.key", None, _CUSTODIANS, _KEYLESS)
 SUBMIT_SHARE = Rpc("RecoveryService", "SubmitShare", "unseal.submit", None, _CUSTODIANS, _KEYLESS)
@@ -121,6 +126,10 @@ ALL: Final[tuple[Rpc[Permission | None], ...]] = (
     RESET_UNSEAL,
     TAIL_AUDIT,
     ACCEPT_NEW_CHAIN,
+    START_OPERATION,
+    GET_OPERATION,
+    ABORT_OPERATION,
+    CONTINUE_OPERATION,
 )
 
 BY_FULL_NAME: Final[Mapping[str, Rpc[Permission | None]]] = {rpc.full_name: rpc for rpc in ALL}

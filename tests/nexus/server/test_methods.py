@@ -24,7 +24,7 @@ from nexus.access.roles import Role
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
 from nexus.server.methods import bind
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, STRANGER, SUPERUSER, NexusCore
 from tests.nexus.founder import PUBLIC_KEY
@@ -64,6 +64,10 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "ResetUnseal": lambda: recovery_pb2.ResetUnsealRequest(session_id=bytes(16)),
     "TailAudit": lambda: audit_pb2.TailAuditRequest(),
     "AcceptNewChain": lambda: audit_pb2.AcceptNewChainRequest(reason="test"),
+    "StartOperation": lambda: root_pb2.StartOperationRequest(operation_id=os.urandom(16), depth=root_pb2.DEPTH_RESHARE),
+    "GetOperation": lambda: root_pb2.GetOperationRequest(),
+    "AbortOperation": lambda: root_pb2.AbortOperationRequest(operation_id=bytes(16)),
+    "ContinueOperation": lambda: root_pb2.ContinueOperationRequest(operation_id=bytes(16), with_threshold=True),
 }
 CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]
 
