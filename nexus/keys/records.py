@@ -182,7 +182,12 @@ class ShardSetRecord(msgspec.Struct, frozen=True):
     @property
     def quorum(self) -> int:
         """Keepers that have to hold their shards before the set may be relied on."""
-        return min(len(self.members), max(self.threshold + 1, len(self.members) - 1))
+        return find_quorum(self.threshold, len(self.members))
+
+
+def find_quorum(threshold: int, members: int) -> int:
+    """Return how many of *members* have to hold a set of this threshold before it may be relied on."""
+    return min(members, max(threshold + 1, members - 1))
 
 
 def encode(record: msgspec.Struct) -> bytes:
