@@ -266,6 +266,8 @@ class Initialisation:
                 shard_set,
                 [self._first_policy],
                 self._memory,
+                now=record.clock.now(),
+                actor=record.caller.spiffe_id,
             )
             writer.save_meta(manifest.first_manifest(meta, bodies, attempt.root_key, writer))
             record.write(writer, attempt.root_key)

@@ -14,7 +14,6 @@
   of this fails, that share is forgotten and may be submitted again.
 """
 
-import hashlib
 import os
 import re
 import threading
@@ -24,7 +23,6 @@ import structlog
 
 from common.clock import Clock
 from common.errors import (
-    CorruptRowError,
     DecryptionError,
     DeniedError,
     InvalidArgumentError,
@@ -44,6 +42,7 @@ from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate, may_act_on
 from nexus.admin.statement_signer import StatementSigner
 from nexus.keys import manifest, records
+from nexus.keys.escrow import find_custodians_copy, find_escrow
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import prove
 from nexus.keys.root_key import ROOT_KEY_SIZE
@@ -358,13 +357,10 @@ class Unseal:
             genesis = records.load_genesis(reader)
             self._pin.check(genesis.fingerprint)
             recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
-            generation = manifest.find_current_set(genesis.cluster_id, reader.load_controls()).generation
-            escrow = records.decode(records.EscrowRecord, records.load_body(reader, records.ESCROW, str(generation)))
-        if genesis.recovery_public_key != recovery.public_key:
-            raise CorruptRowError("recovery key is not the one of the genesis record")
-        if genesis.escrow_digest != hashlib.sha256(escrow.sealed).digest():
-            raise CorruptRowError("escrow is not the one of the genesis record")
-        return Material(genesis, recovery, escrow.sealed, generation)
+            rows = reader.load_controls()
+        generation = manifest.find_current_set(genesis.cluster_id, rows).generation
+        copy = find_custodians_copy(genesis, recovery, find_escrow(rows, generation))
+        return Material(genesis, recovery, copy.sealed, generation)
 
     def _view(self, session: _Session, caller: Caller) -> SessionView:
         may_know = may_act_on(calls.RESET_UNSEAL, caller, session.started_by)

@@ -2,17 +2,20 @@
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 
+from common.clock import to_micros
 from common.forms.genesis import Genesis
 from common.keys.protected import ProtectedMemory
 from nexus.keys import records
 from nexus.keys.keyring import Keyring
-from nexus.keys.manifest import Key
+from nexus.keys.old_form import make_first_escrow
 from nexus.keys.opened import make_canary
+from nexus.keys.records import Key
 from nexus.keys.root_key import RootKey
 from nexus.policy.rules import Policy, encode_policy
 
-FIRST_KEK = 1
+FIRST_KEK = 2  # SQLite stores 1 in no byte: a row would grow when it is wrapped under the next KEK
 FIRST_TIMELINE = 1
 
 
@@ -36,22 +39,32 @@ def make_first_rows(
     shard_set: records.ShardSetRecord,
     policies: Sequence[Policy],
     memory: ProtectedMemory,
+    *,
+    now: datetime,
+    actor: str = "",
 ) -> dict[Key, bytes]:
-    """Make the first KEK and the canary, and return the bodies of all rows, for `manifest.first_manifest`."""
+    """Make the first KEK and the canary, and return the bodies of all rows, for `manifest.first_manifest`.
+
+    *actor* is the SPIFFE ID of whoever initialises.
+    """
     keyring = Keyring(memory)
     try:
         wrap = keyring.make_kek(FIRST_KEK, root_key)
         canary = make_canary(root_key.cluster_id, keyring)
     finally:
         keyring.release()
-    generation = str(root_key.generation)
+    at, generation = to_micros(now), str(root_key.generation)
+    active = records.GenerationRecord(
+        records.GenerationState.ACTIVE, root_key.kcv, created_at=at, activated_at=at, actor=actor
+    )
+    kek = records.KekRecord(wrap, records.KekState.CURRENT, root_key.generation, made_at=at)
     rows = {
         records.GENESIS: records.GenesisRecord(genesis.encode()),
-        records.KEYRING: records.KeyringRecord(FIRST_KEK, {str(FIRST_KEK): wrap}),
-        records.CANARY: canary,
         records.RECOVERY_KEY: recovery,
-        (records.KCV, generation): records.KcvRecord(root_key.kcv),
-        (records.ESCROW, generation): records.EscrowRecord(escrow),
+        (records.GENERATION, generation): active,
+        (records.KEYRING, generation): records.KeyringRecord({str(FIRST_KEK): kek}),
+        (records.CANARY, str(FIRST_KEK)): canary,
+        (records.ESCROW, generation): make_first_escrow(recovery.public_key, escrow),
         (records.SHARD_SET, str(shard_set.set_number)): shard_set,
     }
     bodies = {key: records.encode(record) for key, record in rows.items()}

@@ -31,7 +31,7 @@ NONE_BEFORE = bytes(32)  # in place of the digest of the manifest before the fir
 _PURPOSES = (b"shardhold-manifest-v1", b"shardhold-manifest-v2")  # by format
 _HEAD_PARTS = (5, 8)
 
-Key = tuple[str, str]  # kind and name
+Key = records.Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,7 @@ def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.S
     Raises:
         CorruptRowError: There is no manifest, or not exactly one such set; the message names the rows left out.
     """
-    manifest = next((row for row in rows if (row.kind, row.name) == MANIFEST), None)
-    if manifest is None:
-        raise CorruptRowError("control manifest is missing")
-    listed = _parse_manifest(manifest.body)[1]
+    listed = _find_listed(rows)
     sets = [row for row in rows if row.kind == records.SHARD_SET]
     good = [row for row in sets if _is_listed(row, listed, cluster_id)]
     try:
@@ -118,6 +115,15 @@ def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.S
     except CorruptRowError as exc:
         left_out = ", ".join(f"{row.kind}/{row.name}" for row in sets if row not in good)
         raise CorruptRowError(f"{exc}; does not verify: {left_out}" if left_out else str(exc)) from exc
+
+
+def list_keys(rows: Sequence[ControlRow]) -> frozenset[Key]:
+    """Return which rows the manifest among *rows* lists. Nothing has verified it yet.
+
+    Raises:
+        CorruptRowError: There is no manifest, or it does not decode.
+    """
+    return frozenset(_find_listed(rows))
 
 
 def first_manifest(meta: Meta, bodies: Mapping[Key, bytes], root_key: RootKey, writer: Writer) -> Meta:
@@ -228,6 +234,14 @@ def _open_manifest(manifest: ControlRow, meta: Meta, root_key: RootKey) -> tuple
             f"control manifest is of generation {head.generation}, the root key of {root_key.generation}"
         )
     return head, listed
+
+
+def _find_listed(rows: Sequence[ControlRow]) -> dict[Key, bytes]:
+    """Return what the manifest among *rows*, which nothing has verified yet, lists."""
+    manifest = next((row for row in rows if (row.kind, row.name) == MANIFEST), None)
+    if manifest is None:
+        raise CorruptRowError("control manifest is missing")
+    return _parse_manifest(manifest.body)[1]
 
 
 def _parse_manifest(body: bytes) -> tuple[Head, dict[Key, bytes]]:

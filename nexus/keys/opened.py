@@ -1,7 +1,8 @@
 """What a ready nexus works with: all that the root key opened, and the proof that it is the right one.
 
-The proof, in this order: the kcv matches; the manifest verifies; genesis, kcv, keyring, current set and canary are rows
-of it; every KEK opens; the canary opens. A key that failed it is wiped and goes nowhere.
+The proof, in this order: the kcv matches; the manifest verifies; genesis, generation, keyring, current set and canary
+are rows of it; every KEK opens; the canary of the current KEK opens. Rows of other generations are not needed. A key
+that failed the proof is wiped and goes nowhere.
 """
 
 import contextlib
@@ -12,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from common.errors import CorruptRowError
-from common.forms.genesis import Genesis, decode_genesis
+from common.forms.genesis import Genesis
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
-from nexus.keys import manifest, records
+from nexus.keys import manifest, old_form, records
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
 from nexus.keys.floor import Floor, Standing
 from nexus.keys.keyring import Keyring
@@ -62,6 +63,7 @@ class Serving:
     view: PolicyView
     floor: Floor
     manifest_format: int = 2  # 1: an older program left it, and it is about to be made anew
+    has_old_rows: bool = False  # an older program left them, and they are about to be replaced
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -138,15 +140,12 @@ def _prove(
     meta: Meta,
     rows: Sequence[ControlRow],
 ) -> Serving:
-    kcv_name = str(current.generation)
-    kcv = next((row.body for row in rows if (row.kind, row.name) == (records.KCV, kcv_name)), None)
-    if kcv is None:
-        raise CorruptRowError(f"control row {records.KCV}/{kcv_name} is missing")
-    root_key.check(records.decode(records.KcvRecord, kcv).kcv)
-    controls = manifest.verify(meta, rows, root_key)
-    controls.need(records.KCV, kcv_name)
+    root_key.check(_find_kcv(rows, current.generation))
+    verified = manifest.verify(meta, rows, root_key)
+    controls = renew(verified, current.generation)
+    controls.need(records.GENERATION, str(current.generation))
     controls.need(records.SHARD_SET, str(current.set_number))
-    genesis = decode_genesis(records.decode(records.GenesisRecord, controls.need(*records.GENESIS)).record)
+    genesis = records.find_genesis(controls.need(*records.GENESIS))
     recovery_key = controls.bodies.get(records.RECOVERY_KEY)
     recovery = None if recovery_key is None else records.decode(records.RecoveryKeyRecord, recovery_key)
     _open_keyring(controls, keyring, root_key)
@@ -157,7 +156,21 @@ def _prove(
     view = build_view(controls, meta)
     floor = Floor(controls.standing)
     shard_set = ShardSet(current, label, points)
-    return Serving(genesis, Root(root_key, shard_set), keyring, recovery, view, floor, controls.head.format)
+    has_old_rows = controls is not verified and not controls.damaged_of_kind(records.ESCROW)
+    return Serving(
+        genesis, Root(root_key, shard_set), keyring, recovery, view, floor, controls.head.format, has_old_rows
+    )
+
+
+def renew(controls: Controls, generation: int) -> Controls:
+    """Return *controls* with their rows in the form of today; they themselves when they are in that form.
+
+    Raises:
+        CorruptRowError: A row of the old form, which nothing works without, does not verify.
+    """
+    if not old_form.is_old(controls.bodies.keys() | controls.damaged, generation):
+        return controls
+    return replace(controls, bodies=old_form.convert(controls.bodies, generation))
 
 
 def build_view(controls: Controls, meta: Meta) -> PolicyView:
@@ -176,15 +189,28 @@ def load_view(writer: Writer, root_key: RootKey) -> PolicyView:
     return build_view(manifest.verify(meta, writer.load_controls(), root_key), meta)
 
 
+def _find_kcv(rows: Sequence[ControlRow], generation: int) -> bytes:
+    """Return the key check value, which nothing has verified yet."""
+    bodies = {(row.kind, row.name): row.body for row in rows}
+    if old_form.is_old(manifest.list_keys(rows), generation):
+        return old_form.find_generation(bodies, generation).kcv
+    key = records.GENERATION, str(generation)
+    if key not in bodies:
+        raise CorruptRowError(f"control row {'/'.join(key)} is missing")
+    return records.decode(records.GenerationRecord, bodies[key]).kcv
+
+
 def _open_keyring(controls: Controls, keyring: Keyring, root_key: RootKey) -> None:
-    record = records.decode(records.KeyringRecord, controls.need(*records.KEYRING))
-    for name, wrap in record.wraps.items():
-        keyring.open_kek(int(name), wrap, root_key)
+    record = records.decode(records.KeyringRecord, controls.need(records.KEYRING, str(root_key.generation)))
+    for name, kek in record.keks.items():
+        keyring.open_kek(int(name), kek.wrap, root_key)
     keyring.current_id = record.current_kek_id
 
 
 def _open_canary(controls: Controls, keyring: Keyring, cluster_id: bytes) -> None:
-    record = records.decode(records.CanaryRecord, controls.need(*records.CANARY))
+    record = records.decode(records.CanaryRecord, controls.need(records.CANARY, str(keyring.current_id)))
+    if record.kek_id != keyring.current_id:
+        raise CorruptRowError(f"canary/{keyring.current_id} is under KEK {record.kek_id}")
     sealed = SealedValue(record.kek_id, record.dek_id, record.wrapped_dek, record.value)
     if open_value(sealed, _canary_place(cluster_id), keyring) != _CANARY_BODY:
         raise CorruptRowError("canary opens to another value")

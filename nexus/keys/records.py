@@ -1,45 +1,49 @@
 """The bodies of control rows, as JSON that an operator can read with `sqlite3`; bytes are base64."""
 
 import enum
-from typing import Annotated, TypeVar
+import hashlib
+import re
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from common.errors import CorruptRowError
+from common.forms.codec import fields
 from common.forms.delivery import SetLabel
 from common.forms.documents import decode_document
 from common.forms.genesis import Genesis, decode_genesis
 from nexus.store.protocol import Reader
 
+Key = tuple[str, str]  # kind and name of a row
 T = TypeVar("T")
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what every store can count
 X = Annotated[int, msgspec.Meta(ge=1, le=255)]  # a point, or how many are needed
 
-# Rows that exist once are named "current"; of the other kinds there is one row for each generation, set or policy.
+# Rows that exist once are named "current"; of the other kinds there are many, each with a number or name of its own.
 GENESIS = ("genesis", "current")
-KEYRING = ("keyring", "current")
-CANARY = ("canary", "current")
 RECOVERY_KEY = ("recovery-key", "current")
-KCV = "kcv"
-ESCROW = "escrow"
+OPERATION = ("operation", "current")
+GENERATION = "generation"
+KEYRING = "keyring"  # by generation
+ESCROW = "escrow"  # by generation
+CANARY = "canary"  # by KEK
+LINK = "link"  # by its number in the chain, from 1
 SHARD_SET = "shard-set"
 POLICY = "policy"
-GENERATION = "generation"
-LINK = "link"
-OPERATION = ("operation", "current")
+
+RECOVERY_COPY: Final = "recovery-key"  # kind of the copy that custodians open
+
+_DIGEST_SIZE: Final = 32  # bytes of SHA-256
+_COPY_KIND: Final = re.compile(r"[a-z][a-z-]{0,31}")
+_KEK_NUMBER: Final = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 
 class GenesisRecord(msgspec.Struct, frozen=True):
     record: bytes  # as `common.forms.genesis` encodes it
 
 
-class KcvRecord(msgspec.Struct, frozen=True):
-    kcv: bytes  # 32 bytes
-
-
-class KeyringRecord(msgspec.Struct, frozen=True):
-    current_kek_id: Number
-    wraps: dict[str, bytes]  # 98-byte wrap by KEK number
+class LinkRecord(msgspec.Struct, frozen=True):
+    record: bytes  # as `common.forms.chain` encodes it
 
 
 class CanaryRecord(msgspec.Struct, frozen=True):
@@ -60,8 +64,31 @@ class RecoveryKeyRecord(msgspec.Struct, frozen=True):
     shares: tuple[ShareHashRecord, ...]  # in the order of the custodians' numbers
 
 
+class EscrowCopy(msgspec.Struct, frozen=True):
+    """The root key, sealed to one recipient."""
+
+    kind: str  # of the recipient
+    recipient: bytes  # SHA-256 of its public key, 32 bytes
+    sealed: bytes
+
+
 class EscrowRecord(msgspec.Struct, frozen=True):
-    sealed: bytes  # the root key, sealed to the recovery public key
+    """The copies of the root key of one generation. No two are for the same recipient."""
+
+    copies: tuple[EscrowCopy, ...]
+
+    def __post_init__(self) -> None:
+        recipients = {(copy.kind, copy.recipient) for copy in self.copies}
+        if len(recipients) != len(self.copies):
+            raise ValueError("two copies for one recipient")
+        if not all(_COPY_KIND.fullmatch(kind) and len(recipient) == _DIGEST_SIZE for kind, recipient in recipients):
+            raise ValueError("no kind, or no digest of a recipient")
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the list, 32 bytes, as the chain names it."""
+        parts = (part for copy in self.copies for part in (copy.kind.encode(), copy.recipient, copy.sealed))
+        return hashlib.sha256(fields(b"shardhold-escrows-v1", *parts)).digest()
 
 
 class GenerationState(enum.StrEnum):
@@ -106,6 +133,23 @@ class KekRecord(msgspec.Struct, frozen=True):
     abandoned: Number = 0  # rows under it that were given up by name
 
 
+class KeyringRecord(msgspec.Struct, frozen=True):
+    """The KEKs, wrapped under the keyring key of one generation. Exactly one of them is current."""
+
+    keks: dict[str, KekRecord]  # by KEK number, which is 1 to 2**32 - 1, in decimal
+
+    def __post_init__(self) -> None:
+        if not all(_KEK_NUMBER.fullmatch(name) and int(name) < 2**32 for name in self.keks):
+            raise ValueError("KEK number out of range")
+        if sum(kek.state is KekState.CURRENT for kek in self.keks.values()) != 1:
+            raise ValueError("want exactly one current KEK")
+
+    @property
+    def current_kek_id(self) -> int:
+        """The KEK that new DEKs are wrapped under."""
+        return next(int(name) for name, kek in self.keks.items() if kek.state is KekState.CURRENT)
+
+
 class MemberRecord(msgspec.Struct, frozen=True):
     name: str
     spiffe_id: str
@@ -138,7 +182,12 @@ class ShardSetRecord(msgspec.Struct, frozen=True):
     @property
     def quorum(self) -> int:
         """Keepers that have to hold their shards before the set may be relied on."""
-        return min(len(self.members), max(self.threshold + 1, len(self.members) - 1))
+        return find_quorum(self.threshold, len(self.members))
+
+
+def find_quorum(threshold: int, members: int) -> int:
+    """Return how many of *members* have to hold a set of this threshold before it may be relied on."""
+    return min(members, max(threshold + 1, members - 1))
 
 
 def encode(record: msgspec.Struct) -> bytes:
@@ -168,7 +217,16 @@ def load_genesis(reader: Reader) -> Genesis:
     Raises:
         CorruptRowError: It is missing or does not decode.
     """
-    return decode_genesis(decode(GenesisRecord, load_body(reader, *GENESIS)).record)
+    return find_genesis(load_body(reader, *GENESIS))
+
+
+def find_genesis(body: bytes) -> Genesis:
+    """Decode the genesis record in the body of its row.
+
+    Raises:
+        CorruptRowError: It does not decode.
+    """
+    return decode_genesis(decode(GenesisRecord, body).record)
 
 
 def load_body(reader: Reader, kind: str, name: str) -> bytes:

@@ -9,6 +9,8 @@ import structlog
 from common.clock import Clock
 from common.errors import CorruptRowError
 from nexus.keys import manifest, records
+from nexus.keys.escrow import find_custodians_copy
+from nexus.keys.opened import renew
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.store.protocol import Store
 
@@ -60,10 +62,11 @@ class WayBack:
         with self._lifecycle.borrow() as serving:
             escrow = (records.ESCROW, str(serving.root_key.generation))
             try:
-                controls = manifest.verify(meta, rows, serving.root_key)
-                records.decode(records.RecoveryKeyRecord, controls.need(*records.RECOVERY_KEY))
-                records.decode(records.EscrowRecord, controls.need(*escrow))
+                controls = renew(manifest.verify(meta, rows, serving.root_key), serving.root_key.generation)
                 controls.need(*records.GENESIS)
+                recovery = records.decode(records.RecoveryKeyRecord, controls.need(*records.RECOVERY_KEY))
+                copies = records.decode(records.EscrowRecord, controls.need(*escrow))
+                find_custodians_copy(serving.genesis, recovery, copies)
             except CorruptRowError as exc:
                 return (
                     f"custodians could not bring this cluster back: {exc}; put the row back from a backup before the "

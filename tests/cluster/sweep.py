@@ -136,7 +136,7 @@ class Sweep:
         self.ledger.check()
         assert not self.ledger.put()
         stored = load_stored(self.cluster)  # exactly one set is current
-        generations = [row.name for row in stored.rows if row.kind in ("kcv", "escrow")]
+        generations = [row.name for row in stored.rows if row.kind in ("generation", "escrow")]
         assert generations == [str(stored.shard_set.generation)] * 2
 
     def check_audit(self) -> None:

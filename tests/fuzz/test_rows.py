@@ -25,12 +25,18 @@ CLUSTER_ID = b"c" * 16
 MEMBER = records.MemberRecord("keeper-1", "spiffe://example.org/shardhold/keeper/keeper-1", "k:8443", 1, b"d" * 32)
 RECORDS: dict[type[msgspec.Struct], msgspec.Struct] = {
     records.GenesisRecord: records.GenesisRecord(b"record"),
-    records.KcvRecord: records.KcvRecord(b"k" * 32),
-    records.KeyringRecord: records.KeyringRecord(2, {"1": b"w" * 98, "2": b"w" * 98}),
+    records.LinkRecord: records.LinkRecord(b"record"),
+    records.GenerationRecord: records.GenerationRecord(records.GenerationState.ACTIVE, b"k" * 32, 1, 2),
+    records.KeyringRecord: records.KeyringRecord(
+        {
+            "1": records.KekRecord(b"w" * 98, records.KekState.OLD, 1),
+            "2": records.KekRecord(b"w" * 98, records.KekState.CURRENT, 1),
+        }
+    ),
     records.CanaryRecord: records.CanaryRecord(1, b"d" * 16, b"w" * 98, b"v"),
     records.ShareHashRecord: records.ShareHashRecord(b"s" * 16, b"d" * 32),
     records.RecoveryKeyRecord: records.RecoveryKeyRecord(b"p" * 1216, 1, (records.ShareHashRecord(b"s", b"d"),)),
-    records.EscrowRecord: records.EscrowRecord(b"sealed"),
+    records.EscrowRecord: records.EscrowRecord((records.EscrowCopy("recovery-key", b"r" * 32, b"sealed"),)),
     records.MemberRecord: MEMBER,
     records.ShardSetRecord: records.ShardSetRecord(records.SetState.CURRENT, 1, b"i" * 16, 1, 1, 2, (MEMBER, MEMBER)),
 }

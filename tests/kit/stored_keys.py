@@ -49,7 +49,7 @@ def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes
     words = [read_words(card.read_text()) for card in sorted(recovery_shares.iterdir())]
     seed = combine(words[:3])
     generation = stored.shard_set.generation
-    escrow = records.decode(records.EscrowRecord, stored.body(records.ESCROW, str(generation))).sealed
+    escrow = records.decode(records.EscrowRecord, stored.body(records.ESCROW, str(generation))).copies[0].sealed
     keys: dict[str, bytes] = {}
     for number, share in enumerate(words, start=1):
         keys[f"recovery share {number}"] = encode_share(share)
@@ -89,9 +89,9 @@ def _opened(stored: StoredCluster, key: bytes) -> Iterator[tuple[RootKey, Keyrin
     generation = stored.shard_set.generation
     root_key = RootKey(buffer, cluster_id=stored.cluster_id, generation=generation, memory=memory)
     keyring = Keyring(memory)
-    record = records.decode(records.KeyringRecord, stored.body(*records.KEYRING))
-    for number, wrap in record.wraps.items():
-        keyring.open_kek(int(number), wrap, root_key)
+    record = records.decode(records.KeyringRecord, stored.body(records.KEYRING, str(generation)))
+    for number, kek in record.keks.items():
+        keyring.open_kek(int(number), kek.wrap, root_key)
     try:
         yield root_key, keyring
     finally:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ class FoundedCluster:
 FoundCluster = Callable[..., FoundedCluster]
 SealEscrow = Callable[[bytes, bytes, int], bytes]  # root key, cluster id, generation
 MADE_AT = 1_700_000_000_000_000  # microseconds
+MADE_AT_TIME = datetime.fromtimestamp(MADE_AT // 1_000_000, UTC)
 NO_RECOVERY = records.RecoveryKeyRecord(bytes(1216), 1, ())
 
 
@@ -170,7 +172,7 @@ def found(
             shard_set.derive_shard(member.x, shard)
             shards[member.name] = bytes(shard.view)
     shard_set.release()
-    bodies = make_first_rows(root_key, genesis, escrow, recovery, record, policies, memory)
+    bodies = make_first_rows(root_key, genesis, escrow, recovery, record, policies, memory, now=MADE_AT_TIME)
 
     def write(writer: Writer) -> None:
         meta = replace(

@@ -50,7 +50,7 @@ def test_confirm_commits_the_cluster_and_fills_the_keepers(core: NexusCore, memo
     meta, rows = load(core.store)
     assert (meta.phase, meta.timeline, meta.control_revision, meta.sealed) == (Phase.INITIALISED, 1, 1, False)
     assert {kind for kind, _ in rows} == {
-        *("genesis", "keyring", "canary", "recovery-key", "kcv", "escrow", "shard-set", "policy", "manifest")
+        *("genesis", "keyring", "canary", "recovery-key", "generation", "escrow", "shard-set", "policy", "manifest")
     }
     serving = core.lifecycle.require_serving()
     assert serving.genesis.fingerprint == begun.genesis
@@ -72,12 +72,12 @@ def test_the_escrow_opens_with_the_recovery_seed_to_the_root_key(core: NexusCore
     begun = begin(core)
     confirm(core, begun)
     _, rows = load(core.store)
-    escrow = records.decode(records.EscrowRecord, rows[records.ESCROW, "1"].body).sealed
+    escrow = records.decode(records.EscrowRecord, rows[records.ESCROW, "1"].body).copies[0].sealed
     info = escrow_info(begun.cluster_id, 1)
     opened = memory.allocate(32)
     opened.view[:] = open_sealed(escrow, SEED, info)
     root_key = RootKey(opened, cluster_id=begun.cluster_id, generation=1, memory=memory)
-    root_key.check(records.decode(records.KcvRecord, rows[records.KCV, "1"].body).kcv)
+    root_key.check(records.decode(records.GenerationRecord, rows[records.GENERATION, "1"].body).kcv)
     serving = core.lifecycle.require_serving()
     assert serving.genesis.escrow_digest == hashlib.sha256(escrow).digest()
     root_key.release()

@@ -22,6 +22,7 @@ from common.errors import (
 )
 from common.keys.protected import ProtectedMemory
 from nexus.keys import records
+from nexus.keys.old_form import make_first_escrow
 from tests.nexus.cluster import count_free, is_wiped, tamper
 from tests.nexus.custodians import KEY, OTHER_KEY, Lost, custodian, make_recovery_key, submit
 
@@ -37,7 +38,7 @@ def _edit(kind: str, record: msgspec.Struct) -> Callable[[Path], None]:
     ("edit", "why"),
     [
         pytest.param(
-            _edit("escrow", records.EscrowRecord(os.urandom(1168))),
+            _edit("escrow", make_first_escrow(KEY.record.public_key, os.urandom(1168))),
             "escrow is not the one of the genesis record",
             id="escrow edited",
         ),
@@ -122,7 +123,7 @@ def test_an_escrow_of_another_key_proves_nothing(lost: Lost, memory: ProtectedMe
     """Somebody who forges genesis record and escrow alike gets as far as the kcv: cards show the fraud before."""
     escrow = KEY.seal_escrow(os.urandom(32), lost.cluster.cluster_id, 1)
     genesis = replace(lost.cluster.genesis_record, escrow_digest=sha256(escrow).digest())
-    _edit("escrow", records.EscrowRecord(escrow))(tmp_path)
+    _edit("escrow", make_first_escrow(KEY.record.public_key, escrow))(tmp_path)
     _edit("genesis", records.GenesisRecord(genesis.encode()))(tmp_path)
     assert lost.core.unseal.describe(ANN)[0].genesis.fingerprint != lost.cluster.genesis
     session = lost.core.unseal.start(ANN)
@@ -137,7 +138,7 @@ def test_an_escrow_that_the_shares_do_not_open_is_refused(lost: Lost, tmp_path: 
     """Sealed for another cluster or generation."""
     escrow = KEY.seal_escrow(lost.cluster.root_key, bytes(16), 1)
     genesis = replace(lost.cluster.genesis_record, escrow_digest=sha256(escrow).digest())
-    _edit("escrow", records.EscrowRecord(escrow))(tmp_path)
+    _edit("escrow", make_first_escrow(KEY.record.public_key, escrow))(tmp_path)
     _edit("genesis", records.GenesisRecord(genesis.encode()))(tmp_path)
     session = lost.core.unseal.start(ANN)
     lost.submit(session, 1)
@@ -228,7 +229,7 @@ def test_a_forged_recovery_key_opens_nothing_of_this_cluster(
         recovery_public_key=key.record.public_key,
         escrow_digest=sha256(escrow).digest(),
     )
-    _edit("escrow", records.EscrowRecord(escrow))(tmp_path)
+    _edit("escrow", make_first_escrow(key.record.public_key, escrow))(tmp_path)
     _edit("genesis", records.GenesisRecord(genesis.encode()))(tmp_path)
     _edit("recovery-key", key.record)(tmp_path)
     session = lost.core.unseal.start(ANN)

@@ -11,6 +11,7 @@ import pytest
 from common.errors import CorruptRowError, DecryptionError, IntegrityError, ShardholdError, WrongRootKeyError
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest, records
+from nexus.keys.first_rows import FIRST_KEK
 from nexus.keys.floor import Floor, Standing
 from nexus.keys.manifest import MANIFEST
 from nexus.keys.opened import PolicyView, load_view, prove
@@ -38,7 +39,7 @@ def test_the_true_key_opens_all(cluster: FoundedCluster, memory: ProtectedMemory
     serving = cluster.prove()
     assert serving.cluster_id == cluster.cluster_id
     assert serving.genesis.fingerprint == cluster.genesis
-    assert serving.keyring.current_id == 1
+    assert serving.keyring.current_id == FIRST_KEK
     assert serving.shard_set.record == cluster.record
     assert serving.view.damaged == ()
     assert serving.view.policies.decide("spiffe://example.org/app", Permission.READ, "team/db") == "readers"
@@ -46,6 +47,7 @@ def test_the_true_key_opens_all(cluster: FoundedCluster, memory: ProtectedMemory
     assert is_wiped(memory)
 
 
+_KEKS = {"2": records.KekRecord(bytes(98), records.KekState.CURRENT, 1)}
 Change = Callable[[Meta, dict[manifest.Key, ControlRow]], Meta | None]
 
 
@@ -61,10 +63,10 @@ def _edit(kind: str, name: str = "current", **changes: object) -> Change:
 
     def change(meta: Meta, rows: dict[manifest.Key, ControlRow]) -> None:
         kinds: dict[str, type[msgspec.Struct]] = {
-            records.KCV: records.KcvRecord,
+            records.GENERATION: records.GenerationRecord,
             records.SHARD_SET: records.ShardSetRecord,
-            "keyring": records.KeyringRecord,
-            "canary": records.CanaryRecord,
+            records.KEYRING: records.KeyringRecord,
+            records.CANARY: records.CanaryRecord,
         }
         record = records.decode(kinds[kind], rows[kind, name].body)
         body = records.encode(type(record)(**{**_to_dict(record), **changes}))
@@ -80,15 +82,17 @@ def _to_dict(record: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        pytest.param(_drop(records.KCV, "1"), CorruptRowError, "kcv/1", id="no kcv"),
-        pytest.param(_drop("keyring"), CorruptRowError, "keyring/current", id="no keyring"),
-        pytest.param(_drop("canary"), CorruptRowError, "canary/current", id="no canary"),
+        pytest.param(_drop(records.GENERATION, "1"), CorruptRowError, "generation/1", id="no generation"),
+        pytest.param(_drop(records.KEYRING, "1"), CorruptRowError, "keyring/1", id="no keyring"),
+        pytest.param(_drop(records.CANARY, "2"), CorruptRowError, "canary/2", id="no canary"),
         pytest.param(_drop("genesis"), CorruptRowError, "genesis/current", id="no genesis"),
         pytest.param(_drop(records.SHARD_SET, "1"), CorruptRowError, "0 shard sets", id="no set"),
         pytest.param(_drop(*MANIFEST), CorruptRowError, "manifest is missing", id="no manifest"),
-        pytest.param(_edit(records.KCV, "1", kcv=bytes(32)), WrongRootKeyError, "does not match", id="another kcv"),
-        pytest.param(_edit("keyring", wraps={}), CorruptRowError, "keyring", id="another keyring"),
-        pytest.param(_edit("canary", value=b"x"), CorruptRowError, "canary", id="another canary"),
+        pytest.param(
+            _edit(records.GENERATION, "1", kcv=bytes(32)), WrongRootKeyError, "does not match", id="another kcv"
+        ),
+        pytest.param(_edit(records.KEYRING, "1", keks=_KEKS), CorruptRowError, "keyring/1", id="another keyring"),
+        pytest.param(_edit(records.CANARY, "2", value=b"x"), CorruptRowError, "canary", id="another canary"),
         pytest.param(_edit(records.SHARD_SET, "1", threshold=2), CorruptRowError, "shard-set/1", id="another t"),
         pytest.param(
             _edit(records.SHARD_SET, "1", generation=2), CorruptRowError, "shard-set/1", id="another generation"
@@ -153,9 +157,10 @@ def test_a_keyring_of_another_key_is_refused_even_under_a_true_manifest(
 ) -> None:
     """Every KEK has to open: the proof is more than the manifest."""
     root_key = cluster.make_root_key()
-    body = records.encode(records.KeyringRecord(1, {"1": os.urandom(98)}))
+    kek = records.KekRecord(os.urandom(98), records.KekState.CURRENT, 1)
+    key, body = (records.KEYRING, "1"), records.encode(records.KeyringRecord({"2": kek}))
     floor = find_floor(cluster)
-    cluster.store.write(lambda writer: manifest.change(writer, root_key, floor, put={records.KEYRING: body}))
+    cluster.store.write(lambda writer: manifest.change(writer, root_key, floor, put={key: body}))
     root_key.release()
     with pytest.raises(DecryptionError):
         cluster.prove()
@@ -169,12 +174,12 @@ def test_a_canary_that_does_not_open_is_refused_even_under_a_true_manifest(
     """A known value is opened at each recovery."""
 
     def damage(writer: Writer) -> None:
-        row = writer.load_control(*records.CANARY)
+        row = writer.load_control(records.CANARY, "2")
         assert row is not None
         stored = _to_dict(records.decode(records.CanaryRecord, row.body))
         stored[kind] = os.urandom(len(getattr(records.decode(records.CanaryRecord, row.body), kind)))
         body = records.encode(records.CanaryRecord(**stored))  # type: ignore[arg-type]
-        manifest.change(writer, root_key, floor, put={records.CANARY: body})
+        manifest.change(writer, root_key, floor, put={(records.CANARY, "2"): body})
 
     floor = find_floor(cluster)
     root_key = cluster.make_root_key()

@@ -174,7 +174,7 @@ def test_it_ends_when_the_nexus_stops(found: FoundCluster, wait_until: WaitUntil
     [
         pytest.param("UPDATE control SET body = x'7b7d' WHERE kind = 'canary'", "canary", id="canary edited"),
         pytest.param("DELETE FROM control WHERE kind = 'keyring'", "keyring", id="keyring removed"),
-        pytest.param("DELETE FROM control WHERE kind = 'kcv'", "kcv/1", id="kcv removed"),
+        pytest.param("DELETE FROM control WHERE kind = 'generation'", "generation/1", id="generation removed"),
         pytest.param("UPDATE control SET digest = zeroblob(32) WHERE kind = 'manifest'", "manifest", id="manifest"),
         pytest.param("UPDATE meta SET timeline = 9", "timeline", id="another timeline"),
     ],

@@ -1,0 +1,54 @@
+"""Sets that are dead: when keepers may drop them, and when their rows go.
+
+1. A set may be dropped once it is dead, and is not what an operation at `flipped` has replaced.
+   A set that has no row is dead if it is older than the current one: its row was forgotten, or a store was put back.
+2. The row of a dead set stays until each of its members dropped it, started anew, or was given up by an operator: until
+   then the nexus knows whom to tell.
+"""
+
+from collections.abc import Mapping
+
+from nexus.keys import records
+from nexus.keys.operation.change import Change
+from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.record import Step
+
+
+def find_droppable(facts: Facts) -> dict[int, records.ShardSetRecord]:
+    """Return the sets that keepers may drop, by number (rule 1). None while it cannot be read what is in progress."""
+    if records.OPERATION in facts.damaged:
+        return {}
+    kept = 0
+    if facts.operation is not None and facts.operation.step is Step.FLIPPED:
+        kept = facts.operation.source.set_number
+    return {
+        number: one
+        for number, one in sorted(facts.sets.items())
+        if one.state is records.SetState.DEAD and number != kept
+    }
+
+
+def is_droppable(facts: Facts, set_id: bytes, order: tuple[int, int]) -> bool:
+    """Whether a keeper that reports to hold this set may drop it (rule 1). *order*: timeline and set number."""
+    if any(one.set_id == set_id for one in facts.sets.values()):
+        return any(one.set_id == set_id for one in find_droppable(facts).values())
+    current = facts.current_set
+    return not facts.needed_damaged and order < (current.timeline, current.set_number)
+
+
+def find_forgettable(facts: Facts, gone: Mapping[int, frozenset[str]]) -> list[int]:
+    """Return the dead sets of which no member holds a shard any more (rule 2).
+
+    *gone* names by set number the members that dropped it, started anew, or were given up.
+    """
+    return [
+        number
+        for number, one in find_droppable(facts).items()
+        if all(member.name in gone.get(number, ()) for member in one.members)
+    ]
+
+
+def forget_sets(facts: Facts, gone: Mapping[int, frozenset[str]]) -> Change:
+    """Delete the rows of the sets that `find_forgettable` names; empty when there is none. No epoch is raised."""
+    delete = frozenset((records.SHARD_SET, str(number)) for number in find_forgettable(facts, gone))
+    return Change(facts.current, delete=delete, raises_epoch=False)
