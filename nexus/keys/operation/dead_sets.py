@@ -1,7 +1,8 @@
 """Sets that are dead: when keepers may drop them, and when their rows go.
 
 1. A set may be dropped once it is dead, and is not what an operation at `flipped` has replaced.
-   A set that has no row is dead if it is older than the current one: its row was forgotten, or a store was put back.
+   A set without a row, numbered no higher than what was given out, is dead too: a row comes before every delivery. Its
+   row was forgotten before a late delivery came, or it is of a timeline that was abandoned.
 2. The row of a dead set stays until each of its members dropped it, started anew, or was given up by an operator: until
    then the nexus knows whom to tell.
 """
@@ -32,8 +33,7 @@ def is_droppable(facts: Facts, set_id: bytes, order: tuple[int, int]) -> bool:
     """Whether a keeper that reports to hold this set may drop it (rule 1). *order*: timeline and set number."""
     if any(one.set_id == set_id for one in facts.sets.values()):
         return any(one.set_id == set_id for one in find_droppable(facts).values())
-    current = facts.current_set
-    return not facts.needed_damaged and order < (current.timeline, current.set_number)
+    return not facts.needed_damaged and order <= (facts.meta.timeline, facts.meta.last_set_number)
 
 
 def find_forgettable(facts: Facts, gone: Mapping[int, frozenset[str]]) -> list[int]:

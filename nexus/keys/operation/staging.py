@@ -3,7 +3,7 @@
 1. A number is used once: each new one is above every one that was ever given out.
 2. The new keyring holds every KEK of the current one and exactly one more, which is current in it.
 3. What was current becomes old; in an emergency it and all older KEKs become tainted. Tainted stays tainted.
-4. The new set is of the new generation, pending, of the store's timeline or of the next one.
+4. The new set is of the new generation, pending, and of no earlier timeline than the store.
 5. A new root key is not the current one.
 """
 
@@ -88,8 +88,8 @@ def _find_fault(facts: Facts, staged: Staged) -> str:
     shard_set = staged.shard_set
     if shard_set.state is not records.SetState.PENDING:
         return f"set {shard_set.set_number} is {shard_set.state}, want pending"
-    if shard_set.timeline not in (facts.meta.timeline, facts.meta.timeline + 1):
-        return f"set {shard_set.set_number} is of timeline {shard_set.timeline}, want {facts.meta.timeline} or the next"
+    if shard_set.timeline < facts.meta.timeline:
+        return f"set {shard_set.set_number} is of timeline {shard_set.timeline}, want at least {facts.meta.timeline}"
     lowest = next_numbers(facts, renews_key=staged.key is not None)
     if shard_set.set_number < lowest.set_number:
         return f"set number is {shard_set.set_number}, want at least {lowest.set_number}"
