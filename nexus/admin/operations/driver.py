@@ -1,0 +1,368 @@
+"""The driver: brings the operation in progress to its end, in a thread of its own.
+
+1. What is next is said by `nexus.keys.operation.next_action`, from rows read anew before each action.
+2. Keys are lent for a moment at a time, so a seal waits for no keeper; what was staged in memory is wiped with them.
+3. Every commit is made under the warden's lock, and is refused if another transition came first.
+4. After a commit of unknown outcome the process ends: nobody knows what keepers have to hold.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from common.clock import Clock, to_micros
+from common.errors import (
+    OperationRefusedError,
+    OutcomeUnknownError,
+    RecoveringError,
+    SealedError,
+    ShardholdError,
+    StoreUnavailableError,
+    WrongStateError,
+)
+from common.failpoint import around
+from common.forms.audit.entry import Entry
+from common.keys.protected import ProtectedMemory
+from nexus.admin.operations.rehearsal import Rehearsal
+from nexus.admin.operations.surroundings import find_others, list_gone
+from nexus.keepers.pool import KeeperPool
+from nexus.keys.opened import OtherSets, Serving
+from nexus.keys.operation import transitions
+from nexus.keys.operation.change import Change
+from nexus.keys.operation.dead_sets import forget_sets
+from nexus.keys.operation.evidence import Holding, Proof
+from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.next_action import (
+    POLL,
+    Abort,
+    Action,
+    Commit,
+    Drop,
+    Fetch,
+    Memory,
+    Prove,
+    ProveHolders,
+    Put,
+    PutMark,
+    Scrub,
+    Transition,
+    View,
+    Wait,
+    next_action,
+)
+from nexus.keys.operation.record import Driver, OperationRecord, Step
+from nexus.keys.operation.refusal import Refused
+from nexus.keys.outbox import append_entry
+from nexus.keys.records import SetState, replace_state
+from nexus.keys.root_key import RootKey
+from nexus.keys.ruled_change import Rule, commit_rule, load_facts, rehearse
+from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.warden import Warden
+from nexus.store.protocol import Store, Writer
+
+_GATHER_S = 5.0  # for a threshold of shards
+_PROVE_S = 2.0  # for every holder to show its shard
+_MARK_S = 2.0  # for every keeper that answers to take a mark
+_SCRUB_S = 5.0
+_IDLE_S = 1.0  # between two looks at whether anything is to do
+
+log = structlog.get_logger("operation")
+
+
+class OperationDriver:
+    """Used by its own thread, but for `start`, `stop`, `wake`, `begin`, and `waits_for`, which anybody may read."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        lifecycle: Lifecycle,
+        warden: Warden,
+        pool: KeeperPool,
+        memory: ProtectedMemory,
+        clock: Clock,
+        driver: Driver,
+    ) -> None:
+        self._store = store
+        self._lifecycle = lifecycle
+        self._warden = warden
+        self._pool = pool
+        self._protected = memory
+        self._clock = clock
+        self._memory = Memory(driver)
+        self._rehearsal = Rehearsal(pool, memory)
+        self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
+        self._ending = False
+        self.waits_for = ""  # in words; empty: it goes on
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="operation", daemon=True)
+
+    @property
+    def driver(self) -> Driver:
+        """Who carries operations out here."""
+        return self._memory.driver
+
+    def start(self) -> None:
+        """Begin to look for an operation that has to go on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wipe what it fetched."""
+        self._ending = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._rehearsal.release()
+
+    def wake(self) -> None:
+        """Look at once whether something is to do."""
+        self._wake.set()
+
+    def begin(self, operation_id: bytes) -> None:
+        """Carry out the operation that was just prepared here; its points are in what the nexus serves with."""
+        self._memory = replace(self._memory, begun=operation_id, key_of=operation_id)
+        self._idle_at = None
+        self._wake.set()
+
+    def _run(self) -> None:
+        said = ""
+        while not self._ending:
+            self._wake.clear()
+            try:
+                pause, why = self._step(), ""
+            except OutcomeUnknownError as exc:
+                self._lifecycle.give_up(f"operation: {exc}")
+                return
+            except (SealedError, RecoveringError, WrongStateError) as exc:
+                pause, why = self._rest(exc)
+            except ShardholdError as exc:
+                pause, why = _IDLE_S, str(exc)
+                self.waits_for = why
+            if why != said and why:
+                log.warning("operation cannot go on yet", why=why)
+            said = why
+            if pause:
+                self._clock.wait(self._wake, pause)
+
+    def _rest(self, why: ShardholdError) -> tuple[float, str]:
+        """Forget what only a ready nexus may have."""
+        if isinstance(why, OperationRefusedError):  # another transition came first: look again
+            return _IDLE_S, str(why)
+        self._rehearsal.release()
+        self._memory = Memory(self._memory.driver)
+        self._idle_at = None
+        return _IDLE_S, ""
+
+    def _step(self) -> float:
+        """Take one action; return how many seconds to wait before the next."""
+        with self._lifecycle.borrow() as serving:
+            with self._store.read() as reader:
+                position = reader.load_position()
+                if self._idle_at == (position.timeline, position.control_revision):
+                    return _IDLE_S
+                facts = load_facts(reader, serving.root_key)
+        self._hand_out(serving, facts)
+        self._observe(facts)
+        action = next_action(facts, self._memory, self._make_view(facts))
+        if facts.operation is None and isinstance(action, Wait):
+            self._idle_at = (facts.meta.timeline, facts.meta.control_revision)
+        self.waits_for = self._describe(facts, action)
+        return self._act(action, facts, serving)
+
+    def _observe(self, facts: Facts) -> None:
+        """Notice when a step was first seen."""
+        seen = None if facts.operation is None else facts.operation.ticket
+        if seen != self._memory.seen:
+            self._memory = replace(self._memory, seen=seen, since=self._clock.monotonic())
+
+    def _make_view(self, facts: Facts) -> View:
+        now = self._clock.monotonic()
+        holders: dict[str, Holding] = {}
+        if facts.operation is not None and (target := facts.sets.get(facts.operation.target.set_number)) is not None:
+            found = self._pool.find_holders(target.set_id)
+            holders = {name: Holding(one.boot_id, now - one.proved_at) for name, one in found.items()}
+        return View(now, holders, list_gone(facts, self._pool))
+
+    def _hand_out(self, serving: Serving, facts: Facts) -> None:
+        """Let the keepers know which sets there are, when that has changed."""
+        others = find_others(facts, serving.others.pending)
+        if others != serving.others:
+            self._warden.hand_out(serving, others)
+
+    def _act(self, action: Action, facts: Facts, serving: Serving) -> float:
+        match action:
+            case Wait(seconds=seconds):
+                return seconds
+            case Put() | Drop():
+                return POLL
+            case PutMark():
+                return self._put_mark(facts)
+            case Fetch():
+                with around(_name(facts, "distribute.fetch", "settle.collect")):
+                    self._rehearsal.gather(facts, action.set_number, seconds=_GATHER_S)
+                self._memory = replace(self._memory, fetched=facts.operation and facts.operation.ticket)
+            case Prove():
+                self._prove(facts, serving)
+            case ProveHolders():
+                with around("flip.holders"):
+                    self._pool.prove_again(facts.sets[action.set_number].set_id, seconds=_PROVE_S)
+            case Scrub():
+                self._scrub()
+            case Commit(transition=transition):
+                self._commit(transition, facts, serving)
+            case Abort(why=why):
+                self._abort(facts, why)
+        return 0.0
+
+    def _put_mark(self, facts: Facts) -> float:
+        """Give every keeper that answers a mark at the epoch of now (rule 5 of `next_action`)."""
+        is_flipped = facts.operation is not None and facts.operation.step is Step.FLIPPED
+        with around("flip.mark-after" if is_flipped else "flip.mark"):
+            self._warden.keep_again()
+            self._pool.wait_marked(facts.meta.epoch, seconds=_MARK_S)
+        self._memory = replace(self._memory, marked=(facts.meta.epoch, is_flipped))
+        return 0.0
+
+    def _prove(self, facts: Facts, serving: Serving) -> None:
+        record = _require(facts)
+        try:
+            with around(_name(facts, "distribute.rehearse", "settle.prove")):
+                proved = self._rehearse(facts, record)
+        except ShardholdError:
+            self._memory = replace(self._memory, fetched=None)
+            raise
+        if record.step is Step.FLIPPED or serving.others.pending is not None:
+            proved.release()
+        else:
+            self._adopt(serving, facts, proved)
+        proof = Proof(record.id, record.target.set_number, record.step, self.driver)
+        self._memory = replace(self._memory, proof=proof, key_of=record.id)
+
+    def _rehearse(self, facts: Facts, record: OperationRecord) -> Serving:
+        """Prove what keepers gave on the rows that a restart would find; before the flip, on its result in memory."""
+        if record.step is Step.FLIPPED:
+            with self._store.read() as reader:
+                return self._rehearsal.prove(reader.load_meta(), reader.load_controls())
+        flip = transitions.make_flip(facts, record, link=b"", revision=facts.meta.revision + 1, at=self._now)
+        if isinstance(flip, Refused):
+            raise OperationRefusedError(flip.text, reason=flip.reason)
+        with self._lifecycle.borrow() as serving:
+            meta, rows = rehearse(serving, facts, flip)
+        return self._rehearsal.prove(meta, rows)
+
+    def _adopt(self, serving: Serving, facts: Facts, proved: Serving) -> None:
+        """Keep the points that keepers brought back, so that any keeper can be given its shard of the new set."""
+        pending = proved.keep_set_only(facts.sets[_require(facts).target.set_number])
+        self._warden.hand_out(serving, replace(serving.others, pending=pending))
+
+    def _scrub(self) -> None:
+        with around("settle.scrub"):
+            done = self._store.scrub(seconds=_SCRUB_S)
+        if not done:
+            raise StoreUnavailableError("what was deleted cannot be overwritten yet: the store is busy")
+        self._memory = replace(self._memory, is_scrub_due=False)
+
+    def _abort(self, facts: Facts, why: str) -> None:
+        ticket = _require(facts).ticket
+        with around("abort.commit"):
+            self._change(lambda facts, _: transitions.abort(facts, ticket, why=why, at=self._now), "root.abort", why)
+        self._memory = replace(self._memory, is_scrub_due=True)
+
+    def _commit(self, transition: Transition, facts: Facts, serving: Serving) -> None:
+        match transition:
+            case Transition.FORGET_SETS:
+                gone = list_gone(facts, self._pool)
+                with around("settle.drop"):
+                    self._change(lambda facts, _: forget_sets(facts, gone), "root.forget-sets")
+            case Transition.TAKE_OVER:
+                self._step_on(facts, "takeover.commit", transitions.take_over)
+            case Transition.DISTRIBUTE:
+                holders = self._make_view(facts).holders
+                self._step_on(facts, "distribute.commit", transitions.distribute, proof=self._memory.proof, holders=holders)
+            case Transition.FLIP:
+                self._flip(facts, serving)
+            case Transition.SETTLE:
+                self._step_on(facts, "settle.commit", transitions.settle, proof=self._memory.proof)
+                self._memory = replace(self._memory, is_scrub_due=True)
+
+    def _step_on(self, facts: Facts, point: str, transition: Callable[..., Change | Refused], **evidence: object) -> None:
+        record = _require(facts)
+
+        def rule(facts: Facts, _: int) -> Change | Refused:
+            return transition(facts, record.ticket, driver=self.driver, at=self._now, **evidence)
+
+        with around(point):
+            self._change(rule, f"root.{point.partition('.')[0]}", _describe(record))
+
+    def _flip(self, facts: Facts, serving: Serving) -> None:
+        record, pending = _require(facts), serving.others.pending
+        if pending is None:
+            raise WrongStateError("the points of the new set were withdrawn meanwhile")
+        replaced = serving.shard_set
+
+        def rule(facts: Facts, revision: int) -> Change | Refused:
+            return transitions.flip(
+                facts,
+                record.ticket,
+                driver=self.driver,
+                proof=self._memory.proof,
+                holders=self._make_view(facts).holders,
+                link=b"",
+                revision=revision,
+                at=self._now,
+            )
+
+        def swap() -> None:
+            pending.record = replace_state(pending.record, SetState.CURRENT)
+            serving.root = replace(serving.root, shard_set=pending)
+            serving.others = OtherSets(replaced=replaced.record.set_id)
+
+        with around("flip.commit"):
+            self._change(rule, "root.flip", _describe(record), on_commit=swap)
+        self._warden.keep_again()
+        replaced.release()
+
+    def _change(self, rule: Rule, action: str, detail: str = "", on_commit: Callable[[], None] = lambda: None) -> None:
+        """Commit what *rule* says with an entry of the nexus itself (rule 3)."""
+
+        def write_entry(writer: Writer, key: RootKey) -> None:
+            entry = Entry(at=self._now, actor="", action=action, detail=detail)
+            append_entry(writer, key, self.driver.nexus, entry.encode())
+
+        self._warden.change(
+            lambda serving: commit_rule(self._store, serving, rule, write_entry, on_commit=on_commit)
+        )
+
+    @property
+    def _now(self) -> int:
+        return to_micros(self._clock.now())
+
+    def _describe(self, facts: Facts, action: Action) -> str:
+        """Say what an operation waits for; empty: it goes on."""
+        if facts.operation is None:
+            return ""
+        match action:
+            case Wait(why=why):
+                return why
+            case Put(set_number=number, keepers=keepers):
+                return f"{', '.join(sorted(keepers))} to hold set {number}"
+            case _:
+                return ""
+
+
+def _require(facts: Facts) -> OperationRecord:
+    if facts.operation is None:
+        raise WrongStateError("the operation has ended meanwhile")
+    return facts.operation
+
+
+def _name(facts: Facts, before: str, after: str) -> str:
+    """Choose the name of a failpoint by the side of the flip."""
+    return after if facts.operation is not None and facts.operation.step is Step.FLIPPED else before
+
+
+def _describe(record: OperationRecord) -> str:
+    sets = f"set {record.source.set_number} → {record.target.set_number}"
+    return f"{record.depth} {record.id.hex()[:8]}, {sets}"

@@ -1,0 +1,57 @@
+"""What surrounds the current set: the pending one, those that are dead, and who may hold a shard of them yet."""
+
+from nexus.keepers.pool import KeeperPool
+from nexus.keys.opened import OtherSets
+from nexus.keys.operation.dead_sets import find_droppable
+from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.record import Step
+from nexus.keys.records import SetState, ShardSetRecord
+from nexus.keys.shard_set import Member, ShardSet
+
+
+def find_others(facts: Facts, pending: ShardSet | None) -> OtherSets:
+    """Return the sets beside the current one. *pending* has the points of one that may have ended meanwhile."""
+    target = None if facts.operation is None else facts.sets.get(facts.operation.target.set_number)
+    is_pending = target is not None and target.state is SetState.PENDING
+    kept = pending if is_pending and pending is not None and target is not None and _is_same(pending, target) else None
+    return OtherSets(
+        pending=kept,
+        droppable=frozenset(one.set_id for one in find_droppable(facts).values()),
+        replaced=_find_replaced(facts),
+        leaving=tuple(dict.fromkeys(_list_leaving(facts))),
+    )
+
+
+def list_gone(facts: Facts, pool: KeeperPool) -> dict[int, frozenset[str]]:
+    """Return by set number the members of dead sets that hold no shard of it any more, or are given up."""
+    reported = {seat.member.identity: seat.status.reported for seat in pool.seats}
+    return {
+        number: frozenset(
+            member.name
+            for member in one.members
+            if member.name in one.given_up
+            or ((held := reported.get((member.name, member.spiffe_id))) is not None and one.set_id not in held)
+        )
+        for number, one in find_droppable(facts).items()
+    }
+
+
+def _is_same(pending: ShardSet, record: ShardSetRecord) -> bool:
+    return pending.record.set_id == record.set_id
+
+
+def _find_replaced(facts: Facts) -> bytes:
+    if facts.operation is None or facts.operation.step is not Step.FLIPPED:
+        return b""
+    replaced = facts.sets.get(facts.operation.source.set_number)
+    return b"" if replaced is None else replaced.set_id
+
+
+def _list_leaving(facts: Facts) -> list[Member]:
+    return [
+        Member(member.name, member.spiffe_id, member.address)
+        for _, one in sorted(facts.sets.items(), reverse=True)
+        if one.state is SetState.DEAD
+        for member in one.members
+        if member.name not in one.given_up
+    ]
