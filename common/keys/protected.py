@@ -91,6 +91,13 @@ class ProtectedMemory:
         """The address ranges, (first, one past the last), that a memory scan leaves out."""
         return [(self._address, self._address + self._size)]
 
+    @property
+    def free(self) -> int:
+        """How many bytes no buffer has now."""
+        with self._lock:
+            self._collect()
+            return sum(room for _, room in self._free)
+
     def allocate(self, size: int) -> "ProtectedBuffer":
         """Return a buffer of exactly *size* bytes, all zero.
 
@@ -101,8 +108,7 @@ class ProtectedMemory:
             raise ProtectionError(f"buffer of {size} bytes, want at least 1")
         length = -(-size // SLOT) * SLOT
         with self._lock:
-            while self._returned:
-                self._give_back(*self._returned.popleft())
+            self._collect()
             place = next((i for i, (_, room) in enumerate(self._free) if room >= length), None)
             if place is None:
                 raise ProtectionError(f"protected memory of {self._size} bytes has no room for {length} more")
@@ -124,6 +130,10 @@ class ProtectedMemory:
     def wipe(self) -> None:
         """Zero everything: at a seal, at exit, at SIGTERM. Buffers stay valid, but hold zeros."""
         wipe_bytes_at(self._address, self._size)
+
+    def _collect(self) -> None:
+        while self._returned:
+            self._give_back(*self._returned.popleft())
 
     def _give_back(self, offset: int, length: int) -> None:
         before = [piece for piece in self._free if piece[0] < offset]

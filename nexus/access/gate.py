@@ -162,6 +162,15 @@ class Gate:
         if not may_act_on(record.rpc, record.caller, owner):
             raise _deny(record.caller, _name_roles(record.rpc.roles_over_others))
 
+    def require_role(self, record: CallRecord, roles: frozenset[Role]) -> None:
+        """Ask for one of *roles*, because of what the request asks for.
+
+        Raises:
+            DeniedError: The caller has another one.
+        """
+        if record.caller.role not in roles:
+            raise _deny(record.caller, _name_roles(roles))
+
     def check_served(self, rpc: Rpc[Permission | None]) -> State:
         """Return the state that the nexus is in; raises as `nexus.lifecycle.states.check_served`."""
         return self._lifecycle.check_served(rpc.name, rpc.states)
@@ -185,8 +194,7 @@ class Gate:
             raise RecoveringError("the keys of this change were withdrawn meanwhile")
 
     def _require_role(self, record: CallRecord) -> None:
-        if record.caller.role not in record.rpc.roles:
-            raise _deny(record.caller, _name_roles(record.rpc.roles))
+        self.require_role(record, record.rpc.roles)
         if not _may_use_reserve(record):
             self._require_audit()
 

@@ -9,6 +9,16 @@ from nexus.lifecycle.warden import Warden
 MAX_REASON = 256  # characters
 
 
+def check_reason(reason: str) -> None:
+    """Check what somebody gives as their reason; it may be empty.
+
+    Raises:
+        InvalidArgumentError: It is too long, or not printable.
+    """
+    if len(reason) > MAX_REASON or not reason.isprintable():
+        raise InvalidArgumentError(f"reason: got {len(reason)} characters, want at most {MAX_REASON} printable ones")
+
+
 class Seal:
     """Thread-safe."""
 
@@ -23,10 +33,7 @@ class Seal:
             InvalidArgumentError: The reason is too long, or not printable.
             StoreUnavailableError: The seal is not committed; every key is wiped all the same.
         """
-        if len(reason) > MAX_REASON or not reason.isprintable():
-            raise InvalidArgumentError(
-                f"reason: got {len(reason)} characters, want at most {MAX_REASON} printable ones"
-            )
+        check_reason(reason)
         with self._gate.role_call(calls.SEAL, caller) as record:
             record.detail = reason
             return self._warden.seal(record.write, seconds=seconds)
