@@ -29,6 +29,7 @@
         ├── TooFewShardsError
         ├── MixedShardsError
         ├── StatementError
+        ├── ChainError
         ├── MarkError
         ├── WordsError
         └── ProtectionError         memory cannot be protected as configured
@@ -213,6 +214,12 @@ class StatementError(IntegrityError):
     """A signed statement does not verify, or does not state what was asked for."""
 
     reason = "STATEMENT"
+
+
+class ChainError(IntegrityError):
+    """A chain of generations does not verify."""
+
+    reason = "CHAIN"
 
 
 class MarkError(IntegrityError):
