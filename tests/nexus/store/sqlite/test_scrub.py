@@ -132,18 +132,19 @@ def test_a_scrub_waits_for_reads_that_end(store: SqliteStore, file: Path) -> Non
                 number = reader.load_meta().revision
             put(store, replace(make_row(f"busy-{number}"), kek_id=3))
 
-    running = [threading.Thread(target=target) for target in (read, work)]
+    running = [threading.Thread(target=target) for target in (read, work, scrub)]
     running[0].start()
     is_reading.wait()
-    replace_and_delete(store)
-    scrubbing = threading.Thread(target=scrub)
-    for thread in (*running[1:], scrubbing):
-        thread.start()
-    for number in range(30):  # the scrub is tried meanwhile, and does not succeed
-        put(store, replace(make_row(f"other-{number}"), kek_id=3))
-    assert not done.is_set()
-    may_end.set()
-    for thread in (*running, scrubbing):
+    try:
+        replace_and_delete(store)
+        for thread in running[1:]:
+            thread.start()
+        for number in range(30):  # the scrub is tried meanwhile, and does not succeed
+            put(store, replace(make_row(f"other-{number}"), kek_id=3))
+        assert not done.is_set()
+    finally:
+        may_end.set()
+    for thread in running:
         join(thread, 60)
     assert results == [True]
     assert find_remnants(file, *GONE) == []
