@@ -54,10 +54,11 @@ fuzz: $(READY)  ## Feed every decoder with hostile input, on new examples, for F
 soak: export START := exec
 soak: export TEST_PROFILE := soak
 soak: export TEST_SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
-soak: $(READY)  ## Fuzz for SOAK_S=14400 s, run clusters on a new seed, fault every call, chaos for CHAOS_S=1800 s
+soak: $(READY)  ## Fuzz for SOAK_S=14400 s, run clusters and the model on a new seed, fault every call, chaos for CHAOS_S=1800 s
 	@echo "soak: TEST_SEED=$(TEST_SEED)"
 	.venv/bin/python -m tests.fuzz $(SOAK_S)
 	.venv/bin/python -m pytest tests $(APART) -m "cluster or destructive or slow" --ignore-glob "*/test_sweeps*" $(ARGS)
+	.venv/bin/python -m pytest tests/nexus/keys/operation/test_model.py $(ARGS)
 	SWEEP=all TEST_REQUIRE=strace .venv/bin/python -m pytest tests/cluster/test_sweeps*.py -s $(ARGS)
 	CHAOS_S=$(CHAOS_S) TEST_REQUIRE=docker .venv/bin/python -m pytest tests/containers/test_chaos.py -s $(ARGS)
 

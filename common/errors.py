@@ -31,6 +31,7 @@
         ├── TooFewShardsError
         ├── MixedShardsError
         ├── StatementError
+        ├── ChainError
         ├── MarkError
         ├── WordsError
         └── ProtectionError         memory cannot be protected as configured
@@ -230,6 +231,12 @@ class StatementError(IntegrityError):
     """A signed statement does not verify, or does not state what was asked for."""
 
     reason = "STATEMENT"
+
+
+class ChainError(IntegrityError):
+    """A chain of generations does not verify."""
+
+    reason = "CHAIN"
 
 
 class MarkError(IntegrityError):

@@ -167,7 +167,10 @@ class KeeperService:
         if not request.HasField("mark"):
             raise InvalidArgumentError("mark is missing")
         mark = request.mark
-        signed = SignedMark(mark.mark, mark.signature, tuple(mark.chain))
+        chain = self._mark.complete(mark.chain, follows=request.follows)
+        if chain is None:
+            return pb.PutMarkResponse(boot_id=self._boot_id, wants_whole_chain=True)
+        signed = SignedMark(mark.mark, mark.signature, chain)
         with self._fence.passing(_read_epoch(request.epoch)):
             newer = self._mark.put(signed, pin=self._slots.pin)
         return pb.PutMarkResponse(boot_id=self._boot_id, newer=_write_mark(newer) if newer else None)
@@ -180,7 +183,7 @@ class KeeperService:
 
     def get_status(self, call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
         """Say what is held."""
-        pin, epoch = self._slots.pin, self._fence.highest
+        pin, epoch, chain = self._slots.pin, self._fence.highest, self._mark.chain
         return pb.GetStatusResponse(
             boot_id=self._boot_id,
             cluster_id=pin.cluster_id if pin else b"",
@@ -189,6 +192,7 @@ class KeeperService:
             version=__version__,
             memory_protection=self._memory.level,
             epoch=pb.StoreEpoch(timeline=epoch.timeline, epoch=epoch.epoch) if epoch.epoch else None,
+            chain=pb.VerifiedChain(seq=chain.seq, digest=chain.digest) if chain else None,
         )
 
     def _bind(

@@ -1,11 +1,13 @@
 """Rollback marks: how far a store had got, signed by its nexus and remembered by keepers.
 
-A mark is trusted when its chain begins with the genesis record of the cluster and leads to the audit key that signed
-it. Marks are ordered by (timeline, revision, audit timeline, audit seq). Nothing in a mark is secret.
+A mark is trusted when its chain of generations (`common.forms.chain`) begins with the genesis record of the cluster and
+leads to the audit key that signed it; it is of that generation, and of no earlier store than the change that began it.
+Marks of one chain are ordered by (timeline, revision, audit timeline, audit seq). Nothing in a mark is secret.
 
 The first format, which programs up to 0.1.0 sign, lacks what has a default below. It is still read.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,14 +15,12 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from common.errors import CorruptRowError, MarkError
+from common.errors import ChainError, CorruptRowError, MarkError
+from common.forms.chain import Chain, Link, verify_chain
 from common.forms.codec import fields, parse_fields, u64
-from common.forms.genesis import Genesis, decode_genesis
 
 MAX_SIZE = 1024  # bytes of an encoded mark
 SIGNATURE_SIZE = 64  # bytes, Ed25519
-MAX_CHAIN = 64  # records
-MAX_RECORD_SIZE = 8192  # bytes; the genesis record has about 1,400
 
 _PURPOSES = (b"shardhold-mark-v1", b"shardhold-mark-v2")  # by format
 _PARTS = (8, 17)
@@ -53,7 +53,7 @@ class Mark:
     last_generation: int = 0  # the highest that was ever given out, as the two below
     last_set_number: int = 0
     last_kek_id: int = 0
-    chain_seq: int = 0  # seq of the last record of the chain; 0: the genesis record
+    chain_seq: int = 0  # number of the last record of its chain; 0: the genesis record
     audit: AuditEnd = NO_AUDIT
     format: int = 2  # 1 or 2
 
@@ -104,7 +104,20 @@ class SignedMark:
 
     mark: bytes  # encoded
     signature: bytes  # Ed25519, 64 bytes
-    chain: tuple[bytes, ...]  # records from genesis to the audit key
+    chain: tuple[bytes, ...]  # its records, from genesis to the audit key
+
+    def find_rest(self, known: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+        """Return what of the chain has to be sent to whoever verified it up to the record with the digest *known*.
+
+        That is the digest of the record before the rest, and the rest: empty and the whole chain when no record of it
+        has this digest.
+        """
+        if not known:
+            return b"", self.chain
+        for at in range(len(self.chain), 0, -1):
+            if hashlib.sha256(self.chain[at - 1]).digest() == known:
+                return known, self.chain[at:]
+        return b"", self.chain
 
 
 def verify_mark(signed: SignedMark, *, cluster_id: bytes, genesis: bytes) -> Mark:
@@ -113,28 +126,48 @@ def verify_mark(signed: SignedMark, *, cluster_id: bytes, genesis: bytes) -> Mar
     Raises:
         MarkError: It belongs to another cluster, its signature is broken, or it does not decode.
     """
-    signer = _verify_chain(signed.chain, genesis)
-    try:
-        Ed25519PublicKey.from_public_bytes(signer.audit_public_key).verify(signed.signature, signed.mark)
-    except (InvalidSignature, ValueError) as exc:
-        raise MarkError("rollback mark has a broken signature") from exc
-    mark = _decode(signed.mark)
+    mark = open_mark(signed, verify_mark_chain(signed, genesis))
     if mark.cluster_id != cluster_id:
         raise MarkError("rollback mark is of another cluster")
     return mark
 
 
-def _verify_chain(chain: Sequence[bytes], genesis: bytes) -> Genesis:
-    # One record: further ones come with changes of generation, which do not exist yet.
-    if len(chain) != 1 or len(chain[0]) > MAX_RECORD_SIZE:
-        raise MarkError(f"rollback mark has a chain of {len(chain)} records, want 1")
+def verify_mark_chain(signed: SignedMark, genesis: bytes, *, verified: Chain | None = None) -> Chain:
+    """Verify the chain of *signed* from the genesis record with the fingerprint *genesis* on.
+
+    What it has in common with *verified*, a chain of that cluster, is not verified again.
+
+    Raises:
+        MarkError: It belongs to another cluster, or does not verify.
+    """
     try:
-        record = decode_genesis(chain[0])
-    except CorruptRowError as exc:
-        raise MarkError("rollback mark has a chain that does not decode") from exc
-    if record.fingerprint != genesis:
+        return verify_chain(signed.chain, genesis, verified=verified)
+    except ChainError as exc:
+        raise MarkError(f"rollback mark does not follow from genesis: {exc}") from exc
+
+
+def open_mark(signed: SignedMark, chain: Chain) -> Mark:
+    """Verify *signed* by the signer that *chain*, its own, leads to, and return what it says.
+
+    Raises:
+        MarkError: Its signature is broken, it does not decode, or it is not of this generation of this cluster.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(chain.audit_public_key).verify(signed.signature, signed.mark)
+    except (InvalidSignature, ValueError) as exc:
+        raise MarkError("rollback mark has a broken signature") from exc
+    mark = _decode(signed.mark)
+    if mark.cluster_id != chain.genesis.cluster_id:
         raise MarkError("rollback mark is of another cluster")
-    return record
+    if (mark.generation, mark.chain_seq) != (chain.generation, chain.seq):
+        raise MarkError(f"rollback mark says generation {mark.generation}, its chain {chain.generation}")
+    if chain.links and not _is_after(mark, chain.links[-1]):
+        raise MarkError(f"rollback mark is of an earlier store than generation {mark.generation}")
+    return mark
+
+
+def _is_after(mark: Mark, link: Link) -> bool:
+    return mark.position >= link.position and mark.control_revision >= link.control_revision
 
 
 def _decode(encoded: bytes) -> Mark:

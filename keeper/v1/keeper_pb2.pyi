@@ -347,6 +347,7 @@ class GetStatusResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MEMORY_PROTECTION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.bytes
     """16 bytes, new at each start."""
     cluster_id: _builtins.bytes
@@ -365,6 +366,10 @@ class GetStatusResponse(_message.Message):
     def epoch(self) -> Global___StoreEpoch:
         """The highest that was seen since the start. Missing: none was."""
 
+    @_builtins.property
+    def chain(self) -> Global___VerifiedChain:
+        """The chain of the mark that is held. Missing: there is no mark."""
+
     def __init__(
         self,
         *,
@@ -375,14 +380,41 @@ class GetStatusResponse(_message.Message):
         version: _builtins.str = ...,
         memory_protection: _builtins.int = ...,
         epoch: Global___StoreEpoch | None = ...,
+        chain: Global___VerifiedChain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cluster_id", b"cluster_id", "epoch", b"epoch", "genesis", b"genesis", "memory_protection", b"memory_protection", "sets", b"sets", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "chain", b"chain", "cluster_id", b"cluster_id", "epoch", b"epoch", "genesis", b"genesis", "memory_protection", b"memory_protection", "sets", b"sets", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class VerifiedChain(_message.Message):
+    """A chain of generations, as far as a keeper has verified it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    """Number of its last record; 0: the genesis record."""
+    digest: _builtins.bytes
+    """SHA-256 of its last record, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        seq: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifiedChain: _TypeAlias = VerifiedChain  # noqa: Y015
 
 @_typing.final
 class HeldSet(_message.Message):
@@ -422,7 +454,7 @@ class RollbackMark(_message.Message):
     """Over the mark, by the audit key; Ed25519, 64 bytes."""
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Records that lead from genesis to the audit key, the codec's form; the first is the genesis record."""
+        """Records that lead from genesis to the audit key, the codec's form; the first is the genesis record. At most 1,025."""
 
     def __init__(
         self,
@@ -445,6 +477,9 @@ class PutMarkRequest(_message.Message):
 
     MARK_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    FOLLOWS_FIELD_NUMBER: _builtins.int
+    follows: _builtins.bytes
+    """SHA-256 of the record that mark.chain follows, which the keeper has said it verified. Empty: the chain is whole."""
     @_builtins.property
     def mark(self) -> Global___RollbackMark: ...
     @_builtins.property
@@ -456,10 +491,11 @@ class PutMarkRequest(_message.Message):
         *,
         mark: Global___RollbackMark | None = ...,
         epoch: Global___StoreEpoch | None = ...,
+        follows: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "mark", b"mark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "mark", b"mark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "follows", b"follows", "mark", b"mark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,8 +507,11 @@ class PutMarkResponse(_message.Message):
 
     BOOT_ID_FIELD_NUMBER: _builtins.int
     NEWER_FIELD_NUMBER: _builtins.int
+    WANTS_WHOLE_CHAIN_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.bytes
     """16 bytes."""
+    wants_whole_chain: _builtins.bool
+    """The keeper does not know the record that the chain follows, and has not looked at the mark: put it with all of it."""
     @_builtins.property
     def newer(self) -> Global___RollbackMark:
         """The mark that is held, when it is newer than the one that came. Missing: it is not."""
@@ -482,10 +521,11 @@ class PutMarkResponse(_message.Message):
         *,
         boot_id: _builtins.bytes = ...,
         newer: Global___RollbackMark | None = ...,
+        wants_whole_chain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["newer", b"newer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "newer", b"newer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "newer", b"newer", "wants_whole_chain", b"wants_whole_chain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

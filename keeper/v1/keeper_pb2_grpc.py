@@ -113,7 +113,8 @@ class KeeperServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PutMark(self, request, context):
-        """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
+        """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing. Of the
+        chain, records that the keeper has verified since its start may be left out.
         Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis, a
         lower control revision than that of the mark that is held, an earlier epoch than was seen).
         """

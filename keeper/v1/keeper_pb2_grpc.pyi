@@ -54,7 +54,8 @@ class KeeperServiceStub:
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (another cluster).
     """
     PutMark: _grpc.UnaryUnaryMultiCallable[_keeper_pb2.PutMarkRequest, _keeper_pb2.PutMarkResponse]
-    """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
+    """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing. Of the
+    chain, records that the keeper has verified since its start may be left out.
     Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis, a
     lower control revision than that of the mark that is held, an earlier epoch than was seen).
     """
@@ -89,7 +90,8 @@ class KeeperServiceAsyncStub(KeeperServiceStub):
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (holds no such set), FAILED_PRECONDITION (another cluster).
     """
     PutMark: _aio.UnaryUnaryMultiCallable[_keeper_pb2.PutMarkRequest, _keeper_pb2.PutMarkResponse]  # type: ignore[assignment]
-    """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
+    """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing. Of the
+    chain, records that the keeper has verified since its start may be left out.
     Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis, a
     lower control revision than that of the mark that is held, an earlier epoch than was seen).
     """
@@ -151,7 +153,8 @@ class KeeperServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keeper_pb2.PutMarkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keeper_pb2.PutMarkResponse, _abc.Awaitable[_keeper_pb2.PutMarkResponse]]:
-        """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing.
+        """Takes a rollback mark if it is newer than the one that is held; an older one is accepted and changes nothing. Of the
+        chain, records that the keeper has verified since its start may be left out.
         Codes: INVALID_ARGUMENT (it does not verify), PERMISSION_DENIED, FAILED_PRECONDITION (another cluster or genesis, a
         lower control revision than that of the mark that is held, an earlier epoch than was seen).
         """

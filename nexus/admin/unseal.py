@@ -4,9 +4,10 @@
   the nexus back, or when it is sealed. Its shares are in protected memory only, and wiped when it ends.
 - A share comes sealed to a one-shot key that the nexus stated for this caller, and is bound to the session. It is
   checked alone, against the salted hash that was stored at init: a wrong one is refused, and the others are kept.
-- Before the first share, recovery key and escrow have to match the genesis record. Custodians compare its fingerprint
-  with their cards, since the store that supplies it may be an attacker's. All three are read once, when the session
-  begins, and each share is bound to the fingerprint that its custodian compared: one for other rows does not open.
+- Before the first share, recovery key and escrow have to match the chain of generations. Custodians compare the
+  fingerprint of its genesis record with their cards, since the store that supplies it may be an attacker's. All three
+  are read once, when the session begins, and each share is bound to the fingerprint that its custodian compared: one
+  for other rows does not open.
 - One caller cannot keep the others out: it has at most two open one-shot keys, and its oldest goes. An operator or
   superuser excludes a caller from the session, who then gets no key, submits nothing and does not reset it.
 - Whoever started the session may reset it while nobody else has submitted a share; afterwards operators and superusers.
@@ -23,6 +24,7 @@ import structlog
 
 from common.clock import Clock
 from common.errors import (
+    CorruptRowError,
     DecryptionError,
     DeniedError,
     InvalidArgumentError,
@@ -44,6 +46,7 @@ from nexus.admin.statement_signer import StatementSigner
 from nexus.keys import manifest, records
 from nexus.keys.escrow import find_custodians_copy, find_escrow
 from nexus.keys.genesis_pin import GenesisPin
+from nexus.keys.lineage import find_chain
 from nexus.keys.opened import prove
 from nexus.keys.root_key import ROOT_KEY_SIZE
 from nexus.lifecycle.states import State
@@ -354,13 +357,17 @@ class Unseal:
 
     def _load_material(self) -> Material:
         with self._store.read() as reader:
-            genesis = records.load_genesis(reader)
-            self._pin.check(genesis.fingerprint)
+            self._pin.check(records.load_genesis(reader).fingerprint)
             recovery = records.decode(records.RecoveryKeyRecord, records.load_body(reader, *records.RECOVERY_KEY))
             rows = reader.load_controls()
-        generation = manifest.find_current_set(genesis.cluster_id, rows).generation
-        copy = find_custodians_copy(genesis, recovery, find_escrow(rows, generation))
-        return Material(genesis, recovery, copy.sealed, generation)
+        chain = find_chain(rows)
+        generation = manifest.find_current_set(chain.genesis.cluster_id, rows).generation
+        if generation != chain.generation:
+            raise CorruptRowError(
+                f"the chain leads to generation {chain.generation}, the current set is of {generation}"
+            )
+        copy = find_custodians_copy(chain, recovery, find_escrow(rows, generation))
+        return Material(chain.genesis, recovery, copy.sealed, generation)
 
     def _view(self, session: _Session, caller: Caller) -> SessionView:
         may_know = may_act_on(calls.RESET_UNSEAL, caller, session.started_by)

@@ -28,6 +28,8 @@ class KeeperReport:
     version: str
     memory_protection: int
     epoch: StoreEpoch = NO_EPOCH  # the highest that it has seen
+    chain_seq: int = 0  # number of the last record of the chain that it verified
+    chain_digest: bytes = b""  # of that record; empty: it holds no mark, or is of an older program
 
 
 class KeeperLink(Protocol):
@@ -71,8 +73,10 @@ class KeeperLink(Protocol):
         """Make the keeper forget a set, and return the keeper's boot id."""
         ...
 
-    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float) -> SignedMark | None:
+    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float, known: bytes = b"") -> SignedMark | None:
         """Give the keeper a rollback mark; it keeps the newest, and returns its own when that is newer.
+
+        *known* is the `chain_digest` of its report: what it has verified of the chain is not sent again.
 
         Raises:
             InvalidArgumentError: It does not verify for the keeper.

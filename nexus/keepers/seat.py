@@ -256,7 +256,7 @@ class Seat:
         if self._given == (mark, report.boot_id, self._epoch):
             return
         try:
-            newer = self.link.put_mark(mark, epoch=self._epoch, timeout=CALL_TIMEOUT)
+            newer = self.link.put_mark(mark, epoch=self._epoch, timeout=CALL_TIMEOUT, known=report.chain_digest)
         except WrongStateError as exc:
             log.warning("keeper refuses the mark of this store", keeper=self.member.name, why=str(exc))
             self._asked = (b"", NO_EPOCH)  # it may know better: asked at the next step

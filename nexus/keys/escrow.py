@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 from common.errors import CorruptRowError
-from common.forms.genesis import Genesis
+from common.forms.chain import Chain
 from nexus.keys import manifest, old_form, records
 from nexus.store.protocol import ControlRow
 
@@ -25,15 +25,27 @@ def find_escrow(rows: Sequence[ControlRow], generation: int) -> records.EscrowRe
 
 
 def find_custodians_copy(
-    genesis: Genesis, recovery: records.RecoveryKeyRecord, escrow: records.EscrowRecord
+    chain: Chain, recovery: records.RecoveryKeyRecord, escrow: records.EscrowRecord
 ) -> records.EscrowCopy:
-    """Return the copy that custodians open, once recovery key and escrow are those of the genesis record.
+    """Return the copy that custodians open, once recovery key and escrow are those of the chain.
 
     Raises:
         CorruptRowError: They are not.
     """
-    if genesis.recovery_public_key != recovery.public_key:
-        raise CorruptRowError("recovery key is not the one of the genesis record")
-    if len(escrow.copies) != 1 or hashlib.sha256(escrow.copies[0].sealed).digest() != genesis.escrow_digest:
-        raise CorruptRowError("escrow is not the one of the genesis record")
-    return escrow.copies[0]
+    source = f"link {chain.seq} of the chain" if chain.links else "the genesis record"
+    recipient = hashlib.sha256(recovery.public_key).digest()
+    if recipient != chain.recovery_digest:
+        raise CorruptRowError(f"recovery key is not the one of {source}")
+    if _digest(escrow, chain) != chain.escrow_digest:
+        raise CorruptRowError(f"escrow is not the one of {source}")
+    for copy in escrow.copies:
+        if (copy.kind, copy.recipient) == (records.RECOVERY_COPY, recipient):
+            return copy
+    raise CorruptRowError("escrow has no copy for the recovery key")
+
+
+def _digest(escrow: records.EscrowRecord, chain: Chain) -> bytes:
+    """Return the digest that the chain should have; the genesis record names that of its one copy."""
+    if chain.links or len(escrow.copies) != 1:
+        return escrow.digest
+    return hashlib.sha256(escrow.copies[0].sealed).digest()

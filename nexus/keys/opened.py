@@ -1,8 +1,8 @@
 """What a ready nexus works with: all that the root key opened, and the proof that it is the right one.
 
 The proof, in this order: the kcv matches; the manifest verifies; genesis, generation, keyring, current set and canary
-are rows of it; every KEK opens; the canary of the current KEK opens. Rows of other generations are not needed. A key
-that failed the proof is wiped and goes nowhere.
+are rows of it; the chain of generations leads from genesis to this key; every KEK opens; the canary of the current KEK
+opens. Rows of other generations are not needed. A key that failed the proof is wiped and goes nowhere.
 """
 
 import contextlib
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from common.errors import CorruptRowError
+from common.forms.chain import Chain
 from common.forms.genesis import Genesis
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keys import manifest, old_form, records
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
 from nexus.keys.floor import Floor, Standing
 from nexus.keys.keyring import Keyring
+from nexus.keys.lineage import read_chain
 from nexus.keys.manifest import Controls
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import ShardSet
@@ -41,10 +43,15 @@ class PolicyView:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The root key of now and the set that its keepers hold. It is replaced whole, so nobody sees half of a change."""
+    """The root key of now, the set that its keepers hold, and the chain that leads to it.
+
+    It is replaced whole, so nobody sees half of a change; and before the floor is raised to the change that replaced
+    it, so that no mark of what came after is signed with the key of before.
+    """
 
     root_key: RootKey
     shard_set: ShardSet
+    chain: Chain
 
     def release(self) -> None:
         """Wipe the key and the points."""
@@ -56,7 +63,6 @@ class Root:
 class Serving:
     """Owns root key, keyring and points; `release` wipes them."""
 
-    genesis: Genesis
     root: Root
     keyring: Keyring
     recovery: records.RecoveryKeyRecord | None  # None: the row does not verify
@@ -67,8 +73,16 @@ class Serving:
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
+    def genesis(self) -> Genesis:
+        return self.root.chain.genesis
+
+    @property
     def cluster_id(self) -> bytes:
         return self.genesis.cluster_id
+
+    @property
+    def chain(self) -> Chain:
+        return self.root.chain
 
     @property
     def root_key(self) -> RootKey:
@@ -145,21 +159,20 @@ def _prove(
     controls = renew(verified, current.generation)
     controls.need(records.GENERATION, str(current.generation))
     controls.need(records.SHARD_SET, str(current.set_number))
-    genesis = records.find_genesis(controls.need(*records.GENESIS))
+    chain = _open_chain(verified, root_key)
     recovery_key = controls.bodies.get(records.RECOVERY_KEY)
     recovery = None if recovery_key is None else records.decode(records.RecoveryKeyRecord, recovery_key)
     _open_keyring(controls, keyring, root_key)
     _open_canary(controls, keyring, meta.cluster_id)
     for kind, name in sorted(controls.damaged):
         log.error("control row does not verify", kind=kind, name=name)
-    label = current.label(meta.cluster_id, genesis.fingerprint)
+    label = current.label(meta.cluster_id, chain.genesis.fingerprint)
     view = build_view(controls, meta)
     floor = Floor(controls.standing)
     shard_set = ShardSet(current, label, points)
     has_old_rows = controls is not verified and not controls.damaged_of_kind(records.ESCROW)
-    return Serving(
-        genesis, Root(root_key, shard_set), keyring, recovery, view, floor, controls.head.format, has_old_rows
-    )
+    root = Root(root_key, shard_set, chain)
+    return Serving(root, keyring, recovery, view, floor, controls.head.format, has_old_rows)
 
 
 def renew(controls: Controls, generation: int) -> Controls:
@@ -198,6 +211,16 @@ def _find_kcv(rows: Sequence[ControlRow], generation: int) -> bytes:
     if key not in bodies:
         raise CorruptRowError(f"control row {'/'.join(key)} is missing")
     return records.decode(records.GenerationRecord, bodies[key]).kcv
+
+
+def _open_chain(controls: Controls, root_key: RootKey) -> Chain:
+    controls.need(*records.GENESIS)
+    chain = read_chain(controls.bodies, controls.bodies.keys() | controls.damaged)
+    if (chain.genesis.cluster_id, chain.generation) != (root_key.cluster_id, root_key.generation):
+        raise CorruptRowError(f"the chain leads to generation {chain.generation}, the key is of {root_key.generation}")
+    if (chain.kcv, chain.audit_public_key) != (root_key.kcv, root_key.public_key):
+        raise CorruptRowError("the chain leads to another root key")
+    return chain
 
 
 def _open_keyring(controls: Controls, keyring: Keyring, root_key: RootKey) -> None:

@@ -15,12 +15,14 @@ from collections.abc import Callable
 
 from common.clock import Clock, to_micros
 from common.errors import ShardholdError, StoreLostError
+from common.forms.chain import Chain
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import NO_AUDIT, AuditEnd, Mark, SignedMark
 from nexus.keepers.marks import MarkBook, MarkMaker, NewerMark
 from nexus.keys import records
 from nexus.keys.floor import describe, is_below
 from nexus.keys.genesis_pin import GenesisPin
+from nexus.keys.lineage import find_chain
 from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.store.protocol import Meta, Store
@@ -62,15 +64,27 @@ class StoreMarks:
                 self.book = MarkBook(genesis)
             return self.book
 
-    def find_newer(self) -> NewerMark | None:
-        """Return the newest mark if it is newer than the store (rule 4)."""
+    def find_newer(self, proved: Serving | None = None) -> NewerMark | None:
+        """Return the newest mark if it is newer than the store (rule 4), whose chain *proved* has, if it is there."""
         newer: NewerMark | None = None
         for _ in range(2):
             known = self.book.list_known() if self.book is not None else None
-            newer = None if known is None else known.find_newer(self.load_meta())
+            newer = None if known is None else known.find_newer(*self._load_position(proved))
             if newer is None:
                 return None
         return newer
+
+    def list_dead(self) -> list[str]:
+        """Say which keepers hold a mark that was signed with a dead key; none while the nexus is not ready."""
+        serving, book = self._lifecycle.find_serving(), self.book
+        if serving is None or book is None:
+            return []
+        dead = book.list_known().list_dead(serving.chain)
+        return [
+            f"{keeper} remembers a rollback mark that was signed with the dead key of generation {mark.generation}: "
+            f"timeline {mark.timeline}, revision {mark.revision}"
+            for keeper, mark in dead
+        ]
 
     def find_epoch(self) -> StoreEpoch:
         """Return the epoch of the store, as it was last known when the store cannot be read."""
@@ -95,19 +109,19 @@ class StoreMarks:
     def remember_floor(self, serving: Serving) -> None:
         """Enter what this nexus left of its store into the book (rule 3)."""
         if self.book is not None:
-            position, record = serving.floor.position, serving.shard_set.record
-            self.book.take_own(
-                Mark(
-                    serving.cluster_id,
-                    timeline=position.timeline,
-                    revision=position.revision,
-                    control_revision=position.control_revision,
-                    epoch=position.epoch,
-                    generation=record.generation,
-                    set_number=record.set_number,
-                    made_at=to_micros(self._clock.now()),
-                )
+            position, root = serving.floor.position, serving.root
+            mark = Mark(
+                serving.cluster_id,
+                timeline=position.timeline,
+                revision=position.revision,
+                control_revision=position.control_revision,
+                epoch=position.epoch,
+                generation=root.chain.generation,
+                set_number=root.shard_set.record.set_number,
+                chain_seq=root.chain.seq,
+                made_at=to_micros(self._clock.now()),
             )
+            self.book.take_own(mark, root.chain)
 
     def begin_serving(self, serving: Serving) -> None:
         """Begin the book if it is not, and forget the last mark: the store goes on."""
@@ -118,7 +132,7 @@ class StoreMarks:
 
     def make_finder(self, serving: Serving) -> Callable[[], SignedMark | None]:
         """Return what gives keepers the mark of the store, and None as soon as *serving* does not serve any more."""
-        maker = MarkMaker(serving.genesis, serving.root_key, self._clock)
+        maker = MarkMaker(self._clock)
 
         def find() -> SignedMark | None:
             try:
@@ -135,7 +149,7 @@ class StoreMarks:
         """Make the last mark before the keys of *serving* are wiped (rule 2)."""
         self.remember_floor(serving)
         with contextlib.suppress(ShardholdError):  # the store cannot be read, or was put back
-            self.last = self._make(serving, MarkMaker(serving.genesis, serving.root_key, self._clock))
+            self.last = self._make(serving, MarkMaker(self._clock))
 
     def load_meta(self) -> Meta:
         """Load where the store stands."""
@@ -157,10 +171,25 @@ class StoreMarks:
         raise StoreLostError(describe(found, left))
 
     def _sign(self, meta: Meta, serving: Serving, maker: MarkMaker) -> SignedMark:
-        record = serving.shard_set.record
+        root = serving.root  # after the floor: a root key that was replaced meanwhile signs nothing (`Root`)
+        if root.chain.links and meta.position[:2] < root.chain.links[-1].position:
+            raise StoreLostError("the store was read before the root key was replaced")
         mark, signed = maker.make(
-            meta, self._find_audit_end(), generation=record.generation, set_number=record.set_number
+            meta,
+            self._find_audit_end(),
+            chain=root.chain,
+            signer=root.root_key,
+            set_number=root.shard_set.record.set_number,
         )
         if self.book is not None:
-            self.book.take_own(mark)
+            self.book.take_own(mark, root.chain)
         return signed
+
+    def _load_position(self, proved: Serving | None) -> tuple[Meta, Chain]:
+        """Load where the store stands; then take the chain of the key that was proved on it, or that of its rows."""
+        meta = self.load_meta()
+        proved = proved or self._lifecycle.find_serving()
+        if proved is not None:
+            return meta, proved.chain
+        with self._store.read() as reader:
+            return reader.load_meta(), find_chain(reader.load_controls())

@@ -32,14 +32,14 @@ from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest
-from nexus.keys.floor import Standing
 from nexus.keys.genesis_pin import GenesisPin
-from nexus.keys.opened import PolicyView, Serving, load_view
+from nexus.keys.opened import Serving
 from nexus.keys.outbox import append_entry
 from nexus.keys.replacement import WriteEntry, replace_set
 from nexus.lifecycle.executor import Executor
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.recovery import KeeperRecovery
+from nexus.lifecycle.renewal import is_due, renew_controls
 from nexus.lifecycle.sealing import Emptied, Sealing
 from nexus.lifecycle.states import NO_CLUSTER, State
 from nexus.lifecycle.store_marks import StoreMarks
@@ -143,7 +143,7 @@ class Warden:
 
     def list_alarms(self) -> list[str]:
         """Say what somebody has to see to although the nexus serves."""
-        return [fault] if (fault := self._way_back.fault) else []
+        return [*filter(None, [self._way_back.fault]), *self._marks.list_dead()]
 
     @property
     def is_way_back_broken(self) -> bool:
@@ -158,7 +158,7 @@ class Warden:
 
     def find_newer_mark(self) -> NewerMark | None:
         """Return the newest rollback mark if it is newer than the store."""
-        return self._marks.find_newer()
+        return self._marks.find_newer(self._executor.held)
 
     def begin_serving(self, serving: Serving) -> None:
         """Serve the cluster that init has just committed."""
@@ -209,7 +209,7 @@ class Warden:
         """
         with self._lock:
             meta = self._marks.load_meta()
-            newer = self._marks.book.find_newer(meta) if self._marks.book is not None else None
+            newer = self.find_newer_mark()
             if newer is None:
                 raise WrongStateError("no newer rollback mark blocks this nexus: there is nothing to accept")
             held = self._executor.held
@@ -330,8 +330,8 @@ class Warden:
             elif (newer := self.find_newer_mark()) is not None:
                 log.critical("store was put back", what=newer.describe(self._marks.load_meta()))
                 self._end_ready(Event.NEWER_MARK)
-            elif serving.manifest_format == 1:
-                self._renew_manifest(serving)
+            elif is_due(serving):
+                self._renew(serving)
 
     def _find_fault(self, serving: Serving) -> str:
         if fault := self._lifecycle.store_fault or self._inspect_store():
@@ -342,23 +342,18 @@ class Warden:
             return str(exc)
         return ""
 
-    def _renew_manifest(self, serving: Serving) -> None:
-        """Make the manifest of an older program anew, in a change of its own; with it, the epochs begin."""
+    def _renew(self, serving: Serving) -> None:
+        """Replace what an older program left."""
 
-        def change(writer: Writer) -> tuple[Standing, PolicyView]:
-            standing = manifest.change(
-                writer,
-                serving.root_key,
-                serving.floor,
-                edit=lambda meta: replace(meta, epoch=self._next_epoch(meta)),
-            )
-            entry = Entry(at=to_micros(self._clock.now()), actor="", action="manifest.renew", detail="format 2")
+        def write_note(writer: Writer, detail: str) -> None:
+            entry = Entry(at=to_micros(self._clock.now()), actor="", action="manifest.renew", detail=detail)
             append_entry(writer, serving.root_key, self._find_audit_end().nexus, entry.encode())
-            return standing, load_view(writer, serving.root_key)
+
+        def begin_epoch(meta: Meta) -> Meta:
+            return replace(meta, epoch=self._next_epoch(meta))
 
         with self._lifecycle.borrow():
-            self._store.write(change, alone=True, on_commit=lambda left: serving.follow(*left))
-        log.info("manifest made anew", format=2)
+            renew_controls(self._store, serving, begin_epoch=begin_epoch, write_note=write_note)
         self._executor.keep(serving)
 
     def _end_ready(self, event: Event) -> None:
@@ -398,7 +393,7 @@ class Warden:
 
     def _judge(self, serving: Serving, *, by_custodians: bool) -> Transition:
         self._audit_gap = self._find_audit_gap(serving)
-        if self.find_newer_mark() is not None:
+        if self._marks.find_newer(serving) is not None:
             return self._executor.find_transition(Event.KEY_BEHIND_MARK)
         if self._audit_gap:
             return self._executor.find_transition(Event.KEY_WITHOUT_AUDIT)

@@ -66,7 +66,7 @@ class WayBack:
                 controls.need(*records.GENESIS)
                 recovery = records.decode(records.RecoveryKeyRecord, controls.need(*records.RECOVERY_KEY))
                 copies = records.decode(records.EscrowRecord, controls.need(*escrow))
-                find_custodians_copy(serving.genesis, recovery, copies)
+                find_custodians_copy(serving.chain, recovery, copies)
             except CorruptRowError as exc:
                 return (
                     f"custodians could not bring this cluster back: {exc}; put the row back from a backup before the "

@@ -21,9 +21,10 @@ from common.errors import (
     ShardholdError,
     WrongStateError,
 )
+from common.forms.chain import MAX_GENESIS_SIZE, MAX_LINK_SIZE, MAX_RECORDS
 from common.forms.delivery import SetLabel, build_fetch_info, build_put_info, read_label, write_label
 from common.forms.epoch import StoreEpoch
-from common.forms.mark import MAX_CHAIN, MAX_RECORD_SIZE, MAX_SIZE, SIGNATURE_SIZE, SignedMark
+from common.forms.mark import MAX_SIZE, SIGNATURE_SIZE, SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer, random_into
 from common.keys.sealing import OneShotKey, seal
@@ -37,6 +38,7 @@ from shardhold.identity import IdentitySource, IdentityUnavailableError, Svid
 _MAX_ANSWER = 640 * 1024  # bytes; the longest honest one is a rollback mark with as long a chain as there may be
 _MAX_SETS = 16  # more than any keeper holds
 _GENESIS_SIZES = (0, 32)  # bytes; 0: not pinned yet
+_CHAIN_SIZES = (0, 32)  # bytes of a chain's digest; 0: there is none
 _MAX_WORDS = 300  # characters of what a keeper says that go into our errors and logs
 
 _ERRORS: dict[grpc.StatusCode, type[ShardholdError]] = {
@@ -97,6 +99,8 @@ class GrpcKeeperLink:
             raise WrongStateError(f"keeper {self._name} says that it holds {len(answer.sets)} sets, want at most 2")
         if len(answer.cluster_id) not in (0, ID_SIZE) or len(answer.genesis) not in _GENESIS_SIZES:
             raise WrongStateError(f"keeper {self._name} names a cluster or genesis of the wrong size")
+        if len(answer.chain.digest) not in _CHAIN_SIZES:
+            raise WrongStateError(f"keeper {self._name} names a chain by {len(answer.chain.digest)} bytes, want 32")
         return KeeperReport(
             boot_id=self._read_boot_id(answer),
             cluster_id=answer.cluster_id,
@@ -105,6 +109,8 @@ class GrpcKeeperLink:
             version=answer.version[:_MAX_WORDS],
             memory_protection=answer.memory_protection,
             epoch=StoreEpoch(answer.epoch.timeline, answer.epoch.epoch),
+            chain_seq=answer.chain.seq,
+            chain_digest=answer.chain.digest,
         )
 
     def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
@@ -184,11 +190,17 @@ class GrpcKeeperLink:
         request = pb.DropSetRequest(cluster_id=cluster_id, set_id=set_id, epoch=_write_epoch(epoch))
         return self._read_boot_id(self._call(self._stub.DropSet, request, timeout))
 
-    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float) -> SignedMark | None:
-        """Give the keeper a rollback mark; it keeps the newest, and returns its own when that is newer."""
-        message = pb.RollbackMark(mark=mark.mark, signature=mark.signature, chain=mark.chain)
-        request = pb.PutMarkRequest(mark=message, epoch=_write_epoch(epoch))
-        answer = self._call(self._stub.PutMark, request, timeout, errors=_MARK_ERRORS)
+    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float, known: bytes = b"") -> SignedMark | None:
+        """Give the keeper a rollback mark; it keeps the newest, and returns its own when that is newer.
+
+        *known* is the `chain_digest` of its report: what it has verified of the chain is not sent again.
+        """
+        deadline = self._clock.monotonic() + timeout
+        answer = self._put_mark(mark, mark.find_rest(known), epoch, timeout)
+        if answer.wants_whole_chain:  # it was started anew since its report
+            answer = self._put_mark(mark, (b"", mark.chain), epoch, deadline - self._clock.monotonic())
+            if answer.wants_whole_chain:
+                raise WrongStateError(f"keeper {self._name} wants more of a chain than there is")
         return self._read_mark(answer.newer) if answer.HasField("newer") else None
 
     def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:
@@ -229,6 +241,14 @@ class GrpcKeeperLink:
         except ValueError as exc:  # how a closed channel answers
             raise KeeperUnreachableError(f"keeper {self._name} at {self._address}: {exc}") from exc
 
+    def _put_mark(
+        self, mark: SignedMark, rest: tuple[bytes, tuple[bytes, ...]], epoch: StoreEpoch, timeout: float
+    ) -> pb.PutMarkResponse:
+        follows, chain = rest
+        message = pb.RollbackMark(mark=mark.mark, signature=mark.signature, chain=chain)
+        request = pb.PutMarkRequest(mark=message, epoch=_write_epoch(epoch), follows=follows)
+        return self._call(self._stub.PutMark, request, timeout, errors=_MARK_ERRORS)
+
     def _find_svid(self) -> Svid:
         try:
             return self._identity.current()
@@ -239,8 +259,9 @@ class GrpcKeeperLink:
         if (
             not 0 < len(mark.mark) <= MAX_SIZE
             or len(mark.signature) != SIGNATURE_SIZE
-            or not 0 < len(mark.chain) <= MAX_CHAIN
-            or any(len(record) > MAX_RECORD_SIZE for record in mark.chain)
+            or not 0 < len(mark.chain) <= MAX_RECORDS
+            or len(mark.chain[0]) > MAX_GENESIS_SIZE
+            or any(len(record) > MAX_LINK_SIZE for record in mark.chain[1:])
         ):
             raise WrongStateError(f"keeper {self._name} gave a rollback mark with a part of the wrong size")
         return SignedMark(mark.mark, mark.signature, tuple(mark.chain))

@@ -20,6 +20,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+from nexus.store.rewrapping import KeyringReader, KeyringWriter
+
 BEYOND_PATHS = "\x7f"  # sorts after every path
 
 T = TypeVar("T")
@@ -34,12 +36,17 @@ class Phase(enum.StrEnum):
 
 
 class Position(NamedTuple):
-    """How far a store has come."""
+    """How far a store has come, and under which keys: what each change builds on.
+
+    Generation and KEK are compared and never trusted: no key is chosen by them.
+    """
 
     timeline: int
     revision: int
     control_revision: int
     epoch: int
+    generation: int = 0  # of the root key; 0: an older program left the store
+    kek_id: int = 0  # that new values are wrapped under; 0: an older program left the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +64,14 @@ class Meta:
     last_kek_id: int
     last_init_attempt: int
     epoch: int  # up by one or more at each init, seal, unseal, new set and accepted store; never goes down
+    generation: int = 0  # as in `Position`
+    kek_id: int = 0  # as in `Position`
 
     @property
     def position(self) -> Position:
         """How far the store has come."""
-        return Position(self.timeline, self.revision, self.control_revision, self.epoch)
+        numbers = (self.timeline, self.revision, self.control_revision, self.epoch)
+        return Position(*numbers, self.generation, self.kek_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +152,7 @@ class AuditHead:
 MAX_ENTRY: Final = 64 << 10  # bytes; no entry of ours is as long
 
 
-class Reader(Protocol):
+class Reader(KeyringReader, Protocol):
     """One committed state."""
 
     def load_meta(self) -> Meta: ...
@@ -198,7 +208,7 @@ class Reader(Protocol):
     def load_audit_head(self, nexus: str) -> AuditHead | None: ...
 
 
-class Writer(Reader, Protocol):
+class Writer(Reader, KeyringWriter, Protocol):
     """One change. Reads see what it wrote before."""
 
     @property
@@ -233,8 +243,8 @@ class Writer(Reader, Protocol):
         A new incarnation needs `delete_secret` first.
 
         Raises:
-            StoreUnavailableError: It is not the next version of this incarnation. The change is lost, even if it
-                catches this.
+            StoreUnavailableError: It is not the next version of this incarnation, or not under the KEK of `basis`. The
+                change is lost, even if it catches this.
         """
         ...
 
@@ -248,7 +258,7 @@ class Writer(Reader, Protocol):
         ...
 
     def delete_secret(self, path: str) -> None:
-        """Remove all rows of the secret. Requests that made it are found as before."""
+        """Remove all rows of the secret, also from quarantine. Requests that made it are found as before."""
         ...
 
     def save_request(self, row: RequestRow) -> None:
@@ -323,6 +333,13 @@ class Store(Protocol):
         """Say why what is open is not the store at its place any more; empty: it is. Cheap, and waits for no change.
 
         Once something was said, every read and change raises `StoreFileLostError`: only a new start helps.
+        """
+        ...
+
+    def scrub(self, *, seconds: float) -> bool:
+        """Leave nothing in the files of what was deleted or replaced before; False: it did not succeed in *seconds*.
+
+        Reads that are open hold it up. It is tried again and again, and changes go on in between.
         """
         ...
 

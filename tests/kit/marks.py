@@ -2,29 +2,29 @@
 
 from dataclasses import replace
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from common.forms.genesis import Genesis
 from common.forms.mark import Mark, SignedMark
+from tests.kit.chains import ChainMaker
 
 
 class MarkMaker:
-    """The audit key of one cluster and its genesis record, the same for the same *seed*."""
+    """The audit key of one cluster and its chain, the same for the same *seed*; or what *chains* has."""
 
-    def __init__(self, *, cluster_id: bytes = b"c" * 16, seed: bytes = b"a" * 32) -> None:
-        self.key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.record = Genesis(
-            cluster_id, 1, b"k" * 32, self.key.public_key().public_bytes_raw(), b"r" * 1216, b"e" * 32
-        )
+    def __init__(
+        self, *, cluster_id: bytes = b"c" * 16, seed: bytes = b"a" * 32, chains: ChainMaker | None = None
+    ) -> None:
+        self.chains = chains or ChainMaker(cluster_id=cluster_id, seed=seed)
+        self.key = self.chains.key
+        self.record = self.chains.genesis
         self.genesis = self.record.fingerprint
         self.mark = Mark(
-            cluster_id,
+            self.record.cluster_id,
             timeline=1,
-            revision=10,
-            control_revision=4,
-            generation=1,
+            revision=10 + 100 * self.chains.chain.seq,
+            control_revision=4 + 10 * self.chains.chain.seq,
+            generation=self.chains.chain.generation,
             set_number=7,
             made_at=1_700_000_000_000_000,
+            chain_seq=self.chains.chain.seq,
         )
 
     def make(self, *, chain: tuple[bytes, ...] | None = None, **parts: object) -> SignedMark:
@@ -34,4 +34,4 @@ class MarkMaker:
 
     def sign(self, encoded: bytes, *, chain: tuple[bytes, ...] | None = None) -> SignedMark:
         """Sign whatever it is."""
-        return SignedMark(encoded, self.key.sign(encoded), (self.record.encode(),) if chain is None else chain)
+        return SignedMark(encoded, self.key.sign(encoded), tuple(self.chains.records) if chain is None else chain)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from common.errors import ProtectionError
+from common.forms.chain import Chain, begin_chain
 from common.forms.genesis import Genesis
 from common.forms.mark import Mark, SignedMark
 from common.keys import shamir
@@ -50,6 +51,11 @@ class FoundedCluster:
     def genesis(self) -> bytes:
         """Fingerprint of the genesis record."""
         return self.genesis_record.fingerprint
+
+    @property
+    def chain(self) -> Chain:
+        """The chain of generations, which has its first record only."""
+        return begin_chain(self.genesis_record)
 
     def book(self) -> MarkBook:
         """Make an empty book of marks."""

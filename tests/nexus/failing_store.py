@@ -73,6 +73,9 @@ class FailingStore:
     def find_fault(self) -> str:
         return self._store.find_fault()
 
+    def scrub(self, *, seconds: float) -> bool:
+        return self._store.scrub(seconds=seconds)
+
     def close(self) -> None:
         self._store.close()
 

@@ -111,7 +111,7 @@ class PlayedKeeper:
             self.sets.pop(set_id, None)
             return self.boot_id
 
-    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float) -> SignedMark | None:
+    def put_mark(self, mark: SignedMark, *, epoch: StoreEpoch, timeout: float, known: bytes = b"") -> SignedMark | None:
         self._answer("put_mark")
         with self._lock:
             if self.mark_refusal:

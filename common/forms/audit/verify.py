@@ -12,7 +12,7 @@ from typing import NoReturn
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from common.errors import CorruptRowError
+from common.errors import ChainError, CorruptRowError
 from common.forms.audit.line import (
     FORMAT,
     NO_HASH,
@@ -26,7 +26,7 @@ from common.forms.audit.line import (
     decode_line,
 )
 from common.forms.audit.segment import Segment, hash_rest, list_segments
-from common.forms.genesis import decode_genesis
+from common.forms.chain import Chain, verify_chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ def verify(
     """Check all chains in *directory*, or those of one nexus.
 
     A checkpoint must be signed by one of *public_keys* (32 bytes each) or, when there are none, by the key it names.
-    With *genesis*, a fingerprint of 32 bytes, its chain must begin with that genesis record and lead to its key.
+    With *genesis*, a fingerprint of 32 bytes, its chain of generations must begin with that genesis record and lead to
+    its key. Within one timeline the signers only go on along that chain: no earlier generation signs after a later one.
     *known* must be among the lines.
 
     Raises:
@@ -190,6 +191,7 @@ class _Walk:
         self._sizes: dict[str, int] = {}  # bytes of whole lines, by file
         self._report = report
         self._chain: ChainReport
+        self._signers: tuple[int, Chain] | None = None  # timeline and generations of the last signature
         self._number = 0
         self._has_begun = False
         self._followed = set(_list_previous(starts))  # hashes that some chain says it follows
@@ -300,19 +302,28 @@ class _Walk:
         chain.signed_seq = line.seq
 
     def _check_genesis(self, line: CheckpointLine, here: Fault) -> None:
-        # One record: further ones come with changes of generation, which do not exist yet.
+        timeline, last = self._signers or (0, None)
         try:
-            record = decode_genesis(line.chain[0]) if len(line.chain) == 1 else None
-        except CorruptRowError:
-            record = None
-        if record is None or record.fingerprint != self._genesis or record.audit_public_key != line.public_key:
+            signers = verify_chain(line.chain, self._genesis, verified=last)
+        except ChainError:
+            signers = None
+        if signers is None or signers.audit_public_key != line.public_key:
             self._raise(replace(here, why="checkpoint is signed by a key that this genesis does not lead to"))
+        # A new timeline begins when an older store is accepted, which may know fewer generations.
+        if last is not None and timeline == self._chain.timeline and not _goes_on(signers, last):
+            why = f"checkpoint is signed by generation {signers.generation}, after one by generation {last.generation}"
+            self._raise(replace(here, why=why))
+        self._signers = self._chain.timeline, signers
 
     def _raise(self, fault: Fault) -> NoReturn:
         """Raise the earliest fault: a tail that nothing names, if there is one."""
         for earlier, _ in self._torn.values():
             raise _FaultError(earlier)
         raise _FaultError(fault)
+
+
+def _goes_on(signers: Chain, last: Chain) -> bool:
+    return signers.digest == last.digest or signers.extends(last)
 
 
 def _list_previous(starts: Iterable[bytes]) -> Iterator[bytes]:

@@ -39,7 +39,7 @@ class Journal:
         serving = lifecycle.require_serving()
         with contextlib.suppress(ShardholdError):  # the earlier chain then goes on until the next start
             self._audit.start_timeline(self._load_timeline())
-        self._audit.set_signer(serving.root_key, [serving.genesis.encode()])
+        self._audit.set_signer(serving.root_key, serving.chain.records)
         self.note("nexus.ready", "", f"generation {serving.root_key.generation}")
 
     def _write(self, action: str, keeper: str, detail: str, *, reserve: bool) -> None:

@@ -154,6 +154,22 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def truncate_wal(writer: sqlite3.Connection, *, busy_s: float = BUSY_S) -> bool:
+    """Copy the WAL into the database and empty it; False: somebody reads, and still did after *busy_s*.
+
+    What was deleted or replaced is in neither afterwards: `secure_delete` has overwritten it in the pages.
+
+    Raises:
+        sqlite3.Error: The disk refuses.
+    """
+    writer.execute(f"PRAGMA busy_timeout = {round(busy_s * 1000)}")
+    try:
+        is_busy, _, _ = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        writer.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
+    return not is_busy
+
+
 def tighten_mode(path: Path) -> None:
     """Take the store's files away from group and others: a restored copy may have come with another mode."""
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):

@@ -138,6 +138,24 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    (
+        "ALTER TABLE meta ADD COLUMN generation INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE meta ADD COLUMN kek_id INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX versions_by_kek ON versions (kek_id)",
+        # It refers to no other table: a version whose secret is lost goes into quarantine as well.
+        """
+        CREATE TABLE quarantine (
+            path TEXT NOT NULL,
+            incarnation BLOB NOT NULL CHECK (length(incarnation) = 16),
+            version INTEGER NOT NULL,
+            kek_id INTEGER NOT NULL,
+            reason TEXT NOT NULL,
+            found_at INTEGER NOT NULL,
+            abandoned_by TEXT,
+            PRIMARY KEY (path, incarnation, version)
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
 )
 NEWEST: Final = len(MIGRATIONS)
 

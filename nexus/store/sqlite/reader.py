@@ -19,21 +19,22 @@ from nexus.store.protocol import (
     SecretRow,
     VersionRow,
 )
+from nexus.store.rewrapping import QuarantineRow, VersionKey, WrappedRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
 
 _META: Final = """
     SELECT phase, cluster_id, sealed, timeline, revision, control_revision,
-           last_generation, last_set_number, last_kek_id, last_init_attempt, epoch FROM meta"""
-_POSITION: Final = "SELECT timeline, revision, control_revision, epoch FROM meta"
+           last_generation, last_set_number, last_kek_id, last_init_attempt, epoch, generation, kek_id FROM meta"""
+POSITION: Final = "SELECT timeline, revision, control_revision, epoch, generation, kek_id FROM meta"
 # One row in any case, with nothing but the position when there is no such version: the position costs 1 or 2 µs here,
 # and 3 in a query of its own.
 _VERSION: Final = """
-    SELECT path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted,
+    SELECT v.path, v.incarnation, v.version, v.kek_id, v.dek_id, v.wrapped_dek, v.value, v.created_at, v.deleted,
            (SELECT current_version FROM secrets WHERE path = ?1),
-           m.timeline, m.revision, m.control_revision, m.epoch
-    FROM meta AS m LEFT JOIN versions ON path = ?1{} WHERE m.id = 1"""
-_VERSION_EXACT: Final = _VERSION.format(" AND version = ?2")
-_VERSION_NEWEST: Final = _VERSION.format("") + " ORDER BY version DESC LIMIT 1"
+           m.timeline, m.revision, m.control_revision, m.epoch, m.generation, m.kek_id
+    FROM meta AS m LEFT JOIN versions AS v ON v.path = ?1{} WHERE m.id = 1"""
+_VERSION_EXACT: Final = _VERSION.format(" AND v.version = ?2")
+_VERSION_NEWEST: Final = _VERSION.format("") + " ORDER BY v.version DESC LIMIT 1"
 _SECRET: Final = "SELECT path, incarnation, current_version, updated_at FROM secrets"
 _REQUEST: Final = """
     SELECT request_id, caller, rpc, path, generation, mac, incarnation, versions, revision, made_at
@@ -49,7 +50,27 @@ _AUDIT: Final = f"""
     WHERE (revision, position) > (?, ?) AND (revision, position) <= (?, ?) AND nexus IN (?, '')
     ORDER BY revision, position LIMIT ?"""
 _HEAD: Final = "SELECT nexus, timeline, seq, hash, revision, mac FROM audit_head WHERE nexus = ?"
-_LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1  # integers of SQLite
+LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1  # integers of SQLite
+
+_WRAPPED: Final = """
+    SELECT v.id, v.path, v.incarnation, v.version, v.kek_id, v.dek_id, v.wrapped_dek FROM versions AS v"""
+_IN_QUARANTINE: Final = """EXISTS (
+    SELECT 1 FROM quarantine AS q
+    WHERE q.path = v.path AND q.incarnation = v.incarnation AND q.version = v.version{})"""
+# In two halves: SQLite begins `(kek_id, id) > (?, ?)` at the first row of the KEK, and so reads all rows before the id
+# again.
+_OUTDATED_SAME_KEK: Final = f"""{_WRAPPED}
+    WHERE v.kek_id = ? AND v.id > ? AND v.kek_id < ? AND NOT {_IN_QUARANTINE.format("")} ORDER BY v.id LIMIT ?"""
+_OUTDATED_NEXT_KEKS: Final = f"""{_WRAPPED}
+    WHERE v.kek_id > ? AND v.kek_id < ? AND NOT {_IN_QUARANTINE.format("")} ORDER BY v.kek_id, v.id LIMIT ?"""
+_SCAN: Final = f"{_WRAPPED} NOT INDEXED WHERE v.id > ? ORDER BY v.id LIMIT ?"
+_UNDER_KEK: Final = f"""
+    SELECT 1 FROM versions AS v
+    WHERE v.kek_id = ? AND NOT {_IN_QUARANTINE.format(" AND q.abandoned_by IS NOT NULL")} LIMIT 1"""
+_QUARANTINE: Final = """
+    SELECT path, incarnation, version, kek_id, reason, found_at, coalesce(abandoned_by, '') FROM quarantine
+    WHERE (path, incarnation, version) > (?, ?, ?) ORDER BY path, incarnation, version LIMIT ?"""
+_BEFORE_ALL: Final = VersionKey("", b"", LOWEST)
 
 
 class SqliteReader:
@@ -93,7 +114,7 @@ class SqliteReader:
 
     def load_position(self) -> Position:
         if not self._is_known:
-            row = self._find(_POSITION)
+            row = self._find(POSITION)
             if row is None:
                 raise CorruptRowError("store has no meta row")
             self._know(row)
@@ -124,7 +145,7 @@ class SqliteReader:
         row = self._find(_VERSION_EXACT, path, version) if version else self._find(_VERSION_NEWEST, path)
         if row is None:
             raise CorruptRowError("store has no meta row")
-        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest, _, _, _, _ = row
+        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest = row[:10]
         self._know(row[10:])
         if found is None:
             self._explain_missing(path, version)
@@ -172,12 +193,42 @@ class SqliteReader:
     def load_audit(
         self, nexus: str, *, after: tuple[int, int] | None = None, through: tuple[int, int] | None = None, limit: int
     ) -> list[OutboxRow]:
-        low, high = after or (_LOWEST, _LOWEST), through or (_HIGHEST, _HIGHEST)
+        low, high = after or (LOWEST, LOWEST), through or (_HIGHEST, _HIGHEST)
         return [OutboxRow(*row) for row in self._load(_AUDIT, *low, *high, nexus, limit)]
 
     def load_audit_head(self, nexus: str) -> AuditHead | None:
         row = self._find(_HEAD, nexus)
         return None if row is None else AuditHead(*row)
+
+    def list_outdated(self, kek_id: int, *, after: tuple[int, int] | None = None, limit: int) -> list[WrappedRow]:
+        kek_before, row_id = after or (LOWEST, LOWEST)
+        rows = self._load(_OUTDATED_SAME_KEK, kek_before, row_id, kek_id, limit)
+        if len(rows) < limit:
+            rows += self._load(_OUTDATED_NEXT_KEKS, kek_before, kek_id, limit - len(rows))
+        return [WrappedRow(*row) for row in rows]
+
+    def scan_versions(self, *, after: int | None = None, limit: int) -> list[WrappedRow]:
+        low = LOWEST if after is None else after
+        return [WrappedRow(*row) for row in self._load(_SCAN, low, limit)]
+
+    def load_value(self, row: WrappedRow) -> bytes | None:
+        sql = "SELECT value FROM versions WHERE id = ? AND kek_id = ? AND wrapped_dek = ?"
+        found = self._find(sql, row.row_id, row.kek_id, row.wrapped_dek)
+        return None if found is None else bytes(found[0])
+
+    def count_by_kek(self) -> dict[int, int]:
+        return dict(self._load("SELECT kek_id, count(*) FROM versions GROUP BY kek_id ORDER BY kek_id"))
+
+    def has_rows_under(self, kek_id: int) -> bool:
+        return self._find(_UNDER_KEK, kek_id) is not None
+
+    def list_quarantine(self, *, after: VersionKey | None = None, limit: int) -> list[QuarantineRow]:
+        rows = self._load(_QUARANTINE, *(after or _BEFORE_ALL), limit)
+        return [QuarantineRow(VersionKey(*row[:3]), *row[3:]) for row in rows]
+
+    def count_abandoned(self, kek_id: int) -> int:
+        sql = "SELECT count(*) FROM quarantine WHERE kek_id = ? AND abandoned_by IS NOT NULL"
+        return int(self._find(sql, kek_id)[0])
 
     def _list(self, where: str, *parameters: str, limit: int) -> list[SecretRow]:
         sql = f"{_SECRET} WHERE {where} AND live_versions > 0 ORDER BY path LIMIT ?"

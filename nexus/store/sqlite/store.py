@@ -13,11 +13,14 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
+
+import structlog
 
 from common.errors import OutcomeUnknownError, ShardholdError, StoreFileLostError, StoreUnavailableError
 from nexus.store.committer import GroupCommitter, Turn
@@ -30,17 +33,22 @@ from nexus.store.sqlite.connection import (
     prepare_file,
     tighten_mode,
     translate,
+    truncate_wal,
 )
 from nexus.store.sqlite.files import StoreFiles
 from nexus.store.sqlite.migrations import migrate
 from nexus.store.sqlite.pool import ReaderPool
+from nexus.store.sqlite.reader import POSITION
 from nexus.store.sqlite.writer import SqliteWriter
 
 T = TypeVar("T")
 _Batch = Sequence[Turn[SqliteWriter, object]]
 
 DRAIN_S: Final = 5.0  # how long reads in flight may keep the file from being closed
-_LOAD_POSITION: Final = "SELECT timeline, revision, control_revision, epoch FROM meta"
+SCRUB_BUSY_S: Final = 0.1  # how long one attempt to scrub waits for reads, and changes for it
+_SCRUB_PAUSE_S: Final = 0.05
+
+log = structlog.get_logger("store")
 
 
 class _NotCommittedError(Exception):
@@ -135,6 +143,14 @@ class SqliteStore:
         finally:
             self._writing.release()
 
+    def scrub(self, *, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self._try_scrub():
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            time.sleep(min(_SCRUB_PAUSE_S, left))
+        return True
+
     def close(self) -> None:
         """Wait for reads and changes in flight, then close. A second call does nothing."""
         with self._writing:
@@ -176,7 +192,7 @@ class SqliteStore:
         """Run the changes in a transaction that stays open."""
         execute = self._writer.execute
         execute("BEGIN IMMEDIATE")
-        row = execute(_LOAD_POSITION).fetchone()
+        row = execute(POSITION).fetchone()
         if row is None:
             raise _NotCommittedError("store has no meta row")
         before = standing = Position(*row)
@@ -238,7 +254,7 @@ class SqliteStore:
             raise StoreUnavailableError("reads in flight did not end in time")
         self._writer.close()
         self._writer = connect_writer(self._path)
-        found = Position(*self._writer.execute(_LOAD_POSITION).fetchone())
+        found = Position(*self._writer.execute(POSITION).fetchone())
         self._files.renew()
         self._pool.resume()
         return found
@@ -250,9 +266,23 @@ class SqliteStore:
             StoreUnavailableError: Somebody reads an older state.
             sqlite3.Error: The disk refuses.
         """
-        is_busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
+        if not truncate_wal(self._writer):
             raise StoreUnavailableError("WAL cannot be copied: the database is busy")
+
+    def _try_scrub(self) -> bool:
+        """Scrub once, and hold changes up for no longer than `SCRUB_BUSY_S` when somebody reads."""
+        with self._writing:
+            if self._refusal is not None:
+                kind, why = self._refusal
+                raise kind(why)
+            try:
+                is_done = truncate_wal(self._writer, busy_s=SCRUB_BUSY_S)
+            except SQLITE_ERRORS as exc:
+                raise translate(exc, "scrub") from exc
+            if fault := self._files.find_fault():
+                self._refuse(StoreFileLostError, fault)
+                raise StoreFileLostError(fault)
+            return is_done
 
     def _refuse_unknown(self, batch: _Batch, why: str, cause: BaseException) -> None:
         kind = StoreFileLostError if isinstance(cause, StoreFileLostError) else OutcomeUnknownError
@@ -278,7 +308,18 @@ def _connect_migrated(path: Path) -> sqlite3.Connection:
     except BaseException:
         writer.close()
         raise
+    _scrub_opened(writer)
     return writer
+
+
+def _scrub_opened(writer: sqlite3.Connection) -> None:
+    """Do what a process did not come to that ended before its scrub. The store works without it."""
+    try:
+        why = "" if truncate_wal(writer, busy_s=SCRUB_BUSY_S) else "somebody reads the database"
+    except SQLITE_ERRORS as exc:
+        why = str(translate(exc, "scrub"))
+    if why:
+        log.warning("store cannot be scrubbed: its WAL may hold what was deleted", why=why)
 
 
 def _fail(

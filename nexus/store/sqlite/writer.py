@@ -2,9 +2,9 @@
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
-from common.errors import StoreUnavailableError
+from common.errors import ConflictError, StoreUnavailableError
 from nexus.store.protocol import (
     MAX_ENTRY,
     AuditHead,
@@ -16,12 +16,14 @@ from nexus.store.protocol import (
     RequestRow,
     VersionRow,
 )
+from nexus.store.rewrapping import Reseal, Rewrap, VersionKey, WrappedRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
-from nexus.store.sqlite.reader import OUTDATED_REQUESTS, SqliteReader
+from nexus.store.sqlite.reader import LOWEST, OUTDATED_REQUESTS, SqliteReader
 
 _SAVE_META: Final = """
     UPDATE meta SET phase = ?, cluster_id = ?, sealed = ?, timeline = ?, control_revision = ?,
-        last_generation = ?, last_set_number = ?, last_kek_id = ?, last_init_attempt = ?, epoch = ?"""
+        last_generation = ?, last_set_number = ?, last_kek_id = ?, last_init_attempt = ?, epoch = ?,
+        generation = ?, kek_id = ?"""
 _SAVE_CONTROL: Final = """
     INSERT INTO control (kind, name, body, digest) VALUES (?, ?, ?, ?)
     ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body, digest = excluded.digest"""
@@ -48,10 +50,18 @@ _EVERY_ROW: Final = f"""
     WHERE (revision, position) > (?, ?) ORDER BY revision, position LIMIT ?"""
 _SET_MAC: Final = "UPDATE audit_outbox SET mac = ? WHERE revision = ? AND position = ?"
 _ADOPTED_AT_ONCE: Final = 500  # rows
-_LOWEST: Final = -(1 << 63)  # integer of SQLite
 _SAVE_HEAD: Final = (
     "INSERT OR REPLACE INTO audit_head (nexus, timeline, seq, hash, revision, mac) VALUES (?, ?, ?, ?, ?, ?)"
 )
+_REWRAP: Final = "UPDATE versions SET kek_id = ?, wrapped_dek = ? WHERE id = ? AND kek_id = ? AND wrapped_dek = ?"
+_RESEAL: Final = """
+    UPDATE versions SET kek_id = ?, dek_id = ?, wrapped_dek = ?, value = ?
+    WHERE id = ? AND kek_id = ? AND wrapped_dek = ?"""
+_QUARANTINE: Final = """
+    INSERT OR IGNORE INTO quarantine (path, incarnation, version, kek_id, reason, found_at)
+    SELECT path, incarnation, version, kek_id, ?, ? FROM versions WHERE id = ? AND kek_id = ? AND wrapped_dek = ?"""
+_OF_KEY: Final = "path = ? AND incarnation = ? AND version = ?"
+_ABANDON: Final = f"UPDATE quarantine SET abandoned_by = ? WHERE {_OF_KEY} AND abandoned_by IS NULL"
 
 
 class SqliteWriter(SqliteReader):
@@ -71,9 +81,9 @@ class SqliteWriter(SqliteReader):
     def save_meta(self, meta: Meta) -> None:
         head = (str(meta.phase), meta.cluster_id, int(meta.sealed), meta.timeline, meta.control_revision)
         last = (meta.last_generation, meta.last_set_number, meta.last_kek_id, meta.last_init_attempt)
-        self._change(_SAVE_META, *head, *last, meta.epoch)
+        self._change(_SAVE_META, *head, *last, meta.epoch, meta.generation, meta.kek_id)
         self._is_known = False
-        self.standing = Position(meta.timeline, self.basis.revision, meta.control_revision, meta.epoch)
+        self.standing = meta.position._replace(revision=self.basis.revision)
 
     def save_control(self, row: ControlRow) -> None:
         self._touched_control = True
@@ -84,6 +94,7 @@ class SqliteWriter(SqliteReader):
         return self._change("DELETE FROM control WHERE kind = ? AND name = ?", kind, name) > 0
 
     def insert_version(self, row: VersionRow, *, caller: str) -> None:
+        self._check_kek(row.kek_id)
         live = int(not row.deleted)
         if row.version == 1:
             head = (row.path, row.incarnation, live, row.created_at)
@@ -103,7 +114,7 @@ class SqliteWriter(SqliteReader):
         self._change(_COUNT_DELETED, len(versions), updated_at, path)
 
     def delete_secret(self, path: str) -> None:
-        for table in ("deletions", "versions", "secrets"):
+        for table in ("deletions", "quarantine", "versions", "secrets"):
             self._change(f"DELETE FROM {table} WHERE path = ?", path)
 
     def save_request(self, row: RequestRow) -> None:
@@ -119,7 +130,7 @@ class SqliteWriter(SqliteReader):
         return row
 
     def adopt_audit(self, make_mac: Callable[[OutboxRow], bytes | None]) -> None:
-        last = (_LOWEST, _LOWEST)
+        last = (LOWEST, LOWEST)
         while found := self._load(_EVERY_ROW, *last, _ADOPTED_AT_ONCE):
             for row in (OutboxRow(*one) for one in found):
                 if (mac := make_mac(row)) is not None:
@@ -128,6 +139,24 @@ class SqliteWriter(SqliteReader):
 
     def save_audit_head(self, head: AuditHead) -> None:
         self._change(_SAVE_HEAD, head.nexus, head.timeline, head.seq, head.digest, head.revision, head.mac)
+
+    def rewrap(self, rows: Sequence[Rewrap], *, epoch: int) -> int:
+        self._check_job(epoch, rows)
+        return self._change_many(_REWRAP, [(row.kek_id, row.wrapped_dek, *_find_by(row.before)) for row in rows])
+
+    def reseal(self, rows: Sequence[Reseal], *, epoch: int) -> int:
+        self._check_job(epoch, rows)
+        sealed = ((row.kek_id, row.dek_id, row.wrapped_dek, row.value, *_find_by(row.before)) for row in rows)
+        return self._change_many(_RESEAL, list(sealed))
+
+    def quarantine(self, row: WrappedRow, *, reason: str, found_at: int) -> bool:
+        return self._change(_QUARANTINE, reason, found_at, *_find_by(row)) > 0
+
+    def retry_quarantined(self, key: VersionKey) -> bool:
+        return self._change(f"DELETE FROM quarantine WHERE {_OF_KEY}", *key) > 0
+
+    def abandon_quarantined(self, key: VersionKey, *, by: str) -> bool:
+        return self._change(_ABANDON, by, *key) > 0
 
     def finish(self, *, counts: bool) -> None:
         """Take the revision if the change *counts*: the last thing in it.
@@ -156,12 +185,30 @@ class SqliteWriter(SqliteReader):
     def discard_requests(self, made_from: int, made_until: int, limit: int) -> int:
         return self._change(f"DELETE {OUTDATED_REQUESTS}", limit, made_from, made_until)
 
+    def _check_job(self, epoch: int, rows: Sequence[Rewrap | Reseal]) -> None:
+        if self.basis.epoch != epoch:
+            raise ConflictError(f"store is at epoch {self.basis.epoch}, want {epoch}")
+        for row in rows:
+            self._check_kek(row.kek_id)
+
+    def _check_kek(self, kek_id: int) -> None:
+        current = self.basis.kek_id
+        if current and kek_id != current:
+            raise self._lost(f"version is under KEK {kek_id}, want {current}")
+
     def _change(self, sql: str, *parameters: object) -> int:
         """Return the number of rows changed."""
+        return self._run(self._cursor.execute, sql, parameters)
+
+    def _change_many(self, sql: str, parameters: Sequence[tuple[object, ...]]) -> int:
+        """Return the number of rows changed by all of them."""
+        return self._run(self._cursor.executemany, sql, parameters)
+
+    def _run(self, execute: Callable[[str, Any], sqlite3.Cursor], sql: str, parameters: Sequence[Any]) -> int:
         if self._failure is not None:
             raise StoreUnavailableError("change goes on after a statement of it failed") from self._failure
         try:
-            return self._execute(sql, parameters).rowcount
+            return execute(sql, parameters).rowcount
         except SQLITE_ERRORS as exc:
             error = translate(exc, "write")
             self._failure = error if isinstance(error, StoreUnavailableError) else StoreUnavailableError(str(error))
@@ -170,3 +217,8 @@ class SqliteWriter(SqliteReader):
     def _lost(self, why: str) -> StoreUnavailableError:
         self._failure = StoreUnavailableError(f"change is lost: {why}")
         return self._failure
+
+
+def _find_by(row: WrappedRow) -> tuple[int, int, bytes]:
+    """Return what finds a version as it was read: a wrap has a salt of its own."""
+    return row.row_id, row.kek_id, row.wrapped_dek

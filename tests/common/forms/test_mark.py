@@ -1,5 +1,6 @@
 """Rollback marks: trusted when they verify from genesis on, refused when anything at all is changed."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 from common.errors import MarkError
 from common.forms.codec import fields, parse_fields, u64
 from common.forms.mark import MAX_SIZE, NO_AUDIT, AuditEnd, Mark, SignedMark, verify_mark
+from tests.kit.chains import make_chain
 from tests.kit.marks import MarkMaker
 
 OURS = MarkMaker()
 FOREIGN = MarkMaker(cluster_id=b"d" * 16, seed=b"b" * 32)
 NUMBER = st.integers(0, 2**64 - 1)
+ROTATED = [MarkMaker(chains=make_chain(3).cut(seq)) for seq in range(4)]
 
 
 def verify(signed: SignedMark) -> Mark:
@@ -22,9 +25,10 @@ def verify(signed: SignedMark) -> Mark:
 
 FIRST = {
     "cluster_id": st.just(OURS.record.cluster_id),
-    **dict.fromkeys(["timeline", "revision", "control_revision", "generation", "set_number", "made_at"], NUMBER),
+    **dict.fromkeys(["timeline", "revision", "control_revision", "set_number", "made_at"], NUMBER),
+    "generation": st.just(1),
 }
-SECOND = FIRST | dict.fromkeys(["epoch", "last_generation", "last_set_number", "last_kek_id", "chain_seq"], NUMBER)
+SECOND = FIRST | dict.fromkeys(["epoch", "last_generation", "last_set_number", "last_kek_id"], NUMBER)
 AUDIT = st.builds(AuditEnd, st.text("az09._-", max_size=64), NUMBER, NUMBER, st.binary(min_size=32, max_size=32))
 
 
@@ -77,13 +81,25 @@ REFUSED = [
     pytest.param(
         MarkMaker(seed=b"b" * 32).make(), "another cluster", id="our cluster id, but a chain that starts elsewhere"
     ),
-    pytest.param(OURS.make(chain=()), "0 records", id="no chain"),
-    pytest.param(OURS.make(chain=(*GOOD.chain, *GOOD.chain)), "2 records", id="genesis twice"),
-    pytest.param(OURS.make(chain=(*FOREIGN.make().chain, *GOOD.chain)), "2 records", id="genesis in second place"),
-    pytest.param(OURS.make(chain=(bytes(8193),)), "chain", id="a record that is too long"),
-    pytest.param(OURS.make(chain=(b"genesis",)), "does not decode", id="a record that is none"),
+    pytest.param(OURS.make(chain=()), "chain has 0 records", id="no chain"),
+    pytest.param(OURS.make(chain=(*GOOD.chain, *GOOD.chain)), "want at most 512", id="genesis twice"),
+    pytest.param(
+        OURS.make(chain=(*FOREIGN.make().chain, *GOOD.chain)), "another cluster", id="genesis in second place"
+    ),
+    pytest.param(OURS.make(chain=(bytes(8193),)), "want at most 8192", id="a record that is too long"),
+    pytest.param(OURS.make(chain=(b"genesis",)), "no genesis record", id="a record that is none"),
     pytest.param(replace(GOOD, signature=b""), "broken signature", id="no signature"),
     pytest.param(replace(GOOD, signature=bytes(64)), "broken signature", id="a signature of zeros"),
+    pytest.param(OURS.make(chain_seq=1), "says generation", id="a chain longer than its own"),
+    pytest.param(OURS.make(generation=2), "says generation", id="a generation that its chain does not lead to"),
+    pytest.param(ROTATED[3].make(chain_seq=2), "says generation", id="a chain shorter than its own"),
+    pytest.param(ROTATED[3].make(generation=3), "says generation", id="the generation before"),
+    pytest.param(ROTATED[3].make(format=1), "says generation", id="the first format, which knows one generation"),
+    pytest.param(ROTATED[3].make(chain=ROTATED[2].make().chain), "broken signature", id="the chain of before"),
+    pytest.param(ROTATED[2].make(chain=ROTATED[3].make().chain), "broken signature", id="the key of before"),
+    pytest.param(ROTATED[3].make(revision=299), "earlier store", id="a revision before its generation began"),
+    pytest.param(ROTATED[3].make(timeline=0), "earlier store", id="a timeline before its generation began"),
+    pytest.param(ROTATED[3].make(control_revision=29), "earlier store", id="control rows of before its generation"),
     pytest.param(OURS.sign(b""), "does not decode", id="signed, but empty"),
     pytest.param(OURS.sign(GOOD.mark + fields(b"more")), "does not decode", id="signed, with a part more"),
     pytest.param(OURS.sign(fields(b"shardhold-mark-v1", *PARTS[1:])), "does not decode", id="the other format's name"),
@@ -103,6 +119,25 @@ def test_what_is_no_mark_of_ours_is_refused(signed: SignedMark, words: str) -> N
     """A mark that does not lead from this cluster's genesis to a well-formed mark is refused with its cause."""
     with pytest.raises(MarkError, match=words):
         verify(signed)
+
+
+@pytest.mark.parametrize("seq", range(4))
+def test_a_mark_of_each_generation_verifies(seq: int) -> None:
+    """From the same genesis on; also at the very revision of the change that began its generation."""
+    maker = ROTATED[seq]
+    at_once = maker.make(revision=100 * seq, control_revision=10 * seq)
+    for signed in (maker.make(), at_once):
+        assert verify(signed).generation == 1 + seq
+
+
+def test_what_somebody_knows_of_the_chain_is_not_sent_again() -> None:
+    """The rest follows the record that is named; who knows another chain, or none, gets all of it."""
+    signed = ROTATED[3].make()
+    digests = [hashlib.sha256(record).digest() for record in signed.chain]
+    for at, digest in enumerate(digests):
+        assert signed.find_rest(digest) == (digest, signed.chain[at + 1 :])
+    for unknown in (b"", bytes(32), hashlib.sha256(ROTATED[3].mark.encode()).digest()):
+        assert signed.find_rest(unknown) == (b"", signed.chain)
 
 
 def test_order_is_timeline_revision_audit() -> None:

@@ -1,14 +1,15 @@
 """Rollback marks on the side of the nexus: whom it believes, what it concludes, and what it makes."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from common.clock import to_micros
 from common.errors import MarkError
-from common.forms.mark import NO_AUDIT, AuditEnd, SignedMark, verify_mark
+from common.forms.mark import NO_AUDIT, AuditEnd, Mark, SignedMark, verify_mark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import MarkBook, MarkMaker
 from nexus.store.protocol import Meta
@@ -46,7 +47,7 @@ def test_a_mark_blocks_only_a_store_that_is_older(cluster: FoundedCluster, mark:
     taken = book.take("keeper-1", cluster.sign_mark(*mark))
     assert taken is not None
     assert taken.position == mark
-    assert (book.find_newer(at(cluster, 2, 50)) is not None) == blocks
+    assert (book.find_newer(at(cluster, 2, 50), cluster.chain) is not None) == blocks
 
 
 def test_older_control_rows_are_found_behind_a_raised_revision(cluster: FoundedCluster) -> None:
@@ -54,11 +55,13 @@ def test_older_control_rows_are_found_behind_a_raised_revision(cluster: FoundedC
     book = cluster.book()
     book.take("keeper-1", cluster.sign_mark(2, 50, control_revision=7))
     put_back = replace(at(cluster, 2, 999), control_revision=6)
-    newer = book.find_newer(put_back)
+    newer = book.find_newer(put_back, cluster.chain)
     assert newer is not None
     assert "policies or settings" in newer.describe(put_back)
-    assert book.find_newer(replace(put_back, control_revision=7)) is None
-    assert book.find_newer(replace(put_back, timeline=3)) is None  # accepted as older: a new timeline counts anew
+    assert book.find_newer(replace(put_back, control_revision=7), cluster.chain) is None
+    assert (
+        book.find_newer(replace(put_back, timeline=3), cluster.chain) is None
+    )  # accepted as older: a new timeline counts anew
 
 
 def test_a_store_whose_revision_was_raised_is_older_by_its_control_revision(cluster: FoundedCluster) -> None:
@@ -68,14 +71,14 @@ def test_a_store_whose_revision_was_raised_is_older_by_its_control_revision(clus
     book.take("keeper-1", cluster.sign_mark(1, 90, control_revision=3))
     book.take("keeper-2", cluster.sign_mark(1, 95, control_revision=4))
     raised = replace(at(cluster, 1, 1000), control_revision=4)
-    newer = book.find_newer(raised)
+    newer = book.find_newer(raised, cluster.chain)
     assert newer is not None
     assert (newer.mark.revision, newer.keepers) == (60, ("keeper-1",))
     assert newer.describe(raised) == (
         "policies or settings of the store are older than a rollback mark: control revision 4, and keeper-1 remember 5"
     )
-    assert book.find_newer(replace(raised, control_revision=5)) is None
-    assert book.find_newer(replace(raised, timeline=2, control_revision=1)) is None
+    assert book.find_newer(replace(raised, control_revision=5), cluster.chain) is None
+    assert book.find_newer(replace(raised, timeline=2, control_revision=1), cluster.chain) is None
 
 
 def broken(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
@@ -96,8 +99,8 @@ def with_longer_chain(cluster: FoundedCluster, signed: SignedMark) -> SignedMark
 
 def badly_signed(cluster: FoundedCluster, signed: SignedMark) -> SignedMark:
     """From the future, by a key that is not the cluster's."""
-    forger = MarkMaker(cluster.genesis_record, _OtherKey(), ManualClock())
-    return forger.make(at(cluster, 99, 99), NO_AUDIT, generation=1, set_number=1)[1]
+    maker, meta = MarkMaker(ManualClock()), at(cluster, 99, 99)
+    return maker.make(meta, NO_AUDIT, chain=cluster.chain, signer=_OtherKey(), set_number=1)[1]
 
 
 class _OtherKey:
@@ -110,8 +113,8 @@ class _OtherKey:
 LIES = [
     pytest.param(broken, "broken signature", id="broken signature"),
     pytest.param(edited, "broken signature", id="edited"),
-    pytest.param(without_chain, "chain of 0 records", id="no chain"),
-    pytest.param(with_longer_chain, "chain of 2 records", id="longer chain"),
+    pytest.param(without_chain, "chain has 0 records", id="no chain"),
+    pytest.param(with_longer_chain, "want at most 512", id="longer chain"),
     pytest.param(badly_signed, "broken signature", id="future, signed by nobody"),
 ]
 
@@ -122,7 +125,7 @@ def test_a_mark_that_does_not_verify_blocks_nothing(cluster: FoundedCluster, for
     book = cluster.book()
     with pytest.raises(MarkError, match=why):
         book.take("keeper-1", forge(cluster, cluster.sign_mark(9, 9)))  # type: ignore[operator]
-    assert book.find_newer(at(cluster, 1, 1)) is None
+    assert book.find_newer(at(cluster, 1, 1), cluster.chain) is None
     book.wait_answers(1, seconds=0)
 
 
@@ -138,7 +141,7 @@ def test_a_true_mark_of_another_cluster_blocks_nothing(
     for mark in (theirs, replace(theirs, chain=(cluster.genesis_record.encode(),))):
         with pytest.raises(MarkError, match="another cluster|broken signature"):
             book.take("keeper-1", mark)
-    assert book.find_newer(at(cluster, 1, 1)) is None
+    assert book.find_newer(at(cluster, 1, 1), cluster.chain) is None
     store.close()
 
 
@@ -147,9 +150,9 @@ def test_the_newest_mark_is_named_with_all_who_hold_it(cluster: FoundedCluster) 
     book = cluster.book()
     book.take("keeper-3", cluster.sign_mark(2, 60, generation=1, set_number=4))
     book.take("keeper-1", cluster.sign_mark(2, 60, generation=1, set_number=4))
-    book.take("keeper-2", cluster.sign_mark(1, 90, generation=3, set_number=7))
+    book.take("keeper-2", cluster.sign_mark(1, 90, last_generation=3, set_number=7))
     book.take("keeper-4", None)
-    newer = book.find_newer(at(cluster, 2, 50))
+    newer = book.find_newer(at(cluster, 2, 50), cluster.chain)
     assert newer is not None
     assert (newer.mark.position, newer.mark.made_at) == ((2, 60), MADE_AT)
     assert newer.keepers == ("keeper-1", "keeper-3")
@@ -166,7 +169,7 @@ def test_what_a_keeper_told_once_counts_for_good(cluster: FoundedCluster, later:
     book = cluster.book()
     book.take("keeper-1", cluster.sign_mark(1, 60))
     book.take("keeper-1", cluster.sign_mark(*later) if later else None)
-    newer = book.find_newer(at(cluster, 1, 50))
+    newer = book.find_newer(at(cluster, 1, 50), cluster.chain)
     assert newer is not None
     assert newer.mark.revision == 60
 
@@ -178,7 +181,7 @@ def test_a_keeper_that_answers_late_is_heard(cluster: FoundedCluster) -> None:
 
     def wait() -> None:
         book.wait_answers(2, seconds=DEADLINE_S)
-        seen.append(book.find_newer(meta) is not None)
+        seen.append(book.find_newer(meta, cluster.chain) is not None)
 
     book.take("keeper-1", marks[0])
     book.wait_answers(2, seconds=0)  # not for ever
@@ -189,27 +192,30 @@ def test_a_keeper_that_answers_late_is_heard(cluster: FoundedCluster) -> None:
     assert seen == [True]
 
 
+Make = Callable[..., tuple[Mark, SignedMark]]
+
+
 @pytest.fixture
-def maker(cluster: FoundedCluster) -> Iterator[MarkMaker]:
-    """Signs with the audit key of the cluster."""
+def make(cluster: FoundedCluster) -> Iterator[Make]:
+    """Sign with the audit key of the cluster."""
     key = cluster.make_root_key()
-    yield MarkMaker(cluster.genesis_record, key, CLOCK)
+    yield partial(MarkMaker(CLOCK).make, chain=cluster.chain, signer=key)
     key.release()
 
 
 CLOCK = ManualClock()
 
 
-def test_a_mark_is_made_once_for_each_position(cluster: FoundedCluster, maker: MarkMaker) -> None:
+def test_a_mark_is_made_once_for_each_position(cluster: FoundedCluster, make: Make) -> None:
     """The same objects while the store stands still; each verifies as a keeper verifies it."""
     meta = cluster.load()[0]
-    first = maker.make(meta, NO_AUDIT, generation=1, set_number=1)
+    first = make(meta, NO_AUDIT, set_number=1)
     CLOCK.advance(5)
-    assert maker.make(meta, NO_AUDIT, generation=1, set_number=1)[1] is first[1]
+    assert make(meta, NO_AUDIT, set_number=1)[1] is first[1]
     audit = AuditEnd("n1", 2, 30, b"h" * 32)
     for changes in ({"revision": meta.revision + 1}, {"timeline": 2}, {"control_revision": 9}, {"epoch": 8}):
         moved = replace(meta, last_generation=3, last_set_number=7, last_kek_id=4, **changes)  # type: ignore[arg-type]
-        mark, signed = maker.make(moved, audit, generation=1, set_number=2)
+        mark, signed = make(moved, audit, set_number=2)
         assert signed is not first[1]
         assert verify_mark(signed, cluster_id=cluster.cluster_id, genesis=cluster.genesis) == mark
         found = (mark.timeline, mark.revision, mark.control_revision, mark.epoch)
@@ -219,12 +225,12 @@ def test_a_mark_is_made_once_for_each_position(cluster: FoundedCluster, maker: M
         assert (mark.audit, mark.made_at) == (audit, to_micros(CLOCK.now()))
 
 
-def test_a_store_that_is_only_read_is_marked_anew_each_second(cluster: FoundedCluster, maker: MarkMaker) -> None:
+def test_a_store_that_is_only_read_is_marked_anew_each_second(cluster: FoundedCluster, make: Make) -> None:
     """A read is a line in the audit, which the mark holds; while nothing is read, no mark is made."""
     meta, made = cluster.load()[0], []
     for seq, seconds in [(1, 0.0), (2, 0.5), (3, 0.4), (4, 0.1), (4, 60.0), (5, 0.1)]:
         CLOCK.advance(seconds)
-        made.append(maker.make(meta, AuditEnd("n1", 1, seq), generation=1, set_number=1)[0].audit.seq)
+        made.append(make(meta, AuditEnd("n1", 1, seq), set_number=1)[0].audit.seq)
     assert made == [1, 1, 1, 4, 4, 5]
 
 
@@ -234,30 +240,30 @@ def test_a_lower_epoch_is_found_behind_a_raised_revision(cluster: FoundedCluster
     book.take("keeper-1", cluster.sign_mark(2, 50, control_revision=7, epoch=4))
     book.take("keeper-1", cluster.sign_mark(2, 90, control_revision=7, epoch=3))
     put_back = replace(at(cluster, 2, 999), control_revision=7, epoch=3)
-    newer = book.find_newer(put_back)
+    newer = book.find_newer(put_back, cluster.chain)
     assert newer is not None
     assert newer.describe(put_back) == (
         "a seal or an unseal was undone in the store, which is older than a rollback mark: epoch 3, "
         "and keeper-1 remember 4"
     )
-    assert book.find_newer(replace(put_back, epoch=4)) is None
-    assert book.find_newer(replace(put_back, timeline=3)) is None
+    assert book.find_newer(replace(put_back, epoch=4), cluster.chain) is None
+    assert book.find_newer(replace(put_back, timeline=3), cluster.chain) is None
 
 
-def test_what_this_nexus_marked_itself_counts(cluster: FoundedCluster, maker: MarkMaker) -> None:
+def test_what_this_nexus_marked_itself_counts(cluster: FoundedCluster, make: Make) -> None:
     """Without any keeper; it is named beside those that remember the same."""
     book, meta = cluster.book(), cluster.load()[0]
-    mark, signed = maker.make(replace(meta, revision=60), NO_AUDIT, generation=1, set_number=1)
-    book.take_own(mark)
-    newer = book.find_newer(replace(meta, revision=50))
+    mark, signed = make(replace(meta, revision=60), NO_AUDIT, set_number=1)
+    book.take_own(mark, cluster.chain)
+    newer = book.find_newer(replace(meta, revision=50), cluster.chain)
     assert newer is not None
     assert (newer.is_own, newer.keepers) == (True, ())
     assert newer.describe(replace(meta, revision=50)).endswith("and this nexus remember timeline 1, revision 60")
     book.take("keeper-2", signed)
-    newer = book.find_newer(replace(meta, revision=50))
+    newer = book.find_newer(replace(meta, revision=50), cluster.chain)
     assert newer is not None
     assert "keeper-2, this nexus remember" in newer.describe(replace(meta, revision=50))
-    assert book.find_newer(replace(meta, revision=60)) is None
+    assert book.find_newer(replace(meta, revision=60), cluster.chain) is None
 
 
 def test_numbers_that_were_given_out_are_told(cluster: FoundedCluster) -> None:
@@ -265,7 +271,7 @@ def test_numbers_that_were_given_out_are_told(cluster: FoundedCluster) -> None:
     book = cluster.book()
     book.take("keeper-1", cluster.sign_mark(1, 60, set_number=4, last_set_number=9, last_generation=3, last_kek_id=5))
     book.take("keeper-2", cluster.sign_mark(1, 50, set_number=6, format=1))
-    newer = book.find_newer(at(cluster, 1, 40))
+    newer = book.find_newer(at(cluster, 1, 40), cluster.chain)
     assert newer is not None
     assert (newer.last_generation, newer.last_set_number, newer.last_kek_id) == (3, 9, 5)
 

@@ -81,7 +81,7 @@ def test_a_keeper_is_asked_for_its_mark_once_for_each_boot(bench: Bench, duty: s
     for _ in range(3):
         getattr(bench, duty)()
     assert bench.keeper.count("fetch_mark") == 1
-    newer = bench.book.find_newer(bench.cluster.load()[0])
+    newer = bench.book.find_newer(bench.cluster.load()[0], bench.cluster.chain)
     assert newer is not None
     assert newer.keepers == ("keeper-1",)
     bench.keeper.restart()
@@ -97,7 +97,7 @@ def test_a_keeper_that_could_not_be_asked_is_asked_again(bench: Bench) -> None:
     bench.keeper.marks.append(bench.cluster.sign_mark(1, 500))
     bench.keeper.is_reachable = True
     bench.keep()
-    assert bench.book.find_newer(bench.cluster.load()[0]) is not None
+    assert bench.book.find_newer(bench.cluster.load()[0], bench.cluster.chain) is not None
 
 
 def test_the_newest_mark_is_given_once_for_each_position(bench: Bench) -> None:
@@ -152,7 +152,7 @@ def test_a_lie_about_its_mark_is_named_until_the_keeper_restarts(bench: Bench, d
         status = getattr(bench, duty)()
         assert status.fault == "lies: rollback mark has a broken signature"
         assert (status.reachable, status.holds_current_set) == (True, False)
-    assert bench.book.find_newer(bench.cluster.load()[0]) is None
+    assert bench.book.find_newer(bench.cluster.load()[0], bench.cluster.chain) is None
     assert bench.keeper.count("fetch_mark") == 1
     assert bench.keeper.count("put_shard") == 0
     assert [action for action, _, _ in bench.notes] == ["keeper.fault"]
@@ -294,7 +294,7 @@ def test_a_keeper_that_answers_with_a_newer_mark_is_heard(bench: Bench) -> None:
     bench.mark = bench.cluster.sign_mark(1, 1)
     bench.keeper.answers_newer = bench.cluster.sign_mark(1, 500)
     assert bench.keep().fault == ""
-    newer = bench.book.find_newer(bench.cluster.load()[0])
+    newer = bench.book.find_newer(bench.cluster.load()[0], bench.cluster.chain)
     assert newer is not None
     assert (newer.mark.revision, newer.keepers) == (500, ("keeper-1",))
     bench.mark = bench.cluster.sign_mark(1, 2)
@@ -314,7 +314,7 @@ def test_a_keeper_that_refuses_a_mark_is_asked_for_its_own(bench: Bench) -> None
     asked = bench.keeper.count("fetch_mark")
     bench.keep()
     assert bench.keeper.count("fetch_mark") == asked + 1
-    assert bench.book.find_newer(bench.cluster.load()[0]) is not None
+    assert bench.book.find_newer(bench.cluster.load()[0], bench.cluster.chain) is not None
 
 
 def test_whatever_changes_a_keeper_names_the_epoch(bench: Bench) -> None:

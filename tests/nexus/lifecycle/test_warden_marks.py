@@ -32,7 +32,7 @@ class Blocked:
         self.cluster = cluster
         self.keepers = cluster.keepers()
         self.keepers[1].marks.append(cluster.sign_mark(1, 60, set_number=4))
-        self.keepers[2].marks.append(cluster.sign_mark(1, 40, generation=2, set_number=6))
+        self.keepers[2].marks.append(cluster.sign_mark(1, 40, last_generation=2, set_number=6))
         self.store = FailingStore(cluster.store)
         self.core: NexusCore = start(self.keepers, store=self.store)
         wait_until(lambda: self.core.warden.find_newer_mark() is not None)
@@ -183,7 +183,7 @@ def _of_another_cluster(cluster: FoundedCluster) -> SignedMark:
     [
         pytest.param(_bad_signature, "broken signature", id="from the future, badly signed"),
         pytest.param(_of_another_cluster, "of another cluster", id="of another cluster"),
-        pytest.param(_no_mark, "chain that does not decode", id="no mark at all"),
+        pytest.param(_no_mark, "chain begins with no genesis record", id="no mark at all"),
     ],
 )
 def test_a_lying_mark_blocks_nothing_and_its_keeper_is_named(

@@ -418,8 +418,8 @@ def change_mark(**fields: Any) -> Callable[[Any], None]:
         pytest.param(change_mark(mark=bytes(1025)), id="a long mark"),
         pytest.param(change_mark(signature=bytes(63)), id="a short signature"),
         pytest.param(lambda answer: answer.mark.chain.pop() and None, id="no chain"),
-        pytest.param(lambda answer: answer.mark.chain.extend(64 * [b"x"]), id="a long chain"),
-        pytest.param(lambda answer: answer.mark.chain.append(bytes(8193)), id="a long record"),
+        pytest.param(lambda answer: answer.mark.chain.extend(1025 * [b"x"]), id="a long chain"),
+        pytest.param(lambda answer: answer.mark.chain.append(bytes(513)), id="a long link"),
     ],
 )
 def test_bent_marks_are_refused(

@@ -123,7 +123,7 @@ class StoreContract:
 
     def test_meta_is_replaced_but_for_the_revision(self, store: Store) -> None:
         """save_meta stores every field as given, except the revision, which the store counts."""
-        meta = Meta(Phase.INITIALISED, b"c" * 16, True, 2, 99, 7, 3, 4, 5, 6, 8)
+        meta = Meta(Phase.INITIALISED, b"c" * 16, True, 2, 99, 7, 3, 4, 5, 6, 8, 9, 10)
 
         def change(writer: Writer) -> Meta:
             writer.save_meta(meta)

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import StoreUnavailableError
 from nexus.store.protocol import Meta, Phase, Position, Store, Writer
-from tests.nexus.store.contract import load_meta, make_row, put, threads
+from tests.nexus.store.contract import CALLER, load_meta, make_row, put, threads
 
 
 class _DeliberateError(Exception):
@@ -18,16 +18,16 @@ class PositionContract:
 
     def test_the_position_comes_with_a_version_or_alone(self, store: Store) -> None:
         """It is that of the state that is read, whether the version is there or not, and of no read before."""
-        meta = Meta(Phase.INITIALISED, b"c" * 16, False, 2, 0, 7, 3, 4, 5, 6, 8)
+        meta = Meta(Phase.INITIALISED, b"c" * 16, False, 2, 0, 7, 3, 4, 5, 6, 8, generation=9, kek_id=3)
         store.write(lambda writer: writer.save_meta(meta))
         put(store, make_row("a"))
         for version, is_there in ((0, True), (1, True), (2, False)):
             with store.read() as reader:
                 assert (reader.load_version("a", version) is not None) is is_there
-                assert reader.load_position() == Position(2, 2, 7, 8)
+                assert reader.load_position() == Position(2, 2, 7, 8, 9, 3)
         put(store, make_row("a", 2))
         with store.read() as reader:
-            assert reader.load_position() == Position(2, 3, 7, 8) == reader.load_meta().position
+            assert reader.load_position() == Position(2, 3, 7, 8, 9, 3) == reader.load_meta().position
 
     def test_a_change_knows_where_the_store_stood_before(self, store: Store) -> None:
         """That is what it builds on, whatever it saves itself."""
@@ -36,12 +36,28 @@ class PositionContract:
 
         def change(writer: Writer) -> Position:
             writer.load_version("a", 0)
-            writer.save_meta(dataclasses.replace(meta, timeline=3, control_revision=8, epoch=20))
-            assert writer.load_position() == Position(3, 1, 8, 20)
+            flipped = dataclasses.replace(meta, timeline=3, control_revision=8, epoch=20, generation=2, kek_id=5)
+            writer.save_meta(flipped)
+            assert writer.load_position() == Position(3, 1, 8, 20, 2, 5)
             return writer.basis
 
         assert store.write(change) == Position(2, 1, 7, 8)
-        assert store.write(lambda writer: writer.basis) == Position(3, 2, 8, 20)
+        assert store.write(lambda writer: writer.basis) == Position(3, 2, 8, 20, 2, 5)
+
+    def test_no_version_is_inserted_under_another_kek_than_the_current_one(self, store: Store) -> None:
+        """The change is lost, even if it catches that. A store that names no KEK, as an older one, takes any."""
+        put(store, make_row("a"))  # under KEK 3
+        store.write(lambda writer: writer.save_meta(dataclasses.replace(writer.load_meta(), kek_id=4)))
+
+        def stubborn(writer: Writer) -> None:
+            with pytest.raises(StoreUnavailableError):
+                writer.insert_version(make_row("a", 2), caller=CALLER)
+
+        with pytest.raises(StoreUnavailableError, match="version is under KEK 3, want 4"):
+            put(store, make_row("a", 2))
+        with pytest.raises(StoreUnavailableError):
+            store.write(stubborn)
+        put(store, dataclasses.replace(make_row("a", 2), kek_id=4))
 
     def test_the_epoch_never_goes_down(self, store: Store) -> None:
         """A change that lowers it is lost."""

@@ -13,6 +13,7 @@ from common.forms.audit.line import NO_HASH, Line, SegmentLine, encode_line
 from common.forms.audit.verify import KnownLine, verify, verify_lines
 from common.forms.genesis import Genesis
 from nexus.access.audit.log import AuditLog
+from tests.kit.chains import ChainMaker, make_chain, public_bytes
 from tests.nexus.access.audit.keyed import make_entry
 
 FIRST, SECOND = "nexus-1.000001.000001.jsonl", "nexus-1.000001.000002.jsonl"
@@ -242,3 +243,41 @@ def test_an_accepted_new_chain_is_told(tmp_path: Path) -> None:
         log.begin_anew(entry)
     report = verify(tmp_path)
     assert (report.faults, [line.entry for line in report.accepted]) == ([], [entry])
+
+
+class ChainKey:
+    """The signer of one generation of a chain."""
+
+    def __init__(self, chains: ChainMaker) -> None:
+        self.public_key = public_bytes(chains.key)
+        self.sign = chains.key.sign
+        self.links = chains.records
+
+
+ONE, TWO, THREE = (ChainKey(make_chain(2).cut(seq)) for seq in range(3))
+FORK = ChainKey(make_chain(1).cut(1).add(branch="fork"))
+STRANGER = ChainKey(ChainMaker(seed=b"s" * 32))
+
+
+@pytest.mark.parametrize(
+    ("signers", "why"),
+    [
+        pytest.param([(1, ONE), (1, TWO), (1, TWO), (1, THREE)], "", id="one generation after another"),
+        pytest.param([(1, ONE), (1, THREE)], "", id="two links at once"),
+        pytest.param([(1, THREE), (2, ONE), (2, TWO)], "", id="an older store was accepted"),
+        pytest.param([(1, THREE), (2, FORK)], "", id="an older store was accepted, and got another root key"),
+        pytest.param([(1, TWO), (1, ONE)], "by generation 1, after one by generation 2", id="an earlier generation"),
+        pytest.param([(2, TWO), (2, ONE)], "by generation 1, after one by", id="an earlier one in a later timeline"),
+        pytest.param([(1, THREE), (1, FORK)], "by generation 3, after one by generation 3", id="a fork"),
+        pytest.param([(1, ONE), (1, STRANGER)], "genesis does not lead to", id="another cluster"),
+    ],
+)
+def test_the_signer_changes_along_the_chain(tmp_path: Path, signers: list[tuple[int, ChainKey]], why: str) -> None:
+    """From a generation to a later one; back only where a new timeline begins."""
+    for timeline, signer in signers:
+        with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=timeline)) as log:
+            log.set_signer(signer, signer.links)
+            log.append(make_entry("a"))
+    faults = verify(tmp_path, genesis=make_chain(2).genesis.fingerprint).faults
+    assert len(faults) == bool(why)
+    assert not why or why in faults[0].why

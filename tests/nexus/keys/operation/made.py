@@ -2,13 +2,18 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from common.keys import shamir
 from nexus.keys import records
-from nexus.keys.operation.evidence import NewKey, Order, Preflight, Staged
+from nexus.keys.operation import transitions
+from nexus.keys.operation.change import Change
+from nexus.keys.operation.evidence import Backup, Holding, NewKey, Order, Preflight, Proof, Staged
 from nexus.keys.operation.facts import Facts, read_facts
-from nexus.keys.operation.record import Depth, Driver, Numbers
+from nexus.keys.operation.record import Depth, Driver, Numbers, OperationRecord, Step
+from nexus.keys.operation.refusal import Refused
+from nexus.keys.operation.staging import next_numbers
 from nexus.store.protocol import Meta, Phase
 
 CLUSTER = b"c" * 16
@@ -155,3 +160,88 @@ def make_staged(facts: Facts, numbers: Numbers, *, renews_key: bool = True, **ch
     return Staged(
         shard_set, numbers.kek_id, make_key(root, numbers, keks | {numbers.kek_id: token("kek", numbers.kek_id)})
     )
+
+
+def read_operation(facts: Facts) -> OperationRecord:
+    """Return the operation, which has to be there."""
+    assert facts.operation is not None
+    return facts.operation
+
+
+def do(facts: Facts, change: Change | Refused) -> Facts:
+    """Return the facts as a change leaves them; it must not be refused."""
+    assert not isinstance(change, Refused), change
+    return facts.after(change)
+
+
+def prepare(facts: Facts, depth: Depth = Depth.ROTATE, *, at: int = NOW, **order: Any) -> Facts:
+    """Begin an operation whose preflight is in order."""
+    numbers = next_numbers(facts, renews_key=depth.renews_key)
+    staged = make_staged(facts, numbers, renews_key=depth.renews_key)
+    preflight = make_preflight(backup=Backup(facts.generation, NOW))
+    made = make_order(depth, **({"is_forced": True} | order))
+    change = transitions.prepare(facts, made, staged, preflight, operation_id=OPERATION_ID, driver=DRIVER, at=at)
+    return do(facts, change)
+
+
+def prove(facts: Facts, **changes: Any) -> Proof:
+    """The proof that the driver of now has at this step."""
+    operation = read_operation(facts)
+    made = Proof(operation.id, operation.target.set_number, operation.step, operation.driver)
+    return replace(made, **changes)
+
+
+def hold(*names: str, age: float = 0.0) -> dict[str, Holding]:
+    """These keepers proved themselves so many seconds ago."""
+    return {name: Holding(name.encode(), age) for name in names}
+
+
+def distribute(facts: Facts) -> Facts:
+    operation = read_operation(facts)
+    change = transitions.distribute(
+        facts, operation.ticket, driver=DRIVER, proof=prove(facts), holders=hold(*NAMES), at=NOW
+    )
+    return do(facts, change)
+
+
+def flip(facts: Facts) -> Facts:
+    operation = read_operation(facts)
+    change = transitions.flip(
+        facts,
+        operation.ticket,
+        driver=DRIVER,
+        proof=prove(facts),
+        holders=hold(*NAMES),
+        link=b"signed" if operation.depth.renews_key else b"",
+        revision=77,
+        at=NOW + 1,
+    )
+    return do(facts, change)
+
+
+def settle(facts: Facts) -> Facts:
+    operation = read_operation(facts)
+    return do(facts, transitions.settle(facts, operation.ticket, driver=DRIVER, proof=prove(facts), at=NOW + 2))
+
+
+def bring_to(step: Step | None, depth: Depth = Depth.ROTATE) -> Facts:
+    """A cluster in which an operation is at *step*; None: nothing is in progress."""
+    facts = make_facts()
+    if step is not None:
+        facts = prepare(facts, depth)
+    if step in (Step.DISTRIBUTED, Step.FLIPPED):
+        facts = distribute(facts)
+    if step is Step.FLIPPED:
+        facts = flip(facts)
+    return facts
+
+
+def damage(facts: Facts, *keys: records.Key) -> Facts:
+    """Return the facts with rows that do not verify."""
+    bodies = {key: body for key, body in facts.bodies.items() if key not in keys}
+    return read_facts(facts.meta, bodies, facts.damaged | set(keys))
+
+
+def edit_row(facts: Facts, key: records.Key, record: Any) -> Facts:
+    """Return the facts with another record in a row."""
+    return read_facts(facts.meta, {**facts.bodies, key: records.encode(record)}, facts.damaged)

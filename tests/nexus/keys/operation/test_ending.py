@@ -1,0 +1,106 @@
+"""The end of an operation, read from the rows, whether or not its own row can be read."""
+
+from dataclasses import replace
+
+import pytest
+
+from nexus.keys import records
+from nexus.keys.operation import transitions
+from nexus.keys.operation.ending import end_operation, is_flipped
+from nexus.keys.operation.facts import Facts, read_facts
+from nexus.keys.operation.record import Depth, Step
+from nexus.keys.records import GenerationState, SetState
+from tests.nexus.keys.operation.made import bring_to, damage, make_facts, read_operation, settle
+
+DEPTHS = list(Depth)
+STAGED = [
+    (records.SHARD_SET, "2"),
+    (records.GENERATION, "2"),
+    (records.KEYRING, "2"),
+    (records.ESCROW, "2"),
+    (records.CANARY, "3"),
+]
+
+
+def lose_operation(facts: Facts) -> Facts:
+    bodies = {key: body for key, body in facts.bodies.items() if key != records.OPERATION}
+    return read_facts(facts.meta, bodies, facts.damaged)
+
+
+READABLE = [
+    pytest.param(lambda facts: facts, id="readable"),
+    pytest.param(lambda facts: damage(facts, records.OPERATION), id="damaged"),
+    pytest.param(lambda facts: replace(facts, bodies={**facts.bodies, records.OPERATION: b"{"}), id="no record"),
+    pytest.param(lose_operation, id="lost"),
+]
+
+
+def test_nothing_ends_where_nothing_is_in_progress() -> None:
+    assert end_operation(make_facts()).is_empty
+
+
+@pytest.mark.parametrize("hide", READABLE)
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("step", [Step.PREPARED, Step.DISTRIBUTED])
+def test_before_the_flip_it_is_taken_back(step: Step, depth: Depth, hide: object) -> None:
+    """To exactly what an abort leaves."""
+    facts = bring_to(step, depth)
+    aborted = transitions.abort(facts, read_operation(facts).ticket)
+    hidden = _read(hide(facts))  # type: ignore[operator]
+    assert not is_flipped(hidden)
+    after = hidden.after(end_operation(hidden))
+    assert after.bodies == facts.after(aborted).bodies  # type: ignore[arg-type]
+    assert not after.damaged
+    assert after.meta.epoch == facts.meta.epoch
+
+
+@pytest.mark.parametrize("hide", READABLE)
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_after_the_flip_it_is_settled(depth: Depth, hide: object) -> None:
+    facts = bring_to(Step.FLIPPED, depth)
+    hidden = _read(hide(facts))  # type: ignore[operator]
+    after = hidden.after(end_operation(hidden))
+    assert after.bodies == settle(facts).bodies
+    assert not after.damaged
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("step", list(Step))
+def test_a_seal_takes_back_and_keeps_what_is_flipped(step: Step, depth: Depth) -> None:
+    facts = bring_to(step, depth)
+    change = end_operation(facts, keeps_flipped=True)
+    assert change.is_empty is (step is Step.FLIPPED)
+    assert (facts.after(change).operation is None) is (step is not Step.FLIPPED)
+
+
+@pytest.mark.parametrize("key", STAGED, ids="/".join)
+@pytest.mark.parametrize("step", [Step.PREPARED, Step.DISTRIBUTED])
+def test_what_is_staged_and_damaged_is_deleted(step: Step, key: records.Key) -> None:
+    facts = damage(bring_to(step), key)
+    after = facts.after(end_operation(facts))
+    assert not after.damaged
+    assert after.operation is None
+    assert after.current == make_facts().current
+    assert not after.pending_sets
+    assert all(one.state is not SetState.PENDING for one in after.sets.values())
+    assert all(one.state is not GenerationState.PENDING for one in after.generations.values())
+    assert list(after.keyrings) == [1]
+
+
+@pytest.mark.parametrize("key", [(records.KEYRING, "1"), (records.ESCROW, "1"), (records.CANARY, "2")], ids="/".join)
+def test_what_was_replaced_and_is_damaged_is_deleted(key: records.Key) -> None:
+    facts = damage(bring_to(Step.FLIPPED), key)
+    after = facts.after(end_operation(facts))
+    assert not after.damaged
+    assert after.bodies == settle(bring_to(Step.FLIPPED)).bodies
+
+
+def test_ending_twice_changes_nothing_more() -> None:
+    for step in Step:
+        facts = bring_to(step)
+        after = facts.after(end_operation(facts))
+        assert end_operation(after).is_empty
+
+
+def _read(facts: Facts) -> Facts:
+    return read_facts(facts.meta, facts.bodies, facts.damaged)
