@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16keeper/v1/keeper.proto\x12\tkeeper.v1\"J\n\x14GetSealingKeyRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"S\n\x15GetSealingKeyResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63\x65rtificates\x18\x03 \x03(\x0c\"y\n\x08SetLabel\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07genesis\x18\x02 \x01(\x0c\x12\x10\n\x08timeline\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06set_id\x18\x05 \x01(\x0c\x12\x12\n\nset_number\x18\x06 \x01(\x04\"\xc2\x01\n\x0fPutShardRequest\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\x12\x18\n\x10statement_digest\x18\x03 \x01(\x0c\x12\x14\n\x0csealed_shard\x18\x04 \x01(\x0c\x12\x12\n\ncommitment\x18\x05 \x01(\x0c\x12\x16\n\x0e\x63urrent_set_id\x18\x06 \x01(\x0c\x12$\n\x05\x65poch\x18\x07 \x01(\x0b\x32\x15.keeper.v1.StoreEpoch\"-\n\nStoreEpoch\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"#\n\x10PutShardResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\"Z\n\x0e\x44ropSetRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0e\n\x06set_id\x18\x02 \x01(\x0c\x12$\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x15.keeper.v1.StoreEpoch\"3\n\x0f\x44ropSetResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x08\"K\n\x11\x46\x65tchShardRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0e\n\x06set_id\x18\x02 \x01(\x0c\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\"j\n\x12\x46\x65tchShardResponse\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\x12\x14\n\x0csealed_shard\x18\x03 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\xbd\x01\n\x11GetStatusResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0f\n\x07genesis\x18\x03 \x01(\x0c\x12 \n\x04sets\x18\x04 \x03(\x0b\x32\x12.keeper.v1.HeldSet\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x19\n\x11memory_protection\x18\x06 \x01(\r\x12$\n\x05\x65poch\x18\x07 \x01(\x0b\x32\x15.keeper.v1.StoreEpoch\"8\n\x07HeldSet\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\">\n\x0cRollbackMark\x12\x0c\n\x04mark\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\r\n\x05\x63hain\x18\x03 \x03(\x0c\"]\n\x0ePutMarkRequest\x12%\n\x04mark\x18\x01 \x01(\x0b\x32\x17.keeper.v1.RollbackMark\x12$\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x15.keeper.v1.StoreEpoch\"J\n\x0fPutMarkResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12&\n\x05newer\x18\x02 \x01(\x0b\x32\x17.keeper.v1.RollbackMark\"$\n\x0eGetMarkRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\"I\n\x0fGetMarkResponse\x12%\n\x04mark\x18\x01 \x01(\x0b\x32\x17.keeper.v1.RollbackMark\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\x0c\x32\x81\x04\n\rKeeperService\x12R\n\rGetSealingKey\x12\x1f.keeper.v1.GetSealingKeyRequest\x1a .keeper.v1.GetSealingKeyResponse\x12\x43\n\x08PutShard\x12\x1a.keeper.v1.PutShardRequest\x1a\x1b.keeper.v1.PutShardResponse\x12@\n\x07\x44ropSet\x12\x19.keeper.v1.DropSetRequest\x1a\x1a.keeper.v1.DropSetResponse\x12I\n\nFetchShard\x12\x1c.keeper.v1.FetchShardRequest\x1a\x1d.keeper.v1.FetchShardResponse\x12@\n\x07PutMark\x12\x19.keeper.v1.PutMarkRequest\x1a\x1a.keeper.v1.PutMarkResponse\x12@\n\x07GetMark\x12\x19.keeper.v1.GetMarkRequest\x1a\x1a.keeper.v1.GetMarkResponse\x12\x46\n\tGetStatus\x12\x1b.keeper.v1.GetStatusRequest\x1a\x1c.keeper.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16keeper/v1/keeper.proto\x12\tkeeper.v1\"J\n\x14GetSealingKeyRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"S\n\x15GetSealingKeyResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63\x65rtificates\x18\x03 \x03(\x0c\"y\n\x08SetLabel\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0f\n\x07genesis\x18\x02 \x01(\x0c\x12\x10\n\x08timeline\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06set_id\x18\x05 \x01(\x0c\x12\x12\n\nset_number\x18\x06 \x01(\x04\"\xd2\x01\n\x0fPutShardRequest\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\x12\x18\n\x10statement_digest\x18\x03 \x01(\x0c\x12\x14\n\x0csealed_shard\x18\x04 \x01(\x0c\x12\x12\n\ncommitment\x18\x05 \x01(\x0c\x12\x16\n\x0e\x63urrent_set_id\x18\x06 \x01(\x0c\x12$\n\x05\x65poch\x18\x07 \x01(\x0b\x32\x15.keeper.v1.StoreEpoch\x12\x0e\n\x06\x66ormat\x18\x08 \x01(\r\"-\n\nStoreEpoch\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"#\n\x10PutShardResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\"Z\n\x0e\x44ropSetRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0e\n\x06set_id\x18\x02 \x01(\x0c\x12$\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x15.keeper.v1.StoreEpoch\"3\n\x0f\x44ropSetResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x08\"K\n\x11\x46\x65tchShardRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0e\n\x06set_id\x18\x02 \x01(\x0c\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\"j\n\x12\x46\x65tchShardResponse\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\x12\x14\n\x0csealed_shard\x18\x03 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\xd1\x01\n\x11GetStatusResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0f\n\x07genesis\x18\x03 \x01(\x0c\x12 \n\x04sets\x18\x04 \x03(\x0b\x32\x12.keeper.v1.HeldSet\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x19\n\x11memory_protection\x18\x06 \x01(\r\x12$\n\x05\x65poch\x18\x07 \x01(\x0b\x32\x15.keeper.v1.StoreEpoch\x12\x12\n\nput_format\x18\x08 \x01(\r\"8\n\x07HeldSet\x12\"\n\x05label\x18\x01 \x01(\x0b\x32\x13.keeper.v1.SetLabel\x12\t\n\x01x\x18\x02 \x01(\r\">\n\x0cRollbackMark\x12\x0c\n\x04mark\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\r\n\x05\x63hain\x18\x03 \x03(\x0c\"]\n\x0ePutMarkRequest\x12%\n\x04mark\x18\x01 \x01(\x0b\x32\x17.keeper.v1.RollbackMark\x12$\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x15.keeper.v1.StoreEpoch\"J\n\x0fPutMarkResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x0c\x12&\n\x05newer\x18\x02 \x01(\x0b\x32\x17.keeper.v1.RollbackMark\"$\n\x0eGetMarkRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\"I\n\x0fGetMarkResponse\x12%\n\x04mark\x18\x01 \x01(\x0b\x32\x17.keeper.v1.RollbackMark\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\x0c\x32\x81\x04\n\rKeeperService\x12R\n\rGetSealingKey\x12\x1f.keeper.v1.GetSealingKeyRequest\x1a .keeper.v1.GetSealingKeyResponse\x12\x43\n\x08PutShard\x12\x1a.keeper.v1.PutShardRequest\x1a\x1b.keeper.v1.PutShardResponse\x12@\n\x07\x44ropSet\x12\x19.keeper.v1.DropSetRequest\x1a\x1a.keeper.v1.DropSetResponse\x12I\n\nFetchShard\x12\x1c.keeper.v1.FetchShardRequest\x1a\x1d.keeper.v1.FetchShardResponse\x12@\n\x07PutMark\x12\x19.keeper.v1.PutMarkRequest\x1a\x1a.keeper.v1.PutMarkResponse\x12@\n\x07GetMark\x12\x19.keeper.v1.GetMarkRequest\x1a\x1a.keeper.v1.GetMarkResponse\x12\x46\n\tGetStatus\x12\x1b.keeper.v1.GetStatusRequest\x1a\x1c.keeper.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,35 +38,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETLABEL']._serialized_start=198
   _globals['_SETLABEL']._serialized_end=319
   _globals['_PUTSHARDREQUEST']._serialized_start=322
-  _globals['_PUTSHARDREQUEST']._serialized_end=516
-  _globals['_STOREEPOCH']._serialized_start=518
-  _globals['_STOREEPOCH']._serialized_end=563
-  _globals['_PUTSHARDRESPONSE']._serialized_start=565
-  _globals['_PUTSHARDRESPONSE']._serialized_end=600
-  _globals['_DROPSETREQUEST']._serialized_start=602
-  _globals['_DROPSETREQUEST']._serialized_end=692
-  _globals['_DROPSETRESPONSE']._serialized_start=694
-  _globals['_DROPSETRESPONSE']._serialized_end=745
-  _globals['_FETCHSHARDREQUEST']._serialized_start=747
-  _globals['_FETCHSHARDREQUEST']._serialized_end=822
-  _globals['_FETCHSHARDRESPONSE']._serialized_start=824
-  _globals['_FETCHSHARDRESPONSE']._serialized_end=930
-  _globals['_GETSTATUSREQUEST']._serialized_start=932
-  _globals['_GETSTATUSREQUEST']._serialized_end=950
-  _globals['_GETSTATUSRESPONSE']._serialized_start=953
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1142
-  _globals['_HELDSET']._serialized_start=1144
-  _globals['_HELDSET']._serialized_end=1200
-  _globals['_ROLLBACKMARK']._serialized_start=1202
-  _globals['_ROLLBACKMARK']._serialized_end=1264
-  _globals['_PUTMARKREQUEST']._serialized_start=1266
-  _globals['_PUTMARKREQUEST']._serialized_end=1359
-  _globals['_PUTMARKRESPONSE']._serialized_start=1361
-  _globals['_PUTMARKRESPONSE']._serialized_end=1435
-  _globals['_GETMARKREQUEST']._serialized_start=1437
-  _globals['_GETMARKREQUEST']._serialized_end=1473
-  _globals['_GETMARKRESPONSE']._serialized_start=1475
-  _globals['_GETMARKRESPONSE']._serialized_end=1548
-  _globals['_KEEPERSERVICE']._serialized_start=1551
-  _globals['_KEEPERSERVICE']._serialized_end=2064
+  _globals['_PUTSHARDREQUEST']._serialized_end=532
+  _globals['_STOREEPOCH']._serialized_start=534
+  _globals['_STOREEPOCH']._serialized_end=579
+  _globals['_PUTSHARDRESPONSE']._serialized_start=581
+  _globals['_PUTSHARDRESPONSE']._serialized_end=616
+  _globals['_DROPSETREQUEST']._serialized_start=618
+  _globals['_DROPSETREQUEST']._serialized_end=708
+  _globals['_DROPSETRESPONSE']._serialized_start=710
+  _globals['_DROPSETRESPONSE']._serialized_end=761
+  _globals['_FETCHSHARDREQUEST']._serialized_start=763
+  _globals['_FETCHSHARDREQUEST']._serialized_end=838
+  _globals['_FETCHSHARDRESPONSE']._serialized_start=840
+  _globals['_FETCHSHARDRESPONSE']._serialized_end=946
+  _globals['_GETSTATUSREQUEST']._serialized_start=948
+  _globals['_GETSTATUSREQUEST']._serialized_end=966
+  _globals['_GETSTATUSRESPONSE']._serialized_start=969
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1178
+  _globals['_HELDSET']._serialized_start=1180
+  _globals['_HELDSET']._serialized_end=1236
+  _globals['_ROLLBACKMARK']._serialized_start=1238
+  _globals['_ROLLBACKMARK']._serialized_end=1300
+  _globals['_PUTMARKREQUEST']._serialized_start=1302
+  _globals['_PUTMARKREQUEST']._serialized_end=1395
+  _globals['_PUTMARKRESPONSE']._serialized_start=1397
+  _globals['_PUTMARKRESPONSE']._serialized_end=1471
+  _globals['_GETMARKREQUEST']._serialized_start=1473
+  _globals['_GETMARKREQUEST']._serialized_end=1509
+  _globals['_GETMARKRESPONSE']._serialized_start=1511
+  _globals['_GETMARKRESPONSE']._serialized_end=1584
+  _globals['_KEEPERSERVICE']._serialized_start=1587
+  _globals['_KEEPERSERVICE']._serialized_end=2100
 # @@protoc_insertion_point(module_scope)
