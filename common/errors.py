@@ -21,7 +21,9 @@
     │   ├── NotFoundError
     │   ├── ConflictError
     │   ├── WrongStateError
-    │   │   └── OperationRefusedError   its reason is the rule that refuses
+    │   │   ├── OperationRefusedError   its reason is the rule that refuses
+    │   │   ├── SetNotNewerError     a keeper held a newer shard set than the one that it is given
+    │   │   └── KeeperTooOldError    a keeper of an earlier release, which does not know what is asked of it
     │   └── ConfigError             exit code 2, before a port opens
     └── IntegrityError              page someone: what was read is not what was written
         ├── DecryptionError
@@ -177,6 +179,18 @@ class OperationRefusedError(WrongStateError):
         """*reason* is stable, as OPERATION_RUNNING."""
         super().__init__(message)
         self.reason = reason
+
+
+class SetNotNewerError(WrongStateError):
+    """A shard set is refused by a keeper that has held a newer one."""
+
+    reason = "SET_NOT_NEWER"
+
+
+class KeeperTooOldError(WrongStateError):
+    """A keeper is of an earlier release, which does not know what is asked of it: it has to be upgraded first."""
+
+    reason = "KEEPER_TOO_OLD"
 
 
 class ConfigError(RefusedError):

@@ -11,7 +11,15 @@ import structlog
 from google.protobuf.message import Message
 
 from common.errors import DecryptionError, DeniedError, InvalidArgumentError, StatementError
-from common.forms.delivery import SetLabel, build_fetch_info, build_put_info, read_label, write_label
+from common.forms.delivery import (
+    PUT_FORMAT,
+    UNBOUND_FORMAT,
+    SetLabel,
+    build_fetch_info,
+    build_put_info,
+    read_label,
+    write_label,
+)
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys import shamir
@@ -100,8 +108,8 @@ class KeeperService:
             statement_digest=(request.statement_digest, _DIGEST_SIZE),
             sealed_shard=(request.sealed_shard, shamir.SHARD_SIZE + OVERHEAD),
             commitment=(request.commitment, _DIGEST_SIZE),
-            current_set_id=(request.current_set_id, ID_SIZE),
         )
+        put_format, epoch = _check_format(request), _read_epoch(request.epoch)
         statement, key = self._desk.take(request.statement_digest)
         if (statement.audience, statement.cluster_id, statement.purpose) != (call.caller, label.cluster_id, PUT_SHARD):
             key.forget()
@@ -112,13 +120,15 @@ class KeeperService:
             x=request.x,
             commitment=request.commitment,
             current_set_id=request.current_set_id,
+            epoch=epoch,
+            put_format=put_format,
         )
         with self._memory.allocate(shamir.SHARD_SIZE) as shard:
             try:
                 key.open(request.sealed_shard, info=info, into=shard.view)
             except DecryptionError as exc:
                 raise InvalidArgumentError("sealed_shard does not open: changed, or sealed for something else") from exc
-            with self._fence.passing(_read_epoch(request.epoch)):
+            with self._fence.passing(epoch):
                 self._slots.put(
                     label,
                     shard.view,
@@ -193,6 +203,7 @@ class KeeperService:
             memory_protection=self._memory.level,
             epoch=pb.StoreEpoch(timeline=epoch.timeline, epoch=epoch.epoch) if epoch.epoch else None,
             chain=pb.VerifiedChain(seq=chain.seq, digest=chain.digest) if chain else None,
+            put_format=PUT_FORMAT,
         )
 
     def _bind(
@@ -227,6 +238,15 @@ def _check_label(request: pb.PutShardRequest) -> SetLabel:
         if not getattr(label, name):
             raise InvalidArgumentError(f"label.{name} is 0, want 1 or more")
     return read_label(label)
+
+
+def _check_format(request: pb.PutShardRequest) -> int:
+    put_format = request.format or UNBOUND_FORMAT
+    if put_format not in (UNBOUND_FORMAT, PUT_FORMAT):
+        raise InvalidArgumentError(f"format is {put_format}, want at most {PUT_FORMAT}")
+    if put_format == UNBOUND_FORMAT or request.current_set_id:
+        _check_sizes(current_set_id=(request.current_set_id, ID_SIZE))
+    return put_format
 
 
 def _write_held(held: HeldSet) -> pb.HeldSet:

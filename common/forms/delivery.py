@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from common.forms.codec import fields, u32, u64
+from common.forms.epoch import StoreEpoch
 
-_PUT = b"shardhold-put-shard-v1"
+PUT_FORMAT = 2  # of PutShard: binds the epoch, and knows keepers that are no member of the current set
+UNBOUND_FORMAT = 1  # of the release before; the next one refuses it
+
+_PUTS = {UNBOUND_FORMAT: b"shardhold-put-shard-v1", PUT_FORMAT: b"shardhold-put-shard-v2"}
 _SHARE = b"shardhold-submit-share-v1"
 _FETCH = b"shardhold-fetch-shard-v1"
 
@@ -68,10 +72,22 @@ def write_label(label: SetLabel, message: M) -> M:
 
 
 def build_put_info(
-    label: SetLabel, *, statement_digest: bytes, x: int, commitment: bytes, current_set_id: bytes
+    label: SetLabel,
+    *,
+    statement_digest: bytes,
+    x: int,
+    commitment: bytes,
+    current_set_id: bytes,
+    epoch: StoreEpoch,
+    put_format: int = PUT_FORMAT,
 ) -> bytes:
-    """Bind a shard on its way to a keeper. The statement carries the exact SPIFFE IDs of keeper and nexus."""
-    return fields(_PUT, statement_digest, *_encode(label), u32(x), commitment, current_set_id)
+    """Bind a shard on its way to a keeper. The statement carries the exact SPIFFE IDs of keeper and nexus.
+
+    An empty *current_set_id* says that the keeper is no member of the current set. *epoch* is bound from `PUT_FORMAT`
+    on, and *put_format* by the purpose.
+    """
+    info = fields(_PUTS[put_format], statement_digest, *_encode(label), u32(x), commitment, current_set_id)
+    return info if put_format == UNBOUND_FORMAT else info + fields(u64(epoch.timeline), u64(epoch.epoch))
 
 
 def build_fetch_info(

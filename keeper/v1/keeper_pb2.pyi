@@ -126,6 +126,7 @@ class PutShardRequest(_message.Message):
     COMMITMENT_FIELD_NUMBER: _builtins.int
     CURRENT_SET_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     x: _builtins.int
     """1 to 255; this keeper's point of the set."""
     statement_digest: _builtins.bytes
@@ -136,8 +137,10 @@ class PutShardRequest(_message.Message):
     """SHA-256 commitment of the shard, 32 bytes: a shard that does not match is refused."""
     current_set_id: _builtins.bytes
     """The store's current set, 16 bytes: label.set_id itself, unless a new set is being handed out beside the current one.
-    The current set is never evicted to make room.
+    The current set is never evicted to make room. Empty, from format 2 on: this keeper is no member of it.
     """
+    format: _builtins.int
+    """2: the sealed shard is bound to the epoch as well. Missing, or 1: an older nexus; the next release refuses it."""
     @_builtins.property
     def label(self) -> Global___SetLabel: ...
     @_builtins.property
@@ -154,10 +157,11 @@ class PutShardRequest(_message.Message):
         commitment: _builtins.bytes = ...,
         current_set_id: _builtins.bytes = ...,
         epoch: Global___StoreEpoch | None = ...,
+        format: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "current_set_id", b"current_set_id", "epoch", b"epoch", "label", b"label", "sealed_shard", b"sealed_shard", "statement_digest", b"statement_digest", "x", b"x"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "current_set_id", b"current_set_id", "epoch", b"epoch", "format", b"format", "label", b"label", "sealed_shard", b"sealed_shard", "statement_digest", b"statement_digest", "x", b"x"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -348,6 +352,7 @@ class GetStatusResponse(_message.Message):
     MEMORY_PROTECTION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
+    PUT_FORMAT_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.bytes
     """16 bytes, new at each start."""
     cluster_id: _builtins.bytes
@@ -358,6 +363,8 @@ class GetStatusResponse(_message.Message):
     """Version of the keeper's program."""
     memory_protection: _builtins.int
     """3: memfd_secret, 2: locked memory, 1: plain (development only)."""
+    put_format: _builtins.int
+    """Highest format of PutShard that it takes. Missing: 1, as an older keeper."""
     @_builtins.property
     def sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldSet]:
         """At most two."""
@@ -381,10 +388,11 @@ class GetStatusResponse(_message.Message):
         memory_protection: _builtins.int = ...,
         epoch: Global___StoreEpoch | None = ...,
         chain: Global___VerifiedChain | None = ...,
+        put_format: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "chain", b"chain", "cluster_id", b"cluster_id", "epoch", b"epoch", "genesis", b"genesis", "memory_protection", b"memory_protection", "sets", b"sets", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "chain", b"chain", "cluster_id", b"cluster_id", "epoch", b"epoch", "genesis", b"genesis", "memory_protection", b"memory_protection", "put_format", b"put_format", "sets", b"sets", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,11 +1,12 @@
 """The shards that a recovery has gathered so far."""
 
 import threading
-from collections.abc import Mapping
 
 from common.clock import Clock
 from common.keys.protected import ProtectedBuffer
+from nexus.keepers.plan import find_record
 from nexus.keys.records import MemberRecord, ShardSetRecord
+from nexus.keys.shard_set import Member
 
 
 class Collection:
@@ -15,11 +16,14 @@ class Collection:
         self.record = record
         self.cluster_id = cluster_id
         self.set_id = record.set_id
-        self.members: Mapping[str, MemberRecord] = {member.name: member for member in record.members}
         self.lacking: set[str] = set()  # names of keepers that were asked, and hold no shard of this set
         self._shards: dict[int, ProtectedBuffer] = {}
         self._lock = threading.Lock()
         self._enough = threading.Event()
+
+    def find(self, member: Member) -> MemberRecord | None:
+        """Find the keeper in the set; None when it is not a member."""
+        return find_record(self.record.members, member)
 
     def has(self, x: int) -> bool:
         """Whether the shard at *x* is here, or is not wanted any more."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.forms.delivery import SetLabel
+from common.forms.delivery import UNBOUND_FORMAT, SetLabel
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedBuffer
@@ -30,6 +30,7 @@ class KeeperReport:
     epoch: StoreEpoch = NO_EPOCH  # the highest that it has seen
     chain_seq: int = 0  # number of the last record of the chain that it verified
     chain_digest: bytes = b""  # of that record; empty: it holds no mark, or is of an older program
+    put_format: int = UNBOUND_FORMAT  # the highest of PutShard that it takes
 
 
 class KeeperLink(Protocol):
@@ -60,11 +61,24 @@ class KeeperLink(Protocol):
         ...
 
     def put_shard(
-        self, label: SetLabel, shard: ProtectedBuffer, *, commitment: bytes, epoch: StoreEpoch, timeout: float
+        self,
+        label: SetLabel,
+        shard: ProtectedBuffer,
+        *,
+        commitment: bytes,
+        current_set_id: bytes,
+        epoch: StoreEpoch,
+        put_format: int,
+        timeout: float,
     ) -> bytes:
         """Give the keeper its shard, sealed to the exact SPIFFE ID of this link, and return the keeper's boot id.
 
+        *current_set_id* is that of the store, and empty for a keeper that is no member of its current set. *put_format*
+        is what the keeper's report says.
+
         Raises:
+            KeeperTooOldError: *current_set_id* is empty, which this keeper does not know; nothing was sealed or sent.
+            SetNotNewerError: The keeper has held a newer set.
             StatementError: The keeper's statement does not verify; nothing was sealed or sent.
         """
         ...

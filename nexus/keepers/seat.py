@@ -2,34 +2,36 @@
 
 - Watch: ask for its status, before there is a set.
 - Collect: during a recovery, ask for its shard until enough shards are there.
-- Keep: make sure that it holds its shard. Fill it when it is empty; once for each of its boots, check a shard that this
-  nexus did not give it; drop older sets; give it the newest rollback mark.
+- Keep: make it hold what the plan says (`nexus.keepers.plan`), in this order: give it the newest rollback mark, fill it
+  with its shard of the current set and then of the pending one, drop what is dead. A shard that this nexus did not give
+  it is checked once for each of its boots. A keeper that is not pinned yet takes a mark only after its first shard. A
+  keeper that did not take the mark, or answered with a newer one, drops nothing.
 - Empty: while sealed, drop every set that it holds, whatever else is wrong with it.
 
 In each duty but the first it is asked for its rollback mark, once for each boot, and when it has seen a higher epoch
-than that of this nexus. A mark that does not verify is a lie; so is a report of more sets than a keeper can hold, of
-one that it has dropped in this boot, or of ever new ones to drop. A keeper that is given an older mark than it holds
-answers with its own, or refuses it, and is then asked: the store of this nexus is behind. A keeper that has seen a
-higher epoch refuses whatever this nexus wants to change.
+than that of this nexus. A mark that does not verify is a lie, as are the reports that `nexus.keepers.conduct` names. A
+keeper that is given an older mark than it holds answers with its own, or refuses it, and is then asked: the store of
+this nexus is behind. A keeper that has seen a higher epoch refuses whatever this nexus wants to change.
 
 A keeper is trusted only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
 fault never stops the others.
 """
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
+from common.clock import Clock
 from common.errors import (
     BadShardError,
     DeniedError,
-    IntegrityError,
     KeeperUnreachableError,
     MarkError,
     NotFoundError,
+    SetNotNewerError,
     ShardholdError,
     WrongStateError,
 )
@@ -39,17 +41,19 @@ from common.forms.mark import SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keepers.collection import Collection
+from nexus.keepers.conduct import Conduct
 from nexus.keepers.link import KeeperLink, KeeperReport
 from nexus.keepers.marks import MarkBook
 from nexus.keepers.notes import Note, note_nothing
+from nexus.keepers.plan import Holding, Plan, find_record
 from nexus.keys.records import MemberRecord
 from nexus.keys.shard_set import Member, ShardSet, check_shard
 
 CALL_TIMEOUT = 2.0  # seconds for one call to a keeper
 POLL_INTERVAL = 1.0  # seconds between two polls
-MAX_SETS = 2  # that a keeper can hold
-MAX_DROPPED = 64  # sets in one boot; nobody seals so often, and a keeper may invent any number
 RETRY_PAUSE = (0.1, 1.0)  # seconds, full jitter, while recovering
+
+FindMark = Callable[[], SignedMark | None]  # the newest mark to give; None when there is none to give any more
 
 log = structlog.get_logger("keepers")
 
@@ -61,32 +65,38 @@ class SeatStatus:
     reachable: bool = False
     holds_current_set: bool = False
     fault: str = ""
-    is_empty: bool = False  # dropped whatever it held, at the last step of that duty
+    is_empty: bool = False  # while it is emptied, or leaves: it held no set of this cluster after the last step
     cluster_id: bytes = b""  # that it serves until it ends; empty: none yet
     version: str = ""
     memory_protection: int = 0
     epoch: StoreEpoch = NO_EPOCH  # the highest that it says it has seen
+    put_format: int = 0  # highest of PutShard that it takes; 0: not known yet
+    holdings: Mapping[bytes, Holding] = field(default_factory=dict)  # by set id: what it proved to hold in this boot
+    reported: frozenset[bytes] | None = None  # ids of the sets that it last said it holds; None: it said nothing yet
+    refuses_current_set: bool = False  # it has held a newer one
 
 
 class Seat:
-    """Used by one thread; `status` may be read by any."""
+    """Used by one thread; `status` may be read by any, and `demand_proof` called."""
 
-    def __init__(self, member: Member, link: KeeperLink, memory: ProtectedMemory, note: Note = note_nothing) -> None:
+    def __init__(
+        self, member: Member, link: KeeperLink, memory: ProtectedMemory, clock: Clock, note: Note = note_nothing
+    ) -> None:
         """*note* hears what was done with the keeper and what went wrong, for the audit."""
         self.member = member
         self._note = note
         self.link = link
         self.status = SeatStatus()
         self._memory = memory
+        self._clock = clock
         self._epoch = NO_EPOCH  # of the store, at the duty of now
-        self._proven_boot = b""  # boot in which its shard was given or checked
-        self._proven_set = b""
-        self._accused_boot = b""  # boot in which it lied
-        self._accusation = ""
-        self._dropped: tuple[bytes, set[bytes]] = (b"", set())  # the sets that it dropped, and in which boot; bounded
+        self._current_set = b""  # at the duty of now
+        self._proved: dict[bytes, Holding] = {}  # by set id, the last proof, also while it does not answer
+        self._demanded: Mapping[bytes, float] = {}  # by set id: when a new proof was demanded
+        self._conduct = Conduct()
         self._asked = (b"", NO_EPOCH)  # boot and epoch in which it was asked for its mark
-        # The last mark that it took, in which boot and at which epoch.
-        self._given: tuple[SignedMark, bytes, StoreEpoch] | None = None
+        # The last mark that it was given, in which boot, at which epoch, and whether it held no newer one.
+        self._given: tuple[SignedMark, bytes, StoreEpoch, bool] | None = None
 
     def watch(self) -> float:
         """Ask how the keeper is; return the seconds until the next step."""
@@ -94,148 +104,187 @@ class Seat:
 
     def collect(self, collection: Collection, book: MarkBook) -> float:
         """Offer the keeper's shard to *collection*; return the seconds until the next step."""
-        pause = random.uniform(*RETRY_PAUSE)  # noqa: S311 — jitter
-        return self._guarded(lambda: self._collect(collection, book), pause)
+        return self._guarded(lambda: self._collect(collection, book), _draw_pause())
 
-    def keep(
-        self,
-        shard_set: ShardSet,
-        book: MarkBook,
-        find_mark: Callable[[], SignedMark | None],
-        epoch: StoreEpoch,
-    ) -> float:
-        """See to it that the keeper holds its shard of *shard_set*; return the seconds until the next step.
+    def offer(self, collection: Collection) -> float:
+        """Offer the keeper's shard to *collection*, and nothing else; return the seconds until the next step."""
+        return self._guarded(lambda: self._offer(collection), _draw_pause())
 
-        *find_mark* gives the newest mark for it, None when there is none to give any more. *epoch* is the store's.
-        """
+    def keep(self, plan: Plan, book: MarkBook, find_mark: FindMark, epoch: StoreEpoch) -> float:
+        """Make the keeper hold what *plan* says; return the seconds until the next step. *epoch* is the store's."""
         self._epoch = epoch
-        record = next((one for one in shard_set.record.members if one.name == self.member.name), None)
-        if record is None:
-            return self.watch()
-        if record.spiffe_id != self.member.spiffe_id:
-            # The link was made of a row that nothing had verified yet. What verified names another keeper.
-            self._set_status(holds_current_set=False, fault="is not the keeper of the proved set: start the nexus anew")
-            return POLL_INTERVAL
-        return self._guarded(lambda: self._keep(shard_set, record, book, find_mark), POLL_INTERVAL)
+        return self._guarded(lambda: self._keep(plan, book, find_mark), POLL_INTERVAL)
 
     def empty(self, book: MarkBook, last_mark: SignedMark | None, epoch: StoreEpoch) -> float:
         """Make the keeper drop what it holds, after it took *last_mark*; return the seconds until the next step."""
         self._epoch = epoch
         return self._guarded(lambda: self._empty(book, last_mark), POLL_INTERVAL)
 
+    def demand_proof(self, set_id: bytes, at: float) -> None:
+        """Let the keeper show its shard of a set anew if it did so before *at*, in seconds, while it is to hold it."""
+        self._demanded = {**self._demanded, set_id: at}
+
     def _watch(self) -> None:
         self._fetch_report()
         self._set_status(fault="")
 
     def _collect(self, collection: Collection, book: MarkBook) -> None:
-        record = collection.members.get(self.member.name)
-        if record is not None and not collection.has(record.x):
-            self._offer(collection, record)
+        self._turn_to(collection.set_id)
+        self._offer(collection)
         report = self._fetch_report()
-        self._check_report(report)
+        self._conduct.check_report(report)
         self._ask_mark(report, book)
-        self._set_status(fault=self._find_accusation(report))
+        self._set_status(fault=self._conduct.find_accusation(report))
 
-    def _offer(self, collection: Collection, record: MemberRecord) -> None:
+    def _offer(self, collection: Collection) -> None:
+        record = collection.find(self.member)
+        if record is None or collection.has(record.x):
+            return
         buffer = self._memory.allocate(shamir.SHARD_SIZE)
         try:
-            boot_id = self.link.fetch_shard(collection.cluster_id, collection.set_id, into=buffer, timeout=CALL_TIMEOUT)
-            self._check_shard(buffer, record, collection.cluster_id, collection.set_id, boot_id)
+            self._fetch_shard(collection.cluster_id, collection.set_id, record, into=buffer)
         except NotFoundError:
             buffer.release()
             collection.lacking.add(self.member.name)
-            self._set_status(reachable=True, holds_current_set=False)
+            self._set_status(reachable=True)
+            self._forget(collection.set_id)
             return
         except BaseException:
             buffer.release()
             raise
-        self._proven_boot, self._proven_set = boot_id, collection.set_id
-        self._set_status(reachable=True, holds_current_set=True)
+        self._show_holding(collection.set_id)
         collection.offer(record.x, buffer)
 
     def _empty(self, book: MarkBook, last_mark: SignedMark | None) -> None:
-        self._proven_set = b""
+        self._proved.clear()
         report = self._fetch_report()
         held = [one.label for one in report.sets if one.label.cluster_id == book.cluster_id]
         try:
-            self._check_report(report)
+            self._conduct.check_report(report)
             self._ask_mark(report, book)
             if report.cluster_id == book.cluster_id and last_mark is not None:
                 self._give_mark(last_mark, report, book)
-            fault = self._find_accusation(report)
+            fault = self._conduct.find_accusation(report)
         except ShardholdError as exc:
             fault = str(exc)
         for label in held:
             self._drop(label, report)
-        self._set_status(holds_current_set=False, is_empty=True, fault=fault)
+        self._set_status(holds_current_set=False, holdings={}, is_empty=True, fault=fault)
 
-    def _keep(
-        self,
-        shard_set: ShardSet,
-        record: MemberRecord,
-        book: MarkBook,
-        find_mark: Callable[[], SignedMark | None],
-    ) -> None:
-        if self._proven_set != shard_set.record.set_id:
-            self._proven_boot, self._proven_set = b"", shard_set.record.set_id
+    def _keep(self, plan: Plan, book: MarkBook, find_mark: FindMark) -> None:
+        self._turn_to(plan.current.record.set_id)
+        self._proved = {set_id: one for set_id, one in self._proved.items() if set_id in plan.set_ids}
         report = self._fetch_report()
-        self._check_report(report)
-        self._ask_mark(report, book)
-        if accusation := self._find_accusation(report):
-            self._set_status(holds_current_set=False, fault=accusation)
+        is_pinned = report.cluster_id == book.cluster_id
+        if not is_pinned and not plan.is_member(self.member):
+            self._set_status(is_empty=True, fault="")  # it has nothing of this cluster, and gets nothing
             return
-        if not any(held.label.set_id == shard_set.record.set_id for held in report.sets):
-            self._set_status(holds_current_set=False)
-            self._fill(shard_set, record)
-        elif report.boot_id != self._proven_boot:
-            self._check(shard_set, record)
-        self._set_status(reachable=True, holds_current_set=True)
-        fault = ""
-        try:
-            self._drop_older(shard_set, report)
-            if (mark := find_mark()) is not None:
-                self._give_mark(mark, report, book)
-        except KeeperUnreachableError:
-            raise
-        except ShardholdError as exc:
-            fault = str(exc)  # it holds its shard all the same
-        self._set_status(fault=fault)
+        self._conduct.check_report(report)
+        self._ask_mark(report, book)
+        if accusation := self._conduct.find_accusation(report):
+            self._set_status(holds_current_set=False, holdings={}, fault=accusation)
+            return
+        mark = find_mark()
+        faults = [self._try(lambda: self._give_mark(mark, report, book))] if is_pinned else []
+        faults.append(self._hold_sets(plan, report))
+        if not is_pinned:
+            faults.append(self._try(lambda: self._give_mark(mark, report, book)))
+        if mark is None or self._has_taken(mark, report):
+            faults.append(self._try(lambda: self._drop_dead(plan, report)))
+        is_empty = not plan.is_member(self.member) and not self.status.reported
+        self._set_status(is_empty=is_empty, refuses_current_set=False, fault=next(filter(None, faults), ""))
 
-    def _drop_older(self, shard_set: ShardSet, report: KeeperReport) -> None:
-        current = shard_set.label
+    def _hold_sets(self, plan: Plan, report: KeeperReport) -> str:
+        """See to it that the keeper holds its shards; return what went wrong with the pending set.
+
+        Raises:
+            ShardholdError: It does not hold its shard of the current set.
+        """
+        current_set_id = b""
+        if record := find_record(plan.current.record.members, self.member):
+            current_set_id = plan.current.record.set_id
+            self._hold(plan.current, record, report, current_set_id)
+        pending = plan.pending
+        if pending is None or (record := find_record(pending.record.members, self.member)) is None:
+            return ""
+        found = record
+        return self._try(lambda: self._hold(pending, found, report, current_set_id))
+
+    def _hold(self, shard_set: ShardSet, record: MemberRecord, report: KeeperReport, current_set_id: bytes) -> None:
+        set_id = shard_set.record.set_id
+        if all(held.label.set_id != set_id for held in report.sets):
+            self._forget(set_id)
+            self._fill(shard_set, record, report, current_set_id)
+        if not self._is_proved(set_id, report):
+            with self._memory.allocate(shamir.SHARD_SIZE) as shard:
+                self._fetch_shard(shard_set.label.cluster_id, set_id, record, into=shard)
+        self._show_holding(set_id)
+
+    def _fill(self, shard_set: ShardSet, record: MemberRecord, report: KeeperReport, current_set_id: bytes) -> None:
+        set_id, given_at = shard_set.record.set_id, self._clock.monotonic()
+        with self._memory.allocate(shamir.SHARD_SIZE) as shard:
+            shard_set.derive_shard(record.x, shard)
+            boot_id = self.link.put_shard(
+                shard_set.label,
+                shard,
+                commitment=record.commitment,
+                current_set_id=current_set_id,
+                epoch=self._epoch,
+                put_format=report.put_format,
+                timeout=CALL_TIMEOUT,
+            )
+        if set_id == self._current_set and set_id not in self._demanded:
+            self._proved[set_id] = Holding(boot_id, given_at)  # else it has to show that it holds what it took
+        set_number = shard_set.record.set_number
+        log.info("keeper filled", keeper=self.member.name, set_number=set_number)
+        self._note("keeper.fill", self.member.name, f"set {set_number}")
+
+    def _fetch_shard(self, cluster_id: bytes, set_id: bytes, record: MemberRecord, *, into: ProtectedBuffer) -> None:
+        """Fetch a shard, hold it against its commitment, and remember the proof."""
+        asked_at = self._clock.monotonic()
+        boot_id = self.link.fetch_shard(cluster_id, set_id, into=into, timeout=CALL_TIMEOUT)
+        try:
+            check_shard(into, record, cluster_id, set_id)
+        except BadShardError as exc:
+            self._conduct.accuse(boot_id, str(exc))
+            raise
+        self._proved[set_id] = Holding(boot_id, asked_at)
+
+    def _is_proved(self, set_id: bytes, report: KeeperReport) -> bool:
+        proof = self._proved.get(set_id)
+        if proof is None or proof.boot_id != report.boot_id:
+            return False
+        return proof.proved_at >= self._demanded.get(set_id, proof.proved_at)
+
+    def _show_holding(self, set_id: bytes) -> None:
+        holdings = {**self.status.holdings, set_id: self._proved[set_id]}
+        reported = (self.status.reported or frozenset()) | {set_id}
+        self._set_status(reachable=True, holdings=holdings, reported=reported)
+        if set_id == self._current_set:
+            self._set_status(holds_current_set=True)
+
+    def _forget(self, set_id: bytes) -> None:
+        self._proved.pop(set_id, None)
+        holdings = {one: proof for one, proof in self.status.holdings.items() if one != set_id}
+        self._set_status(holdings=holdings, holds_current_set=self._current_set in holdings)
+
+    def _drop_dead(self, plan: Plan, report: KeeperReport) -> None:
         for label in (held.label for held in report.sets):
-            if label.cluster_id == current.cluster_id and label.order < current.order:  # what came before is dead
+            if plan.is_to_drop(label):
                 self._drop(label, report)
 
     def _drop(self, label: SetLabel, report: KeeperReport) -> None:
         self.link.drop_set(label.cluster_id, label.set_id, epoch=self._epoch, timeout=CALL_TIMEOUT)
-        if self._dropped[0] != report.boot_id:
-            self._dropped = report.boot_id, set()
-        dropped = self._dropped[1]
-        if label.set_id not in dropped and len(dropped) <= MAX_DROPPED:  # one more than that is the lie
+        self._set_status(reported=(self.status.reported or frozenset()) - {label.set_id})
+        self._forget(label.set_id)
+        if self._conduct.note_drop(label, report):
             self._note("keeper.drop", self.member.name, f"set {label.set_number}")
-            dropped.add(label.set_id)
 
-    def _check_report(self, report: KeeperReport) -> None:
-        """Accuse the keeper of a report that no true one gives.
-
-        Raises:
-            IntegrityError: It is one.
-        """
-        boot_id, dropped = self._dropped
-        if boot_id != report.boot_id:
-            dropped = set()
-        kept = [held.label for held in report.sets if held.label.set_id in dropped]
-        if len(report.sets) > MAX_SETS:
-            lie = f"lies: it says that it holds {len(report.sets)} sets, and can hold {MAX_SETS}"
-        elif kept:
-            lie = f"lies: it says that it holds set {kept[0].set_number}, which it has dropped"
-        elif len(dropped) > MAX_DROPPED:
-            lie = f"lies: it says that it holds ever new sets, and has dropped more than {MAX_DROPPED} since it started"
-        else:
-            return
-        self._accused_boot, self._accusation = report.boot_id, lie
-        raise IntegrityError(lie)
+    def _turn_to(self, current_set: bytes) -> None:
+        """Take the current set of the duty; what was proved of it counts at once."""
+        if current_set != self._current_set:
+            self._current_set = current_set
+            self._set_status(holds_current_set=current_set in self.status.holdings, refuses_current_set=False)
 
     def _ask_mark(self, report: KeeperReport, book: MarkBook) -> None:
         asked = report.boot_id, max(report.epoch, self._epoch)
@@ -249,11 +298,12 @@ class Seat:
         try:
             book.take(self.member.name, mark)
         except MarkError as exc:
-            self._accused_boot, self._accusation = report.boot_id, f"lies: {exc}"
-            raise MarkError(self._accusation) from exc
+            accusation = f"lies: {exc}"
+            self._conduct.accuse(report.boot_id, accusation)
+            raise MarkError(accusation) from exc
 
-    def _give_mark(self, mark: SignedMark, report: KeeperReport, book: MarkBook) -> None:
-        if self._given == (mark, report.boot_id, self._epoch):
+    def _give_mark(self, mark: SignedMark | None, report: KeeperReport, book: MarkBook) -> None:
+        if mark is None or (self._given is not None and self._given[:3] == (mark, report.boot_id, self._epoch)):
             return
         try:
             newer = self.link.put_mark(mark, epoch=self._epoch, timeout=CALL_TIMEOUT, known=report.chain_digest)
@@ -261,50 +311,33 @@ class Seat:
             log.warning("keeper refuses the mark of this store", keeper=self.member.name, why=str(exc))
             self._asked = (b"", NO_EPOCH)  # it may know better: asked at the next step
             raise
-        self._given = mark, report.boot_id, self._epoch
+        self._given = mark, report.boot_id, self._epoch, newer is None
         if newer is not None:
             log.warning("keeper remembers a newer mark", keeper=self.member.name)
             self._take_mark(newer, report, book)
 
-    def _find_accusation(self, report: KeeperReport) -> str:
-        return self._accusation if report.boot_id == self._accused_boot else ""
-
-    def _fill(self, shard_set: ShardSet, record: MemberRecord) -> None:
-        with self._memory.allocate(shamir.SHARD_SIZE) as shard:
-            shard_set.derive_shard(record.x, shard)
-            self._proven_boot = self.link.put_shard(
-                shard_set.label, shard, commitment=record.commitment, epoch=self._epoch, timeout=CALL_TIMEOUT
-            )
-        set_number = shard_set.record.set_number
-        log.info("keeper filled", keeper=self.member.name, set_number=set_number)
-        self._note("keeper.fill", self.member.name, f"set {set_number}")
-
-    def _check(self, shard_set: ShardSet, record: MemberRecord) -> None:
-        with self._memory.allocate(shamir.SHARD_SIZE) as shard:
-            set_id = shard_set.record.set_id
-            boot_id = self.link.fetch_shard(shard_set.label.cluster_id, set_id, into=shard, timeout=CALL_TIMEOUT)
-            self._check_shard(shard, record, shard_set.label.cluster_id, set_id, boot_id)
-        self._proven_boot = boot_id
-
-    def _check_shard(
-        self, shard: ProtectedBuffer, record: MemberRecord, cluster_id: bytes, set_id: bytes, boot_id: bytes
-    ) -> None:
-        try:
-            check_shard(shard, record, cluster_id, set_id)
-        except BadShardError as exc:
-            self._accused_boot, self._accusation = boot_id, str(exc)
-            raise
+    def _has_taken(self, mark: SignedMark, report: KeeperReport) -> bool:
+        return self._given == (mark, report.boot_id, self._epoch, True)
 
     def _fetch_report(self) -> KeeperReport:
         report = self.link.fetch_report(timeout=CALL_TIMEOUT)
+        reported = frozenset(held.label.set_id for held in report.sets)
+        holdings = {
+            set_id: proof
+            for set_id, proof in self.status.holdings.items()
+            if proof.boot_id == report.boot_id and set_id in reported
+        }
         self._set_status(
             reachable=True,
-            holds_current_set=self.status.holds_current_set and report.boot_id == self._proven_boot,
+            holds_current_set=self._current_set in holdings,
+            holdings=holdings,
+            reported=reported,
             is_empty=False,
             cluster_id=report.cluster_id,
             version=report.version,
             memory_protection=report.memory_protection,
             epoch=report.epoch,
+            put_format=report.put_format,
         )
         return report
 
@@ -314,12 +347,35 @@ class Seat:
         except KeeperUnreachableError as exc:
             # One text, whatever the network says this time: each new one would be a line in log and audit.
             log.debug("keeper does not answer", keeper=self.member.name, error=str(exc))
-            self._set_status(reachable=False, holds_current_set=False, fault="does not answer")
+            self._fail("does not answer", exc, reachable=False)
         except DeniedError as exc:
-            self._set_status(reachable=True, holds_current_set=False, fault=f"does not accept this nexus: {exc}")
+            self._fail(f"does not accept this nexus: {exc}", exc)
         except ShardholdError as exc:
-            self._set_status(reachable=True, holds_current_set=False, fault=str(exc))
+            self._fail(str(exc), exc)
         return pause
+
+    def _fail(self, fault: str, error: ShardholdError, *, reachable: bool = True) -> None:
+        self._set_status(
+            reachable=reachable,
+            holds_current_set=False,
+            holdings={},
+            refuses_current_set=isinstance(error, SetNotNewerError),
+            fault=fault,
+        )
+
+    def _try(self, step: Callable[[], object]) -> str:
+        """Take a step whose failure changes nothing of the rest; return what went wrong, in words.
+
+        Raises:
+            KeeperUnreachableError, BadShardError: The rest does not make sense any more.
+        """
+        try:
+            step()
+        except (KeeperUnreachableError, BadShardError):
+            raise
+        except ShardholdError as exc:
+            return str(exc)
+        return ""
 
     def _set_status(self, **changes: Any) -> None:
         before = self.status
@@ -333,3 +389,7 @@ class Seat:
         else:
             log.info("keeper well", keeper=self.member.name)
         self._note("keeper.fault" if fault else "keeper.well", self.member.name, fault)
+
+
+def _draw_pause() -> float:
+    return random.uniform(*RETRY_PAUSE)  # noqa: S311 — jitter

@@ -21,6 +21,11 @@ class Member:
     spiffe_id: str
     address: str
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What makes it the same keeper: a set may name one of the same name with another SPIFFE ID."""
+        return self.name, self.spiffe_id
+
 
 class ShardSet:
     """A set and t of its points in protected memory, from which any shard follows by interpolation."""

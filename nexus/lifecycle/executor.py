@@ -3,6 +3,7 @@
 import structlog
 
 from common.errors import SealedError
+from nexus.keepers.plan import Plan
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -73,7 +74,7 @@ class Executor:
     def keep(self, serving: Serving) -> None:
         """Let every keeper hold its shard, at the epoch that the store has come to."""
         find_mark = self._marks.make_finder(serving)
-        self._pool.keep(serving.shard_set, self._marks.require_book(), find_mark, self._marks.find_epoch())
+        self._pool.keep(Plan(serving.shard_set), self._marks.require_book(), find_mark, self._marks.find_epoch())
 
     def wipe_held(self) -> None:
         """Wipe the key that is held, if there is one."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
 
 from common.clock import Clock
 from common.errors import (
@@ -16,13 +17,23 @@ from common.errors import (
     DecryptionError,
     DeniedError,
     InvalidArgumentError,
+    KeeperTooOldError,
     KeeperUnreachableError,
     NotFoundError,
+    SetNotNewerError,
     ShardholdError,
     WrongStateError,
 )
 from common.forms.chain import MAX_GENESIS_SIZE, MAX_LINK_SIZE, MAX_RECORDS
-from common.forms.delivery import SetLabel, build_fetch_info, build_put_info, read_label, write_label
+from common.forms.delivery import (
+    PUT_FORMAT,
+    UNBOUND_FORMAT,
+    SetLabel,
+    build_fetch_info,
+    build_put_info,
+    read_label,
+    write_label,
+)
 from common.forms.epoch import StoreEpoch
 from common.forms.mark import MAX_SIZE, SIGNATURE_SIZE, SignedMark
 from common.keys import shamir
@@ -51,6 +62,9 @@ _ERRORS: dict[grpc.StatusCode, type[ShardholdError]] = {
     grpc.StatusCode.NOT_FOUND: NotFoundError,
 }
 """Every other code is a refusal: WrongStateError."""
+
+_REFUSALS: dict[str, type[WrongStateError]] = {SetNotNewerError.reason: SetNotNewerError}
+"""Refusals that somebody acts on, by the reason that the keeper gives."""
 
 _MARK_ERRORS = _ERRORS | {grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError}
 
@@ -111,6 +125,7 @@ class GrpcKeeperLink:
             epoch=StoreEpoch(answer.epoch.timeline, answer.epoch.epoch),
             chain_seq=answer.chain.seq,
             chain_digest=answer.chain.digest,
+            put_format=answer.put_format or UNBOUND_FORMAT,
         )
 
     def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
@@ -146,17 +161,17 @@ class GrpcKeeperLink:
         shard: ProtectedBuffer,
         *,
         commitment: bytes,
+        current_set_id: bytes,
         epoch: StoreEpoch,
+        put_format: int,
         timeout: float,
-        current_set_id: bytes | None = None,
     ) -> bytes:
-        """Give the keeper its shard, sealed to its exact SPIFFE ID, and return the keeper's boot id.
-
-        *current_set_id* names the store's current set; None: it is the set of this shard.
-        """
+        """Give the keeper its shard, sealed to its exact SPIFFE ID, and return the keeper's boot id."""
+        put_format = min(put_format, PUT_FORMAT)
+        if put_format == UNBOUND_FORMAT and not current_set_id:
+            raise KeeperTooOldError(f"keeper {self._name} is too old to join the current keepers: upgrade it first")
         deadline = self._clock.monotonic() + timeout
         svid = self._find_svid()
-        current_set_id = label.set_id if current_set_id is None else current_set_id
         nonce = bytearray(NONCE_SIZE)
         random_into(nonce)
         request = pb.GetSealingKeyRequest(cluster_id=label.cluster_id, purpose=PUT_SHARD, nonce=bytes(nonce))
@@ -173,7 +188,15 @@ class GrpcKeeperLink:
         )
         x = shard.view[shamir.SHARD_SIZE - 1]
         digest = statement.digest()
-        info = build_put_info(label, statement_digest=digest, x=x, commitment=commitment, current_set_id=current_set_id)
+        info = build_put_info(
+            label,
+            statement_digest=digest,
+            x=x,
+            commitment=commitment,
+            current_set_id=current_set_id,
+            epoch=epoch,
+            put_format=put_format,
+        )
         put = pb.PutShardRequest(
             label=write_label(label, pb.SetLabel()),
             x=x,
@@ -182,6 +205,7 @@ class GrpcKeeperLink:
             commitment=commitment,
             current_set_id=current_set_id,
             epoch=_write_epoch(epoch),
+            format=put_format,
         )
         return self._read_boot_id(self._call(self._stub.PutShard, put, deadline - self._clock.monotonic()))
 
@@ -231,7 +255,7 @@ class GrpcKeeperLink:
         try:
             return method(request, timeout=timeout)
         except grpc.RpcError as exc:
-            error = errors.get(exc.code(), WrongStateError)
+            error = errors.get(exc.code()) or _REFUSALS.get(_read_reason(exc), WrongStateError)
             words = (exc.details() or exc.code().name)[:_MAX_WORDS]
             raise error(f"keeper {self._name} at {self._address}: {words}") from exc
         except IdentityUnavailableError as exc:
@@ -272,6 +296,17 @@ class GrpcKeeperLink:
         if len(answer.boot_id) != ID_SIZE:
             raise WrongStateError(f"keeper {self._name} has a boot id of {len(answer.boot_id)} bytes, want {ID_SIZE}")
         return answer.boot_id
+
+
+def _read_reason(error: grpc.RpcError) -> str:
+    """Return the reason of the keeper's ErrorInfo; empty if there is none that decodes."""
+    found = [one.value for one in error.trailing_metadata() or () if one.key == "grpc-status-details-bin"]
+    info = error_details_pb2.ErrorInfo()
+    try:
+        details = status_pb2.Status.FromString(found[0]).details if found else ()
+        return str(info.reason) if any(detail.Unpack(info) for detail in details) else ""
+    except DecodeError:
+        return ""
 
 
 def _write_epoch(epoch: StoreEpoch) -> pb.StoreEpoch | None:

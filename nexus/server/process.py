@@ -9,6 +9,8 @@ import functools
 import os
 import signal
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -26,6 +28,7 @@ from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
 from nexus.config import KeeperOptions, NexusConfig
+from nexus.keepers.plan import list_members
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.manifest import find_current_set
@@ -84,6 +87,7 @@ class Nexus:
             clock=clock,
             memory=memory,
             note=self._journal.note_keeper,
+            locate=functools.partial(_locate, addresses=_find_addresses(config)),
         )
         self._core = build_core(
             self._store,
@@ -250,8 +254,8 @@ class Nexus:
 
 
 def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]:
-    """The current set says who the keepers are; configuration says so before, and may move their addresses."""
-    configured = [_to_member(options, config.identity.trust_domain) for options in config.keepers]
+    """The current set says who the keepers are; configuration says so before."""
+    configured = _list_configured(config)
     if meta.phase is not Phase.INITIALISED:
         return configured
     try:
@@ -260,10 +264,21 @@ def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]
     except CorruptRowError as exc:
         log.critical("no shard set says who the keepers are", why=str(exc))
         return configured  # so that status can say it
-    addresses = {member.name: member.address for member in configured}
-    return [
-        Member(record.name, record.spiffe_id, addresses.get(record.name, record.address)) for record in current.members
-    ]
+    return list_members(current)
+
+
+def _find_addresses(config: NexusConfig) -> dict[tuple[str, str], str]:
+    """Say where configuration has keepers, by name and SPIFFE ID."""
+    return {member.identity: member.address for member in _list_configured(config)}
+
+
+def _locate(member: Member, *, addresses: Mapping[tuple[str, str], str]) -> Member:
+    """Move a keeper of a set to where configuration has it: nothing else of it can be overridden."""
+    return replace(member, address=addresses.get(member.identity, member.address))
+
+
+def _list_configured(config: NexusConfig) -> list[Member]:
+    return [_to_member(options, config.identity.trust_domain) for options in config.keepers]
 
 
 def _to_member(options: KeeperOptions, trust_domain: str) -> Member:

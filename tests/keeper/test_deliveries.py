@@ -143,12 +143,14 @@ def test_a_statement_that_is_too_old(provider: IdentityProvider, ca: Authority, 
         pytest.param(
             {"number": 9, "current_number": 8}, "the store's current set is not held", id="not before the current set"
         ),
+        pytest.param({"number": 6, "current_number": None}, "not newer", id="an older set, to who is no member"),
     ],
 )
 def test_a_shard_in_the_wrong_place(nexus: grpc.Channel, changes: dict[str, Any], says: str) -> None:
     """Delivered as it should be, and refused by the rules of sets."""
     outcome = put_shard(nexus, make_put(ask_statement(nexus), **changes))
-    check_refused(outcome, "FAILED_PRECONDITION", "WRONG_STATE", says, nexus)
+    reason = "SET_NOT_NEWER" if "not newer" in says else "WRONG_STATE"
+    check_refused(outcome, "FAILED_PRECONDITION", reason, says, nexus)
 
 
 def test_a_shard_of_another_cluster(nexus: grpc.Channel) -> None:
@@ -179,6 +181,18 @@ def flip_shard(request: pb.PutShardRequest) -> None:
     request.sealed_shard = request.sealed_shard[:-1] + bytes([request.sealed_shard[-1] ^ 1])
 
 
+def strip_current_set(request: pb.PutShardRequest) -> None:
+    request.current_set_id = b""
+
+
+def raise_epoch(request: pb.PutShardRequest) -> None:
+    request.epoch.timeline, request.epoch.epoch = 1, 9
+
+
+def lower_format(request: pb.PutShardRequest) -> None:
+    request.format = 1
+
+
 def clear_x(request: pb.PutShardRequest) -> None:
     request.x = 0
 
@@ -198,6 +212,9 @@ NOT_AS_SEALED = "sealed_shard does not open: changed, or sealed for something el
         pytest.param(raise_x, NOT_AS_SEALED, id="a wrong index x"),
         pytest.param(change_commitment, NOT_AS_SEALED, id="a wrong commitment"),
         pytest.param(flip_shard, NOT_AS_SEALED, id="a flipped bit"),
+        pytest.param(strip_current_set, NOT_AS_SEALED, id="no current set"),
+        pytest.param(raise_epoch, NOT_AS_SEALED, id="another epoch"),
+        pytest.param(lower_format, NOT_AS_SEALED, id="the format that binds no epoch"),
         pytest.param(clear_x, "x is 0, want 1 to 255", id="no index x"),
         pytest.param(overflow_x, "x is 256, want 1 to 255", id="an index x that no set has"),
     ],

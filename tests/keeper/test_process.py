@@ -145,7 +145,7 @@ def test_replays_other_clusters_and_older_sets_are_refused(keeper: KeeperProcess
     replayed = put_shard(nexus, first)
     assert (replayed.code, replayed.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STATEMENT")
     older = put_shard(nexus, make_put(ask_statement(nexus), number=6))
-    assert (older.code, older.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+    assert (older.code, older.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SET_NOT_NEWER")
     foreign = put_shard(nexus, make_put(ask_statement(nexus), cluster_id=b"d" * 16, number=8))
     assert foreign.code is grpc.StatusCode.FAILED_PRECONDITION
     changed = make_put(ask_statement(nexus), number=8, x=3)

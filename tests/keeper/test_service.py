@@ -16,7 +16,8 @@ from common.errors import (
     StatementError,
     WrongStateError,
 )
-from common.forms.delivery import SetLabel, build_fetch_info
+from common.forms.delivery import PUT_FORMAT, UNBOUND_FORMAT, SetLabel, build_fetch_info
+from common.forms.epoch import StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys import shamir
 from common.keys.protected import Level, ProtectedMemory
@@ -180,12 +181,14 @@ def flip(field: str, *path: str) -> Change:
     return change
 
 
-FLIPS = [
-    pytest.param(flip(field.name, "label"), id=f"label.{field.name}") for field in pb.SetLabel.DESCRIPTOR.fields
-] + [
+FLIPS = [pytest.param(flip(field.name, "label"), id=f"label.{field.name}") for field in pb.SetLabel.DESCRIPTOR.fields]
+FLIPS += [
+    pytest.param(flip(field.name, "epoch"), id=f"epoch.{field.name}") for field in pb.StoreEpoch.DESCRIPTOR.fields
+]
+FLIPS += [
     pytest.param(flip(field.name), id=field.name)
     for field in pb.PutShardRequest.DESCRIPTOR.fields
-    if field.name not in ("label", "epoch")  # the epoch is what the caller says of itself, not of the shard
+    if field.name not in ("label", "epoch")
 ]
 
 
@@ -221,6 +224,46 @@ def test_older_set_is_refused(bench: Bench) -> None:
     bench.put(number=7)
     with pytest.raises(WrongStateError, match="not newer"):
         bench.service.put_shard(AS_NEXUS, make_put(bench.ask(), number=6))
+
+
+@pytest.mark.parametrize("put_format", [0, UNBOUND_FORMAT])
+def test_a_shard_of_an_older_nexus_is_taken(bench: Bench, put_format: int) -> None:
+    """It does not bind the epoch, and may leave the format out; the epoch fences all the same."""
+    request = make_put(bench.ask(), epoch=StoreEpoch(1, 4), put_format=UNBOUND_FORMAT)
+    request.format = put_format
+    bench.service.put_shard(AS_NEXUS, request)
+    status = bench.service.get_status(AS_NEXUS, pb.GetStatusRequest())
+    assert (len(status.sets), status.epoch.epoch, status.put_format) == (1, 4, PUT_FORMAT)
+
+
+def test_a_keeper_joins_by_a_pending_set(bench: Bench) -> None:
+    """The empty current set says that it is no member of that, and is bound like any other."""
+    member = make_put(bench.ask(), number=8, current_number=7)
+    with pytest.raises(WrongStateError, match="put that first"):
+        bench.service.put_shard(AS_NEXUS, member)
+    stripped = make_put(bench.ask(), number=8, current_number=7)
+    stripped.current_set_id = b""
+    with pytest.raises(InvalidArgumentError, match="does not open"):
+        bench.service.put_shard(AS_NEXUS, stripped)
+    bench.service.put_shard(AS_NEXUS, make_put(bench.ask(), number=8, current_number=None))
+    assert [held.label.set_number for held in bench.slots.list_held()] == [8]
+
+
+@pytest.mark.parametrize(
+    ("put_format", "number", "words"),
+    [
+        pytest.param(UNBOUND_FORMAT, None, "current_set_id is 0 bytes", id="no member, in the first format"),
+        pytest.param(PUT_FORMAT + 1, 0, "format is 3, want at most 2", id="a format of the future"),
+    ],
+)
+def test_formats_that_are_refused(bench: Bench, put_format: int, number: int | None, words: str) -> None:
+    """The statement is not used up by what is refused before any work."""
+    statement = bench.ask()
+    request = make_put(statement, current_number=number)
+    request.format = put_format
+    with pytest.raises(InvalidArgumentError, match=words):
+        bench.service.put_shard(AS_NEXUS, request)
+    bench.service.put_shard(AS_NEXUS, make_put(statement))
 
 
 def test_other_shard_of_a_held_set_is_refused(bench: Bench) -> None:
@@ -294,8 +337,7 @@ def test_the_highest_epoch_is_told_and_a_lower_one_changes_nothing(bench: Bench)
     service.drop_set(AS_NEXUS, drop)  # before anything is pinned, it could be another cluster's
     assert not service.get_status(AS_NEXUS, ask).HasField("epoch")
 
-    put = make_put(bench.ask(), genesis=MARKS.genesis)
-    put.epoch.timeline, put.epoch.epoch = 1, 4
+    put = make_put(bench.ask(), genesis=MARKS.genesis, epoch=StoreEpoch(1, 4))
     service.put_shard(AS_NEXUS, put)
     mark = make_mark(MARKS.make())
     mark.epoch.timeline, mark.epoch.epoch = 1, 5
@@ -309,8 +351,7 @@ def test_the_highest_epoch_is_told_and_a_lower_one_changes_nothing(bench: Bench)
     assert service.drop_set(AS_NEXUS, drop).dropped
     assert service.get_status(AS_NEXUS, ask).epoch == pb.StoreEpoch(timeline=1, epoch=6)
 
-    again = make_put(bench.ask(), genesis=MARKS.genesis)
-    again.epoch.timeline, again.epoch.epoch = 1, 5
+    again = make_put(bench.ask(), genesis=MARKS.genesis, epoch=StoreEpoch(1, 5))
     with pytest.raises(WrongStateError, match="has seen timeline 1, epoch 6"):
         service.put_shard(AS_NEXUS, again)
     newer = make_mark(MARKS.make(revision=99))

@@ -13,7 +13,8 @@ from typing import Any
 
 import grpc
 
-from common.forms.delivery import SetLabel, build_put_info
+from common.forms.delivery import PUT_FORMAT, SetLabel, build_put_info
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.keys import shamir
 from common.keys.sealing import seal
 from common.keys.statement import NONCE_SIZE, PUT_SHARD, Statement
@@ -38,9 +39,14 @@ def make_put(
     number: int = 7,
     x: int = 3,
     seed: bytes = b"",
-    current_number: int = 0,
+    current_number: int | None = 0,
+    epoch: StoreEpoch = NO_EPOCH,
+    put_format: int = PUT_FORMAT,
 ) -> pb.PutShardRequest:
-    """Seal a shard of set *number* for *statement*, all of it right; 0: the current set is this one."""
+    """Seal a shard of set *number* for *statement*, all of it right.
+
+    The current set is *current_number*; 0: it is this one; None: the keeper is no member of it.
+    """
     label = SetLabel(
         cluster_id=cluster_id,
         genesis=genesis,
@@ -49,11 +55,17 @@ def make_put(
         set_id=number.to_bytes(16, "big"),
         set_number=number,
     )
-    current_set_id = (current_number or number).to_bytes(16, "big")
+    current_set_id = b"" if current_number is None else (current_number or number).to_bytes(16, "big")
     shard = bytearray(hashlib.sha256(label.set_id + seed).digest() + bytes((x,)))
     commitment = shamir.commitment(memoryview(shard), cluster_id=cluster_id, set_id=label.set_id)
     info = build_put_info(
-        label, statement_digest=statement.digest(), x=x, commitment=commitment, current_set_id=current_set_id
+        label,
+        statement_digest=statement.digest(),
+        x=x,
+        commitment=commitment,
+        current_set_id=current_set_id,
+        epoch=epoch,
+        put_format=put_format,
     )
     return pb.PutShardRequest(
         label=pb.SetLabel(**asdict(label)),
@@ -62,6 +74,8 @@ def make_put(
         sealed_shard=seal(memoryview(shard), recipient=statement.public_key, info=info),
         commitment=commitment,
         current_set_id=current_set_id,
+        epoch=pb.StoreEpoch(**epoch._asdict()) if epoch.epoch else None,
+        format=put_format,
     )
 
 

@@ -38,7 +38,7 @@ from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.manual_clock import ManualClock
 from tests.nexus.access.audit.descriptor import replaced
 from tests.nexus.cluster import SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
-from tests.nexus.played_keepers import PlayedKeeper
+from tests.nexus.played_keepers import PlayedKeeper, make_absent
 
 ROLES = Roles(TRUST_DOMAIN)
 
@@ -95,7 +95,10 @@ class NexusCore:
             meta = reader.load_meta()
         self.audit = AuditLog.open(folder, nexus="n1", timeline=meta.timeline, clock=self.clock)
         self.pool = KeeperPool(
-            members(len(keepers)), lambda member: self.keepers[member.name], clock=SystemClock(), memory=memory
+            members(len(keepers)),
+            lambda member: self.keepers.get(member.name) or make_absent(member.name),
+            clock=SystemClock(),
+            memory=memory,
         )
         self.bind(initial_state(meta))
 

@@ -8,11 +8,13 @@ from common.errors import (
     BadShardError,
     DeniedError,
     InvalidArgumentError,
+    KeeperTooOldError,
     KeeperUnreachableError,
     NotFoundError,
+    SetNotNewerError,
     WrongStateError,
 )
-from common.forms.delivery import SetLabel
+from common.forms.delivery import PUT_FORMAT, UNBOUND_FORMAT, SetLabel
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys import shamir
@@ -35,6 +37,9 @@ class PlayedKeeper:
         self.gives_garbage = False  # what it gives back does not open
         self.pretends = False  # says that it holds whatever it was given, but gives nothing
         self.refusal = ""  # why it takes no shard
+        self.is_newer_held = False  # it held a newer set than any that it is given
+        self.put_format = PUT_FORMAT
+        self.puts: list[tuple[bytes, bytes, int]] = []  # set id, the current set named, and format, of each put
         self.mark_refusal = ""  # why it takes no mark
         self.marks: list[SignedMark] = []  # all that it took since its start; it gives back the last one
         self.remembers: SignedMark | None = None  # what it gives back instead
@@ -77,7 +82,7 @@ class PlayedKeeper:
             held = tuple(ReportedSet(label, shard[-1]) for label, shard in self.sets.values() if label is not None)
             cluster_id = held[0].label.cluster_id if held else self.serves
             genesis = held[0].label.genesis if held else b""
-            return KeeperReport(self.boot_id, cluster_id, genesis, held, "1.2.3", 3, self.epoch)
+            return KeeperReport(self.boot_id, cluster_id, genesis, held, "1.2.3", 3, self.epoch, self.put_format)
 
     def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
         self._answer("fetch_shard")
@@ -92,11 +97,26 @@ class PlayedKeeper:
             return self.boot_id
 
     def put_shard(
-        self, label: SetLabel, shard: ProtectedBuffer, *, commitment: bytes, epoch: StoreEpoch, timeout: float
+        self,
+        label: SetLabel,
+        shard: ProtectedBuffer,
+        *,
+        commitment: bytes,
+        current_set_id: bytes,
+        epoch: StoreEpoch,
+        put_format: int,
+        timeout: float,
     ) -> bytes:
         self._answer("put_shard")
         with self._lock:
+            if put_format == UNBOUND_FORMAT and not current_set_id:
+                raise KeeperTooOldError(f"{self._name} is too old")
             self._check_epoch(epoch)
+            self.puts.append((label.set_id, current_set_id, put_format))
+            if self.is_newer_held:
+                raise SetNotNewerError("is not newer")
+            if current_set_id not in (b"", label.set_id) and current_set_id not in self.sets:
+                raise WrongStateError("the store's current set is not held, put that first")
             if self.refusal:
                 raise WrongStateError(self.refusal)
             if shamir.commitment(shard.view, cluster_id=label.cluster_id, set_id=label.set_id) != commitment:
@@ -146,3 +166,10 @@ class PlayedKeeper:
             raise KeeperUnreachableError(f"{self._name} does not answer")
         if not self.accepts:
             raise DeniedError("is no nexus of this keeper")
+
+
+def make_absent(name: str) -> PlayedKeeper:
+    """Make a keeper that a set names, and that no test has to do with: it never answers."""
+    keeper = PlayedKeeper(name)
+    keeper.is_reachable = False
+    return keeper

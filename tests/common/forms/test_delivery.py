@@ -6,10 +6,18 @@ from typing import Any
 
 import pytest
 
-from common.forms.delivery import SetLabel, build_fetch_info, build_put_info
+from common.forms.delivery import PUT_FORMAT, UNBOUND_FORMAT, SetLabel, build_fetch_info, build_put_info
+from common.forms.epoch import StoreEpoch
 
 LABEL = SetLabel(b"c" * 16, b"g" * 32, timeline=1, generation=2, set_id=b"s" * 16, set_number=3)
-PUT: dict[str, Any] = {"statement_digest": b"d" * 32, "x": 4, "commitment": b"k" * 32, "current_set_id": b"s" * 16}
+PUT: dict[str, Any] = {
+    "statement_digest": b"d" * 32,
+    "x": 4,
+    "commitment": b"k" * 32,
+    "current_set_id": b"s" * 16,
+    "epoch": StoreEpoch(1, 5),
+    "put_format": PUT_FORMAT,
+}
 FETCH: dict[str, Any] = {
     "x": 4,
     "boot_id": b"b" * 16,
@@ -20,6 +28,10 @@ FETCH: dict[str, Any] = {
 
 
 def bend(value: Any) -> Any:
+    if isinstance(value, StoreEpoch):
+        return value._replace(epoch=value.epoch + 1)
+    if value == PUT_FORMAT:
+        return UNBOUND_FORMAT
     return value + 1 if isinstance(value, int) else value[:-1] + (b"\x00" if isinstance(value, bytes) else "z")
 
 

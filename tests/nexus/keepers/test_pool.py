@@ -9,11 +9,12 @@ import pytest
 from common.clock import Clock, SystemClock
 from common.forms.epoch import StoreEpoch
 from nexus.keepers.collection import Collection
+from nexus.keepers.plan import Plan
 from nexus.keepers.pool import KeeperPool
 from tests.kit.manual_clock import ManualClock
 from tests.nexus.cluster import FoundCluster, FoundedCluster, members
 from tests.nexus.conftest import WaitUntil
-from tests.nexus.played_keepers import PlayedKeeper
+from tests.nexus.played_keepers import PlayedKeeper, make_absent
 
 
 @contextmanager
@@ -23,7 +24,10 @@ def running(
     """Run a pool over *keepers*; its threads have ended and its links are closed when this returns."""
     links = {keeper.name: keeper for keeper in keepers}
     pool = KeeperPool(
-        members(len(keepers)), lambda member: links[member.name], clock=clock or SystemClock(), memory=cluster.memory
+        members(len(keepers)),
+        lambda member: links.get(member.name) or make_absent(member.name),
+        clock=clock or SystemClock(),
+        memory=cluster.memory,
     )
     pool.start()
     try:
@@ -36,7 +40,7 @@ def running(
 
 
 def keep(pool: KeeperPool, cluster: FoundedCluster) -> None:
-    pool.keep(cluster.make_set(), cluster.book(), lambda: None, StoreEpoch(1, 1))
+    pool.keep(Plan(cluster.make_set()), cluster.book(), lambda: None, StoreEpoch(1, 1))
 
 
 @pytest.fixture

@@ -5,11 +5,15 @@ from dataclasses import replace
 
 import pytest
 
+from common.clock import SystemClock
+from common.forms.delivery import PUT_FORMAT
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
-from nexus.keepers.seat import MAX_DROPPED, RETRY_PAUSE, Seat, SeatStatus
+from nexus.keepers.conduct import MAX_DROPPED
+from nexus.keepers.plan import Plan
+from nexus.keepers.seat import RETRY_PAUSE, Seat, SeatStatus
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.played_keepers import PlayedKeeper
 
@@ -23,7 +27,9 @@ class Bench:
         self.cluster = cluster
         self.keeper = cluster.keepers()[0]
         self.notes: list[tuple[str, str, str]] = []
-        self.seat = Seat(members(1)[0], self.keeper, cluster.memory, lambda *note: self.notes.append(note))
+        self.seat = Seat(
+            members(1)[0], self.keeper, cluster.memory, SystemClock(), lambda *note: self.notes.append(note)
+        )
         self.shard_set = cluster.make_set()
         self.book = cluster.book()
         self.mark: SignedMark | None = None  # the newest one
@@ -31,7 +37,7 @@ class Bench:
 
     def keep(self) -> SeatStatus:
         """Take one step of the duty."""
-        assert self.seat.keep(self.shard_set, self.book, lambda: self.mark, EPOCH) == 1.0
+        assert self.seat.keep(Plan(self.shard_set), self.book, lambda: self.mark, EPOCH) == 1.0
         return self.seat.status
 
     def collect(self) -> SeatStatus:
@@ -49,10 +55,12 @@ def bench(found: FoundCluster) -> Bench:
 def test_watching_tells_how_a_keeper_is(memory: ProtectedMemory) -> None:
     """A keeper is asked for nothing but its report before there is a set."""
     keeper = PlayedKeeper("keeper-1")
-    seat = Seat(members(1)[0], keeper, memory)
+    seat = Seat(members(1)[0], keeper, memory, SystemClock())
     assert seat.status == SeatStatus()
     assert seat.watch() == 1.0
-    assert seat.status == SeatStatus(reachable=True, version="1.2.3", memory_protection=3)
+    assert seat.status == SeatStatus(
+        reachable=True, version="1.2.3", memory_protection=3, put_format=PUT_FORMAT, reported=frozenset()
+    )
     keeper.is_reachable = False
     seat.watch()
     assert not seat.status.reachable
@@ -177,8 +185,8 @@ def test_a_keeper_that_cannot_be_filled_is_named_and_filled_as_soon_as_it_can(
 def test_a_keeper_that_is_not_in_the_set_is_watched_only(bench: Bench) -> None:
     """Configuration may name one that the set does not: it gets no shard."""
     stranger = PlayedKeeper("stranger")
-    seat = Seat(members(9)[8], stranger, bench.cluster.memory)
-    seat.keep(bench.shard_set, bench.book, lambda: None, EPOCH)
+    seat = Seat(members(9)[8], stranger, bench.cluster.memory, SystemClock())
+    seat.keep(Plan(bench.shard_set), bench.book, lambda: None, EPOCH)
     assert stranger.calls == ["fetch_report"]
     assert seat.status.reachable
 
@@ -272,7 +280,7 @@ def test_a_keeper_that_invents_sets_is_accused(bench: Bench) -> None:
         for number in range(MAX_DROPPED + 1, 3 * MAX_DROPPED):
             invent(number)
             assert "lies: it says that it holds ever new sets" in duty().fault
-        assert len(bench.seat._dropped[1]) == MAX_DROPPED + 1
+        assert len(bench.seat._conduct._dropped) == MAX_DROPPED + 1
         assert [action for action, _, _ in bench.notes] == ["keeper.drop"] * (MAX_DROPPED + 1) + ["keeper.fault"]
     assert bench.keeper.sets == {}
 

@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 
+from common.clock import SystemClock
 from common.forms.delivery import SetLabel
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from nexus.keepers.collection import Collection
+from nexus.keepers.plan import Plan
 from nexus.keepers.seat import Seat, SeatStatus
-from nexus.keys.shard_set import Member, ShardSet, draw_set
+from nexus.keys.shard_set import ShardSet
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
+from tests.nexus.keepers.sets import draw_next
 from tests.nexus.played_keepers import PlayedKeeper
 
 EPOCH = StoreEpoch(1, 5)
@@ -23,7 +26,9 @@ class Bench:
         self.cluster = cluster
         self.keeper = cluster.keepers()[0]
         self.notes: list[tuple[str, str, str]] = []
-        self.seat = Seat(members(1)[0], self.keeper, cluster.memory, lambda *note: self.notes.append(note))
+        self.seat = Seat(
+            members(1)[0], self.keeper, cluster.memory, SystemClock(), lambda *note: self.notes.append(note)
+        )
         self.shard_set = cluster.make_set()
         self.book = cluster.book()
         self.mark: SignedMark | None = None  # the newest one
@@ -31,7 +36,7 @@ class Bench:
 
     def keep(self, shard_set: ShardSet | None = None) -> SeatStatus:
         """Take one step of the duty."""
-        self.seat.keep(shard_set or self.shard_set, self.book, lambda: self.mark, EPOCH)
+        self.seat.keep(Plan(shard_set or self.shard_set), self.book, lambda: self.mark, EPOCH)
         return self.seat.status
 
     def collect(self) -> SeatStatus:
@@ -43,22 +48,6 @@ class Bench:
         """Take one step of the duty."""
         assert self.seat.empty(self.book, self.mark, EPOCH) == 1.0
         return self.seat.status
-
-    def draw_next(self, *, timeline: int = 1, set_number: int = 2) -> ShardSet:
-        """Draw another set of the same root key."""
-        key = self.cluster.make_root_key()
-        record, points = draw_set(
-            key.view,
-            [Member(one.name, one.spiffe_id, one.address) for one in self.cluster.record.members],
-            threshold=3,
-            generation=1,
-            set_number=set_number,
-            timeline=timeline,
-            cluster_id=self.cluster.cluster_id,
-            memory=self.cluster.memory,
-        )
-        key.release()
-        return ShardSet(record, record.label(self.cluster.cluster_id, self.cluster.genesis), points)
 
     def hold_also(self, *, timeline: int, set_number: int, cluster_id: bytes | None = None) -> bytes:
         """Let the keeper hold one more set; return its set_id."""
@@ -126,7 +115,7 @@ def test_a_keeper_is_given_the_same_mark_again_at_a_higher_epoch(bench: Bench) -
     bench.mark = bench.cluster.sign_mark(1, 1)
     for number in (5, 5, 6, 6):
         epoch = StoreEpoch(1, number)
-        bench.seat.keep(bench.shard_set, bench.book, lambda: bench.mark, epoch)
+        bench.seat.keep(Plan(bench.shard_set), bench.book, lambda: bench.mark, epoch)
         assert bench.keeper.epoch == epoch
     assert bench.keeper.count("put_mark") == 2
 
@@ -182,7 +171,7 @@ def test_older_sets_are_dropped_once_the_keeper_holds_the_current_one(
     """What is newer stays: this store may be the one that was put back."""
     bench.keeper.sets.clear()
     other = bench.hold_also(timeline=timeline, set_number=set_number)
-    current = bench.draw_next(timeline=2, set_number=5)
+    current = draw_next(bench.cluster, timeline=2, set_number=5)
     assert bench.keep(current).holds_current_set
     assert (other not in bench.keeper.sets) == dropped
     assert current.record.set_id in bench.keeper.sets
@@ -203,7 +192,7 @@ def test_a_keeper_that_cannot_be_given_the_current_set_keeps_the_one_before(benc
     """Nothing is dropped before the current set is there."""
     bench.keep()
     bench.keeper.refusal = "is full"
-    status = bench.keep(bench.draw_next())
+    status = bench.keep(draw_next(bench.cluster))
     assert (status.holds_current_set, status.fault) == (False, "is full")
     assert bench.cluster.record.set_id in bench.keeper.sets
 
@@ -211,7 +200,7 @@ def test_a_keeper_that_cannot_be_given_the_current_set_keeps_the_one_before(benc
 def test_what_was_proved_for_one_set_says_nothing_of_the_next(bench: Bench) -> None:
     """A keeper that pretends to hold the new set has to show it."""
     assert bench.keep().holds_current_set
-    current = bench.draw_next()
+    current = draw_next(bench.cluster)
     label: SetLabel = current.label
     bench.keeper.sets[current.record.set_id] = (label, bytes(32) + b"\1")
     status = bench.keep(current)
@@ -285,7 +274,7 @@ def test_a_keeper_of_no_set_is_emptied_too(bench: Bench) -> None:
     """One that configuration names and the current set does not."""
     stranger = PlayedKeeper("keeper-9")
     stranger.sets = dict(bench.keeper.sets)
-    Seat(members(9)[8], stranger, bench.cluster.memory).empty(bench.book, None, EPOCH)
+    Seat(members(9)[8], stranger, bench.cluster.memory, SystemClock()).empty(bench.book, None, EPOCH)
     assert stranger.sets == {}
 
 

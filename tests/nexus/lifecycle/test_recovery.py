@@ -17,7 +17,7 @@ from tests.kit.patience import join
 from tests.nexus.cluster import FoundCluster, FoundedCluster, add_set, is_wiped, members, tamper
 from tests.nexus.conftest import WaitUntil
 from tests.nexus.failing_store import FailingStore
-from tests.nexus.played_keepers import DEADLINE_S, PlayedKeeper
+from tests.nexus.played_keepers import DEADLINE_S, PlayedKeeper, make_absent
 
 
 class Run:
@@ -27,7 +27,10 @@ class Run:
         self.keepers = {keeper.name: keeper for keeper in keepers}
         clock = SystemClock()
         self.pool = KeeperPool(
-            members(len(keepers)), lambda member: self.keepers[member.name], clock=clock, memory=cluster.memory
+            members(len(keepers)),
+            lambda member: self.keepers.get(member.name) or make_absent(member.name),
+            clock=clock,
+            memory=cluster.memory,
         )
         self.recovery = KeeperRecovery(store, self.pool, cluster.book(), cluster.memory, clock)
         self.serving: Serving | None = None

@@ -17,19 +17,16 @@ from common.errors import (
     KeeperUnreachableError,
     NotFoundError,
     OverloadedError,
+    SetNotNewerError,
     ShardholdError,
     StatementError,
     WrongStateError,
 )
-from common.forms.delivery import SetLabel
+from common.forms.delivery import PUT_FORMAT, SetLabel
 from common.forms.epoch import StoreEpoch
 from common.keys import shamir
 from common.keys.protected import Level, ProtectedBuffer, ProtectedMemory
 from common.keys.sealing import OneShotKey
-from common.keys.statement import StatementDesk
-from common.server.edge import Call, GrpcServer, Method
-from keeper.service import KeeperService
-from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2 as pb
 from nexus.keepers.link import KeeperLink, KeeperReport, ReportedSet
 from nexus.server.keeper_link import GrpcKeeperLink
@@ -41,15 +38,15 @@ from tests.kit.marks import MarkMaker
 from tests.kit.patience import at_most, patience
 from tests.kit.spawn import choose_spawn
 from tests.kit.waiting import wait_until
+from tests.nexus.server.liar import KEEPER_PATH, Liar
 
 pytestmark = pytest.mark.cluster
 
 TIMEOUT = at_most(10)  # seconds
-KEEPER_PATH = "/shardhold/keeper/k1"
-DNS = "k1.keeper.shardhold"
 EPOCH = StoreEpoch(1, 5)
 MARKS = MarkMaker()
 LABEL = SetLabel(cluster_id=b"c" * 16, genesis=b"g" * 32, timeline=1, generation=2, set_id=b"s" * 16, set_number=7)
+AS_CURRENT: Any = {"current_set_id": LABEL.set_id, "epoch": EPOCH, "put_format": PUT_FORMAT}
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +109,7 @@ def make_shard(memory: ProtectedMemory, label: SetLabel = LABEL, x: int = 3) -> 
 
 def put(link: GrpcKeeperLink, memory: ProtectedMemory, label: SetLabel = LABEL, **options: Any) -> bytes:
     shard, commitment = make_shard(memory, label)
+    options = {"current_set_id": label.set_id, "put_format": PUT_FORMAT, **options}
     with shard:
         return link.put_shard(label, shard, commitment=commitment, epoch=EPOCH, timeout=TIMEOUT, **options)
 
@@ -125,7 +123,7 @@ def test_shard_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memo
     empty = link.fetch_report(timeout=TIMEOUT)
     assert (empty.cluster_id, empty.genesis, empty.sets) == (b"", b"", ())
     shard, commitment = make_shard(memory)
-    boot_id = link.put_shard(LABEL, shard, commitment=commitment, epoch=EPOCH, timeout=TIMEOUT)
+    boot_id = link.put_shard(LABEL, shard, commitment=commitment, **AS_CURRENT, timeout=TIMEOUT)
     report = link.fetch_report(timeout=TIMEOUT)
     assert (report.boot_id, report.cluster_id, report.genesis) == (boot_id, LABEL.cluster_id, LABEL.genesis)
     assert report.sets == (ReportedSet(LABEL, 3),)
@@ -148,6 +146,17 @@ def test_second_set_names_the_current_one(keeper: KeeperProcess, connect: Connec
     assert [held.label for held in link.fetch_report(timeout=TIMEOUT).sets] == [LABEL, newer]
 
 
+def test_a_keeper_joins_by_a_pending_set(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
+    """It is told that it is no member of the current one; its report says that it knows this."""
+    link = connect(keeper.port)
+    assert link.fetch_report(timeout=TIMEOUT).put_format == PUT_FORMAT
+    put(link, memory, current_set_id=b"")
+    assert [held.label for held in link.fetch_report(timeout=TIMEOUT).sets] == [LABEL]
+    newer = replace(LABEL, set_id=b"t" * 16, set_number=8)
+    put(link, memory, newer, current_set_id=LABEL.set_id, put_format=PUT_FORMAT + 1)
+    assert len(link.fetch_report(timeout=TIMEOUT).sets) == 2
+
+
 def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
     """None before there is one; then the newest that was put, as it was, also when all sets were dropped."""
     link: KeeperLink = connect(keeper.port)
@@ -155,7 +164,7 @@ def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memor
     label = replace(LABEL, genesis=MARKS.genesis)
     shard, commitment = make_shard(memory, label)
     with shard:
-        link.put_shard(label, shard, commitment=commitment, epoch=EPOCH, timeout=TIMEOUT)
+        link.put_shard(label, shard, commitment=commitment, **AS_CURRENT, timeout=TIMEOUT)
     for revision in (20, 19):
         link.put_mark(MARKS.make(revision=revision), epoch=EPOCH, timeout=TIMEOUT)
     link.drop_set(label.cluster_id, label.set_id, epoch=EPOCH, timeout=TIMEOUT)
@@ -179,11 +188,11 @@ def test_refusals_carry_the_keepers_words(keeper: KeeperProcess, connect: Connec
     """An older set is a WrongStateError in the keeper's words; a wrong commitment too."""
     link = connect(keeper.port)
     put(link, memory)
-    with pytest.raises(WrongStateError, match="keeper k1 at .*: set 6 .* is not newer"):
+    with pytest.raises(SetNotNewerError, match="keeper k1 at .*: set 6 .* is not newer"):
         put(link, memory, replace(LABEL, set_id=b"r" * 16, set_number=6))
     shard, _ = make_shard(memory)
     with shard, pytest.raises(WrongStateError, match="commitment"):
-        link.put_shard(LABEL, shard, commitment=bytes(32), epoch=EPOCH, timeout=TIMEOUT)
+        link.put_shard(LABEL, shard, commitment=bytes(32), **AS_CURRENT, timeout=TIMEOUT)
 
 
 def test_other_nexus_is_denied(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
@@ -250,35 +259,6 @@ def test_closed_link_is_unreachable(keeper: KeeperProcess, connect: Connect) -> 
 
 
 # A keeper that lies
-
-
-class Liar:
-    """A keeper in this process, true in all but the answers that a test bends."""
-
-    def __init__(self, ca: Authority, memory: ProtectedMemory) -> None:
-        identity = FixedIdentity(ca.issue(KEEPER_PATH, dns=DNS))
-        service = KeeperService(
-            ShardSlots(memory),
-            desk=StatementDesk(SystemClock()),
-            memory=memory,
-            identity=identity,
-            boot_id=b"b" * 16,
-            nexuses=[f"spiffe://example.test{NEXUS_PATH}"],
-        )
-        self.bend: Callable[[Any], Any] = lambda answer: answer
-        self.sealed: list[pb.PutShardRequest] = []
-        methods = [replace(method, handle=self._bent(method)) for method in service.list_methods()]
-        self.server = GrpcServer(methods, address="127.0.0.1:0", identity=identity, trust_domain="example.test")
-        self.port = self.server.start()
-
-    def _bent(self, method: Method) -> Callable[[Call, Any], Any]:
-        def answer(call: Call, request: Any) -> Any:
-            if isinstance(request, pb.PutShardRequest):
-                self.sealed.append(request)
-            answer = method.handle(call, request)
-            return self.bend(answer) or answer
-
-        return answer
 
 
 @pytest.fixture
@@ -468,5 +448,5 @@ def test_slow_keeper_is_unreachable_in_time(liar: Liar, connect: Connect, memory
     started = clock.monotonic()
     shard, commitment = make_shard(memory)
     with shard, pytest.raises(KeeperUnreachableError):
-        connect(liar.port).put_shard(LABEL, shard, commitment=commitment, epoch=EPOCH, timeout=0.6)
+        connect(liar.port).put_shard(LABEL, shard, commitment=commitment, **AS_CURRENT, timeout=0.6)
     assert clock.monotonic() - started < patience(5)

@@ -1,0 +1,72 @@
+"""Which sets the keepers have to hold, and which of them they drop. Pure.
+
+1. A keeper holds its shard of the current set and, while there is one, of the pending set; it is filled in this order.
+2. It drops a set that the store says is dead (`droppable`), and one that is older than the current set, of which the
+   store may know nothing any more. A newer one that the store does not know stays: this store may have been put back.
+3. `replaced` is the set that a flip replaced. It is dead, and stays until its operation is settled.
+4. A keeper that is a member of neither set is leaving. It is given no shard; it drops its sets by the same rules.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.forms.delivery import SetLabel
+from nexus.keys.records import MemberRecord, ShardSetRecord
+from nexus.keys.shard_set import Member, ShardSet
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The proof that a keeper holds its shard of one set."""
+
+    boot_id: bytes  # 16 bytes, of the keeper's start in which it was given or shown
+    proved_at: float  # seconds, monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the keepers have to do until there is another plan."""
+
+    current: ShardSet
+    pending: ShardSet | None = None
+    droppable: frozenset[bytes] = frozenset()  # ids of sets that are dead
+    replaced: bytes = b""  # id of a dead set that stays for now (rule 3)
+    leaving: tuple[Member, ...] = ()  # members of earlier sets that may hold a shard yet
+
+    @property
+    def sets(self) -> tuple[ShardSet, ...]:
+        """The sets to hold, in the order in which a keeper is filled."""
+        return (self.current,) if self.pending is None else (self.current, self.pending)
+
+    @property
+    def set_ids(self) -> frozenset[bytes]:
+        """Ids of these sets."""
+        return frozenset(one.record.set_id for one in self.sets)
+
+    def is_member(self, member: Member) -> bool:
+        """Whether a keeper has a shard to hold; if not, it is leaving."""
+        return any(find_record(one.record.members, member) is not None for one in self.sets)
+
+    def list_members(self) -> tuple[Member, ...]:
+        """Name every keeper that has something to do, each once; one that moves is where the newer set has it."""
+        members: dict[tuple[str, str], Member] = {}
+        for shard_set in self.sets:
+            members |= {one.identity: one for one in list_members(shard_set.record)}
+        return tuple(({one.identity: one for one in self.leaving} | members).values())
+
+    def is_to_drop(self, label: SetLabel) -> bool:
+        """Whether a keeper has to drop the set with *label* (rules 2 and 3)."""
+        current = self.current.label
+        if label.cluster_id != current.cluster_id or label.set_id in self.set_ids | {self.replaced}:
+            return False
+        return label.set_id in self.droppable or label.order < current.order
+
+
+def list_members(record: ShardSetRecord) -> list[Member]:
+    """Name the keepers of a set."""
+    return [Member(one.name, one.spiffe_id, one.address) for one in record.members]
+
+
+def find_record(members: Iterable[MemberRecord], member: Member) -> MemberRecord | None:
+    """Find *member* among those of a set, by name and SPIFFE ID; None when it is none of them."""
+    return next((one for one in members if (one.name, one.spiffe_id) == member.identity), None)
