@@ -87,6 +87,19 @@ class KnownMarks:
             last_kek_id=max(mark.last_kek_id for mark in known),
         )
 
+    def find_audit_end(self, nexus: str, *, since: tuple[int, int]) -> AuditEnd | None:
+        """Return how far keepers remember the audit of *nexus*, None when they do not.
+
+        Marks up to timeline and control revision *since* do not count.
+        """
+        ends = [
+            mark.audit
+            for keeper, marks in self.marks.items()
+            for mark in marks
+            if keeper != OWN and mark.audit.nexus == nexus and (mark.timeline, mark.control_revision) > since
+        ]
+        return max(ends, key=lambda end: (end.timeline, end.seq), default=None)
+
 
 class MarkBook:
     """What keepers answered since this nexus started. Thread-safe."""
@@ -151,8 +164,8 @@ class MarkBook:
         self._marks[keeper] = tuple(max(known, key=order) for order in _ORDERS)
 
 
-def _by_revision(mark: Mark) -> tuple[int, int]:
-    return mark.position
+def _by_revision(mark: Mark) -> tuple[int, int, int, int]:
+    return mark.order
 
 
 def _by_control_revision(mark: Mark) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from common.errors import CorruptRowError
 from common.forms.genesis import Genesis, decode_genesis
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keys import manifest, records
+from nexus.keys.audit_chain import ChainRecord, read_chains
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
 from nexus.keys.floor import Floor, Standing
 from nexus.keys.keyring import Keyring
@@ -62,6 +63,7 @@ class Serving:
     view: PolicyView
     floor: Floor
     manifest_format: int = 2  # 1: an older program left it, and it is about to be made anew
+    audit_chains: dict[str, ChainRecord | None] = field(default_factory=dict)  # by nexus; None: it does not verify
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -157,7 +159,8 @@ def _prove(
     view = build_view(controls, meta)
     floor = Floor(controls.standing)
     shard_set = ShardSet(current, label, points)
-    return Serving(genesis, Root(root_key, shard_set), keyring, recovery, view, floor, controls.head.format)
+    root, chains = Root(root_key, shard_set), read_chains(controls)
+    return Serving(genesis, root, keyring, recovery, view, floor, controls.head.format, chains)
 
 
 def build_view(controls: Controls, meta: Meta) -> PolicyView:
