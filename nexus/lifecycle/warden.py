@@ -285,7 +285,7 @@ class Warden:
 
         with self._lifecycle.borrow():
             self._audit.commit_row(serving, write, edit=edit)
-        log.info(action, detail=detail)
+        log.info("manifest made anew", action=action, detail=detail)
         self._executor.keep(serving)
 
     def _end_ready(self, event: Event) -> None:
