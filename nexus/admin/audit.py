@@ -11,12 +11,10 @@ from nexus.access.audit.directory import ChainPosition
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller, Gate
 from nexus.admin.seal import MAX_REASON
-from nexus.keys.replacement import WriteEntry
 from nexus.keys.root_key import RootKey
-from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
-from nexus.store.protocol import AuditHead, Store, Writer
+from nexus.store.protocol import AuditHead, Writer
 
 DEFAULT_LINES = 100
 MAX_LINES = 1_000
@@ -32,17 +30,13 @@ class Audit:
     def __init__(
         self,
         *,
-        store: Store,
         gate: Gate,
-        lifecycle: Lifecycle,
         warden: Warden,
         audit: AuditLog,
         continuity: Continuity,
         clock: Clock,
     ) -> None:
-        self._store = store
         self._gate = gate
-        self._lifecycle = lifecycle
         self._warden = warden
         self._audit = audit
         self._continuity = continuity
@@ -113,9 +107,7 @@ class Audit:
                 record.write(writer, key)
                 self._continuity.save_head(writer, key, position)
 
-            if is_ready:
-                self._commit(write_entry)
-            elif gap:
+            if is_ready or gap:
                 self._warden.accept_new_chain(write_entry)
             return position
 
@@ -127,17 +119,6 @@ class Audit:
             if not displaced:
                 raise
             return ""
-
-    def _commit(self, write_entry: WriteEntry) -> None:
-        """Commit the entry on the store as this nexus left it."""
-        with self._lifecycle.borrow() as serving:
-
-            def change(writer: Writer) -> int:
-                serving.floor.check_basis(writer.basis)
-                write_entry(writer, serving.root_key)
-                return writer.revision
-
-            self._store.write(change, on_commit=serving.floor.reach)
 
     def _make_entry(self, caller: Caller, reason: str, gap: str) -> Entry:
         return Entry(

@@ -29,11 +29,13 @@ from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest, records
+from nexus.keys.audit_chain import begin_chain, encode_chain
 from nexus.keys.first_rows import FIRST_KEK, FIRST_TIMELINE, make_first_rows, make_genesis
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import Serving, prove
 from nexus.keys.root_key import ROOT_KEY_SIZE, RootKey
 from nexus.keys.shard_set import draw_set
+from nexus.lifecycle.audit_guard import AuditFiles
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
@@ -99,6 +101,7 @@ class Initialisation:
         memory: ProtectedMemory,
         first_policy: Policy,
         pin: GenesisPin,
+        audit_files: AuditFiles,
     ) -> None:
         self._store = store
         self._gate = gate
@@ -108,6 +111,7 @@ class Initialisation:
         self._memory = memory
         self._first_policy = first_policy
         self._pin = pin
+        self._audit_files = audit_files
         self._attempt: _Attempt | None = None
         self._confirmed: tuple[int, bytes] | None = None  # attempt and answer that made this cluster
         self._lock = threading.Lock()
@@ -269,8 +273,10 @@ class Initialisation:
                 now=record.clock.now(),
                 actor=record.caller.spiffe_id,
             )
+            bodies |= encode_chain(self._audit_files.nexus, begin_chain(meta.position))
             writer.save_meta(manifest.first_manifest(meta, bodies, attempt.root_key, writer))
             record.write(writer, attempt.root_key)
+            self._audit_files.begin(writer, attempt.root_key)
             meta, rows = replace(writer.load_meta(), revision=writer.revision), writer.load_controls()
             candidate = self._memory.allocate(ROOT_KEY_SIZE)
             candidate.view[:] = attempt.root_key.view

@@ -151,6 +151,21 @@ class KnownMarks:
         last = [(keeper, marks[-1]) for keeper, marks in sorted(self.marks.items())]
         return [(keeper, seen.mark) for keeper, seen in last if is_of_dead_key(seen, chain)]
 
+    def find_audit_end(self, nexus: str, *, since: tuple[int, int]) -> AuditEnd | None:
+        """Return how far keepers remember the audit of *nexus*, None when they do not.
+
+        Marks up to timeline and control revision *since* do not count.
+        """
+        ends = [
+            seen.mark.audit
+            for keeper, marks in self.marks.items()
+            for seen in marks
+            if keeper != OWN
+            and seen.mark.audit.nexus == nexus
+            and (seen.mark.timeline, seen.mark.control_revision) > since
+        ]
+        return max(ends, key=lambda end: (end.timeline, end.seq), default=None)
+
 
 class MarkBook:
     """What keepers answered since this nexus started. Thread-safe."""
@@ -230,8 +245,8 @@ class MarkBook:
             del by_chain[next(iter(by_chain))]
 
 
-def _by_revision(seen: SeenMark) -> tuple[int, int]:
-    return seen.mark.position
+def _by_revision(seen: SeenMark) -> tuple[int, int, int, int]:
+    return seen.mark.order
 
 
 def _by_control_revision(seen: SeenMark) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from common.forms.chain import Chain
 from common.forms.genesis import Genesis
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keys import manifest, old_form, records
+from nexus.keys.audit_chain import ChainRecord, read_chains
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
 from nexus.keys.floor import Floor, Standing
 from nexus.keys.keyring import Keyring
@@ -70,6 +71,7 @@ class Serving:
     floor: Floor
     manifest_format: int = 2  # 1: an older program left it, and it is about to be made anew
     has_old_rows: bool = False  # an older program left them, and they are about to be replaced
+    audit_chains: dict[str, ChainRecord | None] = field(default_factory=dict)  # by nexus; None: it does not verify
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -172,7 +174,7 @@ def _prove(
     shard_set = ShardSet(current, label, points)
     has_old_rows = controls is not verified and not controls.damaged_of_kind(records.ESCROW)
     root = Root(root_key, shard_set, chain)
-    return Serving(root, keyring, recovery, view, floor, controls.head.format, has_old_rows)
+    return Serving(root, keyring, recovery, view, floor, controls.head.format, has_old_rows, read_chains(controls))
 
 
 def renew(controls: Controls, generation: int) -> Controls:

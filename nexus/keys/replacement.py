@@ -4,12 +4,14 @@ Custodians know no points, and an accepted store may have lost its set. The new 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest, records
 from nexus.keys.floor import Standing
+from nexus.keys.manifest import Key
 from nexus.keys.opened import PolicyView, Serving, load_view
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet, draw_set
@@ -18,14 +20,22 @@ from nexus.store.protocol import Meta, Store, Writer
 # Writes the audit entry of the change that it is called in, authenticated with the root key.
 WriteEntry = Callable[[Writer, RootKey], None]
 
+_NOTHING: Mapping[Key, bytes] = MappingProxyType({})
+
 
 def replace_set(
-    store: Store, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta], memory: ProtectedMemory
+    store: Store,
+    serving: Serving,
+    write_entry: WriteEntry,
+    edit: Callable[[Meta], Meta],
+    memory: ProtectedMemory,
+    *,
+    beside: Mapping[Key, bytes] = _NOTHING,
 ) -> None:
     """Draw a new set for the root key of *serving*, commit it, and let *serving* have it from here on.
 
     The set before is dead from then on, and the policies that the change leaves are in force. *edit* changes the meta
-    row with it. On failure nothing has changed.
+    row with it; *beside* are other control rows of the change. On failure nothing has changed.
 
     Raises:
         StoreUnavailableError: Not committed.
@@ -35,7 +45,7 @@ def replace_set(
     drawn: list[ShardSet] = []
 
     def change(writer: Writer) -> tuple[Standing, PolicyView]:
-        shard_set, standing = _write(writer, serving, write_entry, edit, memory)
+        shard_set, standing = _write(writer, serving, write_entry, edit, memory, beside)
         drawn.append(shard_set)
         return standing, load_view(writer, serving.root_key)
 
@@ -51,7 +61,12 @@ def replace_set(
 
 
 def _write(
-    writer: Writer, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta], memory: ProtectedMemory
+    writer: Writer,
+    serving: Serving,
+    write_entry: WriteEntry,
+    edit: Callable[[Meta], Meta],
+    memory: ProtectedMemory,
+    beside: Mapping[Key, bytes],
 ) -> tuple[ShardSet, Standing]:
     old = serving.shard_set.record
     meta = edit(writer.load_meta())
@@ -74,7 +89,7 @@ def _write(
             writer,
             serving.root_key,
             serving.floor,
-            put=put,
+            put=put | dict(beside),
             edit=lambda meta: replace(edit(meta), last_set_number=record.set_number),
         )
         write_entry(writer, serving.root_key)

@@ -17,7 +17,7 @@ from common.clock import Clock, to_micros
 from common.errors import ShardholdError, StoreLostError
 from common.forms.chain import Chain
 from common.forms.epoch import NO_EPOCH, StoreEpoch
-from common.forms.mark import NO_AUDIT, AuditEnd, Mark, SignedMark
+from common.forms.mark import AuditEnd, Mark, SignedMark
 from nexus.keepers.marks import MarkBook, MarkMaker, NewerMark
 from nexus.keys import records
 from nexus.keys.floor import describe, is_below
@@ -38,7 +38,7 @@ class StoreMarks:
         clock: Clock,
         lock: threading.RLock,
         pin: GenesisPin,
-        find_audit_end: Callable[[], AuditEnd] = lambda: NO_AUDIT,
+        find_audit_end: Callable[[], AuditEnd],
     ) -> None:
         self._store = store
         self._pin = pin

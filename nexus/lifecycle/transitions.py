@@ -3,8 +3,8 @@
 1. A key comes here proved (`nexus.keys.opened.prove`), whether keepers or custodians brought it back.
 2. A rollback mark that is newer than the store blocks: the proved key is held, and nothing is served with it, until a
    superuser accepts the older store. A newer mark that comes while the nexus is ready ends ready, and so does a store
-   that is not as this nexus left it. Audit files that are not those that the store remembers block in the same way,
-   until a new chain is accepted.
+   that is not as this nexus left it. Audit files that are not those that store and keepers remember block in the same
+   way, until a new chain is accepted.
 3. A key that custodians brought back, and one that is held when something is accepted, get a new shard set. The set is
    committed before the key is installed. Its shards are delivered afterwards; ready does not wait for them.
 4. The warden's thread is woken before the keepers get a new duty: a recovery that is under way then gives them none.
@@ -40,10 +40,11 @@ class Event(enum.StrEnum):
     KEY_FROM_KEEPERS = "keepers brought a key back"
     KEY_FROM_CUSTODIANS = "custodians brought a key back"
     KEY_BEHIND_MARK = "a key came back, and the store is older than a mark"
-    KEY_WITHOUT_AUDIT = "a key came back, and the audit files are not those that the store remembers"
+    KEY_WITHOUT_AUDIT = "a key came back, and the audit files are not those that are remembered"
     OLDER_STORE_ACCEPTED = "a superuser accepted the older store"
     NEW_CHAIN_ACCEPTED = "somebody accepted that a new chain of the audit begins"
     NEWER_MARK = "a mark newer than the store came"
+    AUDIT_GAP = "a mark came of lines that the audit files lack"
     STORE_LOST = "the store is not as this nexus left it"
     SEAL_COMMITTED = "a seal was committed"
     SEAL_REFUSED = "a seal could not be committed"
@@ -106,6 +107,7 @@ _TRANSITIONS = {
     Event.OLDER_STORE_ACCEPTED: (frozenset({_BLOCKED}), _ACCEPTED),
     Event.NEW_CHAIN_ACCEPTED: (frozenset({_BLOCKED}), _ACCEPTED),
     Event.NEWER_MARK: (frozenset({_READY}), Transition(State.RECOVERING, (Action.WITHDRAW,))),
+    Event.AUDIT_GAP: (frozenset({_READY}), Transition(State.RECOVERING, (Action.WITHDRAW,))),
     Event.STORE_LOST: (frozenset({_READY}), Transition(State.RECOVERING, (Action.WITHDRAW,))),
     Event.SEAL_COMMITTED: (_ANY, Transition(State.SEALED, _SHUT)),
     Event.SEAL_REFUSED: (_ANY, Transition(State.SEALED, _SHUT)),  # rule 6

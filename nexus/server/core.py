@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from common.clock import Clock
 from common.errors import WrongStateError
-from common.forms.mark import AuditEnd
 from common.keys.protected import ProtectedMemory
 from nexus.access.audit.continuity import Continuity
 from nexus.access.audit.exporter import Exporter
@@ -86,8 +85,7 @@ def build_core(
         clock=clock,
         pin=pin,
         inspect_store=store.find_fault,
-        find_audit_gap=lambda serving: continuity.find_gap(serving.root_key),
-        find_audit_end=lambda: AuditEnd(audit.nexus, *audit.synced_position),
+        audit_files=continuity,
     )
 
     @contextmanager
@@ -115,6 +113,7 @@ def build_core(
         memory=memory,
         first_policy=first_policy,
         pin=pin,
+        audit_files=continuity,
     )
     unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer, pin=pin)
     status = Status(
@@ -140,9 +139,7 @@ def build_core(
         Seal(gate, warden),
         status,
         Audit(
-            store=store,
             gate=gate,
-            lifecycle=lifecycle,
             warden=warden,
             audit=audit,
             continuity=continuity,

@@ -142,6 +142,78 @@ def test_audit_files_changed_while_the_nexus_is_down(
     cluster.wait_ready()
 
 
+def forget_head(cluster: Cluster, before: tuple[object, ...]) -> None:
+    """Remove what the store says of the audit files."""
+    change_store(cluster, "DELETE FROM audit_head", ())
+
+
+def put_head_back(cluster: Cluster, before: tuple[object, ...]) -> None:
+    """Put back what the store said before, which is authentic."""
+    change_store(cluster, "REPLACE INTO audit_head VALUES (?, ?, ?, ?, ?, ?)", before)
+
+
+def change_store(cluster: Cluster, sql: str, parameters: tuple[object, ...]) -> None:
+    with closing(sqlite3.connect(cluster.directory.data / "nexus.db", isolation_level=None)) as database:
+        database.execute(sql, parameters)
+
+
+def load_head(cluster: Cluster) -> tuple[object, ...]:
+    """Load what the store says of the audit files."""
+    file = f"file:{cluster.directory.data / 'nexus.db'}?mode=ro"
+    with closing(sqlite3.connect(file, uri=True, timeout=at_most(10))) as database:
+        head: tuple[object, ...] = database.execute(
+            "SELECT nexus, timeline, seq, hash, revision, mac FROM audit_head"
+        ).fetchone()
+        return head
+
+
+def cut_after(cluster: Cluster, seq: int) -> None:
+    """Leave nothing of the files after line *seq*."""
+    for path in sorted(cluster.directory.audit.glob("*.jsonl"), reverse=True):
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if int(json.loads(line)["seq"]) <= seq]
+        if kept:
+            path.write_bytes(b"".join(kept))
+            return
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param(forget_head, "the store does not say any more how far", id="what the store says is removed"),
+        pytest.param(put_head_back, "keepers remember", id="what the store said before is put back"),
+    ],
+)
+def test_files_that_are_cut_to_fit_an_edited_store(
+    cluster: Cluster, damage: Callable[[Cluster, tuple[object, ...]], None], says: str
+) -> None:
+    """Whoever writes files and database, and has no key, cannot make the newest lines unsaid."""
+    revision = put(cluster)
+    cluster.wait("the head has the change", lambda: load_head(cluster)[4] == revision)
+    before = load_head(cluster)
+    cluster.workload(APP).get(PATH)
+    (end,) = [line["seq"] for line in list_lines(cluster) if line.get("entry", {}).get("action") == "secret.read"][-1:]
+    cluster.wait("a keeper remembers the line", lambda: find_remembered(cluster) >= end)
+    cluster.kill("nexus")
+    damage(cluster, before)
+    cut_after(cluster, int(str(before[2])))
+    cluster.run("nexus")
+    cluster.wait_status("it is blocked by its audit", lambda status: says in str(status["blocked_by"]))
+    cluster.pilot("audit", "accept-new-chain", "--reason", "a drill", path=OPERATOR)
+    cluster.wait_ready()
+    cluster.wait_filled()
+    put(cluster)
+    cluster.rerun("nexus")
+    cluster.wait_ready()
+
+
+def find_remembered(cluster: Cluster) -> int:
+    """Find the last line of the audit that a keeper remembers."""
+    mark = cluster.fetch_mark("keeper-1")
+    return mark.audit.seq if mark is not None else 0
+
+
 def test_a_kill_blocks_nothing(cluster: Cluster) -> None:
     """What a crash tears was not yet remembered by the store."""
     put(cluster)

@@ -21,8 +21,10 @@ from common.keys import shamir
 from common.keys.protected import SLOT, ProtectedBuffer, ProtectedMemory
 from nexus.keepers.marks import MarkBook
 from nexus.keys import manifest, records
+from nexus.keys.audit_chain import begin_chain, encode_chain
 from nexus.keys.first_rows import FIRST_KEK, FIRST_TIMELINE, make_first_rows, make_genesis
 from nexus.keys.opened import Serving, prove
+from nexus.keys.outbox import make_head
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.policy.rules import Policy, superuser_policy
@@ -32,6 +34,7 @@ from tests.kit.patience import at_most
 from tests.nexus.played_keepers import PlayedKeeper
 
 TRUST_DOMAIN = "example.org"
+NEXUS_NAME = "n1"  # whose audit the cluster begins with
 SUPERUSERS = superuser_policy(TRUST_DOMAIN, "/shardhold/pilot/role/ROLE/PERSON")
 
 
@@ -191,7 +194,9 @@ def found(
             last_kek_id=FIRST_KEK,
             epoch=1,
         )
-        writer.save_meta(manifest.first_manifest(meta, bodies, root_key, writer))
+        rows = bodies | encode_chain(NEXUS_NAME, begin_chain(meta.position))
+        writer.save_meta(manifest.first_manifest(meta, rows, root_key, writer))
+        writer.save_audit_head(make_head(root_key, NEXUS_NAME, 0, 0, bytes(32), revision=0))
 
     store.write(write)
     root_key.release()

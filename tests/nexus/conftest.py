@@ -76,10 +76,10 @@ def start_nexus(tmp_path: Path, store: Store, memory: ProtectedMemory) -> Iterat
     """Start a nexus as a process does, with keepers as they are; the one before has ended by then."""
     running: list[NexusCore] = []
 
-    def start(keepers: Sequence[PlayedKeeper], *, store: Store = store) -> NexusCore:
+    def start(keepers: Sequence[PlayedKeeper], *, store: Store = store, name: str = cluster.NEXUS_NAME) -> NexusCore:
         while running:
             running.pop().close()
-        core = NexusCore(tmp_path, store, memory, keepers)
+        core = NexusCore(tmp_path, store, memory, keepers, name=name)
         running.append(core)
         core.pool.start()
         core.warden.start()

@@ -37,7 +37,7 @@ from tests.kit.authority import NOW, Authority
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.manual_clock import ManualClock
 from tests.nexus.access.audit.descriptor import replaced
-from tests.nexus.cluster import SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
+from tests.nexus.cluster import NEXUS_NAME, SUPERUSERS, TRUST_DOMAIN, FoundedCluster, members
 from tests.nexus.played_keepers import PlayedKeeper, make_absent
 
 ROLES = Roles(TRUST_DOMAIN)
@@ -83,7 +83,15 @@ IDENTITY = FixedIdentity(AUTHORITY.forge("p256", f"spiffe://{TRUST_DOMAIN}/shard
 class NexusCore:
     """One nexus on one store, around the core that `nexus.server.process` builds too."""
 
-    def __init__(self, folder: Path, store: Store, memory: ProtectedMemory, keepers: Sequence[PlayedKeeper]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        memory: ProtectedMemory,
+        keepers: Sequence[PlayedKeeper],
+        *,
+        name: str = NEXUS_NAME,
+    ) -> None:
         self.folder = folder
         self.store = store
         self.memory = memory
@@ -93,7 +101,7 @@ class NexusCore:
         self.failures: list[str] = []
         with store.read() as reader:
             meta = reader.load_meta()
-        self.audit = AuditLog.open(folder, nexus="n1", timeline=meta.timeline, clock=self.clock)
+        self.audit = AuditLog.open(folder, nexus=name, timeline=meta.timeline, clock=self.clock)
         self.pool = KeeperPool(
             members(len(keepers)),
             lambda member: self.keepers.get(member.name) or make_absent(member.name),

@@ -40,6 +40,7 @@ CASES = [
     (Event.OLDER_STORE_ACCEPTED, (BLOCKED,), State.READY, (Action.STOP_HOLDING, *SERVE), True),
     (Event.NEW_CHAIN_ACCEPTED, (BLOCKED,), State.READY, (Action.STOP_HOLDING, *SERVE), True),
     (Event.NEWER_MARK, (READY,), State.RECOVERING, (Action.WITHDRAW,), False),
+    (Event.AUDIT_GAP, (READY,), State.RECOVERING, (Action.WITHDRAW,), False),
     (Event.STORE_LOST, (READY,), State.RECOVERING, (Action.WITHDRAW,), False),
     (Event.SEAL_COMMITTED, ALL, State.SEALED, SHUT, False),
     (Event.SEAL_REFUSED, ALL, State.SEALED, SHUT, False),

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from common.forms.mark import AuditEnd
 from nexus.access.audit.continuity import Continuity
 from nexus.access.audit.directory import ChainPosition
 from nexus.access.audit.log import AuditLog
 from nexus.keys.outbox import is_authentic_head, make_head
 from nexus.store.protocol import AuditHead, Writer
 from nexus.store.sqlite.store import SqliteStore
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.access.audit.keyed import NEXUS, FixedKey, change, forge, make_entry
 from tests.nexus.access.audit.test_log import FIRST, open_log
 
@@ -41,11 +43,11 @@ def written(tmp_path: Path, store: SqliteStore) -> AuditHead:
     return head
 
 
-def find_gap(store: SqliteStore, directory: Path) -> str:
+def find_gap(store: SqliteStore, directory: Path, *, has_begun: bool = True, remembered: AuditEnd | None = None) -> str:
     """Open the audit as a new process does, and look."""
     with closing(open_log(directory)) as log:
         log.append(make_entry("later"))
-        return Continuity(store, log).find_gap(KEY)
+        return Continuity(store, log).find_gap(KEY, has_begun=has_begun, remembered=remembered)
 
 
 def edit_lines(edit: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], None]:
@@ -92,6 +94,44 @@ def test_files_are_held_against_the_head(
     assert bool(found) is bool(says)
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param(edit_lines(lambda lines: lines), "", id="nothing"),
+        pytest.param(edit_lines(lambda lines: lines[:5]), UNREACHED, id="cut off far before it"),
+        pytest.param(edit_lines(lambda lines: lines[:10]), ANOTHER, id="cut off just before it"),
+    ],
+)
+def test_files_are_held_against_what_keepers_remember(
+    tmp_path: Path, store: SqliteStore, written: AuditHead, damage: Callable[[Path], None], says: str
+) -> None:
+    """An older head that was put back, and fits files that were cut, hides nothing."""
+    store.discard_audit([], make_head(KEY, NEXUS, 1, 0, bytes(32), revision=0))
+    damage(tmp_path)
+    found = find_gap(store, tmp_path, remembered=AuditEnd(NEXUS, 1, written.seq, written.digest))
+    assert says in found
+    assert found.endswith("keepers remember") is bool(says)
+
+
+@pytest.mark.parametrize("has_begun", [False, True], ids=["no audit has begun", "the audit has begun"])
+def test_a_head_that_is_missing(tmp_path: Path, store: SqliteStore, has_begun: bool) -> None:
+    """It was removed, unless the store knows of no audit of this nexus yet."""
+    assert ("does not say any more" in find_gap(store, tmp_path, has_begun=has_begun)) is has_begun
+
+
+def test_the_end_that_marks_carry_is_synced(tmp_path: Path, store: SqliteStore) -> None:
+    """A mark of lines that a power cut takes back would block the nexus."""
+    with closing(AuditLog.open(tmp_path, nexus=NEXUS, timeline=1, clock=ManualClock())) as log:
+        continuity = Continuity(store, log)
+        before = continuity.find_end()
+        with log._syncing:  # nothing is synced meanwhile
+            log.append(make_entry("a"))
+            assert log.position.seq == before.seq + 1
+            assert continuity.find_end() == before
+        log.sync()
+        assert continuity.find_end() == (NEXUS, *log.position)
+
+
 def test_a_head_that_nobody_with_the_key_wrote(tmp_path: Path, store: SqliteStore, written: AuditHead) -> None:
     """A changed head blocks, whatever the files are."""
     for head in (replace(written, seq=3), replace(written, revision=1 << 40), replace(written, seq=-1)):
@@ -104,7 +144,10 @@ def test_a_head_of_an_earlier_timeline_says_nothing(tmp_path: Path, store: Sqlit
     store.write(lambda writer: writer.save_meta(replace(writer.load_meta(), timeline=2)))
     (tmp_path / FIRST).unlink()
     with closing(AuditLog.open(tmp_path, nexus=NEXUS, timeline=2)) as log:
-        assert Continuity(store, log).find_gap(KEY) == ""
+        continuity = Continuity(store, log)
+        end = AuditEnd(NEXUS, 1, written.seq, written.digest)
+        assert continuity.find_gap(KEY, has_begun=True, remembered=None) == ""
+        assert continuity.find_gap(KEY, has_begun=True, remembered=end) == ""
 
 
 @pytest.mark.parametrize("is_changed", [False, True], ids=["authentic", "changed"])
