@@ -32,6 +32,12 @@ class _Certificate:
     expires_at: float
 
 
+def is_member(spiffe_id: str, trust_domain: str) -> bool:
+    """Whether *spiffe_id* is a well-formed SPIFFE ID of *trust_domain*."""
+    found = _SPIFFE_ID.fullmatch(spiffe_id) if len(spiffe_id) <= _MAX_ID_BYTES else None
+    return found is not None and found[1] == trust_domain
+
+
 class PeerCheck:
     """Finds the caller of each call. Thread-safe; a certificate is parsed once and its dates are checked every time.
 

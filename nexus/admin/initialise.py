@@ -29,7 +29,7 @@ from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest, records
-from nexus.keys.audit_chain import begin_chain, encode_chain
+from nexus.keys.audit_chain import encode_chain, make_chain_record
 from nexus.keys.first_rows import FIRST_KEK, FIRST_TIMELINE, make_first_rows, make_genesis
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.opened import Serving, prove
@@ -273,7 +273,7 @@ class Initialisation:
                 now=record.clock.now(),
                 actor=record.caller.spiffe_id,
             )
-            bodies |= encode_chain(self._audit_files.nexus, begin_chain(meta.position))
+            bodies |= encode_chain(self._audit_files.nexus, make_chain_record(meta.position))
             writer.save_meta(manifest.first_manifest(meta, bodies, attempt.root_key, writer))
             record.write(writer, attempt.root_key)
             self._audit_files.begin(writer, attempt.root_key)

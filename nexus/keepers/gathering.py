@@ -43,6 +43,18 @@ def gather(seats: Sequence[Seat], collection: Collection, clock: Clock, *, secon
     return shards
 
 
+def watch_once(seats: Sequence[Seat], *, seconds: float) -> Sequence[Seat]:
+    """Ask all *seats* at once how their keepers are, at most *seconds*; close their links, and return them."""
+    threads = [threading.Thread(target=seat.watch, name=f"probe-{seat.member.name}", daemon=True) for seat in seats]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=seconds)
+    for seat in seats:
+        seat.link.close()
+    return seats
+
+
 def _ask(seat: Seat, collection: Collection, clock: Clock, stopping: threading.Event) -> None:
     while not stopping.is_set():
         pause = seat.offer(collection)

@@ -13,12 +13,12 @@ from common.forms.epoch import StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keepers.collection import Collection
-from nexus.keepers.gathering import gather
+from nexus.keepers.gathering import gather, watch_once
 from nexus.keepers.link import KeeperLink
 from nexus.keepers.marks import MarkBook
 from nexus.keepers.notes import LimitedNotes, Note, note_nothing
 from nexus.keepers.plan import Holding, Plan, list_members
-from nexus.keepers.seat import FindMark, Seat
+from nexus.keepers.seat import FindMark, Seat, SeatStatus
 from nexus.keepers.seat_thread import Duty, SeatThread
 from nexus.keys.shard_set import Member
 
@@ -121,6 +121,14 @@ class KeeperPool:
         seats = [Seat(member, self._connect(member), self._memory, self._clock) for member in members]
         return gather(seats, collection, self._clock, seconds=seconds)
 
+    def probe(self, members: Sequence[Member], *, seconds: float) -> dict[str, SeatStatus]:
+        """Ask *members*, who may be new, how they are, at most *seconds*; return what is known by name."""
+        known = {seat.member.identity: seat.status for seat in self.seats}
+        new = [member for member in members if member.identity not in known]
+        seats = [Seat(one, self._connect(one), self._memory, self._clock) for one in map(self._locate, new)]
+        known |= {seat.member.identity: seat.status for seat in watch_once(seats, seconds=seconds)}
+        return {member.name: known[member.identity] for member in members}
+
     def find_holders(self, set_id: bytes) -> dict[str, Holding]:
         """Return the keepers that are known to hold their shard of a set, by name, with the proof."""
         found = ((seat.member.name, seat.status.holdings.get(set_id)) for seat in self.seats)
@@ -199,6 +207,18 @@ class KeeperPool:
     def wait_holders(self, wanted: int, *, seconds: float) -> int:
         """Wait until *wanted* keepers hold their shards, at most *seconds*; return how many do."""
         return self._wait_count(self.count_holders, lambda: wanted, seconds)
+
+    def wait_marked(self, epoch: int, *, seconds: float) -> None:
+        """Wait until every keeper that answers took a mark at *epoch* or later, at most *seconds*."""
+
+        def list_answering() -> list[SeatStatus]:
+            return [seat.status for seat in self.seats if seat.status.reachable and not seat.status.fault]
+
+        self._wait_count(
+            lambda: sum(status.marked.epoch >= epoch for status in list_answering()),
+            lambda: len(list_answering()),
+            seconds,
+        )
 
     def wait_emptied(self, *, seconds: float) -> int:
         """Wait until all keepers dropped what they held, at most *seconds*; return how many did."""

@@ -35,7 +35,7 @@ from common.errors import (
     ShardholdError,
     WrongStateError,
 )
-from common.forms.delivery import SetLabel
+from common.forms.delivery import PUT_FORMAT, SetLabel
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys import shamir
@@ -74,6 +74,12 @@ class SeatStatus:
     holdings: Mapping[bytes, Holding] = field(default_factory=dict)  # by set id: what it proved to hold in this boot
     reported: frozenset[bytes] | None = None  # ids of the sets that it last said it holds; None: it said nothing yet
     refuses_current_set: bool = False  # it has held a newer one
+    marked: StoreEpoch = NO_EPOCH  # of the store when it took a mark last, in this boot
+
+    @property
+    def is_too_old(self) -> bool:
+        """Whether its program cannot join the current keepers."""
+        return self.reachable and self.put_format < PUT_FORMAT
 
 
 class Seat:
@@ -126,7 +132,7 @@ class Seat:
 
     def _watch(self) -> None:
         self._fetch_report()
-        self._set_status(fault="")
+        self._set_status(fault="", marked=NO_EPOCH)
 
     def _collect(self, collection: Collection, book: MarkBook) -> None:
         self._turn_to(collection.set_id)
@@ -312,6 +318,7 @@ class Seat:
             self._asked = (b"", NO_EPOCH)  # it may know better: asked at the next step
             raise
         self._given = mark, report.boot_id, self._epoch, newer is None
+        self._set_status(marked=self._epoch if newer is None else NO_EPOCH)
         if newer is not None:
             log.warning("keeper remembers a newer mark", keeper=self.member.name)
             self._take_mark(newer, report, book)

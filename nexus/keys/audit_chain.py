@@ -27,7 +27,7 @@ class ChainRecord(msgspec.Struct, frozen=True):
         return self.timeline, self.control_revision
 
 
-def begin_chain(left: Position) -> ChainRecord:
+def make_chain_record(left: Position) -> ChainRecord:
     """Make the record of a chain that begins with the change after *left*."""
     return ChainRecord(left.timeline, left.control_revision)
 

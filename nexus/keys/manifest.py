@@ -131,6 +131,13 @@ def first_manifest(meta: Meta, bodies: Mapping[Key, bytes], root_key: RootKey, w
     return _save(meta, {}, bodies, (), root_key, writer, before=NONE_BEFORE)[0]
 
 
+def compose(meta: Meta, bodies: Mapping[Key, bytes], root_key: RootKey) -> list[ControlRow]:
+    """Return the rows of *bodies* under a manifest of *meta*, as they would be stored. Nothing is written."""
+    digests = {key: row_digest(meta.cluster_id, *key, body) for key, body in bodies.items()}
+    rows = [ControlRow(*key, body, digests[key]) for key, body in bodies.items()]
+    return [*rows, _make_manifest(meta, digests, root_key, revision=meta.revision, before=NONE_BEFORE)]
+
+
 def change(
     writer: Writer,
     root_key: RootKey,
@@ -195,19 +202,17 @@ def _save(
     for (kind, name), body in put.items():
         digests[kind, name] = row_digest(meta.cluster_id, kind, name, body)
         writer.save_control(ControlRow(kind, name, body, digests[kind, name]))
-    head = Head(
-        meta.cluster_id,
-        meta.timeline,
-        meta.control_revision,
-        writer.revision,
-        root_key.generation,
-        meta.epoch,
-        before,
-    )
-    body = _encode_manifest(head, digests)
-    manifest = ControlRow(*MANIFEST, body, root_key.authenticate(body))
+    manifest = _make_manifest(meta, digests, root_key, revision=writer.revision, before=before)
     writer.save_control(manifest)
     return meta, digest_manifest(manifest)
+
+
+def _make_manifest(
+    meta: Meta, digests: Mapping[Key, bytes], root_key: RootKey, *, revision: int, before: bytes
+) -> ControlRow:
+    numbers = (meta.timeline, meta.control_revision, revision, root_key.generation, meta.epoch)
+    body = _encode_manifest(Head(meta.cluster_id, *numbers, before), digests)
+    return ControlRow(*MANIFEST, body, root_key.authenticate(body))
 
 
 def _encode_manifest(head: Head, digests: Mapping[Key, bytes]) -> bytes:

@@ -24,7 +24,7 @@ from nexus.keys.keyring import Keyring
 from nexus.keys.lineage import read_chain
 from nexus.keys.manifest import Controls
 from nexus.keys.root_key import RootKey
-from nexus.keys.shard_set import ShardSet
+from nexus.keys.shard_set import Member, ShardSet
 from nexus.policy.rules import PolicySet, decode_policy
 from nexus.store.protocol import ControlRow, Meta, Writer
 
@@ -60,6 +60,16 @@ class Root:
         self.root_key.release()
 
 
+@dataclass(frozen=True, slots=True)
+class OtherSets:
+    """The sets beside the current one, as far as keepers have to know of them."""
+
+    pending: ShardSet | None = None  # of an operation before its flip, with its points
+    droppable: frozenset[bytes] = frozenset()  # ids of sets that are dead
+    replaced: bytes = b""  # id of the set that an operation has replaced, until it is settled
+    leaving: tuple[Member, ...] = ()  # members of dead sets that may hold a shard yet
+
+
 @dataclass(slots=True)
 class Serving:
     """Owns root key, keyring and points; `release` wipes them."""
@@ -72,6 +82,7 @@ class Serving:
     manifest_format: int = 2  # 1: an older program left it, and it is about to be made anew
     has_old_rows: bool = False  # an older program left them, and they are about to be replaced
     audit_chains: dict[str, ChainRecord | None] = field(default_factory=dict)  # by nexus; None: it does not verify
+    others: OtherSets = OtherSets()
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -108,8 +119,16 @@ class Serving:
 
     def release(self) -> None:
         """Wipe every key."""
+        if self.others.pending is not None:
+            self.others.pending.release()
         self.keyring.release()
         self.root.release()
+
+    def keep_set_only(self) -> ShardSet:
+        """Wipe every key but the points of the set, and return that, which the caller owns."""
+        self.keyring.release()
+        self.root.root_key.release()
+        return self.root.shard_set
 
 
 def make_canary(cluster_id: bytes, keyring: Keyring) -> records.CanaryRecord:

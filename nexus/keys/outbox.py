@@ -6,10 +6,15 @@ are none of the next one. What waits in the outbox when a timeline begins is ado
 """
 
 import hmac
+from collections.abc import Callable
 
 from common.forms.codec import fields, u64
+from nexus.keys.root_key import RootKey
 from nexus.keys.signer import AuditAuthenticator
 from nexus.store.protocol import MAX_ENTRY, AuditHead, OutboxRow, Writer
+
+# Writes the audit entry of the change that it is called in, authenticated with the root key.
+WriteEntry = Callable[[Writer, RootKey], None]
 
 
 def append_entry(writer: Writer, key: AuditAuthenticator, nexus: str, entry: bytes) -> OutboxRow:

@@ -23,6 +23,7 @@ X = Annotated[int, msgspec.Meta(ge=1, le=255)]  # a point, or how many are neede
 GENESIS = ("genesis", "current")
 RECOVERY_KEY = ("recovery-key", "current")
 OPERATION = ("operation", "current")
+ENDED = ("operation-ended", "last")
 GENERATION = "generation"
 KEYRING = "keyring"  # by generation
 ESCROW = "escrow"  # by generation
@@ -174,6 +175,8 @@ class ShardSetRecord(msgspec.Struct, frozen=True):
     timeline: Number  # in which the set was drawn
     threshold: Annotated[int, msgspec.Meta(ge=2, le=255)]
     members: tuple[MemberRecord, ...]
+    drawn_at: Number = 0  # microseconds since 1970, 0: not known
+    given_up: tuple[str, ...] = ()  # members of which nobody waits to hear that they dropped it
 
     def label(self, cluster_id: bytes, genesis: bytes) -> SetLabel:
         """Return the label that goes with each of its shards."""

@@ -6,26 +6,26 @@ from dataclasses import replace
 from common.errors import OperationRefusedError
 from nexus.keys import manifest
 from nexus.keys.floor import Standing
-from nexus.keys.opened import PolicyView, Serving, load_view
+from nexus.keys.opened import PolicyView, Serving, load_view, renew
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts, read_facts
 from nexus.keys.operation.refusal import Refused
-from nexus.keys.replacement import WriteEntry
+from nexus.keys.outbox import WriteEntry
 from nexus.keys.root_key import RootKey
-from nexus.store.protocol import Reader, Store, Writer
+from nexus.store.protocol import ControlRow, Meta, Reader, Store, Writer
 
 # Decides by the facts, and by the revision that the change will have.
 Rule = Callable[[Facts, int], Change | Refused]
 
 
 def load_facts(reader: Reader, root_key: RootKey) -> Facts:
-    """Load what rules look at.
+    """Load what rules look at, in the form of today.
 
     Raises:
         CorruptRowError: The manifest does not verify, or no nexus could be ready with its rows.
     """
     meta = reader.load_meta()
-    controls = manifest.verify(meta, reader.load_controls(), root_key)
+    controls = renew(manifest.verify(meta, reader.load_controls(), root_key), root_key.generation)
     return read_facts(meta, controls.bodies, controls.damaged)
 
 
@@ -71,13 +71,13 @@ def commit_rule(
         return decided, standing, load_view(writer, serving.root_key)
 
     def follow(left: tuple[Change, Standing, PolicyView]) -> None:
+        on_commit()  # first: no mark of what is new is made with what was before (`Root`)
         serving.follow(left[1], left[2])
-        on_commit()
 
     return store.write(change, alone=True, on_commit=follow)[0]
 
 
-def rehearse(serving: Serving, facts: Facts, change: Change) -> manifest.Rehearsal:
+def rehearse(serving: Serving, facts: Facts, change: Change) -> tuple[Meta, list[ControlRow]]:
     """Return meta and control rows as *change* would leave them, under a manifest by the key of *serving*."""
     meta = replace(change.edit(facts.meta), control_revision=facts.meta.control_revision + 1)
-    return manifest.Rehearsal(meta, manifest.compose(meta, change.apply(facts.bodies), serving.root_key))
+    return meta, manifest.compose(meta, change.apply(facts.bodies), serving.root_key)

@@ -67,6 +67,8 @@ def draw_set(
     timeline: int,
     cluster_id: bytes,
     memory: ProtectedMemory,
+    state: SetState = SetState.CURRENT,
+    drawn_at: int = 0,
 ) -> tuple[ShardSetRecord, list[ProtectedBuffer]]:
     """Draw new polynomials for *secret* and return the set's record and *threshold* points, which the caller owns."""
     set_id = os.urandom(16)
@@ -85,8 +87,23 @@ def draw_set(
     )
     for spare in shards[threshold:]:
         spare.release()
-    record = ShardSetRecord(SetState.CURRENT, generation, set_id, set_number, timeline, threshold, records)
+    record = ShardSetRecord(state, generation, set_id, set_number, timeline, threshold, records, drawn_at)
     return record, shards[:threshold]
+
+
+def combine_points(points: Sequence[ProtectedBuffer], threshold: int, memory: ProtectedMemory) -> ProtectedBuffer:
+    """Return the candidate for a root key that *points* give, 32 bytes, which nothing has proved yet.
+
+    The caller owns it. On failure *points*, which stay the caller's otherwise, are wiped.
+    """
+    candidate = memory.allocate(shamir.SHARD_SIZE - 1)
+    try:
+        shamir.combine([point.view for point in points], threshold=threshold, into=candidate.view)
+    except BaseException:
+        for buffer in (candidate, *points):
+            buffer.release()
+        raise
+    return candidate
 
 
 def check_shard(shard: ProtectedBuffer, member: MemberRecord, cluster_id: bytes, set_id: bytes) -> None:

@@ -12,12 +12,12 @@ import structlog
 
 from common.errors import ConflictError, CorruptRowError, StoreUnavailableError, WrongStateError
 from common.forms.epoch import next_epoch
-from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest
 from nexus.keys.opened import Serving
-from nexus.keys.replacement import WriteEntry, replace_set
+from nexus.keys.outbox import WriteEntry
+from nexus.keys.replacement import SetReplacement
 from nexus.lifecycle.audit_guard import AuditGuard
 from nexus.lifecycle.executor import Executor
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -42,7 +42,7 @@ class Admission:
         store: Store,
         lifecycle: Lifecycle,
         pool: KeeperPool,
-        memory: ProtectedMemory,
+        replacement: SetReplacement,
         marks: StoreMarks,
         audit: AuditGuard,
         executor: Executor,
@@ -54,7 +54,7 @@ class Admission:
         self._store = store
         self._lifecycle = lifecycle
         self._pool = pool
-        self._memory = memory
+        self._replacement = replacement
         self._marks = marks
         self._audit = audit
         self._executor = executor
@@ -80,7 +80,7 @@ class Admission:
                 self._check(serving, asked_in)
                 transition = self._judge(serving, by_custodians=write_entry is not None)
                 if transition.replaces_set and write_entry is not None:
-                    replace_set(self._store, serving, write_entry, self._unsealed, self._memory)
+                    self._replacement.commit(serving, write_entry, self._unsealed)
             except BaseException:
                 serving.release()
                 raise
@@ -106,7 +106,7 @@ class Admission:
                     f"store is at timeline {meta.timeline}, revision {meta.revision}; got {timeline}, {revision}"
                 )
             transition = self._executor.find_transition(Event.OLDER_STORE_ACCEPTED)
-            replace_set(self._store, held, write_entry, lambda meta: self._above(meta, newer), self._memory)
+            self._replacement.commit(held, write_entry, lambda meta: self._above(meta, newer))
             self._become_ready(transition, held)
             return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
 
@@ -127,7 +127,7 @@ class Admission:
             self.require_audit_gap()
             held = self._require_held_for_audit()
             transition = self._executor.find_transition(Event.NEW_CHAIN_ACCEPTED)
-            self._audit.replace_set(held, write_entry, self._unsealed, self._memory)
+            self._audit.replace_set(held, write_entry, self._unsealed, self._replacement)
             self._become_ready(transition, held)
 
     def check_files(self) -> None:

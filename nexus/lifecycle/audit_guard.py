@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from common.forms.mark import AuditEnd
-from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest
-from nexus.keys.audit_chain import ChainRecord, begin_chain, encode_chain
+from nexus.keys.audit_chain import ChainRecord, encode_chain, make_chain_record
 from nexus.keys.floor import Standing
 from nexus.keys.opened import PolicyView, Serving, load_view
-from nexus.keys.replacement import WriteEntry, replace_set
+from nexus.keys.outbox import WriteEntry
+from nexus.keys.replacement import SetReplacement
 from nexus.keys.signer import AuditAuthenticator
 from nexus.lifecycle.store_marks import StoreMarks
 from nexus.store.protocol import Meta, Store, Writer
@@ -76,12 +76,12 @@ class AuditGuard:
         return self._files.nexus in serving.audit_chains
 
     def replace_set(
-        self, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta], memory: ProtectedMemory
+        self, serving: Serving, write_entry: WriteEntry, edit: Callable[[Meta], Meta], replacement: SetReplacement
     ) -> None:
-        """Commit the row together with a new shard set; raises as `nexus.keys.replacement.replace_set`."""
-        record = begin_chain(serving.floor.position)
+        """Commit the row together with a new shard set; raises as `SetReplacement.commit`."""
+        record = make_chain_record(serving.floor.position)
         row = encode_chain(self._files.nexus, record)
-        replace_set(self._store, serving, write_entry, edit, memory, beside=row)
+        replacement.commit(serving, write_entry, edit, beside=row)
         serving.audit_chains[self._files.nexus] = record
 
     def commit_row(
@@ -95,7 +95,7 @@ class AuditGuard:
         nexus = self._files.nexus
 
         def change(writer: Writer) -> tuple[Standing, PolicyView, ChainRecord]:
-            record = begin_chain(writer.basis)
+            record = make_chain_record(writer.basis)
             row = encode_chain(nexus, record)
             standing = manifest.change(writer, serving.root_key, serving.floor, put=row, edit=edit)
             write_entry(writer, serving.root_key)

@@ -72,9 +72,11 @@ class Executor:
                     self._act(action, transition.state)
 
     def keep(self, serving: Serving) -> None:
-        """Let every keeper hold its shard, at the epoch that the store has come to."""
+        """Let every keeper hold its shards and drop what is dead, at the epoch that the store has come to."""
         find_mark = self._marks.make_finder(serving)
-        self._pool.keep(Plan(serving.shard_set), self._marks.require_book(), find_mark, self._marks.find_epoch())
+        others = serving.others
+        plan = Plan(serving.shard_set, others.pending, others.droppable, others.replaced, others.leaving)
+        self._pool.keep(plan, self._marks.require_book(), find_mark, self._marks.find_epoch())
 
     def wipe_held(self) -> None:
         """Wipe the key that is held, if there is one."""

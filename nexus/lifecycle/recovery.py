@@ -13,15 +13,14 @@ import structlog
 
 from common.clock import Clock
 from common.errors import IntegrityError, ShardholdError
-from common.keys import shamir
-from common.keys.protected import ProtectedBuffer, ProtectedMemory
+from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keepers.marks import MarkBook
 from nexus.keepers.pool import KeeperPool
 from nexus.keepers.seat import SeatStatus
 from nexus.keys import manifest
 from nexus.keys.opened import Serving, prove
-from nexus.keys.root_key import ROOT_KEY_SIZE
+from nexus.keys.shard_set import combine_points
 from nexus.store.protocol import Store
 
 _RETRY_S = 1.0  # before the next attempt, after a key that failed its proof or a store that could not be read
@@ -67,7 +66,7 @@ class KeeperRecovery:
             for point in points:
                 point.release()
             return None
-        candidate = self._combine(points, collection.record.threshold)
+        candidate = combine_points(points, collection.record.threshold, self._memory)
         return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
 
     def _wait(self, collection: Collection, stopping: threading.Event) -> None:
@@ -91,16 +90,6 @@ class KeeperRecovery:
         if missing != self.missing:
             self.missing = missing
             log.warning("still recovering", missing=missing)
-
-    def _combine(self, points: list[ProtectedBuffer], threshold: int) -> ProtectedBuffer:
-        candidate = self._memory.allocate(ROOT_KEY_SIZE)
-        try:
-            shamir.combine([point.view for point in points], threshold=threshold, into=candidate.view)
-        except BaseException:
-            for buffer in (candidate, *points):
-                buffer.release()
-            raise
-        return candidate
 
 
 def _describe_absence(status: SeatStatus, *, is_asked: bool) -> str:

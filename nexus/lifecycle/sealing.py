@@ -8,6 +8,8 @@
 3. When the disk hangs, nothing waits for the store, nor for another call that waits for it and holds the lock.
 4. A store that was put back is sealed as without a key, whoever noticed first that it was. The floor stays where it
    was, so that no mark is made of that store.
+5. An operation on the root key that is before its flip is taken back with the seal. One after it goes on after the
+   unseal, or is ended by it. A seal is not refused because that cannot be read.
 """
 
 import threading
@@ -15,17 +17,24 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from common.clock import Clock
-from common.errors import OutcomeUnknownError, ShardholdError, StoreLostError, StoreUnavailableError
+from common.clock import Clock, to_micros
+from common.errors import CorruptRowError, OutcomeUnknownError, ShardholdError, StoreLostError, StoreUnavailableError
 from common.forms.epoch import next_epoch
 from common.time_limit import finish_within
 from nexus.keepers.pool import KeeperPool
-from nexus.keys.replacement import WriteEntry
+from nexus.keys import manifest
+from nexus.keys.floor import Standing
+from nexus.keys.opened import Serving
+from nexus.keys.operation.change import Change
+from nexus.keys.operation.ending import end_operation
+from nexus.keys.operation.record import Numbers
+from nexus.keys.outbox import WriteEntry
+from nexus.keys.ruled_change import load_facts
 from nexus.lifecycle.executor import Executor
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.transitions import Event
-from nexus.store.protocol import Position, Store, Writer
+from nexus.store.protocol import Meta, Store, Writer
 
 # For the commit of a seal: more than the store itself waits for a foreign lock, and little enough that a caller who
 # waits for 10 s still hears how it ended.
@@ -103,7 +112,7 @@ class Sealing:
             return exc
         return None
 
-    def _write(self, writer: Writer, write_entry: WriteEntry) -> Position:
+    def _write(self, writer: Writer, write_entry: WriteEntry) -> Standing:
         """Return where the seal leaves the store.
 
         Raises:
@@ -111,23 +120,43 @@ class Sealing:
         """
         serving = self._lifecycle.find_serving() or self._lifecycle.require_serving()
         serving.floor.check_basis(writer.basis)
-        self._set_sealed(writer)
+        ended = self._find_end(writer, serving)
+        if ended.is_empty:
+            self._set_sealed(writer)
+            left = writer.load_position()._replace(revision=writer.revision)
+            standing = replace(serving.floor.standing, position=left)
+        else:
+            standing = manifest.change(
+                writer, serving.root_key, serving.floor, put=ended.put, delete=ended.delete, edit=self._make_sealed
+            )
         write_entry(writer, serving.root_key)
-        return writer.load_position()._replace(revision=writer.revision)
+        return standing
+
+    def _find_end(self, writer: Writer, serving: Serving) -> Change:
+        """Return what ends the operation in progress, if it is before its flip (rule 5)."""
+        try:
+            facts = load_facts(writer, serving.root_key)
+        except CorruptRowError as exc:
+            log.warning("operation cannot be looked at", why=str(exc))
+            return Change(Numbers())
+        now = to_micros(self._clock.now())
+        return end_operation(facts, detail="the cluster was sealed", at=now, keeps_flipped=True)
 
     def _set_sealed(self, writer: Writer) -> None:
-        meta = writer.load_meta()
+        writer.save_meta(self._make_sealed(writer.load_meta()))
+
+    def _make_sealed(self, meta: Meta) -> Meta:
         serving = self._lifecycle.find_serving()
         left = serving.floor.position if serving is not None else meta.position
         # A store that was put back must not come to stand where this nexus left it: no mark would be due (rule 4).
         known = max(meta.epoch, left.epoch) if left.timeline == meta.timeline else meta.epoch
-        writer.save_meta(replace(meta, sealed=True, epoch=next_epoch(known, self._pool.find_epoch(meta.timeline))))
+        return replace(meta, sealed=True, epoch=next_epoch(known, self._pool.find_epoch(meta.timeline)))
 
-    def _follow(self, left: Position) -> None:
+    def _follow(self, left: Standing) -> None:
         """Raise the floor: until the keys are withdrawn, calls go on."""
         serving = self._lifecycle.find_serving()
         if serving is not None:
-            serving.floor.raise_to(replace(serving.floor.standing, position=left))
+            serving.floor.raise_to(left)
 
     def _shut(self, event: Event) -> ShardholdError | None:
         """Return why the keepers cannot be emptied, None when they are about to be."""

@@ -12,6 +12,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
@@ -22,9 +23,9 @@ from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
-from nexus.keys.opened import Serving
-from nexus.keys.outbox import append_entry
-from nexus.keys.replacement import WriteEntry
+from nexus.keys.opened import OtherSets, Serving
+from nexus.keys.outbox import WriteEntry, append_entry
+from nexus.keys.replacement import SetReplacement
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.admission import Admission
 from nexus.lifecycle.audit_guard import AuditFiles, AuditGuard
@@ -41,6 +42,8 @@ from nexus.lifecycle.way_back import WayBack
 from nexus.store.protocol import Meta, Store, Writer
 
 _RETRY_S = 1.0  # between two looks at marks, and before what failed is tried again
+
+T = TypeVar("T")
 
 log = structlog.get_logger("warden")
 
@@ -86,7 +89,7 @@ class Warden:
             store=store,
             lifecycle=lifecycle,
             pool=pool,
-            memory=memory,
+            replacement=SetReplacement(store, memory, clock),
             marks=self._marks,
             audit=self._audit,
             executor=self._executor,
@@ -178,6 +181,32 @@ class Warden:
             StoreUnavailableError: Nothing was committed; it stays as it was.
         """
         self._admission.accept_new_chain(write_entry)
+
+    def change(self, act: Callable[[Serving], T]) -> T:
+        """Let *act* commit something with the keys of a ready nexus, while no transition is under way.
+
+        Raises:
+            SealedError, RecoveringError, WrongStateError: The nexus is not ready. What *act* raises comes out as it is.
+        """
+        with self._lock, self._lifecycle.borrow() as serving:
+            return act(serving)
+
+    def hand_out(self, serving: Serving, others: OtherSets) -> None:
+        """Let keepers know which sets there are beside the current one; wipes the points of a set that is no more."""
+        with self._lock:
+            if self._lifecycle.find_serving() is not serving:
+                return
+            before, serving.others = serving.others, others
+            self._executor.keep(serving)
+        if before.pending is not None and before.pending not in (others.pending, serving.shard_set):
+            before.pending.release()
+
+    def keep_again(self) -> None:
+        """Give the keepers their duty anew, at the epoch of now."""
+        with self._lock:
+            serving = self._lifecycle.find_serving()
+            if serving is not None and self._lifecycle.state is State.READY:
+                self._executor.keep(serving)
 
     def seal(self, write_entry: WriteEntry, *, seconds: float) -> Emptied:
         """Commit the seal, wipe the keys, and empty the keepers: wait for them at most *seconds*.

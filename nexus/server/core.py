@@ -48,6 +48,8 @@ class Core:
     seal: Seal
     status: Status
     audit: Audit
+    operations: Operations
+    driver: OperationDriver
 
 
 def build_core(
@@ -63,12 +65,15 @@ def build_core(
     clock: Clock,
     on_state: Callable[[State], None],
     give_up: Callable[[str], None],
+    is_keeper_id: Callable[[str], bool],
+    find_disk_free: Callable[[], int],
     pin: GenesisPin = _ANY,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
-    process. *pin* names the one cluster that may be served.
+    process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
+    store has left. *pin* names the one cluster that may be served.
     """
 
     def follow(now: State) -> None:

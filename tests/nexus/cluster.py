@@ -21,7 +21,7 @@ from common.keys import shamir
 from common.keys.protected import SLOT, ProtectedBuffer, ProtectedMemory
 from nexus.keepers.marks import MarkBook
 from nexus.keys import manifest, records
-from nexus.keys.audit_chain import begin_chain, encode_chain
+from nexus.keys.audit_chain import encode_chain, make_chain_record
 from nexus.keys.first_rows import FIRST_KEK, FIRST_TIMELINE, make_first_rows, make_genesis
 from nexus.keys.opened import Serving, prove
 from nexus.keys.outbox import make_head
@@ -194,7 +194,7 @@ def found(
             last_kek_id=FIRST_KEK,
             epoch=1,
         )
-        rows = bodies | encode_chain(NEXUS_NAME, begin_chain(meta.position))
+        rows = bodies | encode_chain(NEXUS_NAME, make_chain_record(meta.position))
         writer.save_meta(manifest.first_manifest(meta, rows, root_key, writer))
         writer.save_audit_head(make_head(root_key, NEXUS_NAME, 0, 0, bytes(32), revision=0))
 

@@ -95,6 +95,7 @@ class OperationDriver:
         self._rehearsal = Rehearsal(pool, memory)
         self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
         self._ending = False
+        self._has_ended = False  # somebody took an operation back
         self.waits_for = ""  # in words; empty: it goes on
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="operation", daemon=True)
@@ -123,6 +124,12 @@ class OperationDriver:
     def begin(self, operation_id: bytes) -> None:
         """Carry out the operation that was just prepared here; its points are in what the nexus serves with."""
         self._memory = replace(self._memory, begun=operation_id, key_of=operation_id)
+        self._idle_at = None
+        self._wake.set()
+
+    def note_end(self) -> None:
+        """Hear that somebody took the operation back: what it deleted is about to be overwritten."""
+        self._has_ended = True
         self._idle_at = None
         self._wake.set()
 
@@ -157,12 +164,11 @@ class OperationDriver:
 
     def _step(self) -> float:
         """Take one action; return how many seconds to wait before the next."""
-        with self._lifecycle.borrow() as serving:
-            with self._store.read() as reader:
-                position = reader.load_position()
-                if self._idle_at == (position.timeline, position.control_revision):
-                    return _IDLE_S
-                facts = load_facts(reader, serving.root_key)
+        with self._lifecycle.borrow() as serving, self._store.read() as reader:
+            position = reader.load_position()
+            if self._idle_at == (position.timeline, position.control_revision):
+                return _IDLE_S
+            facts = load_facts(reader, serving.root_key)
         self._hand_out(serving, facts)
         self._observe(facts)
         action = next_action(facts, self._memory, self._make_view(facts))
@@ -172,7 +178,10 @@ class OperationDriver:
         return self._act(action, facts, serving)
 
     def _observe(self, facts: Facts) -> None:
-        """Notice when a step was first seen."""
+        """Notice when a step was first seen, and when an operation was taken back."""
+        if self._has_ended:
+            self._has_ended = False
+            self._memory = replace(self._memory, is_scrub_due=True)
         seen = None if facts.operation is None else facts.operation.ticket
         if seen != self._memory.seen:
             self._memory = replace(self._memory, seen=seen, since=self._clock.monotonic())
@@ -202,7 +211,7 @@ class OperationDriver:
             case Fetch():
                 with around(_name(facts, "distribute.fetch", "settle.collect")):
                     self._rehearsal.gather(facts, action.set_number, seconds=_GATHER_S)
-                self._memory = replace(self._memory, fetched=facts.operation and facts.operation.ticket)
+                self._memory = replace(self._memory, fetched=_require(facts).ticket)
             case Prove():
                 self._prove(facts, serving)
             case ProveHolders():
@@ -254,7 +263,8 @@ class OperationDriver:
 
     def _adopt(self, serving: Serving, facts: Facts, proved: Serving) -> None:
         """Keep the points that keepers brought back, so that any keeper can be given its shard of the new set."""
-        pending = proved.keep_set_only(facts.sets[_require(facts).target.set_number])
+        pending = proved.keep_set_only()
+        pending.record = facts.sets[_require(facts).target.set_number]
         self._warden.hand_out(serving, replace(serving.others, pending=pending))
 
     def _scrub(self) -> None:
@@ -267,7 +277,7 @@ class OperationDriver:
     def _abort(self, facts: Facts, why: str) -> None:
         ticket = _require(facts).ticket
         with around("abort.commit"):
-            self._change(lambda facts, _: transitions.abort(facts, ticket, why=why, at=self._now), "root.abort", why)
+            self._change(lambda facts, _: transitions.abort(facts, ticket, detail=why, at=self._now), "root.abort", why)
         self._memory = replace(self._memory, is_scrub_due=True)
 
     def _commit(self, transition: Transition, facts: Facts, serving: Serving) -> None:
@@ -280,14 +290,18 @@ class OperationDriver:
                 self._step_on(facts, "takeover.commit", transitions.take_over)
             case Transition.DISTRIBUTE:
                 holders = self._make_view(facts).holders
-                self._step_on(facts, "distribute.commit", transitions.distribute, proof=self._memory.proof, holders=holders)
+                self._step_on(
+                    facts, "distribute.commit", transitions.distribute, proof=self._memory.proof, holders=holders
+                )
             case Transition.FLIP:
                 self._flip(facts, serving)
             case Transition.SETTLE:
                 self._step_on(facts, "settle.commit", transitions.settle, proof=self._memory.proof)
                 self._memory = replace(self._memory, is_scrub_due=True)
 
-    def _step_on(self, facts: Facts, point: str, transition: Callable[..., Change | Refused], **evidence: object) -> None:
+    def _step_on(
+        self, facts: Facts, point: str, transition: Callable[..., Change | Refused], **evidence: object
+    ) -> None:
         record = _require(facts)
 
         def rule(facts: Facts, _: int) -> Change | Refused:
@@ -331,9 +345,7 @@ class OperationDriver:
             entry = Entry(at=self._now, actor="", action=action, detail=detail)
             append_entry(writer, key, self.driver.nexus, entry.encode())
 
-        self._warden.change(
-            lambda serving: commit_rule(self._store, serving, rule, write_entry, on_commit=on_commit)
-        )
+        self._warden.change(lambda serving: commit_rule(self._store, serving, rule, write_entry, on_commit=on_commit))
 
     @property
     def _now(self) -> int:

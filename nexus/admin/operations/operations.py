@@ -138,7 +138,7 @@ class Operations:
 
             with around("abort.commit"):
                 self._commit(rule, record)
-            self._driver.look_after_end()
+            self._driver.note_end()
 
     def proceed(
         self,
@@ -259,12 +259,13 @@ def _waive(
     facts: Facts, operation_id: bytes, kind: WaiverKind | None, lost: Sequence[str], actor: str, *, at: int
 ) -> Change | Refused:
     """Take the word of an operator, and give up the keepers that are *lost*."""
-    change: Change | Refused = Change(facts.current, raises_epoch=False)
+    change = Change(facts.current, raises_epoch=False)
     if kind is not None:
         running = _require(facts, operation_id)
-        change = transitions.waive(facts, running.ticket, Waiver(kind, kind, actor), at=at)
-        if isinstance(change, Refused):
-            return change
+        waived = transitions.waive(facts, running.ticket, Waiver(kind, kind, actor), at=at)
+        if isinstance(waived, Refused):
+            return waived
+        change = waived
     known = {member.name for one in facts.sets.values() for member in one.members}
     if strange := [name for name in lost if name not in known]:
         raise InvalidArgumentError(f"lost: got {strange[0][:64]!r}, want a keeper of an earlier set")

@@ -1,4 +1,4 @@
-"""The recovery of a set, rehearsed: fetched from keepers by new connections, combined, and proved by production code."""
+"""The recovery of a set, rehearsed: its shards come over new connections, and the code of a recovery proves the key."""
 
 from collections.abc import Sequence
 

@@ -7,7 +7,9 @@
    then the nexus knows whom to tell.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+import msgspec
 
 from nexus.keys import records
 from nexus.keys.operation.change import Change
@@ -46,6 +48,17 @@ def find_forgettable(facts: Facts, gone: Mapping[int, frozenset[str]]) -> list[i
         for number, one in find_droppable(facts).items()
         if all(member.name in gone.get(number, ()) for member in one.members)
     ]
+
+
+def give_up(facts: Facts, names: Collection[str]) -> Change:
+    """Wait no more for keepers of these *names* to drop the sets that are current or dead. No epoch is raised."""
+    put = {}
+    for number, one in facts.sets.items():
+        lost = {member.name for member in one.members}.intersection(names).difference(one.given_up)
+        if lost and one.state is not records.SetState.PENDING:
+            given_up = msgspec.structs.replace(one, given_up=tuple(sorted({*one.given_up, *lost})))
+            put[records.SHARD_SET, str(number)] = records.encode(given_up)
+    return Change(facts.current, put, raises_epoch=False)
 
 
 def forget_sets(facts: Facts, gone: Mapping[int, frozenset[str]]) -> Change:

@@ -15,17 +15,21 @@ import msgspec
 from nexus.keys import records
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.record import Step
+from nexus.keys.operation.record import EndedRecord, Outcome, Step
 
 
-def end_operation(facts: Facts, *, keeps_flipped: bool = False) -> Change:
-    """Take back what is staged, or settle what is flipped; empty when there is neither. *keeps_flipped*: rule 5."""
+def end_operation(facts: Facts, *, detail: str = "", at: int = 0, keeps_flipped: bool = False) -> Change:
+    """Take back what is staged, or settle what is flipped; empty when there is neither. *keeps_flipped*: rule 5.
+
+    *detail* says why it is taken back, *at* is in microseconds since 1970.
+    """
     if keeps_flipped and is_flipped(facts):
         return Change(facts.current, raises_epoch=False)
     put, delete = _take_back(facts)
     delete |= find_replaced(facts)  # rule 2
     if records.OPERATION in facts.bodies.keys() | facts.damaged:
         delete.add(records.OPERATION)
+    put |= make_ended(facts, Outcome.SETTLED if is_flipped(facts) else Outcome.ABORTED, detail, at)
     return Change(facts.current, put, frozenset(delete), raises_epoch=False)
 
 
@@ -35,6 +39,15 @@ def is_flipped(facts: Facts) -> bool:
         return False
     operation = facts.operation
     return bool(facts.older_keyrings) or (operation is not None and operation.step is Step.FLIPPED)
+
+
+def make_ended(facts: Facts, outcome: Outcome, detail: str, at: int) -> dict[records.Key, bytes]:
+    """Return the row that remembers the operation in progress as ended; none where none can be read."""
+    record = facts.operation
+    if record is None:
+        return {}
+    ended = EndedRecord(record.id, record.depth, outcome, detail, at, record.source, record.target)
+    return {records.ENDED: records.encode(ended)}
 
 
 def find_replaced(facts: Facts) -> set[records.Key]:

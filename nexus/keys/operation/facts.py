@@ -9,7 +9,7 @@ import msgspec
 from common.errors import CorruptRowError
 from nexus.keys import records
 from nexus.keys.operation.change import Change
-from nexus.keys.operation.record import Numbers, OperationRecord
+from nexus.keys.operation.record import EndedRecord, Numbers, OperationRecord
 from nexus.store.protocol import Meta
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -42,6 +42,7 @@ class Facts:
     generations: Mapping[int, records.GenerationRecord]
     keyrings: Mapping[int, records.KeyringRecord]  # by generation
     operation: OperationRecord | None
+    ended: EndedRecord | None = None  # the last one
 
     @property
     def generation(self) -> int:
@@ -112,13 +113,16 @@ def read_facts(meta: Meta, bodies: Mapping[records.Key, bytes], damaged: frozens
     operation = None
     if (body := bodies.get(records.OPERATION)) is not None:
         operation = _decode(OperationRecord, records.OPERATION, body, undecoded)
+    ended = None
+    if (body := bodies.get(records.ENDED)) is not None:
+        ended = _decode(EndedRecord, records.ENDED, body, undecoded)
     current = [one for one in sets.values() if one.state is records.SetState.CURRENT]
     if len(current) != 1:
         raise CorruptRowError(f"{len(current)} shard sets are current, want 1")
     if current[0].generation not in keyrings:
         raise CorruptRowError(f"control row {records.KEYRING}/{current[0].generation} does not verify")
     good = {key: body for key, body in bodies.items() if key not in undecoded}
-    return Facts(meta, good, damaged | undecoded, current[0], sets, generations, keyrings, operation)
+    return Facts(meta, good, damaged | undecoded, current[0], sets, generations, keyrings, operation, ended)
 
 
 def _decode_kind(

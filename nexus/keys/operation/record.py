@@ -75,6 +75,25 @@ class Ticket(NamedTuple):
     fence: int
 
 
+class Outcome(enum.StrEnum):
+    """How an operation has ended."""
+
+    SETTLED = "settled"
+    ABORTED = "aborted"  # taken back before its flip
+
+
+class EndedRecord(msgspec.Struct, frozen=True):
+    """The operation that ended last, as the control row `operation-ended/last` keeps it."""
+
+    id: bytes  # 16 bytes
+    depth: Depth
+    outcome: Outcome
+    detail: str  # why it was taken back
+    ended_at: Number  # microseconds since 1970
+    source: Numbers
+    target: Numbers
+
+
 class OperationRecord(msgspec.Struct, frozen=True):
     """Times are microseconds since 1970."""
 

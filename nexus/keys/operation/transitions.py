@@ -25,7 +25,7 @@ import msgspec
 
 from nexus.keys import records
 from nexus.keys.operation.change import Change
-from nexus.keys.operation.ending import end_operation, find_replaced
+from nexus.keys.operation.ending import end_operation, find_replaced, make_ended
 from nexus.keys.operation.evidence import Holding, Order, Preflight, Proof, Staged
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.guards import (
@@ -46,6 +46,7 @@ from nexus.keys.operation.record import (
     Depth,
     Driver,
     OperationRecord,
+    Outcome,
     Step,
     Ticket,
     Waiver,
@@ -175,18 +176,19 @@ def settle(facts: Facts, ticket: Ticket, *, driver: Driver, proof: Proof | None,
         return refused
     if refused := check_keyrings(facts):
         return refused
-    return Change(facts.current, delete=frozenset(find_replaced(facts) | {records.OPERATION}))
+    ended = make_ended(facts, Outcome.SETTLED, "", at)
+    return Change(facts.current, ended, frozenset(find_replaced(facts) | {records.OPERATION}))
 
 
-def abort(facts: Facts, ticket: Ticket) -> Change | Refused:
-    """Take back an operation that is not flipped."""
+def abort(facts: Facts, ticket: Ticket, *, detail: str = "", at: int = 0) -> Change | Refused:
+    """Take back an operation that is not flipped; *detail* says why."""
     record = find_operation(facts, ticket)
     if isinstance(record, Refused):
         return record
     if record.step is Step.FLIPPED:
         text = f"set {record.target.set_number} of generation {record.target.generation} is current: no way back"
         return Refused(Reason.OPERATION_FLIPPED, text)
-    return replace(end_operation(facts), raises_epoch=True)
+    return replace(end_operation(facts, detail=detail, at=at), raises_epoch=True)
 
 
 def take_over(facts: Facts, ticket: Ticket, *, driver: Driver, at: int) -> Change | Refused:

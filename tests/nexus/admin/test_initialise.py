@@ -50,7 +50,18 @@ def test_confirm_commits_the_cluster_and_fills_the_keepers(core: NexusCore, memo
     meta, rows = load(core.store)
     assert (meta.phase, meta.timeline, meta.control_revision, meta.sealed) == (Phase.INITIALISED, 1, 1, False)
     assert {kind for kind, _ in rows} == {
-        *("genesis", "keyring", "canary", "recovery-key", "generation", "escrow", "shard-set", "policy", "manifest", "audit")
+        *(
+            "genesis",
+            "keyring",
+            "canary",
+            "recovery-key",
+            "generation",
+            "escrow",
+            "shard-set",
+            "policy",
+            "manifest",
+            "audit",
+        )
     }
     serving = core.lifecycle.require_serving()
     assert serving.genesis.fingerprint == begun.genesis

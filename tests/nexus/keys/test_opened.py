@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from common.clock import SystemClock
 from common.errors import CorruptRowError, DecryptionError, IntegrityError, ShardholdError, WrongRootKeyError
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest, records
@@ -15,7 +16,7 @@ from nexus.keys.first_rows import FIRST_KEK
 from nexus.keys.floor import Floor, Standing
 from nexus.keys.manifest import MANIFEST
 from nexus.keys.opened import PolicyView, load_view, prove
-from nexus.keys.replacement import replace_set
+from nexus.keys.replacement import SetReplacement
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import ControlRow, Meta, Writer
 from tests.nexus.cluster import SUPERUSERS, FoundCluster, FoundedCluster, add_set, is_wiped, tamper
@@ -127,7 +128,7 @@ def test_a_set_that_the_manifest_does_not_list_is_never_the_current_one(
 ) -> None:
     """An unlisted set is refused in place of the true one, under an earlier number: its keepers would get shards."""
     serving = cluster.prove()
-    replace_set(cluster.store, serving, lambda writer, key: None, lambda meta: meta, memory)
+    SetReplacement(cluster.store, memory, SystemClock()).commit(serving, lambda writer, key: None, lambda meta: meta)
     assert serving.shard_set.record.set_number == 2
     serving.release()
     add_set(tmp_path, cluster, set_number=1)
