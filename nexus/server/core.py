@@ -1,5 +1,6 @@
 """The core of a nexus: what stands between its wire and its store, audit and keepers."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Gate
 from nexus.admin.audit import Audit
 from nexus.admin.initialise import Initialisation
+from nexus.admin.operations.driver import OperationDriver
+from nexus.admin.operations.operations import Operations
+from nexus.admin.operations.preflight import Preflights
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
 from nexus.admin.statement_signer import StatementSigner
@@ -21,6 +25,7 @@ from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
+from nexus.keys.operation.record import Driver
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
@@ -132,6 +137,26 @@ def build_core(
         memory_protection=memory.level,
         audit=audit,
     )
+    driver = OperationDriver(
+        store=store,
+        lifecycle=lifecycle,
+        warden=warden,
+        pool=pool,
+        memory=memory,
+        clock=clock,
+        driver=Driver(audit.nexus, os.urandom(16)),
+    )
+    operations = Operations(
+        store=store,
+        gate=gate,
+        warden=warden,
+        pool=pool,
+        driver=driver,
+        preflights=Preflights(pool, memory, clock, find_disk_free=find_disk_free),
+        memory=memory,
+        clock=clock,
+        is_keeper_id=is_keeper_id,
+    )
     return Core(
         lifecycle,
         warden,
@@ -150,4 +175,6 @@ def build_core(
             continuity=continuity,
             clock=clock,
         ),
+        operations,
+        driver,
     )

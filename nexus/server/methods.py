@@ -10,9 +10,10 @@ from nexus.access import calls
 from nexus.server.audit import AuditHandlers
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.policies import PolicyHandlers
+from nexus.server.root import RootHandlers
 from nexus.server.secrets import SecretHandlers
 from nexus.server.unseal import RecoveryHandlers
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 
 
 def list_methods(
@@ -21,6 +22,7 @@ def list_methods(
     cluster: ClusterHandlers,
     recovery: RecoveryHandlers,
     audit: AuditHandlers,
+    root: RootHandlers,
 ) -> list[Method]:
     """Return name, messages and handler of every RPC; raises as `bind`."""
     return [
@@ -29,6 +31,7 @@ def list_methods(
         *bind(cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"], cluster),
         *bind(recovery_pb2.DESCRIPTOR.services_by_name["RecoveryService"], recovery),
         *bind(audit_pb2.DESCRIPTOR.services_by_name["AuditService"], audit),
+        *bind(root_pb2.DESCRIPTOR.services_by_name["RootService"], root),
     ]
 
 

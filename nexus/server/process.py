@@ -7,6 +7,7 @@ time.
 
 import functools
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from common.keys.protected import ProtectedMemory
 from common.server.edge import GrpcServer
 from common.server.http import HttpServer
 from common.server.identity import list_obstacles
+from common.server.peer import is_member
 from common.server.termination import Termination
 from common.time_limit import finish_within
 from nexus.access.audit.journal import Journal
@@ -43,6 +45,7 @@ from nexus.server.keeper_link import GrpcKeeperLink
 from nexus.server.methods import list_methods
 from nexus.server.metrics import NexusCollector
 from nexus.server.policies import PolicyHandlers
+from nexus.server.root import RootHandlers
 from nexus.server.secrets import SecretHandlers
 from nexus.server.signer import SvidSigner
 from nexus.server.unseal import RecoveryHandlers
@@ -101,6 +104,8 @@ class Nexus:
             clock=clock,
             on_state=lambda state: self._set_serving(state is State.READY),
             give_up=self._fail,
+            is_keeper_id=lambda spiffe_id: is_member(spiffe_id, config.identity.trust_domain),
+            find_disk_free=lambda: shutil.disk_usage(Path(config.storage.path).parent).free,
             pin=GenesisPin(bytes.fromhex(config.genesis)),
         )
         registry = CollectorRegistry()
@@ -131,6 +136,7 @@ class Nexus:
             if self._core.lifecycle.state is State.INITIALISING:
                 log.warning("an earlier init was not completed: destroy its recovery shares and begin again")
             self._core.warden.start()
+            self._core.driver.start()
             while not termination.wait(_TICK_S):
                 self._core.unseal.expire()
                 self._tell_jump()
@@ -168,6 +174,7 @@ class Nexus:
             ClusterHandlers(core.status, core.initialisation, core.seal, authenticator),
             RecoveryHandlers(core.unseal, authenticator),
             AuditHandlers(core.audit, authenticator),
+            RootHandlers(core.operations, authenticator),
         )
         build = functools.partial(
             GrpcServer,
@@ -243,6 +250,7 @@ class Nexus:
 
     def _close(self) -> None:
         """Stop whatever may wait for a disk, and close the files."""
+        self._core.driver.stop()
         self._core.warden.stop()
         self._core.unseal.close()
         self._pool.stop()

@@ -16,6 +16,7 @@ from common.forms.audit.line import EntryLine, Line
 from common.forms.audit.segment import list_segments
 from common.keys.protected import ProtectedMemory
 from common.server.edge import Method
+from common.server.peer import is_member
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller
@@ -29,6 +30,7 @@ from nexus.server.cluster import ClusterHandlers
 from nexus.server.core import build_core
 from nexus.server.methods import list_methods
 from nexus.server.policies import PolicyHandlers
+from nexus.server.root import RootHandlers
 from nexus.server.secrets import SecretHandlers
 from nexus.server.signer import SvidSigner
 from nexus.server.unseal import RecoveryHandlers
@@ -99,6 +101,7 @@ class NexusCore:
         self.keepers = {keeper.name: keeper for keeper in keepers}
         self.states: list[State] = []
         self.failures: list[str] = []
+        self.disk_free = 1 << 40  # bytes
         with store.read() as reader:
             meta = reader.load_meta()
         self.audit = AuditLog.open(folder, nexus=name, timeline=meta.timeline, clock=self.clock)
@@ -124,6 +127,8 @@ class NexusCore:
             clock=RealWaits(self.clock),
             on_state=self.states.append,
             give_up=self.failures.append,
+            is_keeper_id=lambda spiffe_id: is_member(spiffe_id, TRUST_DOMAIN),
+            find_disk_free=lambda: self.disk_free,
             pin=pin,
         )
         self.lifecycle = core.lifecycle
@@ -137,6 +142,8 @@ class NexusCore:
         self.seal = core.seal
         self.status = core.status
         self.audit_access = core.audit
+        self.operations = core.operations
+        self.driver = core.driver
 
     def list_methods(self) -> list[Method]:
         """Return the table of RPCs over real handlers."""
@@ -147,6 +154,7 @@ class NexusCore:
             ClusterHandlers(self.status, self.initialisation, self.seal, authenticator),
             RecoveryHandlers(self.unseal, authenticator),
             AuditHandlers(self.audit_access, authenticator),
+            RootHandlers(self.operations, authenticator),
         )
 
     def list_entries(self) -> list[Entry]:
@@ -182,6 +190,7 @@ class NexusCore:
         """Take it down as a process does. Again: nothing happens."""
         for keeper in self.keepers.values():
             keeper.go.set()
+        self.driver.stop()
         self.warden.stop()
         self.unseal.close()
         self.pool.stop()
