@@ -350,7 +350,7 @@ class Warden:
                 writer,
                 serving.root_key,
                 serving.floor,
-                edit=lambda meta: replace(meta, epoch=self._next_epoch(meta)),
+                edit=lambda meta: replace(meta, epoch=self._next_epoch(meta), kek_id=serving.keyring.current_id),
             )
             entry = Entry(at=to_micros(self._clock.now()), actor="", action="manifest.renew", detail="format 2")
             append_entry(writer, serving.root_key, self._find_audit_end().nexus, entry.encode())
