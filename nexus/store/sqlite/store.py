@@ -319,7 +319,7 @@ def _scrub_opened(writer: sqlite3.Connection) -> None:
     except SQLITE_ERRORS as exc:
         why = str(translate(exc, "scrub"))
     if why:
-        log.warning("store cannot be scrubbed: its WAL may hold what was deleted", why=why)
+        log.warning("store not scrubbed: what was deleted may be in its files", why=why)
 
 
 def _fail(
