@@ -21,6 +21,7 @@ from nexus.vault.secrets import Expected
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, NexusCore
 from tests.nexus.failing_store import FailingStore
+from tests.nexus.store.contract import threads
 
 PATH = "team/app/db"
 TEAM = Policy(
@@ -62,8 +63,8 @@ class Flips:
         assert row is not None
         return row
 
-    def commit(self, *, keks: int = 0, generations: int = 0) -> None:
-        """Commit a flip, and swap nothing but the floor."""
+    def commit(self, *, keks: int = 0, generations: int = 0, swap: Callable[[], object] = lambda: None) -> None:
+        """Commit a flip, and swap nothing but the floor and what *swap* does, before the next change begins."""
         serving = self.serving
 
         def change(writer: Writer) -> Position:
@@ -75,13 +76,17 @@ class Flips:
 
         def follow(position: Position) -> None:
             serving.floor.raise_to(Standing(position, serving.floor.standing.manifest))
+            swap()
 
         self.store.write(change, alone=True, on_commit=follow)
 
     def flip_kek(self) -> None:
         """Replace the KEK; the one before stays in the keyring."""
-        self.keyring.make_kek(self.keyring.current_id + 1, self.serving.root_key)
-        self.commit(keks=1)
+        keyring, old = self.keyring, self.keyring.current_id
+        spare = Keyring(self.memory)
+        spare.make_kek(old + 1, self.serving.root_key)
+        keyring._keks |= spare._keks
+        self.commit(keks=1, swap=lambda: setattr(keyring, "current_id", old + 1))
 
     def make_root_key(self) -> RootKey:
         """Make the root key of the next generation."""
@@ -196,6 +201,32 @@ def test_requests_of_before_a_flip_are_found_after_it(flips: Flips) -> None:
     assert flips.put(b"v1", request_id) == made
     assert flips.get() == b"v1"
     assert flips.put(b"v2").versions == (2,)
+
+
+def test_calls_go_on_while_keks_are_replaced(flips: Flips) -> None:
+    """Puts and gets of several callers, beside flips and re-wraps: all succeed, and every value opens at the end."""
+    first = flips.keyring.current_id
+
+    def work(name: int) -> None:
+        if name == 0:
+            for _ in range(8):
+                flips.flip_kek()
+                flips.rewrap()
+            return
+        path = f"team/{name}"
+        for number in range(1, 31):
+            made = flips.nexus.vault.put(APP, path, {"value": b"%d" % number}, Expected(), os.urandom(16))
+            assert made.versions == (number,)
+            assert flips.nexus.vault.get(APP, path, 0).fields == {"value": b"%d" % number}
+
+    with threads(work, 4):
+        pass
+    flips.rewrap()
+    with flips.store.read() as reader:
+        assert reader.count_by_kek() == {first + 8: 90}
+    for name in (1, 2, 3):
+        for number in range(1, 31):
+            assert flips.nexus.vault.get(APP, f"team/{name}", number).fields == {"value": b"%d" % number}
 
 
 @pytest.mark.parametrize("what", ["put", "delete"])
