@@ -3,10 +3,12 @@
 1. With a manifest of the first format, the second begins, and with it the epochs.
 2. Rows of the old form (`nexus.keys.old_form`) are replaced once all of them verify: a damaged escrow is put back from
    a backup first, and replaced at the ready after that.
-3. The audit says what was done.
+3. The meta row learns which KEK is current.
+4. The audit says what was done.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -36,7 +38,10 @@ def renew_controls(
         StoreLostError, CorruptRowError: The store is not as *serving* was proved on it; not committed.
     """
     done = ["format 2"] if serving.manifest_format == 1 else []
-    edit = begin_epoch if serving.manifest_format == 1 else _keep
+
+    def edit(meta: Meta) -> Meta:
+        begun = begin_epoch(meta) if serving.manifest_format == 1 else meta
+        return replace(begun, kek_id=serving.keyring.current_id)
 
     def change(writer: Writer) -> tuple[Standing, PolicyView]:
         put, delete = _find_replacement(writer, serving)
@@ -58,7 +63,3 @@ def _find_replacement(writer: Writer, serving: Serving) -> tuple[dict[Key, bytes
     new = renew(old, serving.root_key.generation)
     put = {key: body for key, body in new.bodies.items() if old.bodies.get(key) != body}
     return put, sorted(old.bodies.keys() - new.bodies.keys())
-
-
-def _keep(meta: Meta) -> Meta:
-    return meta

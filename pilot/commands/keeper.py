@@ -54,7 +54,7 @@ def list_(settings: Settings) -> None:
 def add(
     settings: Settings,
     name: NameArgument,
-    address: AddressArgument,
+    at: AddressArgument,
     spiffe_id: SpiffeIdArgument,
     threshold: ThresholdOption = 0,
     reason: ReasonOption = "",
@@ -65,7 +65,7 @@ def add(
     from shardhold.v1 import root_pb2 as pb
 
     request = pb.StartOperationRequest(depth=pb.DEPTH_RESHARE, threshold=threshold, reason=reason, dry_run=dry_run)
-    request.add.add(name=name, address=address, spiffe_id=spiffe_id)
+    request.add.add(name=name, address=at, spiffe_id=spiffe_id)
     start(settings, request, wait=wait)
 
 
@@ -100,7 +100,7 @@ def replace(
     settings: Settings,
     old: Annotated[str, typer.Argument(metavar="OLD", help="Name of the keeper that leaves.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Name of the keeper that joins.")],
-    address: AddressArgument,
+    at: AddressArgument,
     spiffe_id: SpiffeIdArgument,
     lost: LostOption = False,
     reason: ReasonOption = "",
@@ -113,7 +113,7 @@ def replace(
     request = pb.StartOperationRequest(
         depth=pb.DEPTH_RESHARE, reason=reason, dry_run=dry_run, remove=[old], lost=[old] if lost else []
     )
-    request.add.add(name=new, address=address, spiffe_id=spiffe_id)
+    request.add.add(name=new, address=at, spiffe_id=spiffe_id)
     start(settings, request, wait=wait)
 
 

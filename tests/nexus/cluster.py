@@ -192,6 +192,7 @@ def found(
             last_generation=1,
             last_set_number=1,
             last_kek_id=FIRST_KEK,
+            kek_id=FIRST_KEK,
             epoch=1,
         )
         rows = bodies | encode_chain(NEXUS_NAME, make_chain_record(meta.position))
