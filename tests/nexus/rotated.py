@@ -3,7 +3,10 @@
 import os
 from dataclasses import dataclass, replace
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from common.forms.chain import Link
+from common.forms.mark import Mark, SignedMark
 from common.keys import shamir
 from nexus.keys import manifest, records
 from nexus.keys.old_form import make_first_escrow
@@ -12,7 +15,7 @@ from nexus.keys.records import GenerationState, KekState, Key, SetState
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.store.protocol import Meta, Writer
-from tests.nexus.cluster import NO_RECOVERY, FoundedCluster, SealEscrow, seal_for_nobody
+from tests.nexus.cluster import MADE_AT, NO_RECOVERY, FoundedCluster, SealEscrow, seal_for_nobody
 
 
 @dataclass(frozen=True)
@@ -152,3 +155,26 @@ def _make_successor(
     }
     bodies = {key: records.encode(one) for key, one in rows.items()}
     return Successor(root_key, secret, record, shards, escrow, recovery, bodies, kek_id)
+
+
+def sign_by_successor(cluster: FoundedCluster, *, revision: int) -> SignedMark:
+    """Sign a mark by the generation that would follow; its flip, at the same *revision*, is not in the store."""
+    signer, root_key = Ed25519PrivateKey.generate(), cluster.make_root_key()
+    chain, public_key = cluster.chain, signer.public_key().public_bytes_raw()
+    link = Link(
+        cluster.cluster_id,
+        chain.seq + 1,
+        before=chain.digest,
+        timeline=1,
+        revision=revision,
+        control_revision=9,
+        generation=chain.generation + 1,
+        kcv=bytes(32),
+        audit_public_key=public_key,
+        recovery_digest=bytes(32),
+        escrow_digest=bytes(32),
+    )
+    record = link.sign(root_key.sign)
+    root_key.release()
+    mark = Mark(cluster.cluster_id, 1, revision, 9, link.generation, 2, MADE_AT, chain_seq=link.seq).encode()
+    return SignedMark(mark, signer.sign(mark), (*chain.records, record))
