@@ -1,5 +1,6 @@
 """Keepers that are played: each implements KeeperLink as a true keeper would look through its link."""
 
+import hashlib
 import os
 import threading
 from typing import Final
@@ -39,6 +40,7 @@ class PlayedKeeper:
         self.marks: list[SignedMark] = []  # all that it took since its start; it gives back the last one
         self.remembers: SignedMark | None = None  # what it gives back instead
         self.serves = b""  # the cluster that it says it serves when it holds nothing
+        self.known: list[bytes] = []  # the digests of chains that were put to it as known
         self.answers_newer: SignedMark | None = None  # the mark that it holds, when it is given an older one
         self.epoch = NO_EPOCH  # the highest that it has seen
         self.go = threading.Event()  # cleared: it answers only when this is set
@@ -77,7 +79,11 @@ class PlayedKeeper:
             held = tuple(ReportedSet(label, shard[-1]) for label, shard in self.sets.values() if label is not None)
             cluster_id = held[0].label.cluster_id if held else self.serves
             genesis = held[0].label.genesis if held else b""
-            return KeeperReport(self.boot_id, cluster_id, genesis, held, "1.2.3", 3, self.epoch)
+            chain = self.marks[-1].chain if self.marks else ()
+            digest = hashlib.sha256(chain[-1]).digest() if chain else b""
+            return KeeperReport(
+                self.boot_id, cluster_id, genesis, held, "1.2.3", 3, self.epoch, max(0, len(chain) - 1), digest
+            )
 
     def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
         self._answer("fetch_shard")
@@ -120,6 +126,7 @@ class PlayedKeeper:
             if self.answers_newer is not None:
                 return self.answers_newer
             self.marks.append(mark)
+            self.known.append(known)
             return None
 
     def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:

@@ -55,6 +55,15 @@ def _drop_link(folder: Path, cluster: FoundedCluster) -> None:
     tamper(folder, "DELETE FROM control WHERE kind = 'link'")
 
 
+def _forget_link(folder: Path, cluster: FoundedCluster) -> None:
+    serving = cluster.prove_without_points()
+    key = (records.LINK, "1")
+    cluster.store.write(
+        lambda writer: manifest.change(writer, serving.root_key, serving.floor, delete=[key]), alone=True
+    )
+    serving.release()
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
@@ -65,6 +74,9 @@ def _drop_link(folder: Path, cluster: FoundedCluster) -> None:
             id="another recovery key",
         ),
         pytest.param(_drop_link, "link/1 is missing", id="no link"),
+        pytest.param(
+            _forget_link, "chain leads to generation 1, the current set is of 2", id="a chain that ends early"
+        ),
         pytest.param(_put("link", "1", b'{"record":"AAAA"}'), "link does not decode", id="a link that is none"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from nexus.keys.lineage import find_chain
 from nexus.keys.manifest import row_digest
 from nexus.keys.opened import prove
 from nexus.store.protocol import ControlRow
-from tests.nexus.cluster import FoundCluster, is_wiped
+from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
 from tests.nexus.rotated import rotate, stage
 
 
@@ -118,10 +119,38 @@ def test_a_chain_that_leads_elsewhere_is_refused_even_under_a_true_manifest(
 ) -> None:
     """The proof is more than the manifest: the links have to lead from genesis to this very key."""
     cluster = rotate(found())
+    change_rows(cluster, put, delete)
+    with pytest.raises(ShardholdError, match=why):
+        cluster.prove()
+
+
+def change_rows(cluster: FoundedCluster, put: dict[records.Key, bytes], delete: Sequence[records.Key] = ()) -> None:
+    """Change rows with the root key, as nobody else can."""
     serving = cluster.prove_without_points()
     cluster.store.write(
         lambda writer: manifest.change(writer, serving.root_key, serving.floor, put=put, delete=delete), alone=True
     )
     serving.release()
-    with pytest.raises(ShardholdError, match=why):
+
+
+@pytest.mark.parametrize("part", ["kcv", "audit_public_key"])
+def test_a_link_to_another_key_is_refused_even_under_a_true_manifest(found: FoundCluster, part: str) -> None:
+    """Although the generation before has signed it."""
+    first = found()
+    cluster = rotate(first)
+    root_key = first.make_root_key()
+    parts: dict[str, Any] = {part: bytes(32)}
+    link = replace(cluster.chain.links[0], **parts).sign(root_key.sign)
+    root_key.release()
+    change_rows(cluster, {(records.LINK, "1"): records.encode(records.LinkRecord(link))})
+    with pytest.raises(CorruptRowError, match="leads to another root key"):
+        cluster.prove()
+
+
+def test_a_canary_under_another_kek_is_refused_even_under_a_true_manifest(found: FoundCluster) -> None:
+    """It has to prove the KEK of its number."""
+    cluster = rotate(found())
+    body = next(row.body for row in cluster.load()[1] if (row.kind, row.name) == (records.CANARY, "2"))
+    change_rows(cluster, {(records.CANARY, "3"): body})
+    with pytest.raises(CorruptRowError, match="canary/3 is under KEK 2"):
         cluster.prove()

@@ -10,7 +10,7 @@ import pytest
 from common.errors import CorruptRowError
 from common.keys.protected import ProtectedMemory
 from nexus.keys.manifest import Key
-from nexus.lifecycle.renewal import is_due
+from nexus.lifecycle.renewal import is_due, renew_controls
 from nexus.lifecycle.states import State
 from nexus.vault.secrets import Expected
 from tests.nexus.cluster import tamper
@@ -148,3 +148,17 @@ def test_rows_of_the_old_form_count_for_nothing_in_a_renewed_store(
     tamper(tmp_path / "old", "DELETE FROM control WHERE kind = 'generation'")
     with pytest.raises(CorruptRowError, match="generation/1 is missing"):
         old.cluster.prove()
+
+
+def test_an_escrow_that_is_damaged_meanwhile_is_not_replaced(open_old: OpenOld, tmp_path: Path) -> None:
+    """Nothing of it is lost: the rows stay, and so does what the manifest says of them."""
+    old = open_old("schema-2")
+    serving = old.cluster.prove()
+    tamper(tmp_path / "old", "UPDATE control SET body = x'7b7d' WHERE kind = 'escrow'")
+    before = old.cluster.load()[1]
+    notes: list[str] = []
+    renew_controls(old.store, serving, begin_epoch=lambda meta: meta, write_note=lambda _, text: notes.append(text))
+    serving.release()
+    assert [row for row in old.cluster.load()[1] if row.kind != "manifest"] == [
+        row for row in before if row.kind != "manifest"
+    ]

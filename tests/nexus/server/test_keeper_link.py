@@ -408,12 +408,17 @@ def test_replayed_statement_is_refused(liar: Liar, connect: Connect, memory: Pro
     assert len(liar.sealed) == 1
 
 
+def bend_chain(answer: pb.GetStatusResponse, digest: bytes) -> None:
+    answer.chain.digest = digest
+
+
 @pytest.mark.parametrize(
     ("bend", "words"),
     [
         pytest.param(change(boot_id=b"b" * 15), "boot id of 15 bytes", id="short boot id"),
         pytest.param(change(cluster_id=b"c"), "wrong size", id="short cluster id"),
         pytest.param(change(genesis=b"g" * 33), "wrong size", id="long genesis"),
+        pytest.param(lambda answer: bend_chain(answer, bytes(31)), "names a chain by 31 bytes", id="a chain's digest"),
         pytest.param(lambda answer: answer.sets.extend(17 * [pb.HeldSet()]), "holds 17 sets", id="many sets"),
     ],
 )
@@ -422,6 +427,17 @@ def test_bent_reports_are_refused(liar: Liar, connect: Connect, bend: Callable[[
     liar.bend = bend
     with pytest.raises(WrongStateError, match=words):
         connect(liar.port).fetch_report(timeout=TIMEOUT)
+
+
+def test_a_keeper_that_never_has_enough_of_a_chain_is_refused(
+    liar: Liar, connect: Connect, memory: ProtectedMemory
+) -> None:
+    """It got all of it; it is not asked for ever."""
+    link = connect(liar.port)
+    put(link, memory, replace(LABEL, genesis=MARKS.genesis))
+    liar.bend = change(wants_whole_chain=True)
+    with pytest.raises(WrongStateError, match="keeper k1 wants more of a chain than there is"):
+        link.put_mark(MARKS.make(), epoch=EPOCH, timeout=TIMEOUT)
 
 
 def change_mark(**fields: Any) -> Callable[[Any], None]:
