@@ -1,5 +1,6 @@
 """Keepers that are played: each implements KeeperLink as a true keeper would look through its link."""
 
+import hashlib
 import os
 import threading
 from typing import Final
@@ -44,6 +45,7 @@ class PlayedKeeper:
         self.marks: list[SignedMark] = []  # all that it took since its start; it gives back the last one
         self.remembers: SignedMark | None = None  # what it gives back instead
         self.serves = b""  # the cluster that it says it serves when it holds nothing
+        self.known: list[bytes] = []  # the digests of chains that were put to it as known
         self.answers_newer: SignedMark | None = None  # the mark that it holds, when it is given an older one
         self.epoch = NO_EPOCH  # the highest that it has seen
         self.go = threading.Event()  # cleared: it answers only when this is set
@@ -82,7 +84,20 @@ class PlayedKeeper:
             held = tuple(ReportedSet(label, shard[-1]) for label, shard in self.sets.values() if label is not None)
             cluster_id = held[0].label.cluster_id if held else self.serves
             genesis = held[0].label.genesis if held else b""
-            return KeeperReport(self.boot_id, cluster_id, genesis, held, "1.2.3", 3, self.epoch, self.put_format)
+            chain = self.marks[-1].chain if self.marks else ()
+            digest = hashlib.sha256(chain[-1]).digest() if chain else b""
+            return KeeperReport(
+                self.boot_id,
+                cluster_id,
+                genesis,
+                held,
+                "1.2.3",
+                3,
+                self.epoch,
+                max(0, len(chain) - 1),
+                digest,
+                self.put_format,
+            )
 
     def fetch_shard(self, cluster_id: bytes, set_id: bytes, *, into: ProtectedBuffer, timeout: float) -> bytes:
         self._answer("fetch_shard")
@@ -140,6 +155,7 @@ class PlayedKeeper:
             if self.answers_newer is not None:
                 return self.answers_newer
             self.marks.append(mark)
+            self.known.append(known)
             return None
 
     def fetch_mark(self, cluster_id: bytes, *, timeout: float) -> SignedMark | None:

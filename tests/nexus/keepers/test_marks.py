@@ -9,7 +9,7 @@ import pytest
 
 from common.clock import to_micros
 from common.errors import MarkError
-from common.forms.mark import NO_AUDIT, AuditEnd, SignedMark, verify_mark
+from common.forms.mark import NO_AUDIT, AuditEnd, Mark, SignedMark, verify_mark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import MarkBook, MarkMaker
 from nexus.store.protocol import Meta

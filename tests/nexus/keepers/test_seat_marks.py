@@ -337,3 +337,14 @@ def test_a_keeper_that_has_seen_a_higher_epoch_is_asked_for_its_mark_again(bench
         bench.keeper.epoch = StoreEpoch(1, epoch)
         bench.keep()
         assert bench.keeper.count("fetch_mark") == asked
+
+
+def test_what_a_keeper_verified_of_the_chain_is_not_given_again(bench: Bench) -> None:
+    """It says so in its report; after a restart it knows nothing."""
+    for revision in (20, 21):
+        bench.mark = bench.cluster.sign_mark(1, revision)
+        bench.keep()
+    bench.keeper.restart()
+    bench.mark = bench.cluster.sign_mark(1, 22)
+    bench.keep()
+    assert bench.keeper.known == [b"", bench.cluster.genesis, b""]

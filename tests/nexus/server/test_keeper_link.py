@@ -22,6 +22,7 @@ from common.errors import (
     StatementError,
     WrongStateError,
 )
+from common.forms.chain import MAX_LINKS
 from common.forms.delivery import PUT_FORMAT, SetLabel
 from common.forms.epoch import StoreEpoch
 from common.keys import shamir
@@ -32,6 +33,7 @@ from nexus.keepers.link import KeeperLink, KeeperReport, ReportedSet
 from nexus.server.keeper_link import GrpcKeeperLink
 from pilot.dev.provider import IdentityProvider
 from tests.kit.authority import Authority
+from tests.kit.chains import make_chain
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.keepers import NEXUS_PATH, KeeperProcess
 from tests.kit.marks import MarkMaker
@@ -169,6 +171,22 @@ def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memor
         link.put_mark(MARKS.make(revision=revision), epoch=EPOCH, timeout=TIMEOUT)
     link.drop_set(label.cluster_id, label.set_id, epoch=EPOCH, timeout=TIMEOUT)
     assert link.fetch_mark(label.cluster_id, timeout=TIMEOUT) == MARKS.make(revision=20)
+
+
+def test_the_longest_chain_goes_and_comes_back(
+    keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory
+) -> None:
+    """A mark of generation 1,025 fits into every message; the keeper says what it verified, and gets the rest of it."""
+    link = connect(keeper.port)
+    marks = [MarkMaker(chains=make_chain(MAX_LINKS).cut(links)) for links in (MAX_LINKS - 1, MAX_LINKS)]
+    put(link, memory, replace(LABEL, genesis=marks[0].genesis))
+    forgotten = marks[0].chains.chain.digest  # the keeper of before had verified it
+    link.put_mark(marks[0].make(), epoch=EPOCH, timeout=TIMEOUT, known=forgotten)
+    report = link.fetch_report(timeout=TIMEOUT)
+    assert (report.chain_seq, report.chain_digest) == (MAX_LINKS - 1, forgotten)
+    assert link.put_mark(marks[1].make(), epoch=EPOCH, timeout=TIMEOUT, known=report.chain_digest) is None
+    assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) == marks[1].make()
+    assert link.put_mark(marks[0].make(), epoch=EPOCH, timeout=TIMEOUT) == marks[1].make()
 
 
 def test_marks_that_a_keeper_does_not_take(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
@@ -370,12 +388,17 @@ def test_replayed_statement_is_refused(liar: Liar, connect: Connect, memory: Pro
     assert len(liar.sealed) == 1
 
 
+def bend_chain(answer: pb.GetStatusResponse, digest: bytes) -> None:
+    answer.chain.digest = digest
+
+
 @pytest.mark.parametrize(
     ("bend", "words"),
     [
         pytest.param(change(boot_id=b"b" * 15), "boot id of 15 bytes", id="short boot id"),
         pytest.param(change(cluster_id=b"c"), "wrong size", id="short cluster id"),
         pytest.param(change(genesis=b"g" * 33), "wrong size", id="long genesis"),
+        pytest.param(lambda answer: bend_chain(answer, bytes(31)), "names a chain by 31 bytes", id="a chain's digest"),
         pytest.param(lambda answer: answer.sets.extend(17 * [pb.HeldSet()]), "holds 17 sets", id="many sets"),
     ],
 )
@@ -384,6 +407,17 @@ def test_bent_reports_are_refused(liar: Liar, connect: Connect, bend: Callable[[
     liar.bend = bend
     with pytest.raises(WrongStateError, match=words):
         connect(liar.port).fetch_report(timeout=TIMEOUT)
+
+
+def test_a_keeper_that_never_has_enough_of_a_chain_is_refused(
+    liar: Liar, connect: Connect, memory: ProtectedMemory
+) -> None:
+    """It got all of it; it is not asked for ever."""
+    link = connect(liar.port)
+    put(link, memory, replace(LABEL, genesis=MARKS.genesis))
+    liar.bend = change(wants_whole_chain=True)
+    with pytest.raises(WrongStateError, match="keeper k1 wants more of a chain than there is"):
+        link.put_mark(MARKS.make(), epoch=EPOCH, timeout=TIMEOUT)
 
 
 def change_mark(**fields: Any) -> Callable[[Any], None]:
