@@ -11,6 +11,7 @@ from nexus.access.roles import PEOPLE
 from nexus.admin.initialise import Initialisation
 from nexus.admin.unseal import Unseal
 from nexus.keepers.marks import NewerMark
+from nexus.keepers.plan import find_record
 from nexus.keepers.pool import KeeperPool
 from nexus.keepers.seat import SeatStatus
 from nexus.keys import manifest, records
@@ -132,5 +133,5 @@ class Status:
 
     def _view_keepers(self, shard_set: records.ShardSetRecord | None) -> list[KeeperView]:
         members = shard_set.members if shard_set else ()
-        xs = {member.name: member.x for member in members}
-        return [KeeperView(seat.member, xs.get(seat.member.name, 0), seat.status) for seat in self._pool.seats]
+        found = [(seat, find_record(members, seat.member)) for seat in self._pool.seats]
+        return [KeeperView(seat.member, record.x if record else 0, seat.status) for seat, record in found]

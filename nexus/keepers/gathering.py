@@ -7,7 +7,8 @@ from common.clock import Clock
 from common.errors import TooFewShardsError
 from common.keys.protected import ProtectedBuffer
 from nexus.keepers.collection import Collection
-from nexus.keepers.seat import CALL_TIMEOUT, Seat
+from nexus.keepers.link import CALL_TIMEOUT
+from nexus.keepers.seat import Seat
 
 
 def gather(seats: Sequence[Seat], collection: Collection, clock: Clock, *, seconds: float) -> list[ProtectedBuffer]:

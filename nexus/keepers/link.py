@@ -8,6 +8,8 @@ from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
 from common.keys.protected import ProtectedBuffer
 
+CALL_TIMEOUT = 2.0  # seconds for one call to a keeper
+
 
 @dataclass(frozen=True, slots=True)
 class ReportedSet:

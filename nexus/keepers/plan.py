@@ -52,7 +52,8 @@ class Plan:
         members: dict[tuple[str, str], Member] = {}
         for shard_set in self.sets:
             members |= {one.identity: one for one in list_members(shard_set.record)}
-        return tuple(({one.identity: one for one in self.leaving} | members).values())
+        left = (one for one in self.leaving if one.identity not in members)
+        return (*members.values(), *left)
 
     def is_to_drop(self, label: SetLabel) -> bool:
         """Whether a keeper has to drop the set with *label* (rules 2 and 3)."""

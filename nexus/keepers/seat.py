@@ -8,10 +8,9 @@
   keeper that did not take the mark, or answered with a newer one, drops nothing.
 - Empty: while sealed, drop every set that it holds, whatever else is wrong with it.
 
-In each duty but the first it is asked for its rollback mark, once for each boot, and when it has seen a higher epoch
-than that of this nexus. A mark that does not verify is a lie, as are the reports that `nexus.keepers.conduct` names. A
-keeper that is given an older mark than it holds answers with its own, or refuses it, and is then asked: the store of
-this nexus is behind. A keeper that has seen a higher epoch refuses whatever this nexus wants to change.
+In each duty but the first it is asked for its rollback mark (`nexus.keepers.mark_exchange`). What counts as a lie, and
+how long, is in `nexus.keepers.conduct`. A keeper that has seen a higher epoch refuses whatever this nexus wants to
+change.
 
 A keeper is trusted only as far as its shard matches its commitment. What is wrong with it is a sentence in `fault`; a
 fault never stops the others.
@@ -29,11 +28,9 @@ from common.errors import (
     BadShardError,
     DeniedError,
     KeeperUnreachableError,
-    MarkError,
     NotFoundError,
     SetNotNewerError,
     ShardholdError,
-    WrongStateError,
 )
 from common.forms.delivery import PUT_FORMAT, SetLabel
 from common.forms.epoch import NO_EPOCH, StoreEpoch
@@ -42,14 +39,14 @@ from common.keys import shamir
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keepers.conduct import Conduct
-from nexus.keepers.link import KeeperLink, KeeperReport
+from nexus.keepers.link import CALL_TIMEOUT, KeeperLink, KeeperReport
+from nexus.keepers.mark_exchange import MarkExchange
 from nexus.keepers.marks import MarkBook
 from nexus.keepers.notes import Note, note_nothing
 from nexus.keepers.plan import Holding, Plan, find_record
 from nexus.keys.records import MemberRecord
 from nexus.keys.shard_set import Member, ShardSet, check_shard
 
-CALL_TIMEOUT = 2.0  # seconds for one call to a keeper
 POLL_INTERVAL = 1.0  # seconds between two polls
 RETRY_PAUSE = (0.1, 1.0)  # seconds, full jitter, while recovering
 
@@ -100,9 +97,7 @@ class Seat:
         self._proved: dict[bytes, Holding] = {}  # by set id, the last proof, also while it does not answer
         self._demanded: Mapping[bytes, float] = {}  # by set id: when a new proof was demanded
         self._conduct = Conduct()
-        self._asked = (b"", NO_EPOCH)  # boot and epoch in which it was asked for its mark
-        # The last mark that it was given, in which boot, at which epoch, and whether it held no newer one.
-        self._given: tuple[SignedMark, bytes, StoreEpoch, bool] | None = None
+        self._marks = MarkExchange(link, self._conduct)
 
     def watch(self) -> float:
         """Ask how the keeper is; return the seconds until the next step."""
@@ -139,7 +134,7 @@ class Seat:
         self._offer(collection)
         report = self._fetch_report()
         self._conduct.check_report(report)
-        self._ask_mark(report, book)
+        self._marks.ask(report, book, self._epoch)
         self._set_status(fault=self._conduct.find_accusation(report))
 
     def _offer(self, collection: Collection) -> None:
@@ -167,9 +162,9 @@ class Seat:
         held = [one.label for one in report.sets if one.label.cluster_id == book.cluster_id]
         try:
             self._conduct.check_report(report)
-            self._ask_mark(report, book)
+            self._marks.ask(report, book, self._epoch)
             if report.cluster_id == book.cluster_id and last_mark is not None:
-                self._give_mark(last_mark, report, book)
+                self._marks.give(last_mark, report, book, self._epoch)
             fault = self._conduct.find_accusation(report)
         except ShardholdError as exc:
             fault = str(exc)
@@ -186,16 +181,17 @@ class Seat:
             self._set_status(is_empty=True, fault="")  # it has nothing of this cluster, and gets nothing
             return
         self._conduct.check_report(report)
-        self._ask_mark(report, book)
+        self._marks.ask(report, book, self._epoch)
         if accusation := self._conduct.find_accusation(report):
             self._set_status(holds_current_set=False, holdings={}, fault=accusation)
             return
         mark = find_mark()
-        faults = [self._try(lambda: self._give_mark(mark, report, book))] if is_pinned else []
+        faults = [self._try(lambda: self._marks.give(mark, report, book, self._epoch))] if is_pinned else []
         faults.append(self._hold_sets(plan, report))
         if not is_pinned:
-            faults.append(self._try(lambda: self._give_mark(mark, report, book)))
-        if mark is None or self._has_taken(mark, report):
+            faults.append(self._try(lambda: self._marks.give(mark, report, book, self._epoch)))
+        if self._marks.is_followed(mark, report, self._epoch):
+            self._set_status(marked=self._epoch)
             faults.append(self._try(lambda: self._drop_dead(plan, report)))
         is_empty = not plan.is_member(self.member) and not self.status.reported
         self._set_status(is_empty=is_empty, refuses_current_set=False, fault=next(filter(None, faults), ""))
@@ -291,40 +287,6 @@ class Seat:
         if current_set != self._current_set:
             self._current_set = current_set
             self._set_status(holds_current_set=current_set in self.status.holdings, refuses_current_set=False)
-
-    def _ask_mark(self, report: KeeperReport, book: MarkBook) -> None:
-        asked = report.boot_id, max(report.epoch, self._epoch)
-        if asked == self._asked:
-            return
-        mark = self.link.fetch_mark(book.cluster_id, timeout=CALL_TIMEOUT)
-        self._asked = asked
-        self._take_mark(mark, report, book)
-
-    def _take_mark(self, mark: SignedMark | None, report: KeeperReport, book: MarkBook) -> None:
-        try:
-            book.take(self.member.name, mark)
-        except MarkError as exc:
-            accusation = f"lies: {exc}"
-            self._conduct.accuse(report.boot_id, accusation)
-            raise MarkError(accusation) from exc
-
-    def _give_mark(self, mark: SignedMark | None, report: KeeperReport, book: MarkBook) -> None:
-        if mark is None or (self._given is not None and self._given[:3] == (mark, report.boot_id, self._epoch)):
-            return
-        try:
-            newer = self.link.put_mark(mark, epoch=self._epoch, timeout=CALL_TIMEOUT, known=report.chain_digest)
-        except WrongStateError as exc:
-            log.warning("keeper refuses the mark of this store", keeper=self.member.name, why=str(exc))
-            self._asked = (b"", NO_EPOCH)  # it may know better: asked at the next step
-            raise
-        self._given = mark, report.boot_id, self._epoch, newer is None
-        self._set_status(marked=self._epoch if newer is None else NO_EPOCH)
-        if newer is not None:
-            log.warning("keeper remembers a newer mark", keeper=self.member.name)
-            self._take_mark(newer, report, book)
-
-    def _has_taken(self, mark: SignedMark, report: KeeperReport) -> bool:
-        return self._given == (mark, report.boot_id, self._epoch, True)
 
     def _fetch_report(self) -> KeeperReport:
         report = self.link.fetch_report(timeout=CALL_TIMEOUT)

@@ -34,7 +34,7 @@ from common.forms.delivery import (
     read_label,
     write_label,
 )
-from common.forms.epoch import StoreEpoch
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import MAX_SIZE, SIGNATURE_SIZE, SignedMark
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer, random_into
@@ -170,6 +170,7 @@ class GrpcKeeperLink:
         put_format = min(put_format, PUT_FORMAT)
         if put_format == UNBOUND_FORMAT and not current_set_id:
             raise KeeperTooOldError(f"keeper {self._name} is too old to join the current keepers: upgrade it first")
+        epoch = epoch if epoch.epoch else NO_EPOCH  # both sides bind what is sent
         deadline = self._clock.monotonic() + timeout
         svid = self._find_svid()
         nonce = bytearray(NONCE_SIZE)

@@ -72,7 +72,8 @@ class NexusCollector(Collector):
             labels=["keeper"],
         )
         faulty = GaugeMetricFamily("shardhold_keeper_faulty", "1 while something is wrong with it", labels=["keeper"])
-        for seat in self._pool.seats:
+        # A keeper may be replaced by one of its name, which has a seat beside it: the first is of the current set.
+        for seat in {seat.member.name: seat for seat in reversed(self._pool.seats)}.values():
             reachable.add_metric([seat.member.name], float(seat.status.reachable))
             holds.add_metric([seat.member.name], float(seat.status.holds_current_set))
             faulty.add_metric([seat.member.name], float(bool(seat.status.fault)))

@@ -141,7 +141,9 @@ def test_a_liar_that_names_another_boot_with_its_shard_is_named_all_the_time(ben
 
     keeper = Doubtful("keeper-1")
     keeper.sets, keeper.lies = bench.keeper.sets, True
-    bench.seat.link = keeper
+    bench.seat = Seat(
+        members(1)[0], keeper, bench.cluster.memory, SystemClock(), lambda *note: bench.notes.append(note)
+    )
     for _ in range(5):
         status = bench.keep()
         assert "lies" in status.fault

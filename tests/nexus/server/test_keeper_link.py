@@ -24,7 +24,7 @@ from common.errors import (
 )
 from common.forms.chain import MAX_LINKS
 from common.forms.delivery import PUT_FORMAT, SetLabel
-from common.forms.epoch import StoreEpoch
+from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.keys import shamir
 from common.keys.protected import Level, ProtectedBuffer, ProtectedMemory
 from common.keys.sealing import OneShotKey
@@ -111,9 +111,9 @@ def make_shard(memory: ProtectedMemory, label: SetLabel = LABEL, x: int = 3) -> 
 
 def put(link: GrpcKeeperLink, memory: ProtectedMemory, label: SetLabel = LABEL, **options: Any) -> bytes:
     shard, commitment = make_shard(memory, label)
-    options = {"current_set_id": label.set_id, "put_format": PUT_FORMAT, **options}
+    options = {"current_set_id": label.set_id, "put_format": PUT_FORMAT, "epoch": EPOCH, **options}
     with shard:
-        return link.put_shard(label, shard, commitment=commitment, epoch=EPOCH, timeout=TIMEOUT, **options)
+        return link.put_shard(label, shard, commitment=commitment, timeout=TIMEOUT, **options)
 
 
 # A true keeper
@@ -157,6 +157,16 @@ def test_a_keeper_joins_by_a_pending_set(keeper: KeeperProcess, connect: Connect
     newer = replace(LABEL, set_id=b"t" * 16, set_number=8)
     put(link, memory, newer, current_set_id=LABEL.set_id, put_format=PUT_FORMAT + 1)
     assert len(link.fetch_report(timeout=TIMEOUT).sets) == 2
+
+
+@pytest.mark.parametrize("epoch", [StoreEpoch(1, 0), StoreEpoch(0, 0), StoreEpoch(2, 1)])
+def test_a_shard_is_bound_to_the_epoch_that_is_sent(
+    keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory, epoch: StoreEpoch
+) -> None:
+    """A store of an older program has a timeline and no epoch yet."""
+    link = connect(keeper.port)
+    put(link, memory, epoch=epoch)
+    assert link.fetch_report(timeout=TIMEOUT).epoch == (epoch if epoch.epoch else NO_EPOCH)
 
 
 def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:
