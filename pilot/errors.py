@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, InvalidArgumentError, ShardholdError
+from pilot.plain import clean
 
 if TYPE_CHECKING:
     from shardhold._errors import Error
@@ -49,9 +50,9 @@ class UsageError(PilotError):
 
 def report(error: PilotError) -> None:
     """Print an error and its hints to stderr: lower case, no full stop."""
-    print(f"pilot: error: {_tidy(str(error))}", file=sys.stderr)
+    print(f"pilot: error: {clean(_tidy(str(error)))}", file=sys.stderr)
     for hint in error.hints:
-        print(f"pilot: hint: {_tidy(hint)}", file=sys.stderr)
+        print(f"pilot: hint: {clean(_tidy(hint))}", file=sys.stderr)
 
 
 @contextmanager

@@ -12,15 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock, to_micros
-from common.errors import (
-    CallerGoneError,
-    ConflictError,
-    CorruptRowError,
-    InvalidArgumentError,
-    NotFoundError,
-    OverloadedError,
-    RecoveringError,
-)
+from common.errors import ConflictError, CorruptRowError, InvalidArgumentError, NotFoundError, RecoveringError
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
@@ -29,6 +21,7 @@ from nexus.keys.opened import Serving
 from nexus.policy.paths import check_path, check_prefix
 from nexus.store.protocol import MadeByRequest, SecretRow, Store, VersionRow, Writer
 from nexus.vault.fields import check_fields, decode_body, encode_body
+from nexus.vault.listing import Page, read_range
 from nexus.vault.requests import Request, describe_request, encode_versions
 
 INCARNATION_SIZE = 16
@@ -36,8 +29,6 @@ REQUEST_ID_SIZE = 16
 MAX_DELETED_VERSIONS = 100
 MAX_PAGE = 1000
 _MOST_FLIPS = 3  # that a change begins anew after
-_MOST_HIDDEN = 20_000  # secrets that are read for one page and not shown
-_FEWEST_ROWS, _MOST_ROWS = 16, 256  # read at once
 MAX_VERSION = 2**63 - 1  # what every store can count
 
 
@@ -172,33 +163,14 @@ class Vault:
             check_path(after, name="page_token")
         if limit > MAX_PAGE:
             raise InvalidArgumentError(f"page_size: got {limit}, want at most {MAX_PAGE}")
-        limit = limit or MAX_PAGE
+        page = Page(limit or MAX_PAGE)
         with self._gate.listing_call(calls.LIST_SECRETS, caller, prefix) as (_, serving):
-            shown: list[SecretRow] = []
-            hidden = 0
             for begin, end in self._gate.find_ranges(calls.LIST_SECRETS, caller, serving):
                 if prefix and (end <= prefix or begin >= f"{prefix}0"):  # "0" follows "/"
                     continue
-                begin, rows_left = max(begin, after), True
-                while rows_left and begin < end and len(shown) <= limit:
-                    if not is_wanted():
-                        raise CallerGoneError("the caller has left, or its deadline has passed")
-                    if hidden > _MOST_HIDDEN:
-                        raise OverloadedError(
-                            f"more than {_MOST_HIDDEN} secrets below this prefix are not yours: name a longer one"
-                        )
-                    # One more than a page tells whether there is another.
-                    count = min(max(limit + 1 - len(shown), _FEWEST_ROWS), _MOST_ROWS)
-                    floor = serving.floor.position
-                    with self._store.read() as reader:
-                        rows = reader.list_secrets(prefix, after=begin, before=end, limit=count)
-                        serving.floor.check_read(floor, reader.load_position())
-                    found = [row for row in rows if self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving)]
-                    shown += found
-                    hidden += len(rows) - len(found)
-                    rows_left = len(rows) == count
-                    begin = rows[-1].path if rows else end
-            return shown[:limit], shown[limit - 1].path if len(shown) > limit else ""
+                for rows in read_range(self._store, serving.floor, prefix, max(begin, after), end, page, is_wanted):
+                    page.take(rows, lambda row: self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving))
+            return page.shown[: page.limit], page.next_token
 
     def delete(
         self, caller: Caller, path: str, versions: Sequence[int], expected: Expected, request_id: bytes

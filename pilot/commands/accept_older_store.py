@@ -1,13 +1,13 @@
 """`pilot accept-older-store`: continue with a store older than keepers remember, and lose what came after it."""
 
-from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pilot.errors import FAILED, USAGE, PilotError
 from pilot.options import LARGEST_NUMBER, Settings, with_globals
-from pilot.terminal.output import Output, clean, print_facts, print_json, show_time
+from pilot.plain import clean
+from pilot.terminal.output import Output, print_facts, print_json, show_timestamp
 
 if TYPE_CHECKING:
     from pilot.terminal.terminal import Terminal
@@ -102,6 +102,6 @@ def describe_loss(status: "GetStatusResponse") -> str:
         f"Accepting it loses for good:\n"
         f"  {lost} of timeline {status.timeline},\n"
         f"  and whatever was committed after that mark was made.\n"
-        f"The mark was made at {show_time(mark.made_at.ToDatetime(UTC))}; it is held by {keepers}.\n"
+        f"The mark was made at {show_timestamp(mark.made_at)}; it is held by {keepers}.\n"
         "If a newer copy of the store exists, stop here and restore that one."
     )

@@ -12,7 +12,8 @@ import typer
 
 from pilot.errors import PilotError, UsageError
 from pilot.options import LARGEST_NUMBER, Settings, with_globals
-from pilot.terminal.output import Output, clean, print_facts, print_json, print_table, show_time
+from pilot.plain import clean, escape_json
+from pilot.terminal.output import Output, print_facts, print_json, print_table, show_time
 
 if TYPE_CHECKING:
     from common.forms.audit.verify import KnownLine, Report
@@ -26,6 +27,7 @@ app = typer.Typer(
 _READERS = ("auditor", "operator", "superuser")
 _PAGE = 1_000  # lines
 _WAIT_S = 20  # the most that a nexus waits for a line
+_NO_LINE = "the nexus answered with something that is no line of an audit"
 _PAUSE_S = 1.0  # after a nexus that has no room to wait
 _COLUMNS = ("at", "actor", "action", "path", "decision", "outcome", "detail")
 
@@ -168,8 +170,15 @@ def check_directory(directory: Path, genesis: bytes, known: "KnownLine | None") 
 
 
 def read_seq(line: bytes) -> int:
-    """Return the number of a line as it stands in the files."""
-    return int(json.loads(line)["seq"])
+    """Return the number of a line as it stands in the files.
+
+    Raises:
+        PilotError: It is no line of an audit.
+    """
+    seq = _read_line(line).get("seq")
+    if not isinstance(seq, int):
+        raise PilotError(_NO_LINE)
+    return seq
 
 
 def to_document(report: "Report") -> dict[str, Any]:
@@ -276,7 +285,7 @@ def _print_report(settings: Settings, report: "Report") -> None:
 def _show(settings: Settings, page: "TailAuditResponse", *, has_header: bool) -> None:
     if settings.output is Output.JSON:
         for line in page.lines:
-            print(line.decode(), end="")
+            _print_line(line)
         sys.stdout.flush()
         return
     rows = [row for row in map(_to_row, page.lines) if row is not None]
@@ -287,18 +296,40 @@ def _show(settings: Settings, page: "TailAuditResponse", *, has_header: bool) ->
         print("  ".join(clean(cell) for cell in row if cell), flush=True)
 
 
+def _print_line(line: bytes) -> None:
+    """Print a line byte for byte; what would control a terminal is escaped on one."""
+    _read_line(line)
+    text = line.decode()
+    print(escape_json(text) if sys.stdout.isatty() else text, end="")
+
+
+def _read_line(line: bytes) -> dict[str, Any]:
+    """Return the object that a line is.
+
+    Raises:
+        PilotError: It is none.
+    """
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError) as exc:
+        raise PilotError(_NO_LINE) from exc
+    if not isinstance(found, dict):
+        raise PilotError(_NO_LINE)
+    return found
+
+
 def _to_row(line: bytes) -> tuple[str, ...] | None:
     """Return the cells of an entry, None for a line that is none."""
-    entry = json.loads(line).get("entry")
-    if entry is None:
+    entry = _read_line(line).get("entry")
+    if not isinstance(entry, dict):
         return None
-    at = show_time(datetime.fromtimestamp(entry.get("at", 0) / 1e6, UTC))
-    rest = tuple(str(entry.get(name, default)) for name, default in (("action", ""), ("path", "")))
-    return (
-        at,
-        entry.get("actor", "") or "the nexus",
-        *rest,
-        entry.get("decision", "allow"),
-        entry.get("outcome", "ok"),
-        entry.get("detail", ""),
-    )
+    defaults = (("action", ""), ("path", ""), ("decision", "allow"), ("outcome", "ok"), ("detail", ""))
+    cells = (str(entry.get(name, default)) for name, default in defaults)
+    return _show_at(entry.get("at", 0)), str(entry.get("actor", "") or "the nexus"), *cells
+
+
+def _show_at(micros: object) -> str:
+    try:
+        return show_time(datetime.fromtimestamp(float(str(micros)) / 1e6, UTC))
+    except (ValueError, OverflowError, OSError):
+        return "unknown"

@@ -10,7 +10,7 @@ import typer
 
 from pilot.errors import UsageError
 from pilot.options import Settings, with_globals
-from pilot.terminal.output import Output, group_hex, print_facts, print_json
+from pilot.terminal.output import Output, group_hex, print_facts, print_json, show_name
 from pilot.terminal.signals import signals_as_interrupt
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class _Calls:
         from shardhold.v1 import cluster_pb2 as pb
 
         response = self._connection.call(self._cluster.GetStatus, pb.GetStatusRequest(), waits=waits)
-        return State(pb.State.Name(response.state).removeprefix("STATE_").lower(), response.genesis)
+        return State(show_name(pb.State.Name, response.state, "STATE_"), response.genesis)
 
 
 def _print(settings: Settings, plan: "InitPlan", initialised: "Initialised", shares_dir: Path | None) -> None:

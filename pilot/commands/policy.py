@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pilot.errors import UsageError
+from pilot.errors import PilotError, UsageError
 from pilot.options import Settings, with_globals
-from pilot.terminal.output import Output, print_facts, print_json, print_table
+from pilot.plain import clean
+from pilot.terminal.output import Output, print_facts, print_json, print_table, show_name
 
 if TYPE_CHECKING:
     from pilot.connection import Connection
@@ -84,6 +85,8 @@ def list_(settings: Settings) -> None:
             damaged += response.damaged
             if not response.next_page_token:
                 break
+            if response.next_page_token == request.page_token:
+                raise PilotError("the nexus answers with the same page again")
             request.page_token = response.next_page_token
     if settings.output is Output.JSON:
         print_json({"policies": documents, "damaged": damaged})
@@ -95,8 +98,8 @@ def list_(settings: Settings) -> None:
     print_table(("policy", "permissions", "SPIFFE IDs", "paths"), rows)
     for name in damaged:
         print(
-            f"pilot: warning: policy {name} was changed outside Shardhold; no workload is authorised until it is "
-            "applied again or deleted",
+            f"pilot: warning: policy {clean(name)} was changed outside Shardhold; no workload is authorised until it "
+            "is applied again or deleted",
             file=sys.stderr,
         )
 
@@ -173,7 +176,7 @@ def to_document(policy: "pb.Policy") -> dict[str, Any]:
         "name": policy.name,
         "spiffe_ids": list(policy.spiffe_ids),
         "paths": list(policy.paths),
-        "permissions": [pb.Permission.Name(one).removeprefix("PERMISSION_").lower() for one in policy.permissions],
+        "permissions": [show_name(pb.Permission.Name, one, "PERMISSION_") for one in policy.permissions],
     }
 
 

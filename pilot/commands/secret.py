@@ -15,7 +15,7 @@ from pilot.terminal.output import (
     print_facts,
     print_json,
     print_table,
-    show_time,
+    show_timestamp,
     show_value,
     to_text,
     write_raw,
@@ -119,9 +119,7 @@ def get(
     elif field is not None:
         write_raw(response.fields[field])
     else:
-        print_facts(
-            {"path": path, "version": str(response.version), "written": show_time(response.created_at.ToDatetime())}
-        )
+        print_facts({"path": path, "version": str(response.version), "written": show_timestamp(response.created_at)})
         print()
         rows = [(name, show_value(value)) for name, value in sorted(response.fields.items())]
         print_table(("field", "value"), rows)
@@ -139,7 +137,7 @@ def list_(
     if settings.output is Output.JSON:
         print_json([_entry_document(entry) for entry in entries])
         return
-    rows = [(one.path, str(one.current_version), show_time(one.updated_at.ToDatetime())) for one in entries]
+    rows = [(one.path, str(one.current_version), show_timestamp(one.updated_at)) for one in entries]
     print_table(("path", "version", "written"), rows)
 
 
@@ -195,9 +193,11 @@ def _list_all(connection: "Connection", prefix: str) -> "Iterator[pb.SecretEntry
         request = pb.ListSecretsRequest(prefix=prefix, page_token=token)
         response = connection.call(connection.secrets.ListSecrets, request)
         yield from response.secrets
-        token = response.next_page_token
-        if not token:
+        if not response.next_page_token:
             return
+        if response.next_page_token == token:
+            raise PilotError("the nexus answers with the same page again")
+        token = response.next_page_token
 
 
 def _entry_document(entry: "pb.SecretEntry") -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _entry_document(entry: "pb.SecretEntry") -> dict[str, Any]:
         "path": entry.path,
         "current_version": entry.current_version,
         "incarnation": entry.incarnation.hex(),
-        "updated_at": show_time(entry.updated_at.ToDatetime()),
+        "updated_at": show_timestamp(entry.updated_at),
     }
 
 

@@ -1,14 +1,23 @@
 """`pilot status`, `pilot whoami`, `pilot version`: what is running, and who asks."""
 
 import sys
-from datetime import UTC
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pilot import __version__
+from pilot.errors import FAILED
 from pilot.options import Settings, with_globals
-from pilot.terminal.output import Output, group_hex, print_facts, print_json, print_table, show_time
+from pilot.terminal.output import (
+    Output,
+    group_hex,
+    print_facts,
+    print_json,
+    print_table,
+    show_name,
+    show_time,
+    show_timestamp,
+)
 
 if TYPE_CHECKING:
     from shardhold.v1.cluster_pb2 import GetStatusResponse, KeeperStatus
@@ -23,6 +32,12 @@ _ANY_ROLE = ("operator", "superuser", "auditor", "recover")
 
 # With --exit-code; 0 when the nexus serves.
 SEALED, WAITING, NO_CLUSTER = 6, 7, 8
+_EXIT_CODES = {
+    "sealed": SEALED,
+    "recovering": WAITING,
+    "uninitialised": NO_CLUSTER,
+    "initialising": NO_CLUSTER,
+}
 
 
 @status_app.command()
@@ -90,7 +105,7 @@ def find_exit_code(document: dict[str, Any]) -> int:
     """Return what `--exit-code` makes of a status: 0 if calls are served."""
     if document["state"] == "ready":
         return WAITING if document["blocked_by"] else 0
-    return {"sealed": SEALED, "recovering": WAITING}.get(document["state"], NO_CLUSTER)
+    return _EXIT_CODES.get(document["state"], FAILED)
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -108,7 +123,7 @@ def to_document(response: "GetStatusResponse") -> dict[str, Any]:
 
     has_operation = response.HasField("operation")
     return {
-        "state": State.Name(response.state).removeprefix("STATE_").lower(),
+        "state": show_name(State.Name, response.state, "STATE_"),
         "blocked_by": list(response.blocked_by),
         "alarms": list(response.alarms),
         "cluster_id": response.cluster_id.hex() or None,
@@ -138,7 +153,7 @@ def _newer_mark_document(response: "GetStatusResponse") -> dict[str, Any] | None
     return {
         "timeline": mark.timeline,
         "revision": mark.revision,
-        "made_at": show_time(mark.made_at.ToDatetime(UTC)),
+        "made_at": show_timestamp(mark.made_at),
         "keepers": list(mark.keepers),
     }
 

@@ -12,6 +12,7 @@ from common.keys.sealing import seal
 from common.keys.statement import NONCE_SIZE, SUBMIT_SHARE, SignedStatement, Statement, verify
 from common.keys.words import encode_share
 from pilot.connection import Connection
+from pilot.terminal.output import show_name
 from shardhold.v1 import cluster_pb2, recovery_pb2
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Recovery:
     def load_state(self) -> str:
         """Return the state of the nexus, as status names it."""
         response = self._connection.call(self._connection.cluster.GetStatus, cluster_pb2.GetStatusRequest())
-        return cluster_pb2.State.Name(response.state).removeprefix("STATE_").lower()
+        return show_name(cluster_pb2.State.Name, response.state, "STATE_")
 
     def load_progress(self) -> recovery_pb2.GetProgressResponse:
         response: recovery_pb2.GetProgressResponse = self._connection.call(

@@ -3,11 +3,15 @@
 import enum
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilot.errors import PilotError
+from pilot.plain import clean, escape_json
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 
 class Output(enum.StrEnum):
@@ -19,7 +23,7 @@ class Output(enum.StrEnum):
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(escape_json(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
@@ -77,15 +81,26 @@ def to_text(value: bytes) -> str | None:
         return None
 
 
-def clean(text: str) -> str:
-    """Replace what would control a terminal; line ends and tabs stay."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
-
-
 def show_value(value: bytes) -> str:
     """Return a value for a table: text without its final line end, or the number of bytes."""
     text = to_text(value)
     return text.rstrip("\n") if text is not None and clean(text) == text else f"<{len(value)} bytes>"
+
+
+def show_timestamp(timestamp: "Timestamp") -> str:
+    """Return a moment that a nexus told, in UTC; "unknown" when it is none."""
+    try:
+        return show_time(timestamp.ToDatetime())
+    except (ValueError, OverflowError):
+        return "unknown"
+
+
+def show_name(name_of: Callable[[Any], str], value: int, prefix: str) -> str:
+    """Return the name of an enum's value, in lower case without *prefix*; the number if only a newer nexus names it."""
+    try:
+        return name_of(value).removeprefix(prefix).lower()
+    except ValueError:
+        return f"unknown ({value})"
 
 
 def show_time(moment: datetime) -> str:

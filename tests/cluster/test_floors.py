@@ -197,13 +197,13 @@ def test_a_seal_that_was_undone_in_the_store_is_seen(store: Tampering) -> None:
 
 
 class Elsewhere:
-    """Another nexus with the same name, on a copy of the store; it ends with the block."""
+    """Another nexus with the same name, on a copy of the store and the audit; it ends with the block."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._processes = cluster.dev.processes
         root = cluster.directory.root / "elsewhere"
         shutil.copytree(cluster.directory.data, root / "data")
-        (root / "audit").mkdir()
+        shutil.copytree(cluster.directory.audit, root / "audit")
         (root / "config").mkdir()
         ports, text = cluster.dev.state.ports["nexus"], cluster.directory.config("nexus").read_text()
         for before, after in (

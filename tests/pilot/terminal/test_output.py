@@ -13,7 +13,8 @@ from pilot.commands.policy import to_document as policy_document
 from pilot.commands.secret import to_document as secret_document
 from pilot.commands.status import find_exit_code, list_hints, to_document, to_facts, to_row
 from pilot.errors import PilotError
-from pilot.terminal.output import clean, group_hex, print_facts, print_table, show_value, to_text, write_raw
+from pilot.plain import clean
+from pilot.terminal.output import group_hex, print_facts, print_table, show_value, to_text, write_raw
 from shardhold.v1 import cluster_pb2, secrets_pb2
 
 
