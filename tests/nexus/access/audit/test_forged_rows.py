@@ -195,7 +195,7 @@ def test_rows_that_wait_when_a_timeline_begins_are_of_it(
     write_rows(tmp_path / "nexus.db", "UPDATE meta SET revision = 1")
 
     def begin(writer: Writer) -> None:
-        adopt_rows(writer, FixedKey(), before=1, now=2, takes_unmarked=False)
+        adopt_rows(writer, FixedKey(), FixedKey(), timelines=(1, 2), takes_unmarked=False)
         writer.save_meta(replace(writer.load_meta(), timeline=2))
         append(writer, make_entry("accepted").encode())
 

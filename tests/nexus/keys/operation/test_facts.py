@@ -64,6 +64,7 @@ def test_a_change_puts_and_deletes_rows_and_raises_numbers() -> None:
     assert change.apply({A: b"old", C: b"c"}) == {A: b"new", B: b"b"}
     meta = change.edit(make_meta(last_kek_id=5))
     assert (meta.last_generation, meta.last_set_number, meta.last_kek_id, meta.epoch) == (1, 9, 5, 6)
+    assert (meta.generation, meta.kek_id) == (1, 3)
 
 
 def test_a_part_of_another_change_raises_no_epoch() -> None:

@@ -24,6 +24,8 @@ def check_state(world: "World") -> None:
     """The current generation opens everything: KEKs, rows, canary, and its escrow opens for custodians."""
     facts = world.store.facts
     keks = world.open_current()
+    named = (facts.meta.generation, facts.meta.kek_id)
+    assert named == (facts.generation, facts.kek_id), "the meta row names another generation or KEK"
     assert len(facts.pending_sets) <= 1, "two sets are pending"
     escrow = records.decode(records.EscrowRecord, facts.bodies[records.ESCROW, str(facts.generation)])
     assert escrow.copies[0].sealed == facts.generations[facts.generation].kcv, "custodians cannot open the generation"
