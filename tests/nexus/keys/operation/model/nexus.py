@@ -174,6 +174,11 @@ class ModelNexus:
         if transition is Transition.FORGET_SETS:
             self.save(core.forget_sets(now, self._view(now).gone))
             return
+        if transition is Transition.HEAL:
+            if self.save(core.heal(now)):
+                self.memory = replace(self.memory, is_scrub_due=True)
+                self.world.count("heal")
+            return
         record = facts.operation
         assert record is not None
         evidence = {"driver": self.driver, "at": at}

@@ -90,6 +90,7 @@ def check_rest(world: "World") -> None:
     steps = [] if facts.operation is None else [facts.operation.step]
     assert not steps, f"an operation is {steps[0]}"
     assert not facts.pending_sets
+    assert not facts.damaged, f"damaged: {sorted(facts.damaged)}"
     assert not facts.older_keyrings
     assert list(facts.sets) == [current.set_number], f"sets {list(facts.sets)} have rows"
     for keeper in world.keepers.values():

@@ -336,6 +336,7 @@ STEPS: dict[Callable[[World], None], int] = {
     starve: 8,
     waive: 4,
     rot_row: 4,
+    World.damage_row: 4,
     World.take_snapshot: 4,
     World.crash_nexus: 10,
     World.pause_nexus: 16,

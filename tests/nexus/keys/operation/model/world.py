@@ -234,6 +234,16 @@ class World:
         self.snapshot, self.is_put_back = None, True
         self.nexus = self.start_nexus()
 
+    def damage_row(self) -> None:
+        """Damage a row of an operation, or one that it has replaced; never one that recovery needs."""
+        facts = self.store.facts
+        current = {str(facts.generation), str(facts.kek_id), str(facts.current_set.set_number)}
+        kinds = {records.SHARD_SET, records.KEYRING, records.ESCROW, records.CANARY}
+        keys = [key for key in facts.bodies if key == records.OPERATION or (key[0] in kinds and key[1] not in current)]
+        if keys:
+            self.store.damage(self.chance.choice(sorted(keys)))
+            self.count("damaged")
+
     def edit_row(self, number: int, **changes: object) -> None:
         rows = dict(self.store.state.rows)
         rows[number] = replace(rows[number], **changes)  # type: ignore[arg-type]
