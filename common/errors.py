@@ -20,6 +20,8 @@
     │   ├── NotFoundError
     │   ├── ConflictError
     │   ├── WrongStateError
+    │   │   ├── SetNotNewerError     a keeper held a newer shard set than the one that it is given
+    │   │   └── KeeperTooOldError    a keeper of an earlier release, which does not know what is asked of it
     │   └── ConfigError             exit code 2, before a port opens
     └── IntegrityError              page someone: what was read is not what was written
         ├── DecryptionError
@@ -160,6 +162,18 @@ class WrongStateError(RefusedError):
     """The call is not served in this state, and waiting does not change that."""
 
     reason = "WRONG_STATE"
+
+
+class SetNotNewerError(WrongStateError):
+    """A shard set is refused by a keeper that has held a newer one."""
+
+    reason = "SET_NOT_NEWER"
+
+
+class KeeperTooOldError(WrongStateError):
+    """A keeper is of an earlier release, which does not know what is asked of it: it has to be upgraded first."""
+
+    reason = "KEEPER_TOO_OLD"
 
 
 class ConfigError(RefusedError):

@@ -4,11 +4,12 @@ Order: sets are ordered by (timeline, set_number), across generations and reshar
 
 1. The first shard pins cluster and genesis until the process ends. What is of another cluster or genesis is refused.
 2. At most two sets are held, each by its set_id. Nothing is activated: the store alone says which set is current.
-3. Putting a shard names the store's current set. One for another set is refused while the current set is not held: that
-   comes first.
+3. Putting a shard names the store's current set, or says by an empty id that this keeper is no member of it. One for
+   another set than a named current one is refused while the current set is not held: that comes first.
 4. A set that is not held is taken if it is newer than every set that was ever held here, or is the newest of them once
    more. A set that was dropped therefore never comes back after a newer one.
-5. With two sets held, a third one takes the place of the older one that is not the store's current set.
+5. With two sets held, a third one takes the place of the older one that is not the store's current set; where this
+   keeper is no member of that, of the older one.
 6. A set that is held: the same shard is accepted and changes nothing; another shard, point or label is refused.
 7. A shard is taken only if it has the right size, its x is the one named, and its commitment is the one named.
 8. Dropping a set that is not held changes nothing. The pin and what is newest stay.
@@ -20,7 +21,7 @@ import hmac
 import threading
 from dataclasses import dataclass
 
-from common.errors import InvalidArgumentError, NotFoundError, WrongStateError
+from common.errors import InvalidArgumentError, NotFoundError, SetNotNewerError, WrongStateError
 from common.forms.delivery import SetLabel
 from common.keys import shamir
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
@@ -67,8 +68,11 @@ class ShardSlots:
     def put(self, label: SetLabel, shard: memoryview, *, x: int, commitment: bytes, current_set_id: bytes) -> None:
         """Take a copy of *shard*, y ‖ x, 33 bytes, into protected memory, if the rules allow it.
 
+        An empty *current_set_id* says that this keeper is no member of the store's current set.
+
         Raises:
             InvalidArgumentError: The shard has the wrong size, x or commitment.
+            SetNotNewerError: A newer set was held here (rule 4).
             WrongStateError: A rule refuses it; the message says which.
             ProtectionError: There is no protected memory left.
         """
@@ -140,13 +144,14 @@ class ShardSlots:
         newest = self._newest
         if newest is None or label.order > newest.order or label == newest:
             return
-        raise WrongStateError(
+        raise SetNotNewerError(
             f"set {label.set_number} of timeline {label.timeline} is not newer than "
             f"set {newest.set_number} of timeline {newest.timeline}, which was held here"
         )
 
     def _choose_victim(self, label: SetLabel, current_set_id: bytes) -> bytes | None:
-        if current_set_id != label.set_id and current_set_id not in self._held:
+        is_member = bool(current_set_id)
+        if is_member and current_set_id != label.set_id and current_set_id not in self._held:
             raise WrongStateError(f"set {label.set_number}: the store's current set is not held, put that first")
         if len(self._held) < MAX_SETS:
             return None
