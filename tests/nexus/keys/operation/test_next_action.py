@@ -145,6 +145,24 @@ def test_the_next_action(
     assert found == action or found.__class__ is action
 
 
+@pytest.mark.parametrize("step", [PREPARED, DISTRIBUTED], ids=["prepared", "distributed"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        (records.SHARD_SET, "2"),
+        (records.GENERATION, "2"),
+        (records.KEYRING, "2"),
+        (records.ESCROW, "2"),
+        (records.CANARY, "3"),
+    ],
+    ids="/".join,
+)
+def test_an_operation_ends_when_what_it_has_staged_is_damaged(step: Facts, key: records.Key) -> None:
+    """Its flip would be refused for ever."""
+    memory = Memory(DRIVER, begun=OPERATION_ID, key_of=OPERATION_ID, proof=prove(PREPARED))
+    assert isinstance(next_action(damage(step, key), memory, View(0.0, ALL)), Abort)
+
+
 def test_rows_of_dead_sets_go_once_nobody_holds_them() -> None:
     facts = settle(FLIPPED)
     view = View(0.0, gone={1: frozenset(NAMES)})
