@@ -23,6 +23,7 @@ from tests.nexus.keys.operation.model.nexus import Mode, ModelNexus, open_root
 from tests.nexus.keys.operation.model.store import ModelStore, State
 
 LIARS = ("k2", "k5")
+KEEPERS = (*NAMES, "k6")  # of which a reshare chooses the members
 
 
 @dataclass
@@ -51,7 +52,7 @@ class World:
         self.refused_as_not_newer: dict[bytes, set[str]] = {}
         self.messages: list[Message] = []
         self.keepers: dict[str, ModelKeeper] = {}
-        for name in NAMES:
+        for name in KEEPERS:
             keeper = Liar(name, memory) if name in LIARS else ModelKeeper(name, memory)
             if isinstance(keeper, Liar):
                 keeper.chance = chance
