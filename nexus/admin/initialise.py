@@ -244,7 +244,7 @@ class Initialisation:
             raise WrongStateError("the store is not as this attempt left it: it never gets a new root key")
         self._check_keepers()
         meta = replace(meta, phase=Phase.INITIALISED, timeline=FIRST_TIMELINE, last_kek_id=FIRST_KEK, sealed=False)
-        meta = replace(meta, epoch=meta.epoch + 1)
+        meta = replace(meta, epoch=meta.epoch + 1, kek_id=FIRST_KEK)
         shard_set, points = draw_set(
             attempt.root_key.view,
             [seat.member for seat in self._pool.seats],

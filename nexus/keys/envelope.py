@@ -51,13 +51,13 @@ class SealedValue:
 
 def seal_value(body: bytes, place: Place, keyring: Keyring) -> SealedValue:
     """Encrypt *body* under a new DEK, wrapped under the current KEK."""
-    dek_id = os.urandom(DEK_ID_SIZE)
+    dek_id, kek_id = os.urandom(DEK_ID_SIZE), keyring.current_id
     aad = place.bind(dek_id)
     with keyring.scratch.allocate(KEY_SIZE) as dek:
         random_into(dek.view)
         ciphertext = AESGCM(dek.view).encrypt(_NONCE, body, aad)
-        wrapped = keyring.wrap_dek(dek.view, aad)
-    return SealedValue(keyring.current_id, dek_id, wrapped, FORMAT + ciphertext)
+        wrapped = keyring.wrap_dek(dek.view, kek_id, aad)
+    return SealedValue(kek_id, dek_id, wrapped, FORMAT + ciphertext)
 
 
 def open_value(sealed: SealedValue, place: Place, keyring: Keyring) -> bytes:

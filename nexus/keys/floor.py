@@ -3,9 +3,9 @@
 1. The floor is raised when a change is committed, before the next change begins. It is never above what is committed.
 2. A read is compared with the floor of before it began. Below that, the store was put back. Above it proves nothing: a
    change may have been committed meanwhile.
-3. A change is compared with the floor of now. Every change of timeline, control revision or epoch is alone in its
-   commit, so these three are exactly what the floor says, unless somebody else wrote the store. The revision may be
-   higher: other changes of the same commit come before.
+3. A change is compared with the floor of now. Every change of timeline, control revision, epoch, generation or KEK is
+   alone in its commit, so these are exactly what the floor says, unless somebody else wrote the store. The revision may
+   be higher: other changes of the same commit come before.
 4. A change of control rows, moreover, finds the manifest whose digest the floor holds.
 """
 
@@ -41,7 +41,7 @@ class Floor:
         return self._standing.position
 
     def raise_to(self, standing: Standing) -> None:
-        """Take what a change of timeline, control revision or epoch, which is committed, has left."""
+        """Take what a change of any number but the revision, which is committed, has left."""
         with self._raising:
             self._standing = standing
 

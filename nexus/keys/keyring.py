@@ -48,11 +48,9 @@ class Keyring:
             raise
         self._keks[kek_id] = kek
 
-    def wrap_dek(self, dek: memoryview, aad: bytes) -> bytes:
-        """Wrap a DEK under the current KEK; *aad* names its place and is joined by the KEK's number."""
-        return wrap_key(
-            dek, under=self._keks[self.current_id].view, aad=_dek_aad(aad, self.current_id), memory=self.scratch
-        )
+    def wrap_dek(self, dek: memoryview, kek_id: int, aad: bytes) -> bytes:
+        """Wrap a DEK under KEK *kek_id*; *aad* names its place and is joined by the KEK's number."""
+        return wrap_key(dek, under=self._keks[kek_id].view, aad=_dek_aad(aad, kek_id), memory=self.scratch)
 
     def unwrap_dek(self, wrap: bytes, kek_id: int, aad: bytes, *, into: memoryview) -> None:
         """Open a DEK that was wrapped under KEK *kek_id*.

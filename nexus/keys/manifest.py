@@ -144,9 +144,9 @@ def change(
 ) -> Standing:
     """Create, replace and delete control rows, and make the manifest again, within the change of *writer*.
 
-    *edit* changes the meta row with them. With a *successor*, the root key of a later generation, the manifest and the
-    rows of the audit's outbox are its own from here on. The change is alone in its commit, and once it is committed,
-    the floor is raised to the standing that this returns.
+    *edit* changes the meta row with them; its generation becomes that of the root key. With a *successor*, the root key
+    of a later generation, the manifest and the rows of the audit's outbox are its own from here on. The change is alone
+    in its commit, and once it is committed, the floor is raised to the standing that this returns.
 
     Raises:
         StoreLostError: The store is not as *floor* says; nothing is changed on top of it.
@@ -191,7 +191,7 @@ def _save(
     before: bytes,
 ) -> tuple[Meta, bytes]:
     """Save the rows and a manifest; return the meta row to save with it, and the digest of the manifest."""
-    meta = replace(meta, control_revision=meta.control_revision + 1)
+    meta = replace(meta, control_revision=meta.control_revision + 1, generation=root_key.generation)
     digests = dict(listed)
     for key in delete:
         writer.delete_control(*key)
@@ -233,6 +233,8 @@ def _open_manifest(manifest: ControlRow, meta: Meta, root_key: RootKey) -> tuple
         raise CorruptRowError("store is at an earlier revision than its control manifest: it was put back")
     if head.epoch > meta.epoch:
         raise CorruptRowError("store is at an earlier epoch than its control manifest: it was put back")
+    if meta.generation not in (0, root_key.generation):
+        raise CorruptRowError(f"store is of generation {meta.generation}, the root key of {root_key.generation}")
     if head.format > 1 and head.generation != root_key.generation:
         raise CorruptRowError(
             f"control manifest is of generation {head.generation}, the root key of {root_key.generation}"

@@ -163,6 +163,7 @@ def _prove(
     recovery_key = controls.bodies.get(records.RECOVERY_KEY)
     recovery = None if recovery_key is None else records.decode(records.RecoveryKeyRecord, recovery_key)
     _open_keyring(controls, keyring, root_key)
+    _check_current_kek(meta, keyring)
     _open_canary(controls, keyring, meta.cluster_id)
     for kind, name in sorted(controls.damaged):
         log.error("control row does not verify", kind=kind, name=name)
@@ -228,6 +229,11 @@ def _open_keyring(controls: Controls, keyring: Keyring, root_key: RootKey) -> No
     for name, kek in record.keks.items():
         keyring.open_kek(int(name), kek.wrap, root_key)
     keyring.current_id = record.current_kek_id
+
+
+def _check_current_kek(meta: Meta, keyring: Keyring) -> None:
+    if meta.kek_id not in (0, keyring.current_id):
+        raise CorruptRowError(f"store has KEK {meta.kek_id} as its current one, the keyring {keyring.current_id}")
 
 
 def _open_canary(controls: Controls, keyring: Keyring, cluster_id: bytes) -> None:

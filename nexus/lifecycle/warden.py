@@ -350,7 +350,7 @@ class Warden:
             append_entry(writer, serving.root_key, self._find_audit_end().nexus, entry.encode())
 
         def begin_epoch(meta: Meta) -> Meta:
-            return replace(meta, epoch=self._next_epoch(meta))
+            return replace(meta, epoch=self._next_epoch(meta), kek_id=serving.keyring.current_id)
 
         with self._lifecycle.borrow():
             renew_controls(self._store, serving, begin_epoch=begin_epoch, write_note=write_note)

@@ -22,7 +22,10 @@ class VersionKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WrappedRow:
-    """A version without its value. The row of it is found by `row_id`, which a later version may get again."""
+    """A version without its value. The row of it is found by `row_id`, which a later version may get again.
+
+    Numbers are as they are stored, also where a row is damaged: one bad row must not hide the others.
+    """
 
     row_id: int
     path: str

@@ -1,11 +1,26 @@
-"""Secrets: put, get, list and delete, each authorised and audited by the gate."""
+"""Secrets: put, get, list and delete, each authorised and audited by the gate.
 
+The root key and the KEK may be replaced while the nexus serves, and no caller sees anything of it:
+
+1. A change that was made with keys that are not those of the store any more is undone, and made anew.
+2. A row whose KEK is gone was re-wrapped after it was read: it is loaded once more.
+"""
+
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock, to_micros
-from common.errors import CallerGoneError, ConflictError, InvalidArgumentError, NotFoundError, OverloadedError
+from common.errors import (
+    CallerGoneError,
+    ConflictError,
+    CorruptRowError,
+    InvalidArgumentError,
+    NotFoundError,
+    OverloadedError,
+    RecoveringError,
+)
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
@@ -20,6 +35,7 @@ INCARNATION_SIZE = 16
 REQUEST_ID_SIZE = 16
 MAX_DELETED_VERSIONS = 100
 MAX_PAGE = 1000
+_MOST_FLIPS = 3  # that a change begins anew after
 _MOST_HIDDEN = 20_000  # secrets that are read for one page and not shown
 _FEWEST_ROWS, _MOST_ROWS = 16, 256  # read at once
 MAX_VERSION = 2**63 - 1  # what every store can count
@@ -82,6 +98,10 @@ class _AlreadyMadeError(Exception):
         self.made = made
 
 
+class _KeysReplacedError(Exception):
+    """Undoes a change that was made with keys that are not current any more."""
+
+
 class Vault:
     """Thread-safe."""
 
@@ -101,17 +121,15 @@ class Vault:
         check_path(path)
         _check_version("version", version)
         with self._gate.secret_call(calls.GET_SECRET, caller, path) as (record, serving):
-            floor = serving.floor.position  # before the read begins
-            with self._store.read() as reader:
-                row = reader.load_version(path, version)
-                serving.floor.check_read(floor, reader.load_position())
-            if row is None or row.deleted:
-                raise NotFoundError("no such secret or version")
+            row = self._load_live_version(serving, path, version)
             record.version = row.version
-            sealed = SealedValue(row.kek_id, row.dek_id, row.wrapped_dek, row.value)
-            place = Place(serving.cluster_id, path, row.incarnation, row.version)
-            fields = decode_body(open_value(sealed, place, serving.keyring))
-            return Secret(path, row.version, row.incarnation, fields, row.created_at)
+            try:
+                body = _open(row, serving)
+            except CorruptRowError:  # its KEK is not in the keyring (rule 2)
+                row = self._load_live_version(serving, path, version)
+                record.version = row.version
+                body = _open(row, serving)
+            return Secret(path, row.version, row.incarnation, decode_body(body), row.created_at)
 
     def put(
         self, caller: Caller, path: str, fields: Mapping[str, bytes], expected: Expected, request_id: bytes
@@ -208,13 +226,29 @@ class Vault:
                 record, request, lambda writer, _: self._delete_versions(writer, record, wanted, expected)
             )
 
+    def _load_live_version(self, serving: Serving, path: str, version: int) -> VersionRow:
+        floor = serving.floor.position  # before the read begins
+        with self._store.read() as reader:
+            row = reader.load_version(path, version)
+            serving.floor.check_read(floor, reader.load_position())
+        if row is None or row.deleted:
+            raise NotFoundError("no such secret or version")
+        return row
+
     def _change(self, record: CallRecord, request: Request, step: Step) -> MadeByRequest:
+        for _ in range(_MOST_FLIPS):
+            with contextlib.suppress(_KeysReplacedError):  # rule 1
+                return self._try_change(record, request, step)
+        raise RecoveringError(f"the keys of this change were replaced {_MOST_FLIPS} times while it was made")
+
+    def _try_change(self, record: CallRecord, request: Request, step: Step) -> MadeByRequest:
         floors: list[Floor] = []
 
         def change(writer: Writer) -> MadeByRequest:
             # Asked here, not at the gate: a change waits for its turn, and uses the keys that are current by then.
             serving = self._gate.require_serving()
             serving.floor.check_basis(writer.basis)
+            _check_current(serving.root_key.generation, writer.basis.generation)
             floors.append(serving.floor)
             try:
                 if (before := request.find_made(writer, serving.root_key)) is not None:
@@ -246,6 +280,7 @@ class Vault:
         incarnation = current.incarnation if current else os.urandom(INCARNATION_SIZE)
         version = current.current_version + 1 if current else 1
         sealed = seal_value(body, Place(serving.cluster_id, path, incarnation, version), serving.keyring)
+        _check_current(sealed.kek_id, writer.basis.kek_id)
         row = VersionRow(
             path=path,
             incarnation=incarnation,
@@ -274,6 +309,17 @@ class Vault:
         writer.mark_deleted(record.path, versions, caller=record.caller.spiffe_id)
         record.detail = "versions " + " ".join(map(str, versions))
         return MadeByRequest(current.incarnation, versions, writer.revision)
+
+
+def _open(row: VersionRow, serving: Serving) -> bytes:
+    sealed = SealedValue(row.kek_id, row.dek_id, row.wrapped_dek, row.value)
+    return open_value(sealed, Place(serving.cluster_id, row.path, row.incarnation, row.version), serving.keyring)
+
+
+def _check_current(used: int, current: int) -> None:
+    """Check that a change uses the key that its basis names; 0: an older program left the store, and it names none."""
+    if current not in (0, used):
+        raise _KeysReplacedError
 
 
 def _describe(record: CallRecord, expected: Expected, content: bytes) -> Request:

@@ -1,5 +1,6 @@
 """A database in which someone changed a value by SQL: what reads it names the damage, and the rest still works."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from common.errors import ShardholdError
 from common.keys.protected import Level, ProtectedMemory
+from nexus.store.protocol import Writer
 from shardhold.v1 import cluster_pb2, secrets_pb2
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_text
@@ -42,6 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FoundedClus
     make_ready(core, cluster)
     for path in (*PATHS, *PATHS):
         assert send(core, "PutSecret", put(path)) is not None
+    store.write(put_into_quarantine)
     core.close()
     store.close()
     return folder, cluster
@@ -49,6 +52,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FoundedClus
 
 def put(path: str) -> secrets_pb2.PutSecretRequest:
     return secrets_pb2.PutSecretRequest(path=path, fields={"value": b"v"}, request_id=os.urandom(16))
+
+
+def put_into_quarantine(writer: Writer) -> None:
+    """Put the first version into quarantine."""
+    first, *_ = writer.scan_versions(limit=1)
+    assert writer.quarantine(first, reason="does not open", found_at=1)
+
+
+def read_for_the_job(core: NexusCore) -> None:
+    """Read what the keyring job reads."""
+    with contextlib.suppress(ShardholdError), core.store.read() as reader:
+        for row in (*reader.list_outdated(9, limit=99), *reader.scan_versions(limit=99)):
+            reader.load_value(row)
+        for kek_id in reader.count_by_kek():
+            assert reader.has_rows_under(kek_id) or reader.count_abandoned(kek_id)
+        reader.list_quarantine(limit=99)
 
 
 def send(core: NexusCore, rpc: str, request: Message) -> Any:
@@ -59,7 +78,13 @@ def send(core: NexusCore, rpc: str, request: Message) -> Any:
         return None
 
 
-KEYS = {"secrets": "path", "deletions": "path, version", "audit_head": "nexus"}  # of tables without row ids
+# Of tables without row ids.
+KEYS = {
+    "secrets": "path",
+    "deletions": "path, version",
+    "audit_head": "nexus",
+    "quarantine": "path, incarnation, version",
+}
 
 
 def list_columns(file: Path) -> list[tuple[str, str, str]]:
@@ -107,6 +132,7 @@ def use(folder: Path, cluster: FoundedCluster) -> None:
         listed = send(core, "ListSecrets", secrets_pb2.ListSecretsRequest())
         if listed is not None:
             assert all(secret.updated_at.seconds in TIME_RANGE for secret in listed.secrets)
+        read_for_the_job(core)
         core.exporter.export()
 
 

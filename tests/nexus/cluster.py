@@ -189,6 +189,7 @@ def found(
             last_generation=1,
             last_set_number=1,
             last_kek_id=FIRST_KEK,
+            kek_id=FIRST_KEK,
             epoch=1,
         )
         writer.save_meta(manifest.first_manifest(meta, bodies, root_key, writer))

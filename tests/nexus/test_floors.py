@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import AuditUnavailableError, RecoveringError, ShardholdError
 from nexus.keys import manifest
+from nexus.keys.first_rows import FIRST_KEK
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import ControlRow, Writer
@@ -97,6 +98,8 @@ NUMBERS = [
     pytest.param("epoch", 3, "epoch 4, and this nexus left it at epoch 1", id="higher epoch"),
     pytest.param("timeline", 1, "timeline 2, and this nexus left it at timeline 1", id="timeline"),
     pytest.param("revision", -1, "revision 1, and this nexus left it at revision 2", id="revision"),
+    pytest.param("generation", 1, "generation 2, and this nexus left it at generation 1", id="generation"),
+    pytest.param("kek_id", 1, f"kek id {FIRST_KEK + 1}, and this nexus left it at kek id {FIRST_KEK}", id="KEK"),
 ]
 
 

@@ -64,9 +64,9 @@ _OUTDATED_SAME_KEK: Final = f"""{_WRAPPED}
 _OUTDATED_NEXT_KEKS: Final = f"""{_WRAPPED}
     WHERE v.kek_id > ? AND v.kek_id < ? AND NOT {_IN_QUARANTINE.format("")} ORDER BY v.kek_id, v.id LIMIT ?"""
 _SCAN: Final = f"{_WRAPPED} NOT INDEXED WHERE v.id > ? ORDER BY v.id LIMIT ?"
-_UNDER_KEK: Final = f"""
-    SELECT 1 FROM versions AS v
-    WHERE v.kek_id = ? AND NOT {_IN_QUARANTINE.format(" AND q.abandoned_by IS NOT NULL")} LIMIT 1"""
+_ABANDONED: Final = _IN_QUARANTINE.format(" AND q.abandoned_by IS NOT NULL")
+_UNDER_KEK: Final = f"SELECT 1 FROM versions AS v WHERE v.kek_id = ? AND NOT {_ABANDONED} LIMIT 1"
+_COUNT_ABANDONED: Final = f"SELECT count(*) FROM versions AS v WHERE v.kek_id = ? AND {_ABANDONED}"
 _QUARANTINE: Final = """
     SELECT path, incarnation, version, kek_id, reason, found_at, coalesce(abandoned_by, '') FROM quarantine
     WHERE (path, incarnation, version) > (?, ?, ?) ORDER BY path, incarnation, version LIMIT ?"""
@@ -227,8 +227,7 @@ class SqliteReader:
         return [QuarantineRow(VersionKey(*row[:3]), *row[3:]) for row in rows]
 
     def count_abandoned(self, kek_id: int) -> int:
-        sql = "SELECT count(*) FROM quarantine WHERE kek_id = ? AND abandoned_by IS NOT NULL"
-        return int(self._find(sql, kek_id)[0])
+        return int(self._find(_COUNT_ABANDONED, kek_id)[0])
 
     def _list(self, where: str, *parameters: str, limit: int) -> list[SecretRow]:
         sql = f"{_SECRET} WHERE {where} AND live_versions > 0 ORDER BY path LIMIT ?"

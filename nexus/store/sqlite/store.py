@@ -6,6 +6,7 @@
   closed, the file is opened afresh, and its position says what happened. If that cannot be done, every further call is
   refused. A batch of discards leaves the position where it was: its outcome is not known, and what there is of it is
   made durable before anything is committed on top.
+- A scrub empties the WAL between two batches, which it holds up for a moment; reads hold the scrub up.
 - No outcome leaves while a file of the store is not at its place (`nexus.store.sqlite.files`). Every further call is
   then refused. At the close SQLite still copies a lost WAL into its database; if the database itself was taken away, it
   leaves alone whatever is at the path now.
@@ -46,7 +47,7 @@ _Batch = Sequence[Turn[SqliteWriter, object]]
 
 DRAIN_S: Final = 5.0  # how long reads in flight may keep the file from being closed
 SCRUB_BUSY_S: Final = 0.1  # how long one attempt to scrub waits for reads, and changes for it
-_SCRUB_PAUSE_S: Final = 0.05
+_SCRUB_PAUSES_S: Final = (0.05, 1.0)  # the first one and the longest: changes go on in between
 
 log = structlog.get_logger("store")
 
@@ -145,10 +146,12 @@ class SqliteStore:
 
     def scrub(self, *, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
+        pause, longest = _SCRUB_PAUSES_S
         while not self._try_scrub():
             if (left := deadline - time.monotonic()) <= 0:
                 return False
-            time.sleep(min(_SCRUB_PAUSE_S, left))
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, longest)
         return True
 
     def close(self) -> None:
@@ -319,7 +322,7 @@ def _scrub_opened(writer: sqlite3.Connection) -> None:
     except SQLITE_ERRORS as exc:
         why = str(translate(exc, "scrub"))
     if why:
-        log.warning("store cannot be scrubbed: its WAL may hold what was deleted", why=why)
+        log.warning("store not scrubbed: what was deleted may be in its files", why=why)
 
 
 def _fail(

@@ -130,7 +130,7 @@ def test_the_value_is_not_bound_to_the_kek() -> None:
         KEYRING.unwrap_dek(SEALED.wrapped_dek, SEALED.kek_id, aad, into=dek.view)
         KEYRING.current_id = 1
         try:
-            rewrapped = replace(SEALED, kek_id=1, wrapped_dek=KEYRING.wrap_dek(dek.view, aad))
+            rewrapped = replace(SEALED, kek_id=1, wrapped_dek=KEYRING.wrap_dek(dek.view, 1, aad))
         finally:
             KEYRING.current_id = 2
     assert open_value(rewrapped, PLACE, KEYRING) == BODY

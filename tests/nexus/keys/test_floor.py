@@ -6,7 +6,7 @@ from common.errors import RecoveringError, StoreLostError
 from nexus.keys.floor import Floor, Standing
 from nexus.store.protocol import Position
 
-LEFT = Position(timeline=2, revision=50, control_revision=7, epoch=4)
+LEFT = Position(timeline=2, revision=50, control_revision=7, epoch=4, generation=3, kek_id=5)
 
 
 @pytest.fixture
@@ -29,6 +29,10 @@ HIGHER = [
     ),
     pytest.param({"epoch": 5}, "changed by somebody else: it is at epoch 5", id="epoch"),
     pytest.param({"timeline": 3}, "changed by somebody else: it is at timeline 3", id="timeline"),
+    pytest.param({"generation": 4}, "by somebody else: it is at generation 4, and this nexus", id="generation"),
+    pytest.param({"generation": 0}, "by somebody else: it is at generation 0, and this nexus", id="no generation"),
+    pytest.param({"kek_id": 6}, "by somebody else: it is at kek id 6, and this nexus left it at kek id 5", id="KEK"),
+    pytest.param({"kek_id": 0}, "by somebody else: it is at kek id 0, and this nexus left it at kek id 5", id="no KEK"),
 ]
 
 

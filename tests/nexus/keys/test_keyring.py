@@ -33,7 +33,7 @@ def test_a_stored_kek_opens_what_the_new_one_wrapped(memory: ProtectedMemory) ->
     root_key, made, opened = make_root_key(memory), Keyring(memory), Keyring(memory)
     stored = made.make_kek(7, root_key)
     dek = os.urandom(32)
-    wrap = made.wrap_dek(memoryview(dek), b"place")
+    wrap = made.wrap_dek(memoryview(dek), made.current_id, b"place")
     opened.open_kek(7, stored, root_key)
     assert unwrap(opened, wrap, 7, b"place") == dek
 
@@ -43,11 +43,11 @@ def test_the_newest_kek_wraps_and_older_ones_still_open(memory: ProtectedMemory)
     root_key, keyring = make_root_key(memory), Keyring(memory)
     keyring.make_kek(1, root_key)
     dek = os.urandom(32)
-    old = keyring.wrap_dek(memoryview(dek), b"place")
+    old = keyring.wrap_dek(memoryview(dek), keyring.current_id, b"place")
     keyring.make_kek(2, root_key)
     assert keyring.current_id == 2
     assert unwrap(keyring, old, 1, b"place") == dek
-    new = keyring.wrap_dek(memoryview(dek), b"place")
+    new = keyring.wrap_dek(memoryview(dek), keyring.current_id, b"place")
     assert unwrap(keyring, new, 2, b"place") == dek
     with pytest.raises(DecryptionError):
         unwrap(keyring, new, 1, b"place")
@@ -93,7 +93,7 @@ def test_the_number_of_the_kek_is_bound_into_the_wrap_of_a_dek(memory: Protected
     """One KEK under two numbers opens only what names its number."""
     root_key, keyring = make_root_key(memory), Keyring(memory)
     keyring.make_kek(1, root_key)
-    wrap = keyring.wrap_dek(memoryview(bytes(32)), b"place")
+    wrap = keyring.wrap_dek(memoryview(bytes(32)), keyring.current_id, b"place")
     keyring._keks[2] = keyring._keks[1]
     with pytest.raises(DecryptionError, match="at this place"):
         unwrap(keyring, wrap, 2, b"place")
@@ -103,7 +103,7 @@ def test_a_row_that_names_a_kek_which_is_not_there_is_named(memory: ProtectedMem
     """It is corrupt, and never read with another KEK."""
     root_key, keyring = make_root_key(memory), Keyring(memory)
     keyring.make_kek(1, root_key)
-    wrap = keyring.wrap_dek(memoryview(bytes(32)), b"place")
+    wrap = keyring.wrap_dek(memoryview(bytes(32)), keyring.current_id, b"place")
     with pytest.raises(CorruptRowError, match="KEK 9"):
         unwrap(keyring, wrap, 9, b"place")
 
@@ -113,7 +113,7 @@ def test_release_wipes_all_keks(memory: ProtectedMemory) -> None:
     root_key, keyring = make_root_key(memory), Keyring(memory)
     keyring.make_kek(1, root_key)
     keyring.make_kek(2, root_key)
-    wrap = keyring.wrap_dek(memoryview(bytes(32)), b"place")
+    wrap = keyring.wrap_dek(memoryview(bytes(32)), keyring.current_id, b"place")
     keyring.release()
     root_key.release()
     assert is_wiped(memory)

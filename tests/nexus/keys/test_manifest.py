@@ -213,6 +213,21 @@ def test_changes_chain(saved: Store, root_key: RootKey) -> None:
     assert load(saved)[0].control_revision == 3
 
 
+def test_a_change_of_control_rows_names_the_generation(saved: Store, root_key: RootKey) -> None:
+    """From the first one on in a store of an older program, which knew none; the KEK is for those who replace it."""
+    assert load(saved)[0].generation == 1
+    saved.write(lambda writer: writer.save_meta(replace(writer.load_meta(), generation=0)))
+    change(saved, root_key, put={("policy", "a"): b"rule a2"})
+    meta = load(saved)[0]
+    assert (meta.generation, meta.kek_id) == (1, 0)
+    floor = find_floor(saved, root_key)
+    edit = saved.write(
+        lambda writer: manifest.change(writer, root_key, floor, edit=lambda meta: replace(meta, kek_id=5)), alone=True
+    )
+    assert edit.position == load(saved)[0].position
+    assert edit.position.kek_id == 5
+
+
 def test_a_change_that_raises_leaves_rows_and_manifest(saved: Store, root_key: RootKey) -> None:
     """It happens whole or not at all."""
 

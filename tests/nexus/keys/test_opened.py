@@ -48,6 +48,30 @@ def test_the_true_key_opens_all(cluster: FoundedCluster, memory: ProtectedMemory
 
 
 _KEKS = {"2": records.KekRecord(bytes(98), records.KekState.CURRENT, 1)}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        pytest.param({"generation": 2}, "store is of generation 2, the root key of 1", id="another generation"),
+        pytest.param({"kek_id": 9}, f"KEK 9 as its current one, the keyring {FIRST_KEK}", id="another KEK"),
+    ],
+)
+def test_a_store_that_names_other_keys_is_refused(cluster: FoundedCluster, numbers: dict[str, int], says: str) -> None:
+    """Numbers of the meta row choose no key: they are compared with what the root key opened."""
+    cluster.store.write(lambda writer: writer.save_meta(replace(writer.load_meta(), **numbers)))  # type: ignore[arg-type]
+    with pytest.raises(CorruptRowError, match=says):
+        cluster.prove()
+
+
+def test_a_store_of_an_older_program_names_no_keys(cluster: FoundedCluster) -> None:
+    """It opens, and stays as it is until its control rows change."""
+    cluster.store.write(lambda writer: writer.save_meta(replace(writer.load_meta(), generation=0, kek_id=0)))
+    serving = cluster.prove()
+    assert serving.floor.position.generation == serving.floor.position.kek_id == 0
+    serving.release()
+
+
 Change = Callable[[Meta, dict[manifest.Key, ControlRow]], Meta | None]
 
 

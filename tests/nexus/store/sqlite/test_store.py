@@ -376,6 +376,26 @@ def test_a_seal_without_a_key_whose_commit_raised_is_told_by_its_epoch(file: Pat
         assert load_meta(store).sealed is has_committed
 
 
+@pytest.mark.parametrize("has_committed", [True, False], ids=["committed", "not committed"])
+def test_a_flip_whose_commit_raised_is_told_by_its_keys(file: Path, has_committed: bool) -> None:
+    """Whoever swaps the keys does so if it is committed, and never if it is not."""
+    told: list[int] = []
+
+    def flip(writer: Writer) -> int:
+        writer.save_meta(replace(writer.load_meta(), generation=2, kek_id=3))
+        return writer.revision
+
+    with closing(SqliteStore.open(file)) as store:
+        fail_next_commit(store, "SQLITE_IOERR_FSYNC", has_committed=has_committed)
+        if has_committed:
+            store.write(flip, alone=True, on_commit=told.append)
+        else:
+            with pytest.raises(StoreUnavailableError, match="commit: SQLITE_IOERR_FSYNC$"):
+                store.write(flip, alone=True, on_commit=told.append)
+        assert told == [1] * has_committed
+        assert load_meta(store).kek_id == 3 * has_committed
+
+
 def fail_next_commit(store: SqliteStore, name: str, *, has_committed: bool) -> None:
     """Let the next COMMIT raise the error *name* of SQLite, after it *has_committed* or instead."""
     error = sqlite3.OperationalError("disk")
