@@ -29,9 +29,13 @@ class Keyring:
         self._keks[kek_id] = kek
 
     def wrap_kek(self, kek_id: int, root_key: RootKey) -> bytes:
-        """Return a KEK of this keyring wrapped under *root_key*, for the keyring of its generation."""
+        """Return a KEK of this keyring wrapped under *root_key*."""
         under, aad = root_key.keyring_key.view, _kek_aad(root_key, kek_id)
         return wrap_key(self._keks[kek_id].view, under=under, aad=aad, memory=self.memory)
+
+    def list_keks(self) -> list[int]:
+        """Return the numbers of the KEKs, in order."""
+        return sorted(self._keks)
 
     def open_kek(self, kek_id: int, wrap: bytes, root_key: RootKey) -> None:
         """Take in a stored KEK.

@@ -63,6 +63,7 @@ class Controls:
     damaged: frozenset[Key]
     head: Head
     standing: Standing  # what the manifest proves
+    listed: frozenset[Key]  # the rows that it lists; a damaged row may be one that was added
 
     def need(self, kind: str, name: str) -> bytes:
         """Return the body of a row that nothing works without.
@@ -97,7 +98,8 @@ def verify(meta: Meta, rows: Iterable[ControlRow], root_key: RootKey) -> Control
     head, listed = _open_manifest(manifest, meta, root_key)
     good = {key: row.body for key, row in present.items() if _is_listed(row, listed, meta.cluster_id)}
     damaged = frozenset((present.keys() | listed.keys()) - good.keys())
-    return Controls(good, damaged, head, Standing(meta.position, digest_manifest(manifest)))
+    standing = Standing(meta.position, digest_manifest(manifest))
+    return Controls(good, damaged, head, standing, frozenset(listed))
 
 
 def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.ShardSetRecord:

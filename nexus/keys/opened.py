@@ -182,7 +182,7 @@ def renew(controls: Controls, generation: int) -> Controls:
     Raises:
         CorruptRowError: A row of the old form, which nothing works without, does not verify.
     """
-    if not old_form.is_old(controls.bodies.keys() | controls.damaged, generation):
+    if not old_form.is_old(controls.listed, generation):
         return controls
     return replace(controls, bodies=old_form.convert(controls.bodies, generation))
 
@@ -216,7 +216,7 @@ def _find_kcv(rows: Sequence[ControlRow], generation: int) -> bytes:
 
 def _open_chain(controls: Controls, root_key: RootKey) -> Chain:
     controls.need(*records.GENESIS)
-    chain = read_chain(controls.bodies, controls.bodies.keys() | controls.damaged)
+    chain = read_chain(controls.bodies, controls.listed)
     if (chain.genesis.cluster_id, chain.generation) != (root_key.cluster_id, root_key.generation):
         raise CorruptRowError(f"the chain leads to generation {chain.generation}, the key is of {root_key.generation}")
     if (chain.kcv, chain.audit_public_key) != (root_key.kcv, root_key.public_key):

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import CorruptRowError, DecryptionError, InvalidArgumentError, MarkError, StatementError
+from common.errors import ChainError, CorruptRowError, DecryptionError, InvalidArgumentError, MarkError, StatementError
+from common.forms.chain import MAX_LINK_SIZE, decode_link, verify_chain
 from common.forms.codec import fields, parse_fields
 from common.forms.genesis import Genesis, decode_genesis
 from common.forms.mark import SignedMark, verify_mark
@@ -16,6 +17,7 @@ from nexus.policy.paths import check_path, check_prefix, split_glob
 from nexus.vault.fields import check_fields, decode_body, encode_body
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import assert_is_short, hostile, hostile_fields, hostile_text, mutated
+from tests.kit.chains import make_chain
 from tests.kit.marks import MarkMaker
 
 STATEMENT = Statement(
@@ -31,11 +33,18 @@ STATEMENT = Statement(
 MARKS = MarkMaker()
 MARK = MARKS.make()
 RECORD = MARKS.record.encode()
+CHAINS = make_chain(2)
+LINK = parse_fields(parse_fields(CHAINS.records[1])[1])
 SEED = b"s" * 32
 ESCROW = seal_escrow(b"r" * 32, derive_public_key(SEED), b"info")
 BODY = encode_body({"password": b"hunter2", "user": b"app", "empty": b""})
 PATHS = hostile_text("team/app/db", "a/../b", "shardhold/x", "/".join("abcdefghijklmnop"), "a" * 128 + "/b")
 GLOBS = hostile_text("team/*/db-*", "**", "a/**/b/**/c", "*a*b*c*", "team/**/*", "***")
+
+
+def sign_link(encoded: bytes) -> bytes:
+    """Sign whatever it is as the first generation would."""
+    return fields(b"shardhold-link-record-v1", encoded, CHAINS.keys[0].sign(encoded))
 
 
 @budget(5)
@@ -70,6 +79,36 @@ def test_genesis(encoded: bytes) -> None:
     except CorruptRowError:
         return
     assert genesis.encode() == encoded
+
+
+@budget(4)
+@given(hostile_fields(parse_fields(CHAINS.records[1])) | hostile_fields(LINK).map(sign_link))
+def test_link(encoded: bytes) -> None:
+    """A link that decodes has one form; and only the one that follows from genesis continues the chain."""
+    try:
+        link, signature = decode_link(encoded)
+    except ChainError:
+        return
+    assert fields(b"shardhold-link-record-v1", link.encode(), signature) == encoded
+    assert len(encoded) <= MAX_LINK_SIZE
+    try:
+        verify_chain([CHAINS.records[0], encoded], CHAINS.genesis.fingerprint)
+    except ChainError:
+        return
+    CHAINS.keys[0].public_key().verify(signature, link.encode())
+    assert (link.seq, link.before) == (1, CHAINS.genesis.fingerprint)
+
+
+@budget(4)
+@given(st.lists(hostile(CHAINS.records[0]) | hostile(CHAINS.records[1]) | hostile(CHAINS.records[2]), max_size=4))
+def test_chain_of_a_liar(records: list[bytes]) -> None:
+    """A chain with anything changed is refused: without the audit keys there are its own beginnings only."""
+    for verified in (None, CHAINS.chain):
+        try:
+            chain = verify_chain(records, CHAINS.genesis.fingerprint, verified=verified)
+        except ChainError:
+            continue
+        assert chain.records == tuple(CHAINS.records[: chain.seq + 1])
 
 
 @budget(3)

@@ -1,5 +1,6 @@
 """`keeper.mark_slot`: which rollback mark a keeper takes and remembers."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from common.errors import MarkError, NotFoundError, ShardholdError, WrongStateEr
 from common.forms.mark import AuditEnd, SignedMark
 from keeper.mark_slot import MarkSlot
 from keeper.slots import Pin
+from tests.kit.chains import make_chain
 from tests.kit.marks import MarkMaker
 
 OURS = MarkMaker()
@@ -102,3 +104,61 @@ def test_a_refused_mark_changes_nothing(
     with pytest.raises(error, match=words):
         slot.put(signed, pin=pin)
     assert slot.get(CLUSTER) == OURS.make()
+
+
+# The link to generation 2 is of revision 100 and control revision 10, that to generation 3 of 200 and 20, and so on.
+ROTATED = [MarkMaker(chains=make_chain(3).cut(seq)) for seq in range(4)]
+FORKED = MarkMaker(chains=make_chain(1).cut(1).add(branch="fork"))
+NOW = ROTATED[2].make()
+
+
+@pytest.mark.parametrize(
+    ("signed", "is_taken"),
+    [
+        pytest.param(ROTATED[3].make(), True, id="the next generation"),
+        pytest.param(ROTATED[1].make(), False, id="the generation before"),
+        pytest.param(ROTATED[1].make(revision=9999, control_revision=99), False, id="a dead key, far ahead"),
+        pytest.param(ROTATED[0].make(timeline=2), True, id="an earlier generation in a later timeline: accepted"),
+        pytest.param(FORKED.make(revision=9999, control_revision=99), True, id="a fork that is further"),
+        pytest.param(FORKED.make(revision=201, control_revision=99), False, id="a fork that is not"),
+        pytest.param(FORKED.make(timeline=2), True, id="a fork in a later timeline: accepted"),
+    ],
+)
+def test_the_chain_says_which_mark_is_newer(signed: SignedMark, is_taken: bool) -> None:
+    """Within a timeline, whatever the revision; who gives an older one is told."""
+    slot = MarkSlot()
+    slot.put(NOW, pin=PIN)
+    assert slot.put(signed, pin=PIN) == (None if is_taken else NOW)
+    assert slot.get(CLUSTER) == (signed if is_taken else NOW)
+
+
+def test_a_mark_by_a_dead_key_gives_way_to_the_next_generation() -> None:
+    """Whoever has the key of before cannot lock the cluster out with a mark of far ahead."""
+    slot = MarkSlot()
+    slot.put(ROTATED[1].make(revision=2**60, control_revision=2**60), pin=PIN)
+    assert slot.put(NOW, pin=PIN) is None
+    assert slot.get(CLUSTER) == NOW
+
+
+def test_a_fork_with_a_lower_control_revision_is_refused() -> None:
+    """The rule of one timeline counts between forks too."""
+    slot = MarkSlot()
+    slot.put(NOW, pin=PIN)
+    with pytest.raises(WrongStateError, match="control revision 23, and one of 24 is held"):
+        slot.put(FORKED.make(revision=9999, control_revision=23), pin=PIN)
+
+
+def test_the_rest_of_a_chain_is_completed_from_what_was_verified() -> None:
+    """Whatever part of it was left out; a record that is not known asks for all of it."""
+    slot, later = MarkSlot(), ROTATED[3].make()
+    records = later.chain
+    digests = [hashlib.sha256(record).digest() for record in records]
+    assert (slot.chain, slot.complete(records[1:], follows=digests[0])) == (None, None)
+    assert slot.complete(records, follows=b"") == records
+    slot.put(NOW, pin=PIN)
+    assert slot.chain is not None
+    assert (slot.chain.seq, slot.chain.digest) == (2, digests[2])
+    for seq in range(3):
+        assert slot.complete(records[seq + 1 :], follows=digests[seq]) == records
+    assert slot.complete((), follows=digests[3]) is None
+    assert slot.complete((), follows=bytes(32)) is None

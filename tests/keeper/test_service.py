@@ -27,6 +27,7 @@ from keeper.service import KeeperService
 from keeper.slots import ShardSlots
 from keeper.v1 import keeper_pb2 as pb
 from tests.kit.authority import Authority
+from tests.kit.chains import ChainMaker
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.keepers import CLUSTER_ID as CLUSTER
 from tests.kit.keepers import make_put
@@ -260,6 +261,24 @@ def test_mark_and_pin_outlive_the_sets(bench: Bench) -> None:
     assert bench.service.get_mark(AS_NEXUS, ask).mark == newer.mark
     status = bench.service.get_status(AS_NEXUS, pb.GetStatusRequest())
     assert (status.cluster_id, status.genesis, list(status.sets)) == (CLUSTER, MARKS.genesis, [])
+
+
+def test_the_rest_of_a_chain_is_enough(bench: Bench) -> None:
+    """A keeper says which chain it verified; a record that it does not know makes it ask for the whole chain."""
+    service, ask = bench.service, pb.GetStatusRequest()
+    first, later = (MarkMaker(chains=ChainMaker(cluster_id=CLUSTER).grow(links)) for links in (2, 3))
+    bench.put(genesis=first.genesis)
+    assert not service.get_status(AS_NEXUS, ask).HasField("chain")
+    rest = make_mark(later.make())
+    rest.follows = first.chains.chain.digest
+    del rest.mark.chain[:3]
+    assert service.put_mark(AS_NEXUS, rest) == pb.PutMarkResponse(boot_id=BOOT_ID, wants_whole_chain=True)
+    service.put_mark(AS_NEXUS, make_mark(first.make()))
+    verified = service.get_status(AS_NEXUS, ask).chain
+    assert (verified.seq, verified.digest) == (2, first.chains.chain.digest)
+    assert service.put_mark(AS_NEXUS, rest) == pb.PutMarkResponse(boot_id=BOOT_ID)
+    assert service.get_mark(AS_NEXUS, pb.GetMarkRequest(cluster_id=CLUSTER)).mark == make_mark(later.make()).mark
+    assert service.get_status(AS_NEXUS, ask).chain.seq == 3
 
 
 def test_mark_waits_for_a_pin(bench: Bench) -> None:

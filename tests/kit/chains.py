@@ -57,6 +57,12 @@ class ChainMaker:
         self.keys.append(key)
         return self
 
+    def grow(self, links: int) -> "ChainMaker":
+        """Add that many links."""
+        for _ in range(links):
+            self.add()
+        return self
+
     def cut(self, seq: int) -> "ChainMaker":
         """Return a maker of the chain up to record *seq*."""
         other = ChainMaker(cluster_id=self.cluster_id, seed=self._seed)
@@ -72,7 +78,4 @@ def public_bytes(key: Ed25519PrivateKey) -> bytes:
 @lru_cache
 def make_chain(links: int) -> ChainMaker:
     """Return a chain with that many links; nobody changes it."""
-    maker = ChainMaker()
-    for _ in range(links):
-        maker.add()
-    return maker
+    return ChainMaker().grow(links)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from common.errors import ProtectionError
-from common.forms.chain import Chain, begin_chain
+from common.forms.chain import Chain, begin_chain, extend_chain
 from common.forms.genesis import Genesis
 from common.forms.mark import Mark, SignedMark
 from common.keys import shamir
@@ -46,6 +46,7 @@ class FoundedCluster:
     record: records.ShardSetRecord
     genesis_record: Genesis
     shards: dict[str, bytes]  # by keeper
+    links: tuple[bytes, ...] = ()  # of the chain of generations
 
     @property
     def genesis(self) -> bytes:
@@ -54,8 +55,8 @@ class FoundedCluster:
 
     @property
     def chain(self) -> Chain:
-        """The chain of generations, which has its first record only."""
-        return begin_chain(self.genesis_record)
+        """The chain of generations."""
+        return extend_chain(begin_chain(self.genesis_record), self.links)
 
     def book(self) -> MarkBook:
         """Make an empty book of marks."""
@@ -91,17 +92,15 @@ class FoundedCluster:
         revision: int,
         *,
         control_revision: int = 0,
-        generation: int = 1,
         set_number: int = 1,
         **more: Any,
     ) -> SignedMark:
-        """Sign a rollback mark as the nexus of this cluster does; *more* are fields of the second format."""
-        mark = Mark(
-            self.cluster_id, timeline, revision, control_revision, generation, set_number, MADE_AT, **more
-        ).encode()
+        """Sign a rollback mark as the nexus of this cluster does; *more* are other fields of a mark."""
+        parts = {"generation": self.chain.generation, "chain_seq": self.chain.seq, "made_at": MADE_AT, **more}
+        mark = Mark(self.cluster_id, timeline, revision, control_revision, set_number=set_number, **parts).encode()
         key = self.make_root_key()
         try:
-            return SignedMark(mark, key.sign(mark), (self.genesis_record.encode(),))
+            return SignedMark(mark, key.sign(mark), self.chain.records)
         finally:
             key.release()
 
@@ -135,6 +134,11 @@ MADE_AT_TIME = datetime.fromtimestamp(MADE_AT // 1_000_000, UTC)
 NO_RECOVERY = records.RecoveryKeyRecord(bytes(1216), 1, ())
 
 
+def seal_for_nobody(secret: bytes, cluster_id: bytes, generation: int) -> bytes:
+    """Make an escrow that nothing opens."""
+    return b"opens for nobody"
+
+
 def members(count: int) -> list[Member]:
     """Name *count* keepers."""
     return [
@@ -151,7 +155,7 @@ def found(
     threshold: int = 3,
     policies: Sequence[Policy] = (SUPERUSERS,),
     recovery: records.RecoveryKeyRecord = NO_RECOVERY,
-    seal_escrow: SealEscrow = lambda secret, cluster_id, generation: b"opens for nobody",
+    seal_escrow: SealEscrow = seal_for_nobody,
 ) -> FoundedCluster:
     """Write the rows of a cluster as `nexus.admin.initialise` does, without its two phases."""
     cluster_id = os.urandom(16)

@@ -21,6 +21,7 @@ from common.errors import (
     StatementError,
     WrongStateError,
 )
+from common.forms.chain import MAX_LINKS
 from common.forms.delivery import SetLabel
 from common.forms.epoch import StoreEpoch
 from common.keys import shamir
@@ -35,6 +36,7 @@ from nexus.keepers.link import KeeperLink, KeeperReport, ReportedSet
 from nexus.server.keeper_link import GrpcKeeperLink
 from pilot.dev.provider import IdentityProvider
 from tests.kit.authority import Authority
+from tests.kit.chains import make_chain
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.keepers import NEXUS_PATH, KeeperProcess
 from tests.kit.marks import MarkMaker
@@ -160,6 +162,22 @@ def test_mark_goes_and_comes_back(keeper: KeeperProcess, connect: Connect, memor
         link.put_mark(MARKS.make(revision=revision), epoch=EPOCH, timeout=TIMEOUT)
     link.drop_set(label.cluster_id, label.set_id, epoch=EPOCH, timeout=TIMEOUT)
     assert link.fetch_mark(label.cluster_id, timeout=TIMEOUT) == MARKS.make(revision=20)
+
+
+def test_the_longest_chain_goes_and_comes_back(
+    keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory
+) -> None:
+    """A mark of generation 1,025 fits into every message; the keeper says what it verified, and gets the rest of it."""
+    link = connect(keeper.port)
+    marks = [MarkMaker(chains=make_chain(MAX_LINKS).cut(links)) for links in (MAX_LINKS - 1, MAX_LINKS)]
+    put(link, memory, replace(LABEL, genesis=marks[0].genesis))
+    forgotten = marks[0].chains.chain.digest  # the keeper of before had verified it
+    link.put_mark(marks[0].make(), epoch=EPOCH, timeout=TIMEOUT, known=forgotten)
+    report = link.fetch_report(timeout=TIMEOUT)
+    assert (report.chain_seq, report.chain_digest) == (MAX_LINKS - 1, forgotten)
+    assert link.put_mark(marks[1].make(), epoch=EPOCH, timeout=TIMEOUT, known=report.chain_digest) is None
+    assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) == marks[1].make()
+    assert link.put_mark(marks[0].make(), epoch=EPOCH, timeout=TIMEOUT) == marks[1].make()
 
 
 def test_marks_that_a_keeper_does_not_take(keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory) -> None:

@@ -15,7 +15,7 @@ from nexus.keys import records
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Driver, Numbers
-from tests.nexus.keys.operation.made import CLUSTER, NAMES, first_bodies, make_shard, token
+from tests.nexus.keys.operation.made import NAMES, first_bodies, make_shard, token
 from tests.nexus.keys.operation.model import promises
 from tests.nexus.keys.operation.model.core import Core
 from tests.nexus.keys.operation.model.keeper import NO_MARK, KeeperRefusedError, Liar, ModelKeeper, ModelMark
@@ -253,10 +253,6 @@ class World:
 
     def seen_numbers(self) -> Numbers:
         return self.find_newest_mark().numbers
-
-    @property
-    def cluster_id(self) -> bytes:
-        return CLUSTER
 
 
 def make_memory() -> ProtectedMemory:
