@@ -1,9 +1,11 @@
 """Which sets the keepers have to hold, and which of them they drop. Pure.
 
 1. A keeper holds its shard of the current set and, while there is one, of the pending set; it is filled in this order.
-2. It drops a set that the store says is dead (`droppable`), and one that is older than the current set, of which the
-   store may know nothing any more. A newer one that the store does not know stays: this store may have been put back.
-3. `replaced` is the set that a flip replaced. It is dead, and stays until its operation is settled.
+2. It drops a set that the store says is dead (`droppable`). It also drops one of which the store knows nothing, if that
+   is older than the current set or no newer than those given out: its row was forgotten, and a late delivery came. A
+   newer one stays: this store may have been put back.
+3. A set that is `kept` stays: one that a flip replaced until its operation is settled, and a pending one whose points
+   this nexus has not brought back yet.
 4. A keeper that is a member of neither set is leaving. It is given no shard; it drops its sets by the same rules.
 """
 
@@ -30,7 +32,8 @@ class Plan:
     current: ShardSet
     pending: ShardSet | None = None
     droppable: frozenset[bytes] = frozenset()  # ids of sets that are dead
-    replaced: bytes = b""  # id of a dead set that stays for now (rule 3)
+    kept: frozenset[bytes] = frozenset()  # ids of sets that stay for now (rule 3)
+    newest: tuple[int, int] = (0, 0)  # timeline and number up to which sets without a row are dead; zeros: not known
     leaving: tuple[Member, ...] = ()  # members of earlier sets that may hold a shard yet
 
     @property
@@ -58,9 +61,9 @@ class Plan:
     def is_to_drop(self, label: SetLabel) -> bool:
         """Whether a keeper has to drop the set with *label* (rules 2 and 3)."""
         current = self.current.label
-        if label.cluster_id != current.cluster_id or label.set_id in self.set_ids | {self.replaced}:
+        if label.cluster_id != current.cluster_id or label.set_id in self.set_ids | self.kept:
             return False
-        return label.set_id in self.droppable or label.order < current.order
+        return label.set_id in self.droppable or label.order < current.order or label.order <= self.newest
 
 
 def list_members(record: ShardSetRecord) -> list[Member]:

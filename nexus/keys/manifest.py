@@ -6,7 +6,8 @@
 - The head names cluster, timeline, control revision, the revision of the change that made it, the generation of the
   root key, the epoch, and the digest of the manifest before. A store whose revision or epoch is lower was put back.
 - The first format has no generation, no epoch and no manifest before. It is read, and never written.
-- With a new timeline, and when the first format ends, the rows of the audit's outbox are adopted (`nexus.keys.outbox`).
+- With a new timeline, with a new root key, and when the first format ends, the rows of the audit's outbox are adopted
+  (`nexus.keys.outbox`).
 - Nothing is changed but on top of what this nexus left (`nexus.keys.floor`).
 - Without the control key, nobody can add, edit or remove a row unnoticed: `verify` names each row that is bad, missing
   or extra. Only that row is refused; the rest keeps working, unless recovery itself needs the row.
@@ -148,11 +149,13 @@ def change(
     put: Mapping[Key, bytes] | None = None,
     delete: Iterable[Key] = (),
     edit: Callable[[Meta], Meta] = lambda meta: meta,
+    successor: RootKey | None = None,
 ) -> Standing:
     """Create, replace and delete control rows, and make the manifest again, within the change of *writer*.
 
-    *edit* changes the meta row with them; its generation becomes that of the root key. The change is alone in its
-    commit, and once it is committed, the floor is raised to the standing that this returns.
+    *edit* changes the meta row with them; its generation becomes that of the root key. With a *successor*, the root key
+    of a later generation, the manifest and the rows of the audit's outbox are its own from here on. The change is alone
+    in its commit, and once it is committed, the floor is raised to the standing that this returns.
 
     Raises:
         StoreLostError: The store is not as *floor* says; nothing is changed on top of it.
@@ -167,10 +170,11 @@ def change(
     floor.check_manifest(before)
     head, listed = _open_manifest(manifest, meta, root_key)
     edited = edit(meta)
-    if head.format == 1 or edited.timeline != meta.timeline:
-        takes_unmarked = head.format == 1
-        adopt_rows(writer, root_key, before=meta.timeline, now=edited.timeline, takes_unmarked=takes_unmarked)
-    meta, digest = _save(edited, listed, put or {}, delete, root_key, writer, before=before)
+    heir = successor or root_key
+    if head.format == 1 or edited.timeline != meta.timeline or successor is not None:
+        timelines = meta.timeline, edited.timeline
+        adopt_rows(writer, root_key, heir, timelines=timelines, takes_unmarked=head.format == 1)
+    meta, digest = _save(edited, listed, put or {}, delete, heir, writer, before=before)
     writer.save_meta(meta)
     return Standing(meta.position._replace(revision=writer.revision), digest)
 

@@ -66,7 +66,8 @@ class OtherSets:
 
     pending: ShardSet | None = None  # of an operation before its flip, with its points
     droppable: frozenset[bytes] = frozenset()  # ids of sets that are dead
-    replaced: bytes = b""  # id of the set that an operation has replaced, until it is settled
+    kept: frozenset[bytes] = frozenset()  # ids of those that are neither current nor to drop yet
+    newest: tuple[int, int] = (0, 0)  # timeline and number up to which sets without a row are dead; zeros: not known
     leaving: tuple[Member, ...] = ()  # members of dead sets that may hold a shard yet
 
 

@@ -2,7 +2,8 @@
 
 Both are made with the outbox key, which only a nexus with the root key has. Whoever writes the database can therefore
 neither add an entry nor replace one. A row belongs to one timeline: rows that were kept of a history that was given up
-are none of the next one. What waits in the outbox when a timeline begins is adopted by it, in the same change.
+are none of the next one. What waits in the outbox when a timeline begins, or a root key follows another, is adopted in
+the same change.
 """
 
 import hmac
@@ -28,16 +29,24 @@ def append_entry(writer: Writer, key: AuditAuthenticator, nexus: str, entry: byt
     return writer.append_audit(nexus, entry, authenticate)
 
 
-def adopt_rows(writer: Writer, key: AuditAuthenticator, *, before: int, now: int, takes_unmarked: bool) -> None:
-    """Let the true rows of timeline *before* be rows of timeline *now*.
+def adopt_rows(
+    writer: Writer,
+    key: AuditAuthenticator,
+    heir: AuditAuthenticator,
+    *,
+    timelines: tuple[int, int],
+    takes_unmarked: bool,
+) -> None:
+    """Let the rows that are true by *key*, in the first of *timelines*, be rows of *heir* in the second.
 
     *takes_unmarked*: an older program wrote the store, whose rows have no MAC and name no nexus. They are true then.
     """
+    before, now = timelines
 
     def make_mac(row: OutboxRow) -> bytes | None:
         is_unmarked = takes_unmarked and row.mac is None and not row.nexus and _is_sound(row)
         is_true = is_unmarked or is_authentic_row(key, row, before)
-        return _authenticate_row(key, row, now) if is_true and row.revision <= writer.basis.revision else None
+        return _authenticate_row(heir, row, now) if is_true and row.revision <= writer.basis.revision else None
 
     writer.adopt_audit(make_mac)
 

@@ -10,7 +10,8 @@ import typer
 
 from pilot.errors import PilotError
 from pilot.options import Settings
-from pilot.terminal.output import Output, clean, print_json, print_table, show_time
+from pilot.plain import clean
+from pilot.terminal.output import Output, print_json, print_table, show_time
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp

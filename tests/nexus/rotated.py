@@ -96,6 +96,7 @@ def _flip(writer: Writer, cluster: FoundedCluster, serving: Serving, successor: 
         last_generation=successor.root_key.generation,
         last_set_number=successor.record.set_number,
         last_kek_id=successor.kek_id,
+        kek_id=successor.kek_id,
     )
     writer.save_meta(manifest.first_manifest(meta, bodies, successor.root_key, writer))
     return record

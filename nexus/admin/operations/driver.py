@@ -286,6 +286,10 @@ class OperationDriver:
                 gone = list_gone(facts, self._pool)
                 with around("settle.drop"):
                     self._change(lambda facts, _: forget_sets(facts, gone), "root.forget-sets")
+            case Transition.HEAL:
+                rows = ", ".join(facts.needed_damaged)
+                self._change(lambda facts, _: transitions.heal(facts), "root.heal", f"do not verify: {rows}")
+                self._memory = replace(self._memory, is_scrub_due=True)
             case Transition.TAKE_OVER:
                 self._step_on(facts, "takeover.commit", transitions.take_over)
             case Transition.DISTRIBUTE:
@@ -331,7 +335,7 @@ class OperationDriver:
         def swap() -> None:
             pending.record = replace_state(pending.record, SetState.CURRENT)
             serving.root = replace(serving.root, shard_set=pending)
-            serving.others = OtherSets(replaced=replaced.record.set_id)
+            serving.others = OtherSets(kept=frozenset({replaced.record.set_id}))
 
         with around("flip.commit"):
             self._change(rule, "root.flip", _describe(record), on_commit=swap)

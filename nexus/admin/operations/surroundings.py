@@ -4,7 +4,6 @@ from nexus.keepers.pool import KeeperPool
 from nexus.keys.opened import OtherSets
 from nexus.keys.operation.dead_sets import find_droppable
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.record import Step
 from nexus.keys.records import SetState, ShardSetRecord
 from nexus.keys.shard_set import Member, ShardSet
 
@@ -14,10 +13,12 @@ def find_others(facts: Facts, pending: ShardSet | None) -> OtherSets:
     target = None if facts.operation is None else facts.sets.get(facts.operation.target.set_number)
     is_pending = target is not None and target.state is SetState.PENDING
     kept = pending if is_pending and pending is not None and target is not None and _is_same(pending, target) else None
+    droppable = frozenset(one.set_id for one in find_droppable(facts).values())
     return OtherSets(
         pending=kept,
-        droppable=frozenset(one.set_id for one in find_droppable(facts).values()),
-        replaced=_find_replaced(facts),
+        droppable=droppable,
+        kept=frozenset(one.set_id for one in facts.sets.values()) - droppable - {facts.current_set.set_id},
+        newest=(0, 0) if facts.needed_damaged else (facts.meta.timeline, facts.meta.last_set_number),
         leaving=tuple(dict.fromkeys(_list_leaving(facts))),
     )
 
@@ -38,13 +39,6 @@ def list_gone(facts: Facts, pool: KeeperPool) -> dict[int, frozenset[str]]:
 
 def _is_same(pending: ShardSet, record: ShardSetRecord) -> bool:
     return pending.record.set_id == record.set_id
-
-
-def _find_replaced(facts: Facts) -> bytes:
-    if facts.operation is None or facts.operation.step is not Step.FLIPPED:
-        return b""
-    replaced = facts.sets.get(facts.operation.source.set_number)
-    return b"" if replaced is None else replaced.set_id
 
 
 def _list_leaving(facts: Facts) -> list[Member]:

@@ -32,6 +32,8 @@ class Change:
         return replace(
             meta,
             epoch=meta.epoch + self.raises_epoch,
+            generation=self.current.generation,
+            kek_id=self.current.kek_id,
             last_generation=max(meta.last_generation, self.given_out.generation),
             last_set_number=max(meta.last_set_number, self.given_out.set_number),
             last_kek_id=max(meta.last_kek_id, self.given_out.kek_id),

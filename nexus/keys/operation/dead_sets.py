@@ -35,7 +35,9 @@ def is_droppable(facts: Facts, set_id: bytes, order: tuple[int, int]) -> bool:
     """Whether a keeper that reports to hold this set may drop it (rule 1). *order*: timeline and set number."""
     if any(one.set_id == set_id for one in facts.sets.values()):
         return any(one.set_id == set_id for one in find_droppable(facts).values())
-    return not facts.needed_damaged and order <= (facts.meta.timeline, facts.meta.last_set_number)
+    if facts.damaged_sets or records.OPERATION in facts.damaged:
+        return False  # its row may be the one that does not verify
+    return order <= (facts.meta.timeline, facts.meta.last_set_number)
 
 
 def find_forgettable(facts: Facts, gone: Mapping[int, frozenset[str]]) -> list[int]:

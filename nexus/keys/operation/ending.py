@@ -4,8 +4,9 @@
    generation aborted, and their keyring, escrow and canary are gone. Their numbers stay used up.
 2. A keyring older than the current generation says: flipped. Everything that only the replaced key opens is gone.
 3. Neither: only the row of the operation is left to delete, as after the flip of a reshare.
-4. The change is a part of another one (abort, seal, unseal, accepting an older store, healing), which raises the epoch.
-5. A seal keeps what is flipped as it is: the operation goes on after the unseal, or the unseal ends it.
+4. Rows of sets that do not verify are deleted: keepers drop what has no row.
+5. The change is a part of another one (abort, seal, unseal, accepting an older store, healing), which raises the epoch.
+6. A seal keeps what is flipped as it is: the operation goes on after the unseal, or the unseal ends it.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from nexus.keys.operation.record import EndedRecord, Outcome, Step
 
 
 def end_operation(facts: Facts, *, detail: str = "", at: int = 0, keeps_flipped: bool = False) -> Change:
-    """Take back what is staged, or settle what is flipped; empty when there is neither. *keeps_flipped*: rule 5.
+    """Take back what is staged, or settle what is flipped; empty when there is neither. *keeps_flipped*: rule 6.
 
     *detail* says why it is taken back, *at* is in microseconds since 1970.
     """
@@ -31,6 +32,13 @@ def end_operation(facts: Facts, *, detail: str = "", at: int = 0, keeps_flipped:
         delete.add(records.OPERATION)
     put |= make_ended(facts, Outcome.SETTLED if is_flipped(facts) else Outcome.ABORTED, detail, at)
     return Change(facts.current, put, frozenset(delete), raises_epoch=False)
+
+
+def needs_healing(facts: Facts) -> bool:
+    """Whether rows of an operation are left that nothing carries on, or that do not verify."""
+    if records.OPERATION not in facts.damaged and facts.operation is not None:
+        return False
+    return not end_operation(facts).is_empty
 
 
 def is_flipped(facts: Facts) -> bool:
@@ -68,7 +76,7 @@ def _take_back(facts: Facts) -> tuple[dict[records.Key, bytes], set[records.Key]
             put[records.GENERATION, str(number)] = records.encode(aborted)
     delete = _keys(records.KEYRING, facts, facts.generation + 1) | _keys(records.ESCROW, facts, facts.generation + 1)
     delete |= _keys(records.CANARY, facts, facts.kek_id + 1)
-    delete |= _keys(records.SHARD_SET, facts, facts.current_set.set_number + 1) & facts.damaged
+    delete |= facts.damaged_sets
     delete |= _keys(records.GENERATION, facts, facts.generation + 1) & facts.damaged
     return put, delete
 

@@ -14,21 +14,6 @@ from nexus.store.protocol import Meta
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# Rows without which an operation would lose something, or end in a way back that does not work.
-_NEEDED = frozenset(
-    {
-        records.GENESIS[0],
-        records.RECOVERY_KEY[0],
-        records.KEYRING,
-        records.CANARY,
-        records.ESCROW,
-        records.GENERATION,
-        records.LINK,
-        records.OPERATION[0],
-        records.SHARD_SET,
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -81,8 +66,17 @@ class Facts:
 
     @property
     def needed_damaged(self) -> list[str]:
-        """Rows that do not verify and that an operation needs, as kind/name, sorted."""
-        return sorted(f"{kind}/{name}" for kind, name in self.damaged if kind in _NEEDED)
+        """Rows that do not verify and that an operation or the way back needs, as kind/name, sorted."""
+        generation = str(self.generation)
+        needed = {records.GENESIS, records.RECOVERY_KEY, records.OPERATION, (records.CANARY, str(self.kek_id))}
+        needed |= {(kind, generation) for kind in (records.GENERATION, records.KEYRING, records.ESCROW)}
+        needed |= {(records.LINK, str(seq)) for seq in self.numbers(records.LINK)}
+        return sorted(f"{kind}/{name}" for kind, name in self.damaged & needed)
+
+    @property
+    def damaged_sets(self) -> set[records.Key]:
+        """Rows of sets that do not verify; the current set is not among them."""
+        return {key for key in self.damaged if key[0] == records.SHARD_SET}
 
     def numbers(self, kind: str) -> list[int]:
         """Return the numbers that rows of one kind are named by, ascending; those of damaged rows are among them."""

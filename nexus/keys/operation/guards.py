@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from common.forms.chain import MAX_LINKS
 from nexus.keys import records
 from nexus.keys.operation.evidence import Holding, Order, Proof, Staged
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.preflight import MAX_LINKS
 from nexus.keys.operation.record import Driver, OperationRecord, Step, Ticket, WaiverKind
 from nexus.keys.operation.refusal import Reason, Refused
 

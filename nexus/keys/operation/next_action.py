@@ -11,18 +11,19 @@ Put and Drop are duties of the keepers' threads: the driver hands them out, and 
 5. A mark goes out before the flip and after it; the holders prove themselves last before the commit.
 6. After the flip the new set is fetched once more, by the recovery way, before the operation is settled.
 7. Once no operation is left, what it deleted is scrubbed, then keepers drop the dead sets, then their rows go.
-8. While the cluster is sealed, or what is in progress cannot be read, nothing is done.
+8. What cannot be read, or was left behind, is ended first; before the flip, so is an operation of which a staged row
+   does not verify. While the cluster is sealed, nothing is done.
 """
 
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nexus.keys import records
 from nexus.keys.operation.dead_sets import find_droppable, find_forgettable
+from nexus.keys.operation.ending import needs_healing
 from nexus.keys.operation.evidence import Holding, Proof
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.guards import BEFORE_FLIP, check_proof, count_wanted
+from nexus.keys.operation.guards import BEFORE_FLIP, check_proof, check_target, count_wanted
 from nexus.keys.operation.record import Driver, OperationRecord, Step, Ticket, WaiverKind
 from nexus.keys.operation.transitions import MAX_AGE
 
@@ -37,6 +38,7 @@ class Transition(enum.StrEnum):
     FLIP = "flip"
     SETTLE = "settle"
     TAKE_OVER = "take over"
+    HEAL = "heal"
     FORGET_SETS = "forget sets"
 
 
@@ -139,8 +141,8 @@ def next_action(facts: Facts, memory: Memory, view: View) -> Action:
     """Say what the driver does next."""
     if facts.meta.sealed:
         return Wait("the cluster is sealed")
-    if records.OPERATION in facts.damaged:
-        return Wait("control row operation/current does not verify")
+    if needs_healing(facts):
+        return Commit(Transition.HEAL)
     record = facts.operation
     if record is None:
         return _clear_up(facts, memory, view)
@@ -148,8 +150,8 @@ def next_action(facts: Facts, memory: Memory, view: View) -> Action:
         return _begin_found(record)
     if record.step is Step.FLIPPED:
         return _finish(facts, record, memory, view)
-    if record.target.set_number not in facts.sets:
-        return Abort(f"set {record.target.set_number} does not verify")
+    if refused := check_target(facts, record):
+        return Abort(refused.text)
     if record.step is Step.PREPARED:
         return _distribute(facts, record, memory, view)
     return _flip(facts, record, memory, view)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from common.forms.chain import MAX_LINKS
 from nexus.keys import records
 from nexus.keys.operation.evidence import Order, Preflight
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Depth
 from nexus.keys.operation.refusal import Reason, Refused
 
-MAX_LINKS = 1024  # after the genesis record
 SPARE_LINKS = 16  # that only an emergency and the acceptance of an older store may use
 _DAY = 86_400_000_000  # microseconds
 _MAX_MEMBERS = 255

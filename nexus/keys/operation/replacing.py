@@ -8,12 +8,12 @@
 
 import msgspec
 
+from common.forms.chain import MAX_LINKS
 from nexus.keys import records
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.ending import end_operation, find_replaced
 from nexus.keys.operation.evidence import NewKey, Staged
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.preflight import MAX_LINKS
 from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.staging import check_staged, find_target, given_out, make_key_rows
 

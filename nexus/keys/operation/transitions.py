@@ -14,7 +14,8 @@
 6. The set that a flip replaces is dead with the flip. Keepers may drop it once the operation is settled.
 7. Nothing falls back from `flipped`. It is settled when the recovery way brought the new set back since the flip, or on
    the word of a superuser, while the key is in memory.
-8. An operation that cannot be read is neither carried on nor aborted; `end_operation` ends it.
+8. An operation that cannot be read is not carried on. `heal` ends it, and deletes what one has left: nothing ever
+   falls back, so what was replaced is of no use.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ import msgspec
 
 from nexus.keys import records
 from nexus.keys.operation.change import Change
-from nexus.keys.operation.ending import end_operation, find_replaced, make_ended
+from nexus.keys.operation.ending import end_operation, find_replaced, make_ended, needs_healing
 from nexus.keys.operation.evidence import Holding, Order, Preflight, Proof, Staged
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.guards import (
@@ -189,6 +190,15 @@ def abort(facts: Facts, ticket: Ticket, *, detail: str = "", at: int = 0) -> Cha
         text = f"set {record.target.set_number} of generation {record.target.generation} is current: no way back"
         return Refused(Reason.OPERATION_FLIPPED, text)
     return replace(end_operation(facts, detail=detail, at=at), raises_epoch=True)
+
+
+def heal(facts: Facts) -> Change | Refused:
+    """End what cannot be carried on (rule 8)."""
+    if facts.meta.sealed:
+        return Refused(Reason.SEALED, "the cluster is sealed")
+    if not needs_healing(facts):
+        return Refused(Reason.NO_OPERATION, "nothing is left to end")
+    return replace(end_operation(facts), raises_epoch=True)
 
 
 def take_over(facts: Facts, ticket: Ticket, *, driver: Driver, at: int) -> Change | Refused:

@@ -49,7 +49,8 @@ def make_label(number: int, *, timeline: int = 2, cluster_id: bytes = CLUSTER) -
 )
 def test_what_is_dropped(label: SetLabel, is_dropped: bool) -> None:
     """Set 5 is current and 7 pending, 6 was aborted, and a flip has replaced 4."""
-    plan = Plan(make_set(5, "a"), make_set(7, "a"), frozenset({make_id(6), make_id(4)}), replaced=make_id(4))
+    dead = frozenset({make_id(6), make_id(4)})
+    plan = Plan(make_set(5, "a"), make_set(7, "a"), dead, kept=frozenset({make_id(4)}))
     assert plan.is_to_drop(label) == is_dropped
 
 
@@ -62,13 +63,28 @@ def test_what_recovery_or_a_flip_needs_is_never_dropped(
     droppable: frozenset[bytes], replaced: bytes, pending: int | None
 ) -> None:
     """Whatever the rest of the plan says, by mistake."""
-    plan = Plan(make_set(5, "a"), make_set(pending, "a") if pending else None, droppable, replaced=replaced)
+    plan = Plan(make_set(5, "a"), make_set(pending, "a") if pending else None, droppable, kept=frozenset({replaced}))
     for number in range(1, 10):
         label = make_label(number)
         if plan.is_to_drop(label):
             assert number not in (5, pending)
             assert label.set_id != replaced
             assert number < 5 or label.set_id in droppable
+
+
+@pytest.mark.parametrize(
+    ("label", "is_dropped"),
+    [
+        pytest.param(make_label(8), True, id="given out, and without a row"),
+        pytest.param(make_label(9), False, id="never given out by this store"),
+        pytest.param(make_label(8, timeline=3), False, id="of a later timeline"),
+        pytest.param(make_label(6), False, id="pending, and not brought back yet"),
+    ],
+)
+def test_a_late_delivery_of_a_forgotten_set_is_dropped(label: SetLabel, is_dropped: bool) -> None:
+    """Set 5 is current, and 8 the newest that was given out."""
+    plan = Plan(make_set(5, "a"), kept=frozenset({make_id(6)}), newest=(make_label(8).timeline, 8))
+    assert plan.is_to_drop(label) == is_dropped
 
 
 def test_members_are_those_of_both_sets_and_those_that_leave() -> None:

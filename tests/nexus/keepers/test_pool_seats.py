@@ -174,7 +174,7 @@ def test_a_plan_brings_its_keepers_and_lets_the_others_go(net: Net) -> None:
 
     leaving = (members(1)[0],)
     old = current.record.set_id
-    net.keep(Plan(pending, droppable=frozenset({old}), replaced=old, leaving=leaving))
+    net.keep(Plan(pending, droppable=frozenset({old}), kept=frozenset({old}), leaving=leaving))
     wait_until(lambda: net.pool.count_holders() == 5)
     assert net.pool.count_dropped(old) == 1  # keeper-6 never held it
     net.keep(Plan(pending, droppable=frozenset({old}), leaving=leaving))

@@ -157,7 +157,7 @@ def test_a_flip_changes_nothing_at_the_keeper_but_what_counts_as_current(bench: 
     bench.keep()
     calls = len(bench.keeper.calls)
     current, pending = bench.ids
-    flipped = Plan(bench.pending, droppable=frozenset({current}), replaced=current)
+    flipped = Plan(bench.pending, droppable=frozenset({current}), kept=frozenset({current}))
     assert bench.keep(flipped).holds_current_set
     assert bench.keeper.calls[calls:] == ["fetch_report"]
     assert set(bench.keeper.sets) == {current, pending}
@@ -181,7 +181,7 @@ def test_a_leaving_keeper_takes_its_mark_and_drops_what_is_dead(bench: Bench) ->
     """It keeps a set that the last flip replaced until that is settled, and is given no shard."""
     leave_out(bench.pending, "keeper-1")
     current = bench.ids[0]
-    status = bench.keep(Plan(bench.pending, replaced=current))
+    status = bench.keep(Plan(bench.pending, kept=frozenset({current})))
     assert (status.is_empty, status.holds_current_set, list(bench.keeper.sets)) == (False, False, [current])
     status = bench.keep(Plan(bench.pending))
     assert (status.is_empty, status.fault, bench.keeper.sets) == (True, "", {})

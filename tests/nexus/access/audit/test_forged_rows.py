@@ -169,7 +169,7 @@ def test_rows_of_an_older_program_are_adopted_once(
     write_rows(tmp_path / "nexus.db", "UPDATE audit_outbox SET nexus = '', mac = NULL")
     for revision, position in ((-7, 0), (1, -1), (2, 0)):
         forge(tmp_path / "nexus.db", revision, position, mac=None)
-    adopt = functools.partial(adopt_rows, key=FixedKey(), before=1, now=1, takes_unmarked=True)
+    adopt = functools.partial(adopt_rows, key=FixedKey(), heir=FixedKey(), timelines=(1, 1), takes_unmarked=True)
     store.write(adopt, counts=False)
     exporter = make_exporter()
     exporter.export()
@@ -195,7 +195,7 @@ def test_rows_that_wait_when_a_timeline_begins_are_of_it(
     write_rows(tmp_path / "nexus.db", "UPDATE meta SET revision = 1")
 
     def begin(writer: Writer) -> None:
-        adopt_rows(writer, FixedKey(), before=1, now=2, takes_unmarked=False)
+        adopt_rows(writer, FixedKey(), FixedKey(), timelines=(1, 2), takes_unmarked=False)
         writer.save_meta(replace(writer.load_meta(), timeline=2))
         append(writer, make_entry("accepted").encode())
 

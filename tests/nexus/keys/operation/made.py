@@ -111,6 +111,8 @@ def make_meta(**changes: Any) -> Meta:
         "last_kek_id": 2,
         "last_init_attempt": 1,
         "epoch": 5,
+        "generation": 1,
+        "kek_id": 2,
     }
     return Meta(**(values | changes))
 

@@ -6,9 +6,10 @@ import pytest
 
 from nexus.keys import records
 from nexus.keys.operation import transitions
-from nexus.keys.operation.ending import end_operation, is_flipped
+from nexus.keys.operation.ending import end_operation, is_flipped, needs_healing
 from nexus.keys.operation.facts import Facts, read_facts
 from nexus.keys.operation.record import Depth, Step
+from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.records import GenerationState, SetState
 from tests.nexus.keys.operation.made import bring_to, damage, make_facts, read_operation, settle
 
@@ -93,6 +94,39 @@ def test_what_was_replaced_and_is_damaged_is_deleted(key: records.Key) -> None:
     after = facts.after(end_operation(facts))
     assert not after.damaged
     assert after.bodies == settle(bring_to(Step.FLIPPED)).bodies
+
+
+@pytest.mark.parametrize(
+    ("facts", "needs"),
+    [
+        pytest.param(make_facts(), False, id="nothing is in progress"),
+        pytest.param(bring_to(Step.PREPARED), False, id="somebody carries it on"),
+        pytest.param(bring_to(Step.FLIPPED), False, id="so after the flip"),
+        pytest.param(damage(bring_to(Step.PREPARED), records.OPERATION), True, id="it cannot be read"),
+        pytest.param(damage(bring_to(Step.FLIPPED), records.OPERATION), True, id="nor after the flip"),
+        pytest.param(lose_operation(bring_to(Step.DISTRIBUTED)), True, id="its row is lost"),
+        pytest.param(
+            damage(settle(bring_to(Step.FLIPPED)), (records.SHARD_SET, "1")), True, id="a dead set is damaged"
+        ),
+        pytest.param(damage(make_facts(), (records.POLICY, "p")), False, id="a policy is damaged"),
+    ],
+)
+def test_what_nobody_carries_on_is_ended(facts: Facts, needs: bool) -> None:
+    assert needs_healing(facts) is needs
+    change = transitions.heal(facts)
+    assert isinstance(change, Refused) is not needs
+    if not isinstance(change, Refused):
+        after = facts.after(change)
+        assert not needs_healing(after)
+        assert after.current == facts.current
+        assert after.meta.epoch == facts.meta.epoch + 1
+
+
+def test_a_sealed_cluster_is_not_healed() -> None:
+    facts = damage(bring_to(Step.PREPARED), records.OPERATION)
+    change = transitions.heal(replace(facts, meta=replace(facts.meta, sealed=True)))
+    assert isinstance(change, Refused)
+    assert change.reason is Reason.SEALED
 
 
 def test_ending_twice_changes_nothing_more() -> None:

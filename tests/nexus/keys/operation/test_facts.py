@@ -38,9 +38,34 @@ def test_two_current_sets_are_no_state() -> None:
 def test_what_does_not_decode_is_damaged() -> None:
     rows = {**ROWS, records.OPERATION: b"[]", (records.SHARD_SET, "2"): b"", (records.GENERATION, "2"): b"{}"}
     facts = read_facts(make_meta(), rows)
-    assert facts.needed_damaged == ["generation/2", "operation/current", "shard-set/2"]
+    assert facts.damaged == {records.OPERATION, (records.SHARD_SET, "2"), (records.GENERATION, "2")}
+    assert facts.damaged_sets == {(records.SHARD_SET, "2")}
     assert facts.operation is None
     assert records.OPERATION not in facts.bodies
+
+
+@pytest.mark.parametrize(
+    ("key", "is_needed"),
+    [
+        (records.GENESIS, True),
+        (records.RECOVERY_KEY, True),
+        (records.OPERATION, True),
+        ((records.GENERATION, "1"), True),
+        ((records.ESCROW, "1"), True),
+        ((records.CANARY, "2"), True),
+        ((records.LINK, "1"), True),
+        ((records.GENERATION, "0"), False),
+        ((records.CANARY, "1"), False),
+        ((records.SHARD_SET, "0"), False),
+        ((records.POLICY, "p"), False),
+    ],
+    ids=str,
+)
+def test_an_operation_needs_what_is_current_and_the_way_back(key: records.Key, is_needed: bool) -> None:
+    """A row of the past that does not verify stops nobody from rotating."""
+    bodies = {row: body for row, body in ROWS.items() if row != key}
+    facts = read_facts(make_meta(), bodies, frozenset({key}))
+    assert facts.needed_damaged == (["/".join(key)] if is_needed else [])
 
 
 def test_numbers_name_damaged_rows_as_well() -> None:
@@ -64,6 +89,7 @@ def test_a_change_puts_and_deletes_rows_and_raises_numbers() -> None:
     assert change.apply({A: b"old", C: b"c"}) == {A: b"new", B: b"b"}
     meta = change.edit(make_meta(last_kek_id=5))
     assert (meta.last_generation, meta.last_set_number, meta.last_kek_id, meta.epoch) == (1, 9, 5, 6)
+    assert (meta.generation, meta.kek_id) == (1, 3)
 
 
 def test_a_part_of_another_change_raises_no_epoch() -> None:

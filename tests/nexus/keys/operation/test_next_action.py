@@ -59,6 +59,10 @@ def take_over(facts: Facts) -> Facts:
     return do(facts, transitions.take_over(facts, read_operation(facts).ticket, driver=OTHER, at=NOW))
 
 
+def sealed(facts: Facts) -> Facts:
+    return replace(facts, meta=replace(facts.meta, sealed=True))
+
+
 THRESHOLD, TAKEN, WITHOUT_PROOF = (
     waive(DISTRIBUTED, WaiverKind.THRESHOLD),
     take_over(DISTRIBUTED),
@@ -72,8 +76,9 @@ LATE = PATIENCE
 # Facts, memory, holders, seconds at this step, and the action, or its kind where only its words differ.
 CASES = [
     pytest.param(make_facts(), {}, {}, 0, Wait, id="nothing is in progress"),
-    pytest.param(make_facts(sealed=True), {}, {}, 0, Wait, id="sealed"),
-    pytest.param(damage(PREPARED, records.OPERATION), MAKER, {}, 0, Wait, id="it cannot be read"),
+    pytest.param(sealed(FLIPPED), {"driver": OTHER}, ALL, 0, Wait, id="sealed when it was flipped"),
+    pytest.param(sealed(damage(FLIPPED, records.OPERATION)), MAKER, ALL, 0, Wait, id="sealed, and it cannot be read"),
+    pytest.param(damage(PREPARED, records.OPERATION), MAKER, {}, 0, Commit(Transition.HEAL), id="it cannot be read"),
     # Prepared, by the process that began it.
     pytest.param(PREPARED, MAKER, {}, 0, Put(2, frozenset(NAMES)), id="nobody holds the new set"),
     pytest.param(PREPARED, MAKER, hold("k1"), 0, Put(2, frozenset(NAMES[1:])), id="the others get it"),
@@ -138,6 +143,24 @@ def test_the_next_action(
 ) -> None:
     found = next_action(facts, replace(Memory(DRIVER, since=100.0), **memory), View(100.0 + seconds, holders))
     assert found == action or found.__class__ is action
+
+
+@pytest.mark.parametrize("step", [PREPARED, DISTRIBUTED], ids=["prepared", "distributed"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        (records.SHARD_SET, "2"),
+        (records.GENERATION, "2"),
+        (records.KEYRING, "2"),
+        (records.ESCROW, "2"),
+        (records.CANARY, "3"),
+    ],
+    ids="/".join,
+)
+def test_an_operation_ends_when_what_it_has_staged_is_damaged(step: Facts, key: records.Key) -> None:
+    """Its flip would be refused for ever."""
+    memory = Memory(DRIVER, begun=OPERATION_ID, key_of=OPERATION_ID, proof=prove(PREPARED))
+    assert isinstance(next_action(damage(step, key), memory, View(0.0, ALL)), Abort)
 
 
 def test_rows_of_dead_sets_go_once_nobody_holds_them() -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from common.forms.chain import MAX_LINKS
 from nexus.keys import records
 from nexus.keys.operation import transitions
 from nexus.keys.operation.evidence import Backup
 from nexus.keys.operation.facts import Facts, read_facts
-from nexus.keys.operation.preflight import MAX_LINKS, SPARE_LINKS, check_all, find_refusals
+from nexus.keys.operation.preflight import SPARE_LINKS, check_all, find_refusals
 from nexus.keys.operation.record import Depth, Step, Waiver, WaiverKind
 from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.staging import next_numbers

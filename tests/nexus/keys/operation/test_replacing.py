@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from common.forms.chain import MAX_LINKS
 from nexus.keys import records
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.preflight import MAX_LINKS
 from nexus.keys.operation.record import Depth, Numbers, Step
 from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.replacing import replace_at_once

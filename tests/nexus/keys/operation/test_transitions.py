@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from common.forms.chain import MAX_LINKS
 from nexus.keys import records
 from nexus.keys.operation import transitions
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.evidence import Backup, Staged
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.preflight import MAX_LINKS
 from nexus.keys.operation.record import Depth, Driver, Numbers, Step, Ticket, Waiver, WaiverKind
 from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.staging import next_numbers

@@ -30,6 +30,9 @@ class Core:
     def abort(self, facts: Facts, *args: Any, **options: Any) -> Change | Refused:
         return transitions.abort(facts, *args, **options)
 
+    def heal(self, facts: Facts) -> Change | Refused:
+        return transitions.heal(facts)
+
     def take_over(self, facts: Facts, *args: Any, **options: Any) -> Change | Refused:
         return transitions.take_over(facts, *args, **options)
 

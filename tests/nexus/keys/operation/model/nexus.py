@@ -45,6 +45,10 @@ def open_root(facts: Facts, root: bytes) -> dict[int, bytes]:
     return keks
 
 
+def is_member(shard_set: records.ShardSetRecord, name: str) -> bool:
+    return any(member.name == name for member in shard_set.members)
+
+
 class ModelNexus:
     """One process, until it ends."""
 
@@ -117,8 +121,8 @@ class ModelNexus:
         match action:
             case actions.Put(set_number, keepers):
                 for name in sorted(keepers):
-                    self._fill(facts.current_set, name, facts.current_set.set_id)
-                    self._fill(facts.sets[set_number], name, facts.current_set.set_id)
+                    self._fill(facts.current_set, name, facts.current_set)
+                    self._fill(facts.sets[set_number], name, facts.current_set)
             case actions.Fetch(set_number):
                 self._gather(facts, facts.sets[set_number])
             case actions.Prove(set_number):
@@ -173,6 +177,11 @@ class ModelNexus:
         core, now, at = self.world.core, self.facts, self.world.at
         if transition is Transition.FORGET_SETS:
             self.save(core.forget_sets(now, self._view(now).gone))
+            return
+        if transition is Transition.HEAL:
+            if self.save(core.heal(now)):
+                self.memory = replace(self.memory, is_scrub_due=True)
+                self.world.count("heal")
             return
         record = facts.operation
         assert record is not None
@@ -257,7 +266,7 @@ class ModelNexus:
         facts = self.facts
         current = facts.current_set
         if current.set_id not in held:
-            self._fill(current, name, current.set_id)
+            self._fill(current, name, current)
         for number, shard_set in facts.sets.items():
             if shard_set.set_id not in held:
                 self.gone.setdefault(number, set()).add(name)
@@ -278,9 +287,10 @@ class ModelNexus:
         epoch = self.epoch
         self._send(name, lambda keeper: keeper.drop(set_id, epoch), lambda _: None)
 
-    def _fill(self, target: records.ShardSetRecord, name: str, current_set_id: bytes) -> None:
-        if target.set_id not in self.points:
+    def _fill(self, target: records.ShardSetRecord, name: str, current: records.ShardSetRecord) -> None:
+        if target.set_id not in self.points or not is_member(target, name):
             return
+        current_set_id = current.set_id if is_member(current, name) else b""
         shard, member = self._make_shard(target, name), self._find_member(target, name)
         label, epoch = target.label(CLUSTER, GENESIS), self.epoch
 

@@ -24,6 +24,8 @@ def check_state(world: "World") -> None:
     """The current generation opens everything: KEKs, rows, canary, and its escrow opens for custodians."""
     facts = world.store.facts
     keks = world.open_current()
+    named = (facts.meta.generation, facts.meta.kek_id)
+    assert named == (facts.generation, facts.kek_id), "the meta row names another generation or KEK"
     assert len(facts.pending_sets) <= 1, "two sets are pending"
     escrow = records.decode(records.EscrowRecord, facts.bodies[records.ESCROW, str(facts.generation)])
     assert escrow.copies[0].sealed == facts.generations[facts.generation].kcv, "custodians cannot open the generation"
@@ -81,6 +83,12 @@ def check_drops(world: "World") -> None:
             assert not needed.intersection(dropped), f"{keeper.name} dropped a set that is needed"
 
 
+def find_wanted(facts: Facts, keeper: str) -> set[bytes]:
+    """What a keeper holds when everything is at rest."""
+    is_member = any(member.name == keeper for member in facts.current_set.members)
+    return {facts.current_set.set_id} if is_member else set()
+
+
 def check_rest(world: "World") -> None:
     """Everything is mended and nothing is left to do."""
     facts = world.store.facts
@@ -88,10 +96,11 @@ def check_rest(world: "World") -> None:
     steps = [] if facts.operation is None else [facts.operation.step]
     assert not steps, f"an operation is {steps[0]}"
     assert not facts.pending_sets
+    assert not facts.damaged, f"damaged: {sorted(facts.damaged)}"
     assert not facts.older_keyrings
     assert list(facts.sets) == [current.set_number], f"sets {list(facts.sets)} have rows"
     for keeper in world.keepers.values():
-        assert set(keeper.held) == {current.set_id}, f"{keeper.name} holds {len(keeper.held)} sets"
+        assert set(keeper.held) == find_wanted(facts, keeper.name), f"{keeper.name} holds {len(keeper.held)} sets"
     rows = world.store.state.rows.values()
     assert all(row.is_abandoned or row.kek_id == facts.kek_id for row in rows), "a row is under an older KEK"
     tainted = world.store.state.tainted

@@ -15,22 +15,36 @@ from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Depth, Numbers, Step, Waiver, WaiverKind
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.operation.staging import next_numbers
-from tests.nexus.keys.operation.made import DAY, NAMES, make_key, make_order, make_preflight, make_set
+from tests.nexus.keys.operation.made import DAY, make_key, make_order, make_preflight, make_set
 from tests.nexus.keys.operation.model import promises
 from tests.nexus.keys.operation.model.core import Core
 from tests.nexus.keys.operation.model.keeper import Liar
 from tests.nexus.keys.operation.model.nexus import Mode
 from tests.nexus.keys.operation.model.store import Row
-from tests.nexus.keys.operation.model.world import World
+from tests.nexus.keys.operation.model.world import KEEPERS, World
 
 BATCH = 4  # rows
 ROUNDS = 300  # until everything is at rest
 
 
-def stage(world: World, facts: Facts, depth_renews: bool, *, timeline: int, threshold: int, seen: Numbers) -> Staged:
+Members = tuple[tuple[str, ...], int]  # names, and the threshold
+
+
+def list_members(facts: Facts) -> Members:
+    return tuple(member.name for member in facts.current_set.members), facts.current_set.threshold
+
+
+def choose_members(world: World) -> Members:
+    """Choose who holds the next set; a keeper may join or leave."""
+    names = world.chance.sample(KEEPERS, world.chance.choice((4, 5, 5, 6)))
+    return tuple(names), world.chance.choice((2, 3))
+
+
+def stage(world: World, facts: Facts, depth_renews: bool, *, timeline: int, members: Members, seen: Numbers) -> Staged:
     """Make a new set, and a new key with it."""
     numbers = next_numbers(facts, renews_key=depth_renews, seen=seen)
-    shard_set = make_set(numbers, threshold=threshold, timeline=timeline, nonce=world.next_serial())
+    names, threshold = members
+    shard_set = make_set(numbers, names=names, threshold=threshold, timeline=timeline, nonce=world.next_serial())
     current_root = world.set_keys[facts.current_set.set_id]
     if not depth_renews:
         world.set_keys[shard_set.set_id] = current_root
@@ -49,14 +63,18 @@ def begin(world: World) -> None:
         return
     facts = world.store.facts
     depth = world.chance.choices(list(Depth), weights=(3, 5, 2))[0]
-    threshold = world.chance.choice((2, 3)) if depth is Depth.RESHARE else facts.current_set.threshold
-    staged = stage(world, facts, depth.renews_key, timeline=facts.meta.timeline, threshold=threshold, seen=Numbers())
+    members = choose_members(world) if depth is Depth.RESHARE else list_members(facts)
+    staged = stage(world, facts, depth.renews_key, timeline=facts.meta.timeline, members=members, seen=Numbers())
     waivers = (Waiver(WaiverKind.BACKUP, "model", "alice"),) if world.chance.random() < 0.3 else ()
     change = world.core.prepare(
         facts,
-        make_order(depth, threshold=threshold, is_forced=True, waivers=waivers),
+        make_order(depth, keepers=members[0], threshold=members[1], is_forced=True, waivers=waivers),
         staged,
-        make_preflight(backup=Backup(world.store.state.backup or facts.generation, 0), backup_max_age=DAY << 20),
+        make_preflight(
+            reachable=frozenset(KEEPERS),
+            backup=Backup(world.store.state.backup or facts.generation, 0),
+            backup_max_age=DAY << 20,
+        ),
         operation_id=world.make_token("operation")[:16],
         driver=nexus.driver,
         at=world.at,
@@ -132,7 +150,7 @@ def _replace(world: World, *, renews_key: bool, timeline: int) -> None:
         facts,
         renews_key,
         timeline=timeline,
-        threshold=facts.current_set.threshold,
+        members=list_members(facts),
         seen=world.seen_numbers() if renews_key else Numbers(),
     )
     change = world.core.replace_at_once(
@@ -149,7 +167,7 @@ def starve(world: World) -> None:
     operation = world.store.facts.operation
     if operation is not None and operation.step is Step.DISTRIBUTED and world.nexus.check_floor():
         world.crash_nexus()
-        for name in world.chance.sample(NAMES, 2):
+        for name in world.chance.sample(KEEPERS, 2):
             world.keepers[name].is_up = False
         world.recover()
         for _ in range(3):
@@ -301,11 +319,11 @@ def poll(world: World) -> None:
 
 def restart_keeper(world: World) -> None:
     if not world.is_put_back:
-        world.restart_keeper(world.chance.choice(NAMES))
+        world.restart_keeper(world.chance.choice(KEEPERS))
 
 
 def turn_keeper(world: World) -> None:
-    keeper = world.keepers[world.chance.choice(NAMES)]
+    keeper = world.keepers[world.chance.choice(KEEPERS)]
     if not world.is_put_back or not keeper.is_up:
         keeper.is_up = not keeper.is_up
 
@@ -336,6 +354,7 @@ STEPS: dict[Callable[[World], None], int] = {
     starve: 8,
     waive: 4,
     rot_row: 4,
+    World.damage_row: 4,
     World.take_snapshot: 4,
     World.crash_nexus: 10,
     World.pause_nexus: 16,
@@ -393,6 +412,6 @@ def _is_at_rest(world: World) -> bool:
     facts = world.store.facts
     if world.nexus.mode is not Mode.READY or facts.operation is not None or len(facts.sets) > 1 or world.messages:
         return False
-    if any(set(keeper.held) != {facts.current_set.set_id} for keeper in world.keepers.values()):
+    if any(set(keeper.held) != promises.find_wanted(facts, name) for name, keeper in world.keepers.items()):
         return False
     return world.core.next_job_step(facts, world.store.count_rows(), Backup(world.store.state.backup, 0)) is None

@@ -31,6 +31,7 @@ class State:
     meta: Meta
     bodies: Mapping[records.Key, bytes]
     rows: Mapping[int, Row] = field(default_factory=dict)
+    damaged: frozenset[records.Key] = frozenset()
     backup: int = 0  # generation of the newest verified one
     tainted: frozenset[int] = frozenset()  # DEKs that were there at the flip of an emergency
 
@@ -47,7 +48,7 @@ class ModelStore:
     def facts(self) -> Facts:
         """The facts of now."""
         if self._facts is None or self._facts[0] is not self.state:
-            self._facts = self.state, read_facts(self.state.meta, self.state.bodies)
+            self._facts = self.state, read_facts(self.state.meta, self.state.bodies, self.state.damaged)
         return self._facts[1]
 
     def put_back(self, state: State) -> None:
@@ -63,7 +64,8 @@ class ModelStore:
             raise AssertionError("the epoch went down")
         edited = replace(edited, revision=edited.revision + 1, control_revision=edited.control_revision + 1)
         rows = before.rows if rows is None else rows
-        self.state = replace(before, meta=edited, bodies=change.apply(before.bodies), rows=rows)
+        damaged = before.damaged - change.delete - change.put.keys()
+        self.state = replace(before, meta=edited, bodies=change.apply(before.bodies), rows=rows, damaged=damaged)
         self.commits += 1
 
     def note_flip(self, depth: Depth) -> None:
@@ -71,6 +73,11 @@ class ModelStore:
         if depth is Depth.EMERGENCY:
             deks = {row.dek for row in self.state.rows.values() if not row.is_abandoned}
             self.state = replace(self.state, tainted=self.state.tainted | deks)
+
+    def damage(self, key: records.Key) -> None:
+        """Let a control row be one that does not verify."""
+        bodies = {row: body for row, body in self.state.bodies.items() if row != key}
+        self.state = replace(self.state, bodies=bodies, damaged=self.state.damaged | {key})
 
     def write_rows(self, rows: Mapping[int, Row], *, counts: bool) -> None:
         """Commit a change of no control row."""

@@ -15,7 +15,7 @@ from nexus.keys import records
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Driver, Numbers
-from tests.nexus.keys.operation.made import CLUSTER, NAMES, first_bodies, make_shard, token
+from tests.nexus.keys.operation.made import NAMES, first_bodies, make_shard, token
 from tests.nexus.keys.operation.model import promises
 from tests.nexus.keys.operation.model.core import Core
 from tests.nexus.keys.operation.model.keeper import NO_MARK, KeeperRefusedError, Liar, ModelKeeper, ModelMark
@@ -23,6 +23,7 @@ from tests.nexus.keys.operation.model.nexus import Mode, ModelNexus, open_root
 from tests.nexus.keys.operation.model.store import ModelStore, State
 
 LIARS = ("k2", "k5")
+KEEPERS = (*NAMES, "k6")  # of which a reshare chooses the members
 
 
 @dataclass
@@ -51,7 +52,7 @@ class World:
         self.refused_as_not_newer: dict[bytes, set[str]] = {}
         self.messages: list[Message] = []
         self.keepers: dict[str, ModelKeeper] = {}
-        for name in NAMES:
+        for name in KEEPERS:
             keeper = Liar(name, memory) if name in LIARS else ModelKeeper(name, memory)
             if isinstance(keeper, Liar):
                 keeper.chance = chance
@@ -234,6 +235,16 @@ class World:
         self.snapshot, self.is_put_back = None, True
         self.nexus = self.start_nexus()
 
+    def damage_row(self) -> None:
+        """Damage a row of an operation, or one that it has replaced; never one that recovery needs."""
+        facts = self.store.facts
+        current = {str(facts.generation), str(facts.kek_id), str(facts.current_set.set_number)}
+        kinds = {records.SHARD_SET, records.KEYRING, records.ESCROW, records.CANARY}
+        keys = [key for key in facts.bodies if key == records.OPERATION or (key[0] in kinds and key[1] not in current)]
+        if keys:
+            self.store.damage(self.chance.choice(sorted(keys)))
+            self.count("damaged")
+
     def edit_row(self, number: int, **changes: object) -> None:
         rows = dict(self.store.state.rows)
         rows[number] = replace(rows[number], **changes)  # type: ignore[arg-type]
@@ -242,10 +253,6 @@ class World:
 
     def seen_numbers(self) -> Numbers:
         return self.find_newest_mark().numbers
-
-    @property
-    def cluster_id(self) -> bytes:
-        return CLUSTER
 
 
 def make_memory() -> ProtectedMemory:
