@@ -194,6 +194,8 @@ class KeeperPool:
 
     def count_holders(self) -> int:
         """Count the keepers that are known to hold their shard of the current set."""
+        if (plan := self._plan) is not None:  # its seats may not have heard of it yet
+            return len(self.find_holders(plan.current.record.set_id))
         return sum(seat.status.holds_current_set for seat in self.seats)
 
     def count_emptied(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 from common.forms.delivery import PUT_FORMAT, UNBOUND_FORMAT
 from common.forms.epoch import StoreEpoch
 from common.forms.mark import SignedMark
+from nexus.keepers.link import KeeperReport
 from nexus.keepers.plan import Holding, Plan
 from nexus.keepers.seat import Seat, SeatStatus
 from nexus.keys.shard_set import ShardSet
@@ -164,6 +165,22 @@ def test_a_flip_changes_nothing_at_the_keeper_but_what_counts_as_current(bench: 
     settled = Plan(bench.pending, droppable=frozenset({current}))
     assert bench.keep(settled).reported == frozenset({pending})
     assert list(bench.keeper.sets) == [pending]
+
+
+def test_a_seat_says_all_the_time_that_its_keeper_holds_the_current_set(bench: Bench) -> None:
+    """Also while it asks the keeper for the first time after a flip."""
+    seen: list[bool] = []
+
+    class Watched(PlayedKeeper):
+        def fetch_report(self, *, timeout: float) -> KeeperReport:
+            seen.append(seat.status.holds_current_set)
+            return super().fetch_report(timeout=timeout)
+
+    seat = bench.sit(Watched("keeper-1"))
+    for plan in (Plan(bench.current, bench.pending), Plan(bench.pending)):
+        bench.keep(plan, seat)
+    bench.keep(Plan(draw_next(bench.cluster, set_number=3)), seat)
+    assert seen == [False, True, False]
 
 
 def test_an_aborted_set_is_dropped_although_it_is_newer(bench: Bench) -> None:
