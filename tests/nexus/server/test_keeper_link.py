@@ -168,12 +168,11 @@ def test_the_longest_chain_goes_and_comes_back(
     keeper: KeeperProcess, connect: Connect, memory: ProtectedMemory
 ) -> None:
     """A mark of generation 1,025 fits into every message; the keeper says what it verified, and gets the rest of it."""
-    link = connect(keeper.port)
+    link, known = connect(keeper.port), make_chain(MAX_LINKS - 1).chain.digest  # as the keeper of before had it
     marks = [MarkMaker(chains=make_chain(MAX_LINKS).cut(links)) for links in (MAX_LINKS - 1, MAX_LINKS)]
     put(link, memory, replace(LABEL, genesis=marks[0].genesis))
-    digest = marks[0].chains.chain.digest  # the keeper of before had verified it
     for mark in marks:
-        assert link.put_mark(mark.make(), epoch=EPOCH, timeout=TIMEOUT, known=digest) is None
+        assert link.put_mark(mark.make(), epoch=EPOCH, timeout=TIMEOUT, known=known) is None
     assert link.fetch_report(timeout=TIMEOUT).chain_seq == MAX_LINKS
     assert link.fetch_mark(LABEL.cluster_id, timeout=TIMEOUT) == marks[1].make()
     assert link.put_mark(marks[0].make(), epoch=EPOCH, timeout=TIMEOUT) == marks[1].make()
