@@ -13,6 +13,7 @@ import typer
 from common.server.termination import end_process
 from pilot.app import app
 from pilot.errors import FAILED, INTERRUPTED, USAGE, PilotError, UsageError, report
+from pilot.terminal.streams import drop_output, is_write_fault, open_missing
 
 # The base of typer's usage errors, taken from a public subclass: its own module differs between versions.
 _BaseUsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
@@ -20,6 +21,7 @@ _BaseUsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    open_missing()
     logging.basicConfig(level=logging.WARNING, format="pilot: warning: %(message)s")
     logging.getLogger("spiffe").setLevel(logging.CRITICAL)  # its errors come back as exceptions
     end_process(run(sys.argv[1:]))
@@ -37,9 +39,12 @@ def run(arguments: list[str]) -> int:
         return _report_usage(exc)
     except typer.Abort:
         code = INTERRUPTED
-    except BrokenPipeError:
-        # The reader is gone: nothing more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as exc:
+        if not is_write_fault(exc):
+            raise
+        drop_output()
+        if not isinstance(exc, BrokenPipeError):  # a reader that is gone knows it
+            report(PilotError(f"cannot write the output: {exc.strerror}"))
         return FAILED
     if code == INTERRUPTED:  # typer catches Ctrl-C itself and returns this code
         print("pilot: error: interrupted", file=sys.stderr)

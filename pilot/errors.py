@@ -15,7 +15,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, InvalidArgumentError, ShardholdError
@@ -49,10 +49,11 @@ class UsageError(PilotError):
 
 
 def report(error: PilotError) -> None:
-    """Print an error and its hints to stderr: lower case, no full stop."""
-    print(f"pilot: error: {clean(_tidy(str(error)))}", file=sys.stderr)
-    for hint in error.hints:
-        print(f"pilot: hint: {clean(_tidy(hint))}", file=sys.stderr)
+    """Print an error and its hints to stderr, if that takes anything: lower case, no full stop."""
+    with suppress(OSError):
+        print(f"pilot: error: {clean(_tidy(str(error)))}", file=sys.stderr)
+        for hint in error.hints:
+            print(f"pilot: hint: {clean(_tidy(hint))}", file=sys.stderr)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import structlog
 
 from common.clock import Clock, to_micros
-from common.errors import MarkError
 from common.forms.chain import Chain
 from common.forms.genesis import Genesis
 from common.forms.mark import AuditEnd, Mark, SignedMark, open_mark, verify_mark_chain
@@ -230,11 +229,9 @@ class MarkBook:
 
     def _verify(self, signed: SignedMark) -> SeenMark:
         chain = verify_mark_chain(signed, self._fingerprint, verified=self._verified)
-        mark = open_mark(signed, chain)
-        if mark.cluster_id != self._cluster_id:
-            raise MarkError("rollback mark is of another cluster")
+        seen = SeenMark(open_mark(signed, chain), chain)
         self._verified = chain
-        return SeenMark(mark, chain)
+        return seen
 
     def _remember(self, keeper: str, seen: SeenMark) -> None:
         """Remember the newest in each of _ORDERS, for each of the chains that were told last."""

@@ -9,6 +9,7 @@ permissions = ["read", "list"]
 
 import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ from pilot.terminal.output import Output, print_facts, print_json, print_table, 
 if TYPE_CHECKING:
     from pilot.connection import Connection
     from shardhold.v1 import policies_pb2 as pb
+
+_MAX_FILE = 4 * 1024 * 1024  # bytes; a request takes no more
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Policies: which callers may do what with which secrets."
@@ -182,7 +185,11 @@ def to_document(policy: "pb.Policy") -> dict[str, Any]:
 
 def _read(file: str) -> str:
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as source:
+            content = source.read(_MAX_FILE + 1)
+        if len(content) > _MAX_FILE:
+            raise UsageError(f"{file}: got more than {_MAX_FILE} bytes, want at most 4 MiB")
+        return content.decode()
     except OSError as exc:
         raise UsageError(f"{file}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

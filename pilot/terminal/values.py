@@ -6,6 +6,7 @@ asks for it. The content of a file or of standard input is used as it is, includ
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -76,14 +77,11 @@ def _checked(field: str, file: Path | None) -> Source:
 
 def _read(source: Source, stdin: BinaryIO) -> bytes:
     origin = source.file or "standard input"
-    if source.file is None:
-        value = stdin.read(MAX_VALUE_BYTES + 1)
-    else:
-        try:
-            with source.file.open("rb") as file:
-                value = file.read(MAX_VALUE_BYTES + 1)
-        except OSError as exc:
-            raise UsageError(f"{origin}: {exc.strerror}") from exc
+    try:
+        with nullcontext(stdin) if source.file is None else source.file.open("rb") as file:
+            value = file.read(MAX_VALUE_BYTES + 1)
+    except OSError as exc:
+        raise UsageError(f"{origin}: {exc.strerror}") from exc
     if len(value) > MAX_VALUE_BYTES:
         raise UsageError(f"{origin}: got more than {MAX_VALUE_BYTES} bytes, want at most 1 MiB")
     return value

@@ -28,7 +28,7 @@ FAULTS = {
     "flip": NO_SHARD,
     "foreign": NO_SHARD,
     "future-mark": NO_MARK,
-    "foreign-mark": "rollback mark is of another cluster",
+    "foreign-mark": "the genesis record of another cluster",
     "hoard": "lies: it says that it holds 16 sets, and can hold 2",
     "undropped": "lies: it says that it holds set 0, which it has dropped",
 }

@@ -319,7 +319,7 @@ def test_a_blocked_nexus_can_be_sealed(cluster: Cluster, restart: bool) -> None:
     [
         ("future-mark", "rollback mark has a broken signature"),
         ("broken-mark", "rollback mark has a broken signature"),
-        ("foreign-mark", "rollback mark is of another cluster"),
+        ("foreign-mark", "the genesis record of another cluster"),
     ],
 )
 def test_a_lying_keepers_mark_blocks_nothing(cluster: Cluster, lie: str, fault: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pilot.__main__ import run
 from pilot.errors import PilotError, describe, described
 from shardhold import _errors as sdk
+from tests.kit.patience import at_most
 from tests.kit.transcript import run_pilot
 
 NO_IDENTITY = """\
@@ -300,3 +301,35 @@ def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     """JSON output parses."""
     assert run(["version", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"version": "0.1.0"}
+
+
+def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
+    """Run pilot, as "$@" in a line of sh that says what becomes of its streams."""
+    line = ["sh", "-c", command, "sh", sys.executable, "-m", "pilot"]
+    return subprocess.run(line, capture_output=True, text=True, timeout=at_most(30), check=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "err"),
+    [
+        pytest.param('"$@" version > /dev/full', 1, "cannot write the output: No space", id="stdout full"),
+        pytest.param('"$@" --help > /dev/full', 1, "cannot write the output: No space", id="help, stdout full"),
+        pytest.param('"$@" version >&-', 1, "cannot write the output: Bad file descriptor", id="stdout closed"),
+        pytest.param('"$@" secret put a/b v=- <&-', 2, "standard input: Bad file descriptor", id="stdin closed"),
+        pytest.param('"$@" policy apply - <&-', 2, "-: Bad file descriptor", id="policies, stdin closed"),
+        pytest.param('"$@" secret put a/b <&-', 2, "there is no terminal to ask on", id="nobody to ask"),
+        pytest.param('"$@" policy apply /dev/zero', 2, "/dev/zero: got more than 4194304 bytes", id="file without end"),
+    ],
+)
+def test_streams_that_are_closed_or_full(command: str, exit_code: int, err: str) -> None:
+    """A result that nobody gets is a failure, and closed input is no empty value; neither is a traceback."""
+    done = run_in_shell(command)
+    assert (done.returncode, done.stdout) == (exit_code, "")
+    assert done.stderr.startswith(f"pilot: error: {err}")
+
+
+@pytest.mark.parametrize("stderr", ["2> /dev/full", "2>&-"])
+def test_an_error_that_nobody_hears(stderr: str) -> None:
+    """The exit code says it all the same, and standard output stays clean."""
+    done = run_in_shell(f'"$@" status {stderr}')
+    assert (done.returncode, done.stdout) == (5, "")
