@@ -11,11 +11,12 @@ from common.keys import shamir
 from nexus.keys import manifest, records
 from nexus.keys.old_form import make_first_escrow
 from nexus.keys.opened import Serving, make_canary
+from nexus.keys.outbox import make_head
 from nexus.keys.records import GenerationState, KekState, Key, SetState
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.store.protocol import Meta, Writer
-from tests.nexus.cluster import MADE_AT, NO_RECOVERY, FoundedCluster, SealEscrow, seal_for_nobody
+from tests.nexus.cluster import MADE_AT, NEXUS_NAME, NO_RECOVERY, FoundedCluster, SealEscrow, seal_for_nobody
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ def _flip(writer: Writer, cluster: FoundedCluster, serving: Serving, successor: 
         kek_id=successor.kek_id,
     )
     writer.save_meta(manifest.first_manifest(meta, bodies, successor.root_key, writer))
+    if (head := writer.load_audit_head(NEXUS_NAME)) is not None:
+        place = head.timeline, head.seq, head.digest
+        writer.save_audit_head(make_head(successor.root_key, head.nexus, *place, revision=head.revision))
     return record
 
 

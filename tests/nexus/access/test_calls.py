@@ -11,10 +11,10 @@ from nexus.access.calls import ALL, BY_FULL_NAME, Rpc
 from nexus.access.roles import Role
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 
 PROTOS = Path(__file__).parents[3] / "proto" / "shardhold" / "v1"
-CONTRACTS = [secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2]
+CONTRACTS = [secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2, root_pb2]
 
 # Design §5 and its roles, by hand: the one other place that knows them, so that a wrong row is found.
 DESIGN = {
@@ -40,9 +40,13 @@ DESIGN = {
     "ResetUnseal": ("unseal.reset", "recover operator superuser", "", "recovering sealed"),
     "TailAudit": ("audit.tail", "superuser operator auditor", "", "uninitialised initialising recovering sealed ready"),
     "AcceptNewChain": ("audit.accept-new-chain", "superuser operator", "", "recovering sealed ready"),
+    "StartOperation": ("root.start", "superuser operator", "", "ready"),
+    "GetOperation": ("root.status", "superuser operator auditor", "", "ready"),
+    "AbortOperation": ("root.abort", "superuser operator", "", "ready"),
+    "ContinueOperation": ("root.continue", "superuser operator", "", "ready"),
 }
 # Design §8: what has to work while the audit cannot be written.
-FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress", "AcceptNewChain"}
+FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress", "AcceptNewChain", "AbortOperation"}
 
 
 def name_rpc(rpc: Rpc[Permission | None]) -> str:

@@ -178,7 +178,7 @@ def test_an_abort_leaves_what_was_and_numbers_used_up(step: Step, depth: Depth) 
     was = make_facts()
     assert {key: after.bodies[key] for key in was.bodies} == was.bodies
     assert after.sets[2].state is SetState.DEAD
-    left = {(records.SHARD_SET, "2")} | ({(records.GENERATION, "2")} if depth.renews_key else set())
+    left = {records.ENDED, (records.SHARD_SET, "2")} | ({(records.GENERATION, "2")} if depth.renews_key else set())
     assert after.bodies.keys() - was.bodies.keys() == left
     if depth.renews_key:
         assert after.generations[2].state is GenerationState.ABORTED
