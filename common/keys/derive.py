@@ -1,8 +1,8 @@
 """HMAC and HKDF-Expand with SHA-256 on keys in protected memory, leaving no copy of key or result elsewhere.
 
 Measured by scanning /proc/PID/mem, main and worker threads: OpenSSL's one-shot HMAC cleanses what it allocates, but
-leaves its last result on the C stack. So each call here moves the result, wipes the `bytes` it came in, and then makes
-one more call of the same shape over zeros, which overwrites that place.
+leaves its last result on the C stack. So each call with a secret result moves it, wipes the `bytes` it came in, and
+makes one more call of the same shape over zeros, which overwrites that place.
 """
 
 import hmac
@@ -41,7 +41,8 @@ def hmac_into(key: memoryview, message: bytes | bytearray | memoryview, into: me
 
 
 def hmac_sha256(key: memoryview, message: bytes) -> bytes:
-    """Return the 32-byte HMAC-SHA256 tag of *message*. Only for public tags, never to derive a key."""
-    tag = hmac.digest(key, message, "sha256")
-    hmac.digest(bytes(len(key)), bytes(len(message)), "sha256")
-    return tag
+    """Return the 32-byte HMAC-SHA256 tag of *message*. Only for public tags, never to derive a key.
+
+    The tag may stay on the C stack: it is public.
+    """
+    return hmac.digest(key, message, "sha256")

@@ -11,7 +11,7 @@
 
 import hmac
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from common.errors import StoreLostError
 from nexus.store.protocol import Position
@@ -51,7 +51,7 @@ class Floor:
             with self._raising:
                 standing = self._standing
                 if revision > standing.position.revision:
-                    self._standing = replace(standing, position=standing.position._replace(revision=revision))
+                    self._standing = Standing(standing.position._replace(revision=revision), standing.manifest)
 
     def check_read(self, before: Position, found: Position) -> None:
         """Compare what a read *found* with the floor *before* it began (rule 2)."""
@@ -61,13 +61,18 @@ class Floor:
     def check_basis(self, basis: Position) -> None:
         """Compare what a change begins with (rule 3)."""
         left = self._standing.position
-        if basis.revision < left.revision or basis._replace(revision=0) != left._replace(revision=0):
+        if basis.revision < left.revision or not differs_by_revision(basis, left):
             raise StoreLostError(describe(basis, left))
 
     def check_manifest(self, digest: bytes) -> None:
         """Compare the manifest that a change of control rows begins with (rule 4)."""
         if not hmac.compare_digest(digest, self._standing.manifest):
             raise StoreLostError("the control manifest is not the one that this nexus left")
+
+
+def differs_by_revision(one: Position, other: Position) -> bool:
+    """Say whether two positions are the same, or differ by nothing but their revision."""
+    return one[0] == other[0] and one[2:] == other[2:]  # the revision is at 1; `_replace` would cost ten times as much
 
 
 def is_below(found: Position, left: Position) -> bool:

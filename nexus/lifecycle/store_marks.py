@@ -20,7 +20,7 @@ from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import AuditEnd, Mark, SignedMark
 from nexus.keepers.marks import MarkBook, MarkMaker, NewerMark
 from nexus.keys import records
-from nexus.keys.floor import describe, is_below
+from nexus.keys.floor import describe, differs_by_revision, is_below
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.lineage import find_chain
 from nexus.keys.opened import Serving
@@ -102,7 +102,7 @@ class StoreMarks:
         floor, before = serving.floor, serving.floor.position
         found = self.load_meta().position
         floor.check_read(before, found)
-        if found._replace(revision=0) != before._replace(revision=0):
+        if not differs_by_revision(found, before):
             # A change may have been committed meanwhile. In a turn at the writer nothing of ours is in flight.
             self._store.write(lambda writer: floor.check_basis(writer.basis), counts=False, alone=True)
 
@@ -166,7 +166,7 @@ class StoreMarks:
         left, found = serving.floor.position, meta.position
         if is_below(found, before):
             self._lifecycle.lose_store(describe(found, before))
-        elif found._replace(revision=0) in (before._replace(revision=0), left._replace(revision=0)):
+        elif differs_by_revision(found, before) or differs_by_revision(found, left):
             return self._sign(meta, serving, maker)
         raise StoreLostError(describe(found, left))
 
