@@ -251,7 +251,7 @@ def test_pilot_shows_nothing_while_it_runs(haunted: Haunted) -> None:
 
 def test_every_key_is_searched_for(haunted: Haunted) -> None:
     """The two sets of shards, from before the unseal and after it, among them."""
-    wanted = {"root key", "keyring key", "control key", "KEK 1", "recovery seed", "recovery share 5"}
+    wanted = {"root key", "keyring key", "control key", "KEK 2", "recovery seed", "recovery share 5"}
     wanted |= {f"shard of keeper-{number} in set {of}" for number in (1, 2, 3) for of in (1, 2)}
     assert wanted <= haunted.keys.keys()
 
