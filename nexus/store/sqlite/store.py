@@ -185,20 +185,36 @@ class SqliteStore:
             self._roll_back(batch, exc)
             return
         try:
-            self._writer.execute("COMMIT")
+            if self._writer.in_transaction:
+                self._writer.execute("COMMIT")
         except SQLITE_ERRORS as exc:
             self._settle(batch, ran, exc)
         for turn in batch:
             turn.announce()
 
     def _run_changes(self, batch: _Batch) -> _Ran:
-        """Run the changes in a transaction that stays open."""
+        """Run the changes in a transaction that stays open, unless there is nothing to commit."""
         execute = self._writer.execute
         execute("BEGIN IMMEDIATE")
         row = execute(POSITION).fetchone()
         if row is None:
             raise _NotCommittedError("store has no meta row")
-        before = standing = Position(*row)
+        before = Position(*row)
+        return self._run_one(batch[0], before) if len(batch) == 1 else self._run_group(batch, before)
+
+    def _run_one(self, turn: Turn[SqliteWriter, object], before: Position) -> _Ran:
+        """Without a savepoint: a change that fails is undone with its transaction."""
+        changes = self._writer.total_changes
+        writer = SqliteWriter(self._writer, before)
+        is_done = turn.run(writer) and _finish(turn, writer)
+        self._check_open()
+        if not is_done:
+            self._writer.execute("ROLLBACK")
+            return _Ran(before, before, has_written=False)
+        return _Ran(before, writer.standing, self._writer.total_changes > changes)
+
+    def _run_group(self, batch: _Batch, before: Position) -> _Ran:
+        execute, standing = self._writer.execute, before
         has_written = False
         for turn in batch:
             execute("SAVEPOINT change")
@@ -209,10 +225,14 @@ class SqliteStore:
                 has_written |= self._writer.total_changes > changes
             elif self._writer.in_transaction:
                 execute("ROLLBACK TO change")
-            if not self._writer.in_transaction:  # as SQLite does when the disk is full
-                raise _NotCommittedError("store failed to write: the whole transaction was rolled back")
+            self._check_open()
             execute("RELEASE change")
         return _Ran(before, standing, has_written)
+
+    def _check_open(self) -> None:
+        """See that SQLite did not roll the transaction back by itself, as it does when the disk is full."""
+        if not self._writer.in_transaction:
+            raise _NotCommittedError("store failed to write: the whole transaction was rolled back")
 
     def _roll_back(self, batch: _Batch, cause: Exception) -> None:
         """Undo a batch that was never to be committed."""
