@@ -81,7 +81,7 @@ class KeeperRecovery:
         absent = [
             f"{seat.member.name} {_describe_absence(seat.status, is_asked=seat.member.name in collection.lacking)}"
             for seat in self._pool.seats
-            if not seat.status.holds_current_set
+            if collection.find(seat.member) and not seat.status.holds_current_set
         ]
         have = f"{collection.gathered} of {record.threshold} shards of set {record.set_number}"
         return f"{have}, generation {record.generation}: {'; '.join(absent)}"

@@ -41,6 +41,7 @@ from nexus.lifecycle.transitions import Duty, Event, find_duty
 from nexus.lifecycle.way_back import WayBack
 from nexus.store.protocol import Meta, Store, Writer
 
+_REFUSAL_PAUSE_S = 60.0  # between two sets that are drawn because keepers refuse the one before
 _RETRY_S = 1.0  # between two looks at marks, and before what failed is tried again
 
 T = TypeVar("T")
@@ -85,11 +86,13 @@ class Warden:
         )
         self._way_back = WayBack(store, lifecycle, clock)
         self._obstacles = Obstacles(lifecycle, pool, self._marks, self._executor, lambda: self._inspect_store())
+        self._replacement = SetReplacement(store, memory, clock)
+        self._replaced_at: float | None = None  # when a set that keepers refused was replaced
         self._admission = Admission(
             store=store,
             lifecycle=lifecycle,
             pool=pool,
-            replacement=SetReplacement(store, memory, clock),
+            replacement=self._replacement,
             marks=self._marks,
             audit=self._audit,
             executor=self._executor,
@@ -289,6 +292,8 @@ class Warden:
                 self._renew(serving)
             elif not self._audit.has_begun(serving):
                 self._begin_audit(serving)
+            elif self._pool.is_current_refused:
+                self._replace_refused(serving)
 
     def _find_fault(self, serving: Serving) -> str:
         if fault := self._lifecycle.store_fault or self._inspect_store():
@@ -322,6 +327,28 @@ class Warden:
         with self._lifecycle.borrow():
             self._audit.commit_row(serving, write)
         log.info("audit begins", nexus=self._audit_files.nexus)
+        self._executor.keep(serving)
+
+    def _replace_refused(self, serving: Serving) -> None:
+        """Draw a new set when so many keepers refuse the current one that it could not bring the key back.
+
+        They held a newer one, which an operation that was taken back had given them. The new one is newer still.
+        """
+        now = self._clock.monotonic()
+        if self._replaced_at is not None and now - self._replaced_at < _REFUSAL_PAUSE_S:
+            return
+        self._replaced_at = now
+        refused = serving.shard_set.record.set_number
+
+        def write(writer: Writer, key: RootKey) -> None:
+            self._write_note(writer, key, "root.replace-set", f"keepers refuse set {refused}: they held a newer one")
+
+        def edit(meta: Meta) -> Meta:
+            return replace(meta, epoch=self._admission.next_epoch(meta))
+
+        with self._lifecycle.borrow():
+            self._replacement.commit(serving, write, edit)
+        log.warning("shard set replaced", refused=refused, now=serving.shard_set.record.set_number)
         self._executor.keep(serving)
 
     def _write_note(self, writer: Writer, key: RootKey, action: str, detail: str) -> None:

@@ -33,7 +33,7 @@ from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.plan import list_members
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
-from nexus.keys.manifest import find_current_set
+from nexus.keys.manifest import find_current_set, list_other_sets
 from nexus.keys.shard_set import Member
 from nexus.lifecycle.states import State, initial_state
 from nexus.policy.rules import superuser_policy
@@ -262,17 +262,23 @@ class Nexus:
 
 
 def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]:
-    """The current set says who the keepers are; configuration says so before."""
+    """The sets say who the keepers are, and who may hold a shard yet; configuration says so before."""
     configured = _list_configured(config)
     if meta.phase is not Phase.INITIALISED:
         return configured
     try:
         with store.read() as reader:
-            current = find_current_set(meta.cluster_id, reader.load_controls())
+            rows = reader.load_controls()
+        members = list_members(find_current_set(meta.cluster_id, rows))
+        for other in list_other_sets(meta.cluster_id, rows):
+            members += [one for one in list_members(other) if one.name not in other.given_up]
     except CorruptRowError as exc:
         log.critical("no shard set says who the keepers are", why=str(exc))
         return configured  # so that status can say it
-    return list_members(current)
+    newest: dict[tuple[str, str], Member] = {}
+    for member in members:
+        newest.setdefault(member.identity, member)
+    return list(newest.values())
 
 
 def _find_addresses(config: NexusConfig) -> dict[tuple[str, str], str]:

@@ -325,3 +325,25 @@ def test_a_store_whose_files_are_wrong_is_not_served_from(
         core.warden.admit(cluster.prove(), no_entry)
     fault[0] = ""
     wait_until(lambda: core.states == [State.READY, State.RECOVERING, State.READY])
+
+
+def test_a_set_that_too_many_keepers_refuse_is_replaced(
+    found: FoundCluster, start_nexus: StartNexus, wait_until: WaitUntil
+) -> None:
+    """They held a newer one, so they never take it again; without a new one the next restart would find no key."""
+    cluster = found()
+    keepers = cluster.keepers()
+    core = start_nexus(keepers)
+    wait_until(lambda: core.pool.count_holders() == 5)
+    for keeper in keepers[:3]:
+        keeper.restart()
+        keeper.is_newer_held = True
+    wait_until(lambda: core.lifecycle.require_serving().shard_set.record.set_number == 2)
+    for keeper in keepers:
+        keeper.is_newer_held = False
+    wait_until(lambda: core.pool.count_holders() == 5)
+    serving = core.lifecycle.require_serving()
+    assert serving.root_key.view == cluster.root_key
+    assert core.states == [State.READY]
+    notes = [entry.detail for _, entry in core.list_change_entries() if entry.action == "root.replace-set"]
+    assert notes == ["keepers refuse set 1: they held a newer one"]
