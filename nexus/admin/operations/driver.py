@@ -95,6 +95,7 @@ class OperationDriver:
         self._rehearsal = Rehearsal(pool, memory)
         self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
         self._ending = False
+        self._begun = b""  # id of the operation that was prepared here last
         self._has_ended = False  # somebody took an operation back
         self.waits_for = ""  # in words; empty: it goes on
         self._wake = threading.Event()
@@ -121,16 +122,13 @@ class OperationDriver:
         """Look at once whether something is to do."""
         self._wake.set()
 
-    def begin(self, operation_id: bytes) -> None:
-        """Carry out the operation that was just prepared here; its points are in what the nexus serves with."""
-        self._memory = replace(self._memory, begun=operation_id, key_of=operation_id)
-        self._idle_at = None
-        self._wake.set()
+    def expect(self, operation_id: bytes) -> None:
+        """Hear of an operation that is about to be prepared here; `wake` says that it is."""
+        self._begun = operation_id
 
     def note_end(self) -> None:
         """Hear that somebody took the operation back: what it deleted is about to be overwritten."""
         self._has_ended = True
-        self._idle_at = None
         self._wake.set()
 
     def _run(self) -> None:
@@ -158,7 +156,7 @@ class OperationDriver:
         if isinstance(why, OperationRefusedError):  # another transition came first: look again
             return _IDLE_S, str(why)
         self._rehearsal.release()
-        self._memory = Memory(self._memory.driver)
+        self._memory = Memory(self._memory.driver, begun=self._begun)  # whose points are wiped
         self._idle_at = None
         return _IDLE_S, ""
 
@@ -166,7 +164,7 @@ class OperationDriver:
         """Take one action; return how many seconds to wait before the next."""
         with self._lifecycle.borrow() as serving, self._store.read() as reader:
             position = reader.load_position()
-            if self._idle_at == (position.timeline, position.control_revision):
+            if not self._has_ended and self._idle_at == (position.timeline, position.control_revision):
                 return _IDLE_S
             facts = load_facts(reader, serving.root_key)
         self._hand_out(serving, facts)
@@ -182,6 +180,8 @@ class OperationDriver:
         if self._has_ended:
             self._has_ended = False
             self._memory = replace(self._memory, is_scrub_due=True)
+        if self._begun != self._memory.begun:
+            self._memory = replace(self._memory, begun=self._begun, key_of=self._begun)
         seen = None if facts.operation is None else facts.operation.ticket
         if seen != self._memory.seen:
             self._memory = replace(self._memory, seen=seen, since=self._clock.monotonic())
@@ -196,9 +196,10 @@ class OperationDriver:
 
     def _hand_out(self, serving: Serving, facts: Facts) -> None:
         """Let the keepers know which sets there are, when that has changed."""
-        others = find_others(facts, serving.others.pending)
-        if others != serving.others:
-            self._warden.hand_out(serving, others)
+        before = serving.others
+        others = find_others(facts, before.pending)
+        if others != before:
+            self._warden.hand_out(serving, before, others)
 
     def _act(self, action: Action, facts: Facts, serving: Serving) -> float:
         match action:
@@ -265,7 +266,10 @@ class OperationDriver:
         """Keep the points that keepers brought back, so that any keeper can be given its shard of the new set."""
         pending = proved.keep_set_only()
         pending.record = facts.sets[_require(facts).target.set_number]
-        self._warden.hand_out(serving, replace(serving.others, pending=pending))
+        before = serving.others
+        if not self._warden.hand_out(serving, before, replace(before, pending=pending)):
+            pending.release()
+            raise WrongStateError("the keys were withdrawn meanwhile")
 
     def _scrub(self) -> None:
         with around("settle.scrub"):

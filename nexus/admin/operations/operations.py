@@ -108,9 +108,10 @@ class Operations:
             if (refused := next(find_refusals(checks), None)) is not None:
                 raise OperationRefusedError(refused.text, reason=refused.reason)
             prepare = _Prepare(operation_id, order, preflight, members, plan.lost)
+            self._driver.expect(operation_id)  # before the commit: the driver may see it at once
             with around("prepare.commit"):
                 self._warden.change(lambda serving: self._prepare(serving, prepare, record))
-            self._driver.begin(operation_id)
+            self._driver.wake()
             return checks, self._view(self._warden.change(self._load_facts))
 
     def describe(self, caller: Caller) -> RootView:
