@@ -96,6 +96,7 @@ class Seat:
         self._current_set = b""  # at the duty of now
         self._proved: dict[bytes, Holding] = {}  # by set id, the last proof, also while it does not answer
         self._demanded: Mapping[bytes, float] = {}  # by set id: when a new proof was demanded
+        self._is_retired = False
         self._conduct = Conduct()
         self._marks = MarkExchange(link, self._conduct)
 
@@ -120,6 +121,11 @@ class Seat:
         """Make the keeper drop what it holds, after it took *last_mark*; return the seconds until the next step."""
         self._epoch = epoch
         return self._guarded(lambda: self._empty(book, last_mark), POLL_INTERVAL)
+
+    def retire(self) -> None:
+        """Close the link. A call in flight then fails through no fault of the keeper: the status changes no more."""
+        self._is_retired = True
+        self.link.close()
 
     def demand_proof(self, set_id: bytes, at: float) -> None:
         """Let the keeper show its shard of a set anew if it did so before *at*, in seconds, while it is to hold it."""
@@ -347,6 +353,8 @@ class Seat:
         return ""
 
     def _set_status(self, **changes: Any) -> None:
+        if self._is_retired:
+            return
         before = self.status
         self.status = replace(before, **changes)
         if self.status.fault != before.fault:
