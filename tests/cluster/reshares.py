@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import grpc
 
@@ -57,6 +58,7 @@ class Reshares:
             remove=remove,
             lost=lost,
         )
+        self.look()  # so that there is a connection: the call itself is sent once, or never
         return self.cluster.superuser.root.StartOperation(request, timeout=at_most(TIMEOUT_S)).operation
 
     def look(self) -> pb.GetOperationResponse:
@@ -161,6 +163,11 @@ class Reshares:
     def wait_killed(self, name: str, failpoint: str) -> None:
         """Wait until a failpoint has killed a server."""
         self.cluster.wait(f"{failpoint} kills {name}", lambda: not self.cluster.dev.is_alive(name))
+
+    def is_asleep(self, name: str) -> bool:
+        """Return whether a server was stopped, by SIGSTOP."""
+        stat = Path(f"/proc/{self.cluster.dev.state.processes[name].pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     def add_server(self, name: str) -> None:
         """Start a keeper that the cluster does not have yet."""
