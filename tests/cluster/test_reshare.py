@@ -40,13 +40,16 @@ def reshares(shared: Reshares) -> Iterator[Reshares]:
     """The shared cluster, which is left whole and as it was: whatever a test did, the first five hold three of five."""
     yield shared
     cluster = shared.cluster
-    cluster.restore()
+    cluster.processes.make_true()
+    cluster.wait_ready()
     shared.wait_ended()
     current = shared.find_current()
     names = {member.name for member in current.members}
+    cluster.wait_filled(*names)
     if names != FIRST or current.threshold != 3:
         shared.reshare(threshold=3, add=sorted(FIRST - names), remove=sorted(names - FIRST))
     shared.check_world()
+    cluster.wait_filled()
 
 
 def test_new_shards(reshares: Reshares) -> None:

@@ -35,7 +35,7 @@ class Way:
     before: str
     after: str
     reach: Callable[[Reshares, str], None]
-    counts: tuple[int, int] = field(default=(1, 1))
+    prepare: Callable[[Reshares, str], None] = field(default=lambda _, __: None)  # before the writer begins
 
 
 @contextmanager
@@ -122,17 +122,21 @@ def lose_keepers(reshares: Reshares, point: str) -> None:
         reshares.cluster.unseal()
 
 
-def kill_keeper(count: int) -> Callable[[Reshares, str], None]:
-    """A keeper is armed, filled, and dies of the reshare."""
+def begin(reshares: Reshares, _: str) -> None:
+    """A reshare of which an armed keeper dies."""
+    reshares.begin()
 
-    def reach(reshares: Reshares, point: str) -> None:
+
+def arm_keeper(count: int) -> Callable[[Reshares, str], None]:
+    """A keeper is armed, filled and marked; the point is the *count*th that it reaches."""
+
+    def prepare(reshares: Reshares, point: str) -> None:
         name, side, _, action = point.split(":")
         reshares.arm("keeper-2", f"{name}:{side}:{count}:{action}")
         reshares.cluster.wait_filled("keeper-2")
         reshares.cluster.wait_marked("keeper-2")
-        reshares.begin()
 
-    return reach
+    return prepare
 
 
 WAYS = {
@@ -159,10 +163,10 @@ WAYS = {
     "continue.commit": Way(ABORTED, ABORTED, hold(go_on)),
     "seal.end": Way(ABORTED, ABORTED, hold(seal)),
     "unseal.end": Way(SETTLED, SETTLED, lose_keepers),
-    "put.store": Way(SETTLED, SETTLED, kill_keeper(2)),  # the first one fills it
-    "fetch.answer": Way(SETTLED, SETTLED, kill_keeper(1)),
-    "drop.wipe": Way(SETTLED, SETTLED, kill_keeper(1)),
-    "mark.store": Way(SETTLED, SETTLED, kill_keeper(2)),
+    "put.store": Way(SETTLED, SETTLED, begin, arm_keeper(2)),  # the first one fills it
+    "fetch.answer": Way(SETTLED, SETTLED, begin, arm_keeper(1)),
+    "drop.wipe": Way(SETTLED, SETTLED, begin, arm_keeper(1)),
+    "mark.store": Way(SETTLED, SETTLED, begin, arm_keeper(2)),
 }
 CELLS = [f"{name}:{side}:1:kill" for name in sorted(NEXUS | KEEPER) for side in ("before", "after")]
 
@@ -189,6 +193,7 @@ def test_a_kill_at_every_point(reshares: Reshares, point: str) -> None:
     cluster, way = reshares.cluster, WAYS[point.partition(":")[0]]
     cluster.restore()
     before = reshares.look()
+    way.prepare(reshares, point)
     with reshares.writing():
         way.reach(reshares, point)
         victim = "nexus" if point.partition(":")[0] in NEXUS else "keeper-2"
