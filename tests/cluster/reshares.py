@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 from keeper.v1.keeper_pb2 import GetStatusRequest
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
 from nexus.keys import records
+from nexus.keys.operation.transitions import MAX_AGE
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Ports
 from pilot.dev.identities import add_identities, server_identity
@@ -20,9 +22,10 @@ from shardhold.v1 import root_pb2 as pb
 from tests.cluster.ledger import Ledger
 from tests.kit.cluster import Cluster
 from tests.kit.patience import at_most, join, patience
+from tests.kit.waiting import wait_until
 
 TIMEOUT_S = 20.0
-PAUSE_S = 0.02  # between two puts, so that the machine is not full of them
+PAUSE_S = 0.05  # between two puts, so that the machine is not full of them
 
 
 class Reshares:
@@ -164,10 +167,10 @@ class Reshares:
         """Wait until a failpoint has killed a server."""
         self.cluster.wait(f"{failpoint} kills {name}", lambda: not self.cluster.dev.is_alive(name))
 
-    def is_asleep(self, name: str) -> bool:
-        """Return whether a server was stopped, by SIGSTOP."""
-        stat = Path(f"/proc/{self.cluster.dev.state.processes[name].pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[0] == "T"
+    def wait_asleep(self, name: str) -> None:
+        """Wait until a server has been stopped, as a failpoint does."""
+        stat = Path(f"/proc/{self.cluster.dev.state.processes[name].pid}/stat")
+        self.cluster.wait(f"{name} sleeps", lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
     def add_server(self, name: str) -> None:
         """Start a keeper that the cluster does not have yet."""
@@ -195,3 +198,9 @@ class Reshares:
         finally:
             stop.set()
             join(thread, 60)
+
+
+def wait_proofs_old() -> None:
+    """Let pass as long as the proof of a holder is good for before a flip."""
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > MAX_AGE, what="the proofs are old", seconds=2 * MAX_AGE)

@@ -1,20 +1,17 @@
 """Reshares on real processes: who holds the root key changes, while things go wrong with keepers and nexus."""
 
 import os
-import time
 from collections.abc import Iterator
 
 import grpc
 import pytest
 
-from nexus.keys.operation.transitions import MAX_AGE
 from shardhold.v1 import root_pb2 as pb
 from tests.cluster.held_shards import fetch_shards, rebuild
-from tests.cluster.reshares import Reshares
+from tests.cluster.reshares import Reshares, wait_proofs_old
 from tests.kit.cluster import running
 from tests.kit.probes import Status
 from tests.kit.refusal import Refusal
-from tests.kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -283,8 +280,7 @@ def test_a_driver_that_slept_at_the_flip_does_no_harm(reshares: Reshares) -> Non
     before = reshares.find_current()
     pause_nexus(reshares, "flip.commit:before")
     cluster.kill(*cluster.keepers[:3])
-    asleep = time.monotonic()
-    wait_until(lambda: time.monotonic() - asleep > MAX_AGE, what="the proofs are too old", seconds=2 * MAX_AGE)
+    wait_proofs_old()
     cluster.thaw("nexus")
     reshares.wait_waiting("keeper-1")
     assert reshares.find_current() == before
@@ -298,6 +294,7 @@ def hold(reshares: Reshares, operation_id: bytes = b"") -> None:
     reshares.arm(SLOW, "put.store:before:2:pause")  # the first one is of the current set
     reshares.cluster.wait_filled()
     reshares.begin(operation_id=operation_id)
+    reshares.wait_asleep(SLOW)
     reshares.wait_waiting(SLOW)
 
 
@@ -308,7 +305,7 @@ def pause_nexus(reshares: Reshares, point: str, operation_id: bytes = b"") -> No
     cluster.wait_ready()
     cluster.wait_filled()
     reshares.begin(operation_id=operation_id)
-    cluster.wait(f"the nexus sleeps at {point}", lambda: reshares.is_asleep("nexus"))
+    reshares.wait_asleep("nexus")
 
 
 def is_reachable(status: Status, name: str) -> bool:

@@ -9,7 +9,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 import pytest
@@ -18,7 +18,7 @@ from common.failpoint import KEEPER, NEXUS
 from nexus.keys import records
 from pilot.dev.directory import Plan
 from shardhold.v1 import root_pb2 as pb
-from tests.cluster.reshares import Reshares
+from tests.cluster.reshares import Reshares, wait_proofs_old
 from tests.containers.rounds import ROUNDS, parse_round
 from tests.kit.cluster import running
 
@@ -35,7 +35,7 @@ class Way:
     before: str
     after: str
     reach: Callable[[Reshares, str], None]
-    prepare: Callable[[Reshares, str], None] = field(default=lambda _, __: None)  # before the writer begins
+    prepare: Callable[[Reshares, str], None] = lambda _, __: None  # before the writer begins
 
 
 @contextmanager
@@ -90,12 +90,12 @@ def hold(act: Callable[[Reshares], None]) -> Callable[[Reshares, str], None]:
         cluster.wait_ready()
         cluster.wait_filled()
         reshares.begin()
+        reshares.wait_asleep(HOLDER)
         reshares.wait_waiting(HOLDER)
         with cut_off():
             act(reshares)
         reshares.wait_killed("nexus", point)
-        cluster.kill(HOLDER)
-        cluster.run(HOLDER)
+        cluster.rerun(HOLDER)
 
     return reach
 
@@ -108,6 +108,12 @@ def go_on(reshares: Reshares) -> None:
 def seal(reshares: Reshares) -> None:
     """Seal."""
     reshares.cluster.superuser.seal()
+
+
+def wake_late(reshares: Reshares) -> None:
+    """Let the keeper go on when the others have shown their shards so long ago that they have to again."""
+    wait_proofs_old()
+    reshares.cluster.thaw(HOLDER)
 
 
 def lose_keepers(reshares: Reshares, point: str) -> None:
@@ -146,7 +152,7 @@ WAYS = {
     "distribute.rehearse": Way(ABORTED, ABORTED, reshare),
     "distribute.commit": Way(ABORTED, SETTLED, reshare),
     "flip.mark": Way(SETTLED, SETTLED, reshare),
-    "flip.holders": Way(SETTLED, SETTLED, reshare),
+    "flip.holders": Way(SETTLED, SETTLED, hold(wake_late)),
     "flip.commit": Way(SETTLED, SETTLED, reshare),
     "flip.mark-after": Way(SETTLED, SETTLED, reshare),
     "settle.collect": Way(SETTLED, SETTLED, reshare),
