@@ -73,7 +73,7 @@ def find_damaged(reshares: Reshares, point: str) -> None:
     reshare(reshares, at)
     reshares.wait_killed("nexus", at)
     with closing(sqlite3.connect(reshares.cluster.directory.data / "nexus.db")) as database:
-        damaged = database.execute("UPDATE control SET body = '{}' WHERE kind = ?", (records.OPERATION[0],))
+        damaged = database.execute("UPDATE control SET body = x'7b7d' WHERE kind = ?", (records.OPERATION[0],))
         assert damaged.rowcount == 1
         database.commit()
     reshares.arm("nexus", point)
