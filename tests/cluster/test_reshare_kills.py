@@ -198,6 +198,7 @@ def test_a_kill_at_every_point(reshares: Reshares, point: str) -> None:
     """Every acknowledged secret is there, one set is current and held by all, and nothing of the operation is left."""
     cluster, way = reshares.cluster, WAYS[point.partition(":")[0]]
     cluster.restore()
+    reshares.wait_ended()
     before = reshares.look()
     way.prepare(reshares, point)
     with reshares.writing():
