@@ -25,7 +25,6 @@ NEXUS: Final = frozenset(
         "flip.holders",
         "flip.mark",
         "flip.commit",
-        "flip.swap",
         "flip.mark-after",
         "settle.collect",
         "settle.prove",
@@ -36,6 +35,9 @@ NEXUS: Final = frozenset(
         "abort.scrub",
         "abort.drop",
         "takeover.commit",
+        "continue.commit",
+        "heal.commit",
+        "forget.commit",
         "seal.end",
         "unseal.end",
     }

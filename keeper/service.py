@@ -11,6 +11,7 @@ import structlog
 from google.protobuf.message import Message
 
 from common.errors import DecryptionError, DeniedError, InvalidArgumentError, StatementError
+from common.failpoint import around
 from common.forms.delivery import (
     PUT_FORMAT,
     UNBOUND_FORMAT,
@@ -128,7 +129,7 @@ class KeeperService:
                 key.open(request.sealed_shard, info=info, into=shard.view)
             except DecryptionError as exc:
                 raise InvalidArgumentError("sealed_shard does not open: changed, or sealed for something else") from exc
-            with self._fence.passing(epoch):
+            with self._fence.passing(epoch), around("put.store"):
                 self._slots.put(
                     label,
                     shard.view,
@@ -143,7 +144,7 @@ class KeeperService:
         """Forget a set."""
         _check_sizes(cluster_id=(request.cluster_id, ID_SIZE), set_id=(request.set_id, ID_SIZE))
         epoch = _read_epoch(request.epoch) if self._slots.pin else NO_EPOCH
-        with self._fence.passing(epoch):
+        with self._fence.passing(epoch), around("drop.wipe"):
             dropped = self._slots.drop(request.cluster_id, request.set_id)
         if dropped:
             log.info("set dropped", set_id=request.set_id.hex(), nexus=call.caller)
@@ -156,7 +157,7 @@ class KeeperService:
             set_id=(request.set_id, ID_SIZE),
             public_key=(request.public_key, KEY_SIZE),
         )
-        with self._memory.allocate(shamir.SHARD_SIZE) as shard:
+        with self._memory.allocate(shamir.SHARD_SIZE) as shard, around("fetch.answer"):
             held = self._slots.copy_shard(request.cluster_id, request.set_id, into=shard.view)
             info = build_fetch_info(
                 held.label,
@@ -181,7 +182,7 @@ class KeeperService:
         if chain is None:
             return pb.PutMarkResponse(boot_id=self._boot_id, wants_whole_chain=True)
         signed = SignedMark(mark.mark, mark.signature, chain)
-        with self._fence.passing(_read_epoch(request.epoch)):
+        with self._fence.passing(_read_epoch(request.epoch)), around("mark.store"):
             newer = self._mark.put(signed, pin=self._slots.pin)
         return pb.PutMarkResponse(boot_id=self._boot_id, newer=_write_mark(newer) if newer else None)
 

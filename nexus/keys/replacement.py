@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from common.clock import Clock, to_micros
+from common.failpoint import around
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest, records
 from nexus.keys.floor import Standing
@@ -57,15 +58,16 @@ class SetReplacement:
             drawn.append(shard_set)
             return standing, load_view(writer, serving.root_key)
 
-        try:
-            self.store.write(change, alone=True, on_commit=lambda left: serving.follow(*left))
-        except BaseException:
-            for shard_set in drawn:
-                shard_set.release()
-            raise
-        old, pending = serving.shard_set, serving.others.pending
-        serving.root = replace(serving.root, shard_set=drawn[0])
-        serving.others = OtherSets()
+        with around("unseal.end"):
+            try:
+                self.store.write(change, alone=True, on_commit=lambda left: serving.follow(*left))
+            except BaseException:
+                for shard_set in drawn:
+                    shard_set.release()
+                raise
+            old, pending = serving.shard_set, serving.others.pending
+            serving.root = replace(serving.root, shard_set=drawn[0])
+            serving.others = OtherSets()
         old.release()
         if pending is not None:
             pending.release()

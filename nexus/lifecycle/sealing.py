@@ -19,6 +19,7 @@ import structlog
 
 from common.clock import Clock, to_micros
 from common.errors import CorruptRowError, OutcomeUnknownError, ShardholdError, StoreLostError, StoreUnavailableError
+from common.failpoint import around
 from common.forms.epoch import next_epoch
 from common.time_limit import finish_within
 from nexus.keepers.pool import KeeperPool
@@ -107,7 +108,8 @@ class Sealing:
             self._store.write(self._set_sealed, counts=False, alone=True)
 
         try:
-            finish_within(self._clock, SEAL_COMMIT_S, commit, name="commit of the seal")
+            with around("seal.end"):
+                finish_within(self._clock, SEAL_COMMIT_S, commit, name="commit of the seal")
         except ShardholdError as exc:
             return exc
         return None

@@ -22,7 +22,7 @@ class People:
         self._dev = dev
         self._clients: dict[str, Client] = {}
         self._people: dict[str, Person] = {}
-        self._keepers: dict[str, PinnedChannel] = {}
+        self._keepers: dict[str, PinnedChannel] = {}  # by address
         self._open = contextlib.ExitStack()  # clients and their identities
 
     def close(self) -> None:
@@ -60,12 +60,12 @@ class People:
 
     def reach_keeper(self, name: str) -> PinnedChannel:
         """Return a channel to a keeper, with the identity of the nexus."""
-        if name not in self._keepers:
+        address = f"127.0.0.1:{self._dev.state.ports[name].grpc}"
+        if address not in self._keepers:
             identity = WorkloadAPI(f"unix:{socket_path(self._dev.state, 'nexus')}")
             self._open.callback(identity.close)
-            address = f"127.0.0.1:{self._dev.state.ports[name].grpc}"
-            self._keepers[name] = self._connect(address, identity, f"{name}.keeper.shardhold")
-        return self._keepers[name]
+            self._keepers[address] = self._connect(address, identity, f"{name}.keeper.shardhold")
+        return self._keepers[address]
 
     @property
     def words(self) -> list[str]:

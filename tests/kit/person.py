@@ -18,6 +18,7 @@ from shardhold.v1.audit_pb2_grpc import AuditServiceStub
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
+from shardhold.v1.root_pb2_grpc import RootServiceStub
 from shardhold.v1.secrets_pb2_grpc import SecretServiceStub
 from tests.kit.patience import at_most, patience
 
@@ -51,6 +52,7 @@ class Person:
         self.channel = channel
         self.cluster = ClusterServiceStub(channel)
         self.recovery = RecoveryServiceStub(channel)
+        self.root = RootServiceStub(channel)
         self.policies = PolicyServiceStub(channel)
         self.secrets = SecretServiceStub(channel)
         self.audit = AuditServiceStub(channel)

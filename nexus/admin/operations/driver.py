@@ -52,7 +52,7 @@ from nexus.keys.operation.next_action import (
     Wait,
     next_action,
 )
-from nexus.keys.operation.record import Driver, OperationRecord, Step
+from nexus.keys.operation.record import Driver, OperationRecord, Outcome, Step
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.outbox import append_entry
 from nexus.keys.records import SetState, replace_state
@@ -156,7 +156,9 @@ class OperationDriver:
         if isinstance(why, OperationRefusedError):  # another transition came first: look again
             return _IDLE_S, str(why)
         self._rehearsal.release()
-        self._memory = Memory(self._memory.driver, begun=self._begun)  # whose points are wiped
+        was_running = self._memory.seen is not None  # then a seal, or the unseal that follows, may have ended it
+        is_scrub_due = was_running or self._memory.is_scrub_due
+        self._memory = Memory(self._memory.driver, begun=self._begun, is_scrub_due=is_scrub_due)  # its points are wiped
         self._idle_at = None
         return _IDLE_S, ""
 
@@ -198,8 +200,14 @@ class OperationDriver:
         """Let the keepers know which sets there are, when that has changed."""
         before = serving.others
         others = find_others(facts, before.pending)
-        if others != before:
-            self._warden.hand_out(serving, before, others)
+        if others == before:
+            return
+        if facts.operation is not None:
+            with around("distribute.put"):
+                self._warden.hand_out(serving, before, others)
+        else:
+            with around("abort.drop" if _is_aborted(facts) else "settle.drop"):
+                self._warden.hand_out(serving, before, others)
 
     def _act(self, action: Action, facts: Facts, serving: Serving) -> float:
         match action:
@@ -210,7 +218,7 @@ class OperationDriver:
             case PutMark():
                 return self._put_mark(facts)
             case Fetch():
-                with around(_name(facts, "distribute.fetch", "settle.collect")):
+                with around("settle.collect" if _is_flipped(facts) else "distribute.fetch"):
                     self._rehearsal.gather(facts, action.set_number, seconds=_GATHER_S)
                 self._memory = replace(self._memory, fetched=_require(facts).ticket)
             case Prove():
@@ -219,7 +227,7 @@ class OperationDriver:
                 with around("flip.holders"):
                     self._pool.prove_again(facts.sets[action.set_number].set_id, seconds=_PROVE_S)
             case Scrub():
-                self._scrub()
+                self._scrub(facts)
             case Commit(transition=transition):
                 self._commit(transition, facts, serving)
             case Abort(why=why):
@@ -228,7 +236,7 @@ class OperationDriver:
 
     def _put_mark(self, facts: Facts) -> float:
         """Give every keeper that answers a mark at the epoch of now (rule 5 of `next_action`)."""
-        is_flipped = facts.operation is not None and facts.operation.step is Step.FLIPPED
+        is_flipped = _is_flipped(facts)
         with around("flip.mark-after" if is_flipped else "flip.mark"):
             self._warden.keep_again()
             self._pool.wait_marked(facts.meta.epoch, seconds=_MARK_S)
@@ -238,7 +246,7 @@ class OperationDriver:
     def _prove(self, facts: Facts, serving: Serving) -> None:
         record = _require(facts)
         try:
-            with around(_name(facts, "distribute.rehearse", "settle.prove")):
+            with around("settle.prove" if _is_flipped(facts) else "distribute.rehearse"):
                 proved = self._rehearse(facts, record)
         except ShardholdError:
             self._memory = replace(self._memory, fetched=None)
@@ -267,12 +275,14 @@ class OperationDriver:
         pending = proved.keep_set_only()
         pending.record = facts.sets[_require(facts).target.set_number]
         before = serving.others
-        if not self._warden.hand_out(serving, before, replace(before, pending=pending)):
+        with around("distribute.put"):
+            is_handed_out = self._warden.hand_out(serving, before, replace(before, pending=pending))
+        if not is_handed_out:
             pending.release()
             raise WrongStateError("the keys were withdrawn meanwhile")
 
-    def _scrub(self) -> None:
-        with around("settle.scrub"):
+    def _scrub(self, facts: Facts) -> None:
+        with around("abort.scrub" if _is_aborted(facts) else "settle.scrub"):
             done = self._store.scrub(seconds=_SCRUB_S)
         if not done:
             raise StoreUnavailableError("what was deleted cannot be overwritten yet: the store is busy")
@@ -288,35 +298,38 @@ class OperationDriver:
         match transition:
             case Transition.FORGET_SETS:
                 gone = list_gone(facts, self._pool)
-                with around("settle.drop"):
+                with around("forget.commit"):
                     self._change(lambda facts, _: forget_sets(facts, gone), "root.forget-sets")
             case Transition.HEAL:
                 rows = ", ".join(facts.needed_damaged)
-                self._change(lambda facts, _: transitions.heal(facts), "root.heal", f"do not verify: {rows}")
+                with around("heal.commit"):
+                    self._change(lambda facts, _: transitions.heal(facts), "root.heal", f"do not verify: {rows}")
                 self._memory = replace(self._memory, is_scrub_due=True)
             case Transition.TAKE_OVER:
-                self._step_on(facts, "takeover.commit", transitions.take_over)
+                with around("takeover.commit"):
+                    self._step_on(facts, "root.takeover", transitions.take_over)
             case Transition.DISTRIBUTE:
                 holders = self._make_view(facts).holders
-                self._step_on(
-                    facts, "distribute.commit", transitions.distribute, proof=self._memory.proof, holders=holders
-                )
+                with around("distribute.commit"):
+                    self._step_on(
+                        facts, "root.distribute", transitions.distribute, proof=self._memory.proof, holders=holders
+                    )
             case Transition.FLIP:
                 self._flip(facts, serving)
             case Transition.SETTLE:
-                self._step_on(facts, "settle.commit", transitions.settle, proof=self._memory.proof)
+                with around("settle.commit"):
+                    self._step_on(facts, "root.settle", transitions.settle, proof=self._memory.proof)
                 self._memory = replace(self._memory, is_scrub_due=True)
 
     def _step_on(
-        self, facts: Facts, point: str, transition: Callable[..., Change | Refused], **evidence: object
+        self, facts: Facts, action: str, transition: Callable[..., Change | Refused], **evidence: object
     ) -> None:
         record = _require(facts)
 
         def rule(facts: Facts, _: int) -> Change | Refused:
             return transition(facts, record.ticket, driver=self.driver, at=self._now, **evidence)
 
-        with around(point):
-            self._change(rule, f"root.{point.partition('.')[0]}", _describe(record))
+        self._change(rule, action, _describe(record))
 
     def _flip(self, facts: Facts, serving: Serving) -> None:
         record, pending = _require(facts), serving.others.pending
@@ -343,7 +356,7 @@ class OperationDriver:
 
         with around("flip.commit"):
             self._change(rule, "root.flip", _describe(record), on_commit=swap)
-        self._warden.keep_again()
+            self._warden.keep_again()
         replaced.release()
 
     def _change(self, rule: Rule, action: str, detail: str = "", on_commit: Callable[[], None] = lambda: None) -> None:
@@ -378,9 +391,13 @@ def _require(facts: Facts) -> OperationRecord:
     return facts.operation
 
 
-def _name(facts: Facts, before: str, after: str) -> str:
-    """Choose the name of a failpoint by the side of the flip."""
-    return after if facts.operation is not None and facts.operation.step is Step.FLIPPED else before
+def _is_flipped(facts: Facts) -> bool:
+    return facts.operation is not None and facts.operation.step is Step.FLIPPED
+
+
+def _is_aborted(facts: Facts) -> bool:
+    """Whether the last operation was taken back."""
+    return facts.ended is not None and facts.ended.outcome is Outcome.ABORTED
 
 
 def _describe(record: OperationRecord) -> str:

@@ -170,7 +170,8 @@ class Operations:
             def rule(facts: Facts, _: int) -> Change | Refused:
                 return _waive(facts, operation_id, kind, lost, caller.spiffe_id, at=self._now)
 
-            self._commit(rule, record)
+            with around("continue.commit"):
+                self._commit(rule, record)
             self._driver.wake()
             return self._view(self._warden.change(self._load_facts))
 
