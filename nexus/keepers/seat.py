@@ -282,10 +282,11 @@ class Seat:
                 self._drop(label, report)
 
     def _drop(self, label: SetLabel, report: KeeperReport) -> None:
+        was_shown = label.set_id in self.status.holdings
         self.link.drop_set(label.cluster_id, label.set_id, epoch=self._epoch, timeout=CALL_TIMEOUT)
         self._set_status(reported=(self.status.reported or frozenset()) - {label.set_id})
         self._forget(label.set_id)
-        if self._conduct.note_drop(label, report):
+        if self._conduct.note_drop(label, report, was_shown=was_shown):
             self._note("keeper.drop", self.member.name, f"set {label.set_number}")
 
     def _turn_to(self, current_set: bytes) -> None:

@@ -8,6 +8,7 @@ import pytest
 from common.forms.delivery import PUT_FORMAT, UNBOUND_FORMAT
 from common.forms.epoch import StoreEpoch
 from common.forms.mark import SignedMark
+from nexus.keepers.conduct import MAX_DROPPED
 from nexus.keepers.link import KeeperReport
 from nexus.keepers.plan import Holding, Plan
 from nexus.keepers.seat import Seat, SeatStatus
@@ -192,6 +193,21 @@ def test_an_aborted_set_is_dropped_although_it_is_newer(bench: Bench) -> None:
     status = bench.keep(Plan(bench.current, droppable=frozenset({pending})))
     assert (list(bench.keeper.sets), status.reported) == ([current], frozenset({current}))
     assert list(status.holdings) == [current]
+
+
+def test_a_keeper_may_drop_any_number_of_sets_that_it_had_a_true_shard_of(bench: Bench) -> None:
+    """There may be a reshare every day until it is restarted. One that it says it holds again is a lie."""
+    dead = bench.current
+    for number in range(2, MAX_DROPPED + 4):
+        new = draw_next(bench.cluster, set_number=number)
+        bench.keep(Plan(dead, new))
+        assert bench.keep(Plan(new, droppable=frozenset({dead.record.set_id}))).fault == ""
+        assert list(bench.keeper.sets) == [new.record.set_id]
+        dead, replaced = new, dead
+    assert [action for action, _, _ in bench.notes].count("keeper.drop") == MAX_DROPPED + 2
+    bench.keeper.sets[replaced.record.set_id] = (replaced.label, bytes(33))
+    lie = f"lies: it says that it holds set {replaced.record.set_number}, which it has dropped"
+    assert bench.keep(Plan(new)).fault == lie
 
 
 def test_a_leaving_keeper_takes_its_mark_and_drops_what_is_dead(bench: Bench) -> None:
