@@ -72,7 +72,7 @@ log = structlog.get_logger("operation")
 
 
 class OperationDriver:
-    """Used by its own thread, but for `start`, `stop`, `wake`, `expect…`, `note_end`, and `waits_for` to read."""
+    """Used by its own thread, but for `start`, `stop`, `wake`, `expect…` and `note_end`; all may read attributes."""
 
     def __init__(
         self,
@@ -98,6 +98,7 @@ class OperationDriver:
         self._has_ended = False  # somebody took an operation back
         self._expected: set[bytes] = set()  # ids of operations that are prepared here
         self.waits_for = ""  # in words; empty: it goes on
+        self.seen_step: Step | None = None  # of the operation in progress, as it was seen last
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="operation", daemon=True)
 
@@ -166,6 +167,7 @@ class OperationDriver:
         self._rehearsal.release()
         self._memory = Memory(self._memory.driver)
         self._idle_at = None
+        self.seen_step = None
         return _IDLE_S, ""
 
     def step(self) -> float:
@@ -191,6 +193,7 @@ class OperationDriver:
         if facts.operation is not None and facts.operation.id in self._expected:
             self._expected.discard(facts.operation.id)
             self._memory = replace(self._memory, begun=facts.operation.id, key_of=facts.operation.id)
+        self.seen_step = None if facts.operation is None else facts.operation.step
         seen = None if facts.operation is None else facts.operation.ticket
         if seen != self._memory.seen:
             self._memory = replace(self._memory, seen=seen, since=self._clock.monotonic())
