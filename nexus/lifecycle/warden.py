@@ -194,19 +194,18 @@ class Warden:
         with self._lock, self._lifecycle.borrow() as serving:
             return act(serving)
 
-    def hand_out(self, serving: Serving, before: OtherSets, others: OtherSets) -> bool:
+    def hand_out(self, serving: Serving, others: OtherSets) -> None:
         """Let keepers know which sets there are beside the current one; wipes the points of a set that is no more.
 
-        Does nothing, and returns False, when *before* is not what *serving* has any more, or the keys are withdrawn.
+        Does nothing once the keys of *serving* are withdrawn.
         """
         with self._lock:
-            if self._lifecycle.find_serving() is not serving or serving.others is not before:
-                return False
-            serving.others = others
+            if self._lifecycle.find_serving() is not serving:
+                return
+            before, serving.others = serving.others, others
             self._executor.keep(serving)
         if before.pending is not None and before.pending not in (others.pending, serving.shard_set):
             before.pending.release()
-        return True
 
     def keep_again(self) -> None:
         """Give the keepers their duty anew, at the epoch of now."""

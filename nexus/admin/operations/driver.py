@@ -72,7 +72,7 @@ log = structlog.get_logger("operation")
 
 
 class OperationDriver:
-    """Used by its own thread, but for `start`, `stop`, `wake`, `begin`, and `waits_for`, which anybody may read."""
+    """Used by its own thread, but for `start`, `stop`, `wake`, `expect…` and `note_end`; all may read attributes."""
 
     def __init__(
         self,
@@ -95,9 +95,10 @@ class OperationDriver:
         self._rehearsal = Rehearsal(pool, memory)
         self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
         self._ending = False
-        self._begun = b""  # id of the operation that was prepared here last
         self._has_ended = False  # somebody took an operation back
+        self._expected: set[bytes] = set()  # ids of operations that are prepared here
         self.waits_for = ""  # in words; empty: it goes on
+        self.seen_step: Step | None = None  # of the operation in progress, as it was seen last
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="operation", daemon=True)
 
@@ -123,8 +124,15 @@ class OperationDriver:
         self._wake.set()
 
     def expect(self, operation_id: bytes) -> None:
-        """Hear of an operation that is about to be prepared here; `wake` says that it is."""
-        self._begun = operation_id
+        """Hear, before it is committed, that an operation is prepared here: what the nexus serves with has its points.
+
+        Its own thread may see the commit at any moment after that.
+        """
+        self._expected.add(operation_id)
+
+    def expect_no_more(self, operation_id: bytes) -> None:
+        """Hear that it was not committed."""
+        self._expected.discard(operation_id)
 
     def note_end(self) -> None:
         """Hear that somebody took the operation back: what it deleted is about to be overwritten."""
@@ -136,7 +144,7 @@ class OperationDriver:
         while not self._ending:
             self._wake.clear()
             try:
-                pause, why = self._step(), ""
+                pause, why = self.step(), ""
             except OutcomeUnknownError as exc:
                 self._lifecycle.give_up(f"operation: {exc}")
                 return
@@ -158,12 +166,13 @@ class OperationDriver:
         self._rehearsal.release()
         was_running = self._memory.seen is not None  # then a seal, or the unseal that follows, may have ended it
         is_scrub_due = was_running or self._memory.is_scrub_due
-        self._memory = Memory(self._memory.driver, begun=self._begun, is_scrub_due=is_scrub_due)  # its points are wiped
+        self._memory = Memory(self._memory.driver, is_scrub_due=is_scrub_due)
         self._idle_at = None
+        self.seen_step = None
         return _IDLE_S, ""
 
-    def _step(self) -> float:
-        """Take one action; return how many seconds to wait before the next."""
+    def step(self) -> float:
+        """Take one action, as the thread does again and again; return how many seconds to wait before the next."""
         with self._lifecycle.borrow() as serving, self._store.read() as reader:
             position = reader.load_position()
             if not self._has_ended and self._idle_at == (position.timeline, position.control_revision):
@@ -182,8 +191,10 @@ class OperationDriver:
         if self._has_ended:
             self._has_ended = False
             self._memory = replace(self._memory, is_scrub_due=True)
-        if self._begun != self._memory.begun:
-            self._memory = replace(self._memory, begun=self._begun, key_of=self._begun)
+        if facts.operation is not None and facts.operation.id in self._expected:
+            self._expected.discard(facts.operation.id)
+            self._memory = replace(self._memory, begun=facts.operation.id, key_of=facts.operation.id)
+        self.seen_step = None if facts.operation is None else facts.operation.step
         seen = None if facts.operation is None else facts.operation.ticket
         if seen != self._memory.seen:
             self._memory = replace(self._memory, seen=seen, since=self._clock.monotonic())
@@ -197,17 +208,24 @@ class OperationDriver:
         return View(now, holders, list_gone(facts, self._pool))
 
     def _hand_out(self, serving: Serving, facts: Facts) -> None:
-        """Let the keepers know which sets there are, when that has changed."""
-        before = serving.others
-        others = find_others(facts, before.pending)
-        if others == before:
+        """Let the keepers know which sets there are, when that has changed.
+
+        The rows are read anew under the lock: a set that was prepared since *facts* must not lose its points.
+        """
+        if find_others(facts, serving.others.pending) == serving.others:
             return
+
+        def act(serving: Serving) -> None:
+            with self._store.read() as reader:
+                facts = load_facts(reader, serving.root_key)
+            self._warden.hand_out(serving, find_others(facts, serving.others.pending))
+
         if facts.operation is not None:
             with around("distribute.put"):
-                self._warden.hand_out(serving, before, others)
+                self._warden.change(act)
         else:
             with around("abort.drop" if _is_aborted(facts) else "settle.drop"):
-                self._warden.hand_out(serving, before, others)
+                self._warden.change(act)
 
     def _act(self, action: Action, facts: Facts, serving: Serving) -> float:
         match action:
@@ -254,7 +272,7 @@ class OperationDriver:
         if record.step is Step.FLIPPED or serving.others.pending is not None:
             proved.release()
         else:
-            self._adopt(serving, facts, proved)
+            self._adopt(facts, proved)
         proof = Proof(record.id, record.target.set_number, record.step, self.driver)
         self._memory = replace(self._memory, proof=proof, key_of=record.id)
 
@@ -270,16 +288,23 @@ class OperationDriver:
             meta, rows = rehearse(serving, facts, flip)
         return self._rehearsal.prove(meta, rows)
 
-    def _adopt(self, serving: Serving, facts: Facts, proved: Serving) -> None:
+    def _adopt(self, facts: Facts, proved: Serving) -> None:
         """Keep the points that keepers brought back, so that any keeper can be given its shard of the new set."""
         pending = proved.keep_set_only()
         pending.record = facts.sets[_require(facts).target.set_number]
-        before = serving.others
-        with around("distribute.put"):
-            is_handed_out = self._warden.hand_out(serving, before, replace(before, pending=pending))
-        if not is_handed_out:
+
+        def act(serving: Serving) -> None:
+            if serving.others.pending is None:
+                self._warden.hand_out(serving, replace(serving.others, pending=pending))
+            else:  # of an operation that was prepared meanwhile
+                pending.release()
+
+        try:
+            with around("distribute.put"):
+                self._warden.change(act)
+        except ShardholdError:
             pending.release()
-            raise WrongStateError("the keys were withdrawn meanwhile")
+            raise
 
     def _scrub(self, facts: Facts) -> None:
         with around("abort.scrub" if _is_aborted(facts) else "settle.scrub"):

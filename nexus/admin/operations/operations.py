@@ -108,7 +108,6 @@ class Operations:
             if (refused := next(find_refusals(checks), None)) is not None:
                 raise OperationRefusedError(refused.text, reason=refused.reason)
             prepare = _Prepare(operation_id, order, preflight, members, plan.lost)
-            self._driver.expect(operation_id)  # before the commit: the driver may see it at once
             with around("prepare.commit"):
                 self._warden.change(lambda serving: self._prepare(serving, prepare, record))
             self._driver.wake()
@@ -199,9 +198,11 @@ class Operations:
         def stage() -> None:
             serving.others = replace(serving.others, pending=shard_set)
 
+        self._driver.expect(prepare.operation_id)
         try:
             commit_rule(self._store, serving, rule, record.write, on_commit=stage)
         except BaseException:
+            self._driver.expect_no_more(prepare.operation_id)
             shard_set.release()
             raise
 
