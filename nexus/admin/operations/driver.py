@@ -58,6 +58,7 @@ from nexus.keys.outbox import append_entry
 from nexus.keys.records import SetState, replace_state
 from nexus.keys.root_key import RootKey
 from nexus.keys.ruled_change import Rule, commit_rule, load_facts, rehearse
+from nexus.keys.shard_set import ShardSet
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Store, Writer
@@ -208,24 +209,26 @@ class OperationDriver:
         return View(now, holders, list_gone(facts, self._pool))
 
     def _hand_out(self, serving: Serving, facts: Facts) -> None:
-        """Let the keepers know which sets there are, when that has changed.
-
-        The rows are read anew under the lock: a set that was prepared since *facts* must not lose its points.
-        """
+        """Let the keepers know which sets there are, when that has changed."""
         if find_others(facts, serving.others.pending) == serving.others:
             return
-
-        def act(serving: Serving) -> None:
-            with self._store.read() as reader:
-                facts = load_facts(reader, serving.root_key)
-            self._warden.hand_out(serving, find_others(facts, serving.others.pending))
-
         if facts.operation is not None:
             with around("distribute.put"):
-                self._warden.change(act)
+                self._warden.change(lambda serving: self._renew_others(serving, None))
         else:
             with around("abort.drop" if _is_aborted(facts) else "settle.drop"):
-                self._warden.change(act)
+                self._warden.change(lambda serving: self._renew_others(serving, None))
+
+    def _renew_others(self, serving: Serving, adopted: ShardSet | None) -> None:
+        """Hand out what the rows say now: a set that was prepared since they were read last must not lose its points.
+
+        Takes over *adopted*, the points of a pending set; they are wiped if there is no such set any more.
+        """
+        with self._store.read() as reader:
+            facts = load_facts(reader, serving.root_key)
+        self._warden.hand_out(serving, find_others(facts, serving.others.pending or adopted))
+        if adopted is not None and serving.others.pending is not adopted:
+            adopted.release()
 
     def _act(self, action: Action, facts: Facts, serving: Serving) -> float:
         match action:
@@ -292,16 +295,9 @@ class OperationDriver:
         """Keep the points that keepers brought back, so that any keeper can be given its shard of the new set."""
         pending = proved.keep_set_only()
         pending.record = facts.sets[_require(facts).target.set_number]
-
-        def act(serving: Serving) -> None:
-            if serving.others.pending is None:
-                self._warden.hand_out(serving, replace(serving.others, pending=pending))
-            else:  # of an operation that was prepared meanwhile
-                pending.release()
-
         try:
             with around("distribute.put"):
-                self._warden.change(act)
+                self._warden.change(lambda serving: self._renew_others(serving, pending))
         except ShardholdError:
             pending.release()
             raise
