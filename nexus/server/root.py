@@ -50,6 +50,7 @@ class RootHandlers:
             keepers=len(current.members),
             operation=_to_operation(view.operation),
             last=_to_ended(view.last),
+            dead_sets=view.dead_sets,
         )
         if current.drawn_at:
             response.drawn_at.FromMicroseconds(current.drawn_at)

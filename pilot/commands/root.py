@@ -47,6 +47,7 @@ def status(settings: Settings) -> None:
         "drawn_at": show_time_of(answer.drawn_at) or None,
         "operation": to_document(answer.operation) if answer.HasField("operation") else None,
         "last": ended_document(answer.last) if answer.HasField("last") else None,
+        "dead_sets": answer.dead_sets,
     }
     if settings.output is Output.JSON:
         print_json(document)
@@ -150,6 +151,8 @@ def _print(document: dict[str, Any]) -> None:
         facts["last operation"] = f"{last['depth']}, {sets}, {last['outcome']} {last['ended_at']}{detail}"
     if document["operation"] is None:
         facts["operation"] = "none"
+    if document["dead_sets"]:
+        facts["dead sets"] = f"{document['dead_sets']}: keepers may hold a shard of them yet"
     print_facts(facts)
     if document["operation"] is not None:
         _print_operation(document["operation"])

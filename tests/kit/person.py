@@ -13,7 +13,7 @@ from common.keys.words import encode_share
 from pilot.dev.identities import NEXUS_PATH, TRUST_DOMAIN
 from shardhold import IdentityUnavailableError, WorkloadAPI
 from shardhold.channel import PinnedChannel
-from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2
+from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, root_pb2
 from shardhold.v1.audit_pb2_grpc import AuditServiceStub
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
@@ -67,6 +67,10 @@ class Person:
             return self._identity.current().bundle()
         except IdentityUnavailableError:
             return ()
+
+    def count_dead_sets(self) -> int:
+        """Count the sets of which a keeper may hold a shard yet."""
+        return self.root.GetOperation(root_pb2.GetOperationRequest(), timeout=TIMEOUT_S, wait_for_ready=True).dead_sets
 
     def get_status(self) -> cluster_pb2.GetStatusResponse:
         return self.cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=patience(5), wait_for_ready=True)

@@ -114,7 +114,11 @@ class Probes:
         return None
 
     def wait_marked(self, *names: str) -> tuple[int, int]:
-        """Wait until keepers, all by default, know how far the store of the ready nexus has come; return that."""
+        """Wait until keepers, all by default, know how far the store of the ready nexus has come; return that.
+
+        A nexus that has just replaced its shard set goes on by itself, until its keepers have dropped the one before.
+        """
+        self.wait("dead sets are forgotten", self._has_forgotten)
         status = self._people.superuser.get_status()
         position = status.timeline, status.revision
         for name in names or self._dev.state.plan.servers[1:]:
@@ -130,7 +134,13 @@ class Probes:
 
     def _is_marked(self, name: str, position: tuple[int, int]) -> bool:
         mark = self.fetch_mark(name)
-        return mark is not None and mark.position == position
+        return mark is not None and mark.position >= position
+
+    def _has_forgotten(self) -> bool:
+        """Whether no dead set is left that every keeper could have dropped."""
+        superuser = self._people.superuser
+        is_complete = all(keeper.reachable for keeper in superuser.get_status().keepers)
+        return not is_complete or not superuser.count_dead_sets()
 
 
 def _is_settled(status: Status) -> bool:

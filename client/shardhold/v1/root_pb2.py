@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17shardhold/v1/root.proto\x12\x0cshardhold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x01\n\x15StartOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\"\n\x05\x64\x65pth\x18\x02 \x01(\x0e\x32\x13.shardhold.v1.Depth\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x11\n\tthreshold\x18\x05 \x01(\r\x12$\n\x03\x61\x64\x64\x18\x06 \x03(\x0b\x32\x17.shardhold.v1.NewKeeper\x12\x0e\n\x06remove\x18\x07 \x03(\t\x12\x0c\n\x04lost\x18\x08 \x03(\t\"=\n\tNewKeeper\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\"m\n\x16StartOperationResponse\x12#\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x13.shardhold.v1.Check\x12.\n\toperation\x18\x02 \x01(\x0b\x32\x1b.shardhold.v1.RootOperation\"6\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0f\n\x07refusal\x18\x03 \x01(\t\"\x15\n\x13GetOperationRequest\"\xec\x01\n\x14GetOperationResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x12\n\nset_number\x18\x02 \x01(\x04\x12\x11\n\tthreshold\x18\x03 \x01(\r\x12\x0f\n\x07keepers\x18\x04 \x01(\r\x12,\n\x08\x64rawn_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\toperation\x18\x06 \x01(\x0b\x32\x1b.shardhold.v1.RootOperation\x12*\n\x04last\x18\x07 \x01(\x0b\x32\x1c.shardhold.v1.EndedOperation\"\xe4\x02\n\rRootOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\"\n\x05\x64\x65pth\x18\x02 \x01(\x0e\x32\x13.shardhold.v1.Depth\x12 \n\x04step\x18\x03 \x01(\x0e\x32\x12.shardhold.v1.Step\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12.\n\nstarted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstepped_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08set_from\x18\x08 \x01(\x04\x12\x0e\n\x06set_to\x18\t \x01(\x04\x12\x11\n\tthreshold\x18\n \x01(\r\x12\x0f\n\x07keepers\x18\x0b \x01(\r\x12\x0f\n\x07holders\x18\x0c \x03(\t\x12\x0e\n\x06quorum\x18\r \x01(\r\x12\x11\n\twaits_for\x18\x0e \x01(\t\"\xd2\x01\n\x0e\x45ndedOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\"\n\x05\x64\x65pth\x18\x02 \x01(\x0e\x32\x13.shardhold.v1.Depth\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.shardhold.v1.Outcome\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12,\n\x08\x65nded_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08set_from\x18\x06 \x01(\x04\x12\x0e\n\x06set_to\x18\x07 \x01(\x04\"=\n\x15\x41\x62ortOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x18\n\x16\x41\x62ortOperationResponse\"m\n\x18\x43ontinueOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\x16\n\x0ewith_threshold\x18\x02 \x01(\x08\x12\x15\n\rwithout_proof\x18\x03 \x01(\x08\x12\x0c\n\x04lost\x18\x04 \x03(\t\"K\n\x19\x43ontinueOperationResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.shardhold.v1.RootOperation*1\n\x05\x44\x65pth\x12\x15\n\x11\x44\x45PTH_UNSPECIFIED\x10\x00\x12\x11\n\rDEPTH_RESHARE\x10\x01*W\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x11\n\rSTEP_PREPARED\x10\x01\x12\x14\n\x10STEP_DISTRIBUTED\x10\x02\x12\x10\n\x0cSTEP_FLIPPED\x10\x03*L\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_SETTLED\x10\x01\x12\x13\n\x0fOUTCOME_ABORTED\x10\x02\x32\x84\x03\n\x0bRootService\x12[\n\x0eStartOperation\x12#.shardhold.v1.StartOperationRequest\x1a$.shardhold.v1.StartOperationResponse\x12U\n\x0cGetOperation\x12!.shardhold.v1.GetOperationRequest\x1a\".shardhold.v1.GetOperationResponse\x12[\n\x0e\x41\x62ortOperation\x12#.shardhold.v1.AbortOperationRequest\x1a$.shardhold.v1.AbortOperationResponse\x12\x64\n\x11\x43ontinueOperation\x12&.shardhold.v1.ContinueOperationRequest\x1a\'.shardhold.v1.ContinueOperationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17shardhold/v1/root.proto\x12\x0cshardhold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x01\n\x15StartOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\"\n\x05\x64\x65pth\x18\x02 \x01(\x0e\x32\x13.shardhold.v1.Depth\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x11\n\tthreshold\x18\x05 \x01(\r\x12$\n\x03\x61\x64\x64\x18\x06 \x03(\x0b\x32\x17.shardhold.v1.NewKeeper\x12\x0e\n\x06remove\x18\x07 \x03(\t\x12\x0c\n\x04lost\x18\x08 \x03(\t\"=\n\tNewKeeper\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\"m\n\x16StartOperationResponse\x12#\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x13.shardhold.v1.Check\x12.\n\toperation\x18\x02 \x01(\x0b\x32\x1b.shardhold.v1.RootOperation\"6\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0f\n\x07refusal\x18\x03 \x01(\t\"\x15\n\x13GetOperationRequest\"\xff\x01\n\x14GetOperationResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x12\n\nset_number\x18\x02 \x01(\x04\x12\x11\n\tthreshold\x18\x03 \x01(\r\x12\x0f\n\x07keepers\x18\x04 \x01(\r\x12,\n\x08\x64rawn_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\toperation\x18\x06 \x01(\x0b\x32\x1b.shardhold.v1.RootOperation\x12*\n\x04last\x18\x07 \x01(\x0b\x32\x1c.shardhold.v1.EndedOperation\x12\x11\n\tdead_sets\x18\x08 \x01(\r\"\xe4\x02\n\rRootOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\"\n\x05\x64\x65pth\x18\x02 \x01(\x0e\x32\x13.shardhold.v1.Depth\x12 \n\x04step\x18\x03 \x01(\x0e\x32\x12.shardhold.v1.Step\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12.\n\nstarted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstepped_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08set_from\x18\x08 \x01(\x04\x12\x0e\n\x06set_to\x18\t \x01(\x04\x12\x11\n\tthreshold\x18\n \x01(\r\x12\x0f\n\x07keepers\x18\x0b \x01(\r\x12\x0f\n\x07holders\x18\x0c \x03(\t\x12\x0e\n\x06quorum\x18\r \x01(\r\x12\x11\n\twaits_for\x18\x0e \x01(\t\"\xd2\x01\n\x0e\x45ndedOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\"\n\x05\x64\x65pth\x18\x02 \x01(\x0e\x32\x13.shardhold.v1.Depth\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.shardhold.v1.Outcome\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12,\n\x08\x65nded_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08set_from\x18\x06 \x01(\x04\x12\x0e\n\x06set_to\x18\x07 \x01(\x04\"=\n\x15\x41\x62ortOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x18\n\x16\x41\x62ortOperationResponse\"m\n\x18\x43ontinueOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\x0c\x12\x16\n\x0ewith_threshold\x18\x02 \x01(\x08\x12\x15\n\rwithout_proof\x18\x03 \x01(\x08\x12\x0c\n\x04lost\x18\x04 \x03(\t\"K\n\x19\x43ontinueOperationResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.shardhold.v1.RootOperation*1\n\x05\x44\x65pth\x12\x15\n\x11\x44\x45PTH_UNSPECIFIED\x10\x00\x12\x11\n\rDEPTH_RESHARE\x10\x01*W\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x11\n\rSTEP_PREPARED\x10\x01\x12\x14\n\x10STEP_DISTRIBUTED\x10\x02\x12\x10\n\x0cSTEP_FLIPPED\x10\x03*L\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_SETTLED\x10\x01\x12\x13\n\x0fOUTCOME_ABORTED\x10\x02\x32\x84\x03\n\x0bRootService\x12[\n\x0eStartOperation\x12#.shardhold.v1.StartOperationRequest\x1a$.shardhold.v1.StartOperationResponse\x12U\n\x0cGetOperation\x12!.shardhold.v1.GetOperationRequest\x1a\".shardhold.v1.GetOperationResponse\x12[\n\x0e\x41\x62ortOperation\x12#.shardhold.v1.AbortOperationRequest\x1a$.shardhold.v1.AbortOperationResponse\x12\x64\n\x11\x43ontinueOperation\x12&.shardhold.v1.ContinueOperationRequest\x1a\'.shardhold.v1.ContinueOperationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shardhold.v1.root_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEPTH']._serialized_start=1619
-  _globals['_DEPTH']._serialized_end=1668
-  _globals['_STEP']._serialized_start=1670
-  _globals['_STEP']._serialized_end=1757
-  _globals['_OUTCOME']._serialized_start=1759
-  _globals['_OUTCOME']._serialized_end=1835
+  _globals['_DEPTH']._serialized_start=1638
+  _globals['_DEPTH']._serialized_end=1687
+  _globals['_STEP']._serialized_start=1689
+  _globals['_STEP']._serialized_end=1776
+  _globals['_OUTCOME']._serialized_start=1778
+  _globals['_OUTCOME']._serialized_end=1854
   _globals['_STARTOPERATIONREQUEST']._serialized_start=75
   _globals['_STARTOPERATIONREQUEST']._serialized_end=276
   _globals['_NEWKEEPER']._serialized_start=278
@@ -49,19 +49,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETOPERATIONREQUEST']._serialized_start=508
   _globals['_GETOPERATIONREQUEST']._serialized_end=529
   _globals['_GETOPERATIONRESPONSE']._serialized_start=532
-  _globals['_GETOPERATIONRESPONSE']._serialized_end=768
-  _globals['_ROOTOPERATION']._serialized_start=771
-  _globals['_ROOTOPERATION']._serialized_end=1127
-  _globals['_ENDEDOPERATION']._serialized_start=1130
-  _globals['_ENDEDOPERATION']._serialized_end=1340
-  _globals['_ABORTOPERATIONREQUEST']._serialized_start=1342
-  _globals['_ABORTOPERATIONREQUEST']._serialized_end=1403
-  _globals['_ABORTOPERATIONRESPONSE']._serialized_start=1405
-  _globals['_ABORTOPERATIONRESPONSE']._serialized_end=1429
-  _globals['_CONTINUEOPERATIONREQUEST']._serialized_start=1431
-  _globals['_CONTINUEOPERATIONREQUEST']._serialized_end=1540
-  _globals['_CONTINUEOPERATIONRESPONSE']._serialized_start=1542
-  _globals['_CONTINUEOPERATIONRESPONSE']._serialized_end=1617
-  _globals['_ROOTSERVICE']._serialized_start=1838
-  _globals['_ROOTSERVICE']._serialized_end=2226
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=787
+  _globals['_ROOTOPERATION']._serialized_start=790
+  _globals['_ROOTOPERATION']._serialized_end=1146
+  _globals['_ENDEDOPERATION']._serialized_start=1149
+  _globals['_ENDEDOPERATION']._serialized_end=1359
+  _globals['_ABORTOPERATIONREQUEST']._serialized_start=1361
+  _globals['_ABORTOPERATIONREQUEST']._serialized_end=1422
+  _globals['_ABORTOPERATIONRESPONSE']._serialized_start=1424
+  _globals['_ABORTOPERATIONRESPONSE']._serialized_end=1448
+  _globals['_CONTINUEOPERATIONREQUEST']._serialized_start=1450
+  _globals['_CONTINUEOPERATIONREQUEST']._serialized_end=1559
+  _globals['_CONTINUEOPERATIONRESPONSE']._serialized_start=1561
+  _globals['_CONTINUEOPERATIONRESPONSE']._serialized_end=1636
+  _globals['_ROOTSERVICE']._serialized_start=1857
+  _globals['_ROOTSERVICE']._serialized_end=2245
 # @@protoc_insertion_point(module_scope)

@@ -245,12 +245,15 @@ class GetOperationResponse(_message.Message):
     DRAWN_AT_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    DEAD_SETS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Number of the root key."""
     set_number: _builtins.int
     """Number of the current shard set, its t and n."""
     threshold: _builtins.int
     keepers: _builtins.int
+    dead_sets: _builtins.int
+    """Dead sets of which a keeper may hold a shard yet."""
     @_builtins.property
     def drawn_at(self) -> _timestamp_pb2.Timestamp:
         """When the current set was drawn; unset: an older program drew it."""
@@ -273,10 +276,11 @@ class GetOperationResponse(_message.Message):
         drawn_at: _timestamp_pb2.Timestamp | None = ...,
         operation: Global___RootOperation | None = ...,
         last: Global___EndedOperation | None = ...,
+        dead_sets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["drawn_at", b"drawn_at", "last", b"last", "operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drawn_at", b"drawn_at", "generation", b"generation", "keepers", b"keepers", "last", b"last", "operation", b"operation", "set_number", b"set_number", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_sets", b"dead_sets", "drawn_at", b"drawn_at", "generation", b"generation", "keepers", b"keepers", "last", b"last", "operation", b"operation", "set_number", b"set_number", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

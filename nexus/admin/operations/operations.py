@@ -18,7 +18,7 @@ from nexus.keepers.pool import KeeperPool
 from nexus.keys.opened import Serving
 from nexus.keys.operation import transitions
 from nexus.keys.operation.change import Change
-from nexus.keys.operation.dead_sets import give_up
+from nexus.keys.operation.dead_sets import find_droppable, give_up
 from nexus.keys.operation.evidence import Order, Preflight, Staged
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.preflight import Check, check_all, find_refusals
@@ -52,6 +52,7 @@ class RootView:
     current: ShardSetRecord
     operation: OperationView | None
     last: EndedRecord | None  # None: none has ended yet
+    dead_sets: int  # of which a keeper may hold a shard yet
 
 
 class Operations:
@@ -117,7 +118,7 @@ class Operations:
         """Say how the root key stands."""
         with self._gate.keyed_call(calls.GET_OPERATION, caller) as (_, serving):
             facts = self._load_facts(serving)
-            return RootView(facts.current_set, self._view(facts), facts.ended)
+            return RootView(facts.current_set, self._view(facts), facts.ended, len(find_droppable(facts)))
 
     def abort(self, caller: Caller, operation_id: bytes, reason: str) -> None:
         """Take an operation back that is not flipped.

@@ -84,6 +84,7 @@ def test_status_when_nothing_was_ever_begun(nexus: PlayedNexus, reach: list[str]
         "drawn_at": None,
         "operation": None,
         "last": None,
+        "dead_sets": 0,
     }
 
 
