@@ -122,7 +122,9 @@ class Warden:
 
     def list_alarms(self) -> list[str]:
         """Say what somebody has to see to although the nexus serves."""
-        return [*filter(None, [self._way_back.fault]), *self._marks.list_dead()]
+        why = self._store.unscrubbed
+        unscrubbed = f"what was deleted may be in the files of the store yet: {why}" if why else ""
+        return [*filter(None, [self._way_back.fault, unscrubbed]), *self._marks.list_dead()]
 
     @property
     def is_way_back_broken(self) -> bool:

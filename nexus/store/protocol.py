@@ -336,6 +336,11 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def unscrubbed(self) -> str:
+        """Why what was deleted or replaced may be in the files yet, as the last scrub found; empty: it is not."""
+        ...
+
     def scrub(self, *, seconds: float) -> bool:
         """Leave nothing in the files of what was deleted or replaced before; False: it did not succeed in *seconds*.
 

@@ -183,6 +183,9 @@ class Sweep:
     def says_audit_fails(self) -> bool:
         return "audit entries cannot be written" in self.cluster.fetch("nexus", "/readyz")
 
+    def says_unscrubbed(self) -> bool:
+        return "what was deleted may be in the files of the store yet" in self.cluster.fetch("nexus", "/readyz")
+
     def _trace(self, step: Step, strace: Strace) -> str:
         """Make the step under strace, until all that it writes is written, or the fault came."""
         if not step.traces_start:
@@ -201,7 +204,7 @@ class Sweep:
             return is_broken or self.is_drained() or self._waits_for_custodians()
 
         def is_said() -> bool:
-            return bool(refused) or not self.is_alive or self.says_audit_fails()
+            return bool(refused) or not self.is_alive or self.says_audit_fails() or self.says_unscrubbed()
 
         refused = step.act(self)
         self.cluster.wait("the step is over", is_over)

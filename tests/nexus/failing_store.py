@@ -77,6 +77,10 @@ class FailingStore:
     def find_fault(self) -> str:
         return self._store.find_fault()
 
+    @property
+    def unscrubbed(self) -> str:
+        return self._store.unscrubbed
+
     def scrub(self, *, seconds: float) -> bool:
         return self._store.scrub(seconds=seconds)
 

@@ -176,7 +176,7 @@ class OperationDriver:
         """Take one action, as the thread does again and again; return how many seconds to wait before the next."""
         with self._lifecycle.borrow() as serving, self._store.read() as reader:
             position = reader.load_position()
-            if not self._has_ended and self._idle_at == (position.timeline, position.control_revision):
+            if self._idle_at == (position.timeline, position.control_revision) and not self._is_scrub_wanted:
                 return _IDLE_S
             facts = load_facts(reader, serving.root_key)
         self._hand_out(serving, facts)
@@ -187,9 +187,14 @@ class OperationDriver:
         self.waits_for = self._describe(facts, action)
         return self._act(action, facts, serving)
 
+    @property
+    def _is_scrub_wanted(self) -> bool:
+        """Whether an operation was taken back, or an earlier scrub did not succeed."""
+        return self._has_ended or bool(self._store.unscrubbed)
+
     def _observe(self, facts: Facts) -> None:
         """Notice when a step was first seen, and when an operation was taken back."""
-        if self._has_ended:
+        if self._is_scrub_wanted:
             self._has_ended = False
             self._memory = replace(self._memory, is_scrub_due=True)
         if facts.operation is not None and facts.operation.id in self._expected:

@@ -83,6 +83,7 @@ class SqliteStore:
         self._committer: GroupCommitter[SqliteWriter] = GroupCommitter(self._run)
         self._pool = ReaderPool(path)
         self._refusal: tuple[type[StoreUnavailableError], str] | None = None
+        self.unscrubbed = ""
         self._is_closed = False
 
     @classmethod
@@ -106,7 +107,9 @@ class SqliteStore:
         except BaseException:
             lock.release()
             raise
-        return cls(path, lock, writer, files)
+        store = cls(path, lock, writer, files)
+        store._scrub_opened()
+        return store
 
     def read(self) -> AbstractContextManager[Reader]:
         return self._pool.read()
@@ -292,6 +295,15 @@ class SqliteStore:
         if not truncate_wal(self._writer):
             raise StoreUnavailableError("WAL cannot be copied: the database is busy")
 
+    def _scrub_opened(self) -> None:
+        """Do what a process did not come to that ended before its scrub. The store works without it."""
+        try:
+            self._try_scrub()
+        except StoreUnavailableError as exc:
+            self.unscrubbed = str(exc)
+        if self.unscrubbed:
+            log.warning("store not scrubbed: what was deleted may be in its files", why=self.unscrubbed)
+
     def _try_scrub(self) -> bool:
         """Scrub once, and hold changes up for no longer than `SCRUB_BUSY_S` when somebody reads."""
         with self._writing:
@@ -301,7 +313,9 @@ class SqliteStore:
             try:
                 is_done = truncate_wal(self._writer, busy_s=SCRUB_BUSY_S)
             except SQLITE_ERRORS as exc:
+                self.unscrubbed = str(translate(exc, "scrub"))
                 raise translate(exc, "scrub") from exc
+            self.unscrubbed = "" if is_done else "somebody reads the database"
             if fault := self._files.find_fault():
                 self._refuse(StoreFileLostError, fault)
                 raise StoreFileLostError(fault)
@@ -331,18 +345,7 @@ def _connect_migrated(path: Path) -> sqlite3.Connection:
     except BaseException:
         writer.close()
         raise
-    _scrub_opened(writer)
     return writer
-
-
-def _scrub_opened(writer: sqlite3.Connection) -> None:
-    """Do what a process did not come to that ended before its scrub. The store works without it."""
-    try:
-        why = "" if truncate_wal(writer, busy_s=SCRUB_BUSY_S) else "somebody reads the database"
-    except SQLITE_ERRORS as exc:
-        why = str(translate(exc, "scrub"))
-    if why:
-        log.warning("store not scrubbed: what was deleted may be in its files", why=why)
 
 
 def _fail(
