@@ -197,10 +197,10 @@ def test_what_is_not_committed_is_not_begun(resharing: Resharing, memory: Protec
     """The points are wiped, no keeper is given a shard, and the failure is audited as a read."""
     free = count_free(memory)
     setattr(resharing.store, flag, True)
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(StoreUnavailableError) as failed:  # whose traceback keeps what the call had
         resharing.begin()
     setattr(resharing.store, flag, False)
-    assert count_free(memory) == free
+    assert (failed.value.reason, count_free(memory)) == ("STORE_UNAVAILABLE", free)
     assert (resharing.operation, resharing.states) == (None, {1: SetState.CURRENT})
     assert resharing.core.lifecycle.require_serving().others.pending is None
     assert [entry.outcome for entry in resharing.core.list_entries()] == ["STORE_UNAVAILABLE"]
