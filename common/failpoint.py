@@ -89,7 +89,8 @@ class Failpoint:
             case Action.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
             case Action.PAUSE:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # To this thread: sent to the process, another one takes it, and this one runs on for a moment.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             case Action.ERROR:
                 raise InjectedError(f"failpoint {':'.join(self._place)}")
 

@@ -1,5 +1,6 @@
 """Points at which a test kills, stops or fails a process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from common.errors import ConfigError, InjectedError
 from common.failpoint import KEEPER, NEXUS, Failpoint, arm, around, read_failpoint
+from tests.kit.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,27 @@ def test_a_process_is_killed_or_stopped(action: str, status: int) -> None:
         process.send_signal(signal.SIGCONT)
         assert process.stdout.read() == ("" if status else "gone on\n")
     assert process.returncode == status
+
+
+def test_no_thread_runs_past_a_pause() -> None:
+    """The thread that reaches the point stops there, whatever the others do."""
+    program = (
+        "import os, threading; from common.failpoint import NEXUS, arm, around, read_failpoint\n"
+        "arm(read_failpoint('flip.commit:before:1:pause', NEXUS, dev=True))\n"
+        "def reach():\n"
+        "    with around('flip.commit'): os.write(1, b'gone on')\n"
+        "thread = threading.Thread(target=reach); thread.start(); thread.join()\n"
+    )
+    for _ in range(5):  # a stop that reaches it late is one of chance
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, bufsize=0) as process:
+            assert process.stdout is not None
+            wait_until(lambda pid=process.pid: _is_stopped(pid), what="it sleeps")  # type: ignore[misc]
+            os.set_blocking(process.stdout.fileno(), False)
+            early = process.stdout.read(100)
+            process.send_signal(signal.SIGCONT)
+            assert process.wait() == 0
+            assert early is None
+            assert process.stdout.read(100) == b"gone on"
 
 
 def _is_stopped(pid: int) -> bool:

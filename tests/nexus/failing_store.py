@@ -24,6 +24,7 @@ class FailingStore:
         self.at_read: Callable[[], object] | None = None  # called once, before the next read
         self.at_write: Callable[[], object] | None = None  # called once, before the next change
         self.after_write: Callable[[], object] | None = None  # called once, when a change is committed
+        self.scrubs = 0  # so far
         self.refused: set[str] = set()  # names of threads that were refused a read
         self._store = store
 
@@ -82,6 +83,7 @@ class FailingStore:
         return self._store.unscrubbed
 
     def scrub(self, *, seconds: float) -> bool:
+        self.scrubs += 1
         return self._store.scrub(seconds=seconds)
 
     def close(self) -> None:

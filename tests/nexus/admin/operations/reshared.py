@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from common.errors import SealedError
+from common.keys import shamir
+from common.keys.protected import ProtectedMemory
 from nexus.access.gate import Caller
 from nexus.admin.operations.operations import OperationView
 from nexus.admin.operations.reshare_plan import ResharePlan
@@ -13,7 +16,7 @@ from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import EndedRecord, OperationRecord, Step
 from nexus.keys.records import SetState
 from nexus.keys.ruled_change import load_facts
-from nexus.keys.shard_set import Member
+from nexus.keys.shard_set import Member, ShardSet
 from tests.kit import patience
 from tests.kit.waiting import wait_until
 from tests.nexus.cluster import FoundedCluster, members
@@ -130,6 +133,16 @@ class Resharing:
     def actions(self) -> list[str]:
         """Return the actions of the entries that are part of changes, in order."""
         return [entry.action for _, entry in self.core.list_change_entries()]
+
+
+def is_wiped_set(shard_set: ShardSet, memory: ProtectedMemory) -> bool:
+    """Whether a set has no points any more, also for whoever still has it."""
+    with memory.allocate(shamir.SHARD_SIZE) as shard:
+        try:
+            shard_set.derive_shard(1, shard)
+        except SealedError:
+            return True
+    return False
 
 
 def make_keeper(number: int) -> PlayedKeeper:

@@ -26,7 +26,7 @@ from nexus.keys.records import SetState
 from nexus.lifecycle.states import State
 from nexus.vault.secrets import Expected
 from tests.kit.waiting import wait_until
-from tests.nexus.admin.operations.reshared import NEW_ID, Resharing
+from tests.nexus.admin.operations.reshared import NEW_ID, Resharing, is_wiped_set
 from tests.nexus.cluster import count_free, is_wiped, tamper
 from tests.nexus.conftest import StartNexus
 from tests.nexus.core import OPERATOR, SUPERUSER, NexusCore
@@ -73,17 +73,20 @@ def find_outcome(resharing: Resharing) -> tuple[Outcome, str]:
 def test_a_reshare_walks_to_its_end(resharing: Resharing, memory: ProtectedMemory) -> None:
     """At each step, exactly one set is current, and keepers drop nothing before the operation is settled."""
     free = count_free(memory)
+    replaced = resharing.core.lifecycle.require_serving().shard_set
     resharing.begin()
     resharing.drive_to(Step.DISTRIBUTED)
     assert resharing.states == {1: SetState.CURRENT, 2: SetState.PENDING}
+    assert not is_wiped_set(replaced, memory)
     resharing.drive_to(Step.FLIPPED)
+    assert is_wiped_set(replaced, memory)
     assert resharing.states == {1: SetState.DEAD, 2: SetState.CURRENT}
     assert set(map(tuple, resharing.count_sets().values())) == {(1, 2)}
     resharing.drive_to(None)
     assert find_outcome(resharing) == (Outcome.SETTLED, "")
     resharing.drive_to_rest()
     assert set(map(tuple, resharing.count_sets().values())) == {(2,)}
-    assert count_free(memory) == free
+    assert (count_free(memory), resharing.store.scrubs) == (free, 1)
 
 
 def test_each_step_is_audited_in_its_change(resharing: Resharing) -> None:
@@ -326,6 +329,17 @@ def test_an_end_in_the_middle_leaves_no_thread_and_no_key(
     resharing.core.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "operation"]
     assert is_wiped(memory)
+
+
+def test_an_end_between_fetch_and_proof_wipes_what_was_fetched(resharing: Resharing, memory: ProtectedMemory) -> None:
+    """Nothing else owns it."""
+    resharing.begin()
+    with armed("distribute.rehearse:before:1:error"), pytest.raises(InjectedError):
+        resharing.drive_to(Step.DISTRIBUTED)
+    resharing.core.pool.stop()
+    held = count_free(memory)
+    resharing.core.driver.stop()
+    assert count_free(memory) == held + 3
 
 
 def test_the_thread_does_it_all(resharing: Resharing) -> None:

@@ -197,10 +197,10 @@ def test_what_is_not_committed_is_not_begun(resharing: Resharing, memory: Protec
     """The points are wiped, no keeper is given a shard, and the failure is audited as a read."""
     free = count_free(memory)
     setattr(resharing.store, flag, True)
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(StoreUnavailableError) as failed:  # whose traceback keeps what the call had
         resharing.begin()
     setattr(resharing.store, flag, False)
-    assert count_free(memory) == free
+    assert (failed.value.reason, count_free(memory)) == ("STORE_UNAVAILABLE", free)
     assert (resharing.operation, resharing.states) == (None, {1: SetState.CURRENT})
     assert resharing.core.lifecycle.require_serving().others.pending is None
     assert [entry.outcome for entry in resharing.core.list_entries()] == ["STORE_UNAVAILABLE"]
@@ -251,7 +251,7 @@ def test_an_abort_takes_back_what_is_not_flipped(resharing: Resharing, step: Ste
     assert (ended.outcome, ended.detail) == (Outcome.ABORTED, f"{SUPERUSER.spiffe_id}: wrong day")
     resharing.drive_to_rest()
     wait_until(lambda: set(map(tuple, resharing.count_sets().values())) == {(1,)})
-    assert count_free(memory) == free
+    assert (count_free(memory), resharing.store.scrubs) == (free, 1)
     _, entry = resharing.core.list_change_entries()[-2]
     assert (entry.actor, entry.action, entry.detail) == (
         SUPERUSER.spiffe_id,
@@ -342,7 +342,10 @@ def test_a_word_that_changes_nothing_at_this_step_is_refused(
     [
         pytest.param({}, "nothing to go on without", id="nothing"),
         pytest.param({"with_threshold": True, "without_proof": True}, "before the flip", id="both words"),
-        pytest.param({"lost": ("keeper-9",)}, "lost: got 'keeper-9'", id="a stranger is lost"),
+        pytest.param(
+            {"lost": ("keeper-9",)}, "lost: got 'keeper-9', want a keeper that leaves", id="a stranger is lost"
+        ),
+        pytest.param({"lost": ("keeper-1",)}, "lost: got 'keeper-1', want a keeper that leaves", id="one that stays"),
     ],
 )
 def test_a_wrong_word_is_named(resharing: Resharing, arguments: dict[str, Any], message: str) -> None:
@@ -365,6 +368,15 @@ def test_a_keeper_that_leaves_is_waited_for_until_it_is_given_up(resharing: Resh
     assert resharing.core.operations.proceed(OPERATOR, b"", lost=("keeper-5",)) is None
     resharing.drive_to_rest()
     assert [seat.member.name for seat in resharing.core.pool.seats] == [f"keeper-{i}" for i in range(1, 5)]
+
+
+def test_a_keeper_is_given_up_while_its_operation_is_in_progress(resharing: Resharing) -> None:
+    """It leaves with the pending set; before the flip its shard is of the current one."""
+    resharing.begin(GONE)
+    resharing.core.operations.proceed(OPERATOR, b"", lost=("keeper-5",))
+    resharing.keepers[4].is_reachable = False
+    resharing.drive_to_rest()
+    assert resharing.states == {2: SetState.CURRENT}
 
 
 def test_a_keeper_that_is_lost_from_the_start_is_not_waited_for(resharing: Resharing) -> None:
