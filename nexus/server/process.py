@@ -23,7 +23,6 @@ from common.keys.protected import ProtectedMemory
 from common.server.edge import GrpcServer
 from common.server.http import HttpServer
 from common.server.identity import list_obstacles
-from common.server.peer import is_member
 from common.server.termination import Termination
 from common.time_limit import finish_within
 from nexus.access.audit.journal import Journal
@@ -104,7 +103,7 @@ class Nexus:
             clock=clock,
             on_state=lambda state: self._set_serving(state is State.READY),
             give_up=self._fail,
-            is_keeper_id=lambda spiffe_id: is_member(spiffe_id, config.identity.trust_domain),
+            is_keeper_id=Roles(config.identity.trust_domain, pattern=config.roles.pattern).may_hold_shards,
             find_disk_free=lambda: shutil.disk_usage(Path(config.storage.path).parent).free,
             pin=GenesisPin(bytes.fromhex(config.genesis)),
         )

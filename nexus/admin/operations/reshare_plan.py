@@ -28,12 +28,15 @@ def check_plan(plan: ResharePlan, is_keeper_id: Callable[[str], bool]) -> None:
     Raises:
         InvalidArgumentError: The field is named, with what it was and what is wanted.
     """
+    for field in ("add", "remove", "lost"):
+        if (count := len(getattr(plan, field))) > MAX_KEEPERS:
+            raise InvalidArgumentError(f"{field}: got {count} keepers, want at most {MAX_KEEPERS}")
     for index, member in enumerate(plan.add):
         _check_text(check_label, f"add[{index}].name", member.name)
         _check_text(check_address, f"add[{index}].address", member.address)
         if not is_keeper_id(member.spiffe_id):
             raise InvalidArgumentError(
-                f"add[{index}].spiffe_id: got {member.spiffe_id[:100]!r}, want a SPIFFE ID of the trust domain"
+                f"add[{index}].spiffe_id: got {member.spiffe_id[:100]!r}, want one of the trust domain that is no person's and no nexus's"
             )
     for field in ("remove", "lost"):
         _check_distinct(field, getattr(plan, field))
