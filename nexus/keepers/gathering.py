@@ -34,7 +34,7 @@ def gather(seats: Sequence[Seat], collection: Collection, clock: Clock, *, secon
         shards = collection.take()
         stopping.set()
         for seat in seats:
-            seat.link.close()
+            seat.retire()
         for thread in threads:
             thread.join(timeout=CALL_TIMEOUT)
     if len(shards) < collection.record.threshold:
@@ -52,7 +52,7 @@ def watch_once(seats: Sequence[Seat], *, seconds: float) -> Sequence[Seat]:
     for thread in threads:
         thread.join(timeout=seconds)
     for seat in seats:
-        seat.link.close()
+        seat.retire()
     return seats
 
 

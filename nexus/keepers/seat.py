@@ -97,6 +97,7 @@ class Seat:
         self._proved: dict[bytes, Holding] = {}  # by set id, the last proof, also while it does not answer
         self._demanded: Mapping[bytes, float] = {}  # by set id: when a new proof was demanded
         self._conduct = Conduct()
+        self._is_retired = False
         self._marks = MarkExchange(link, self._conduct)
 
     def watch(self) -> float:
@@ -124,6 +125,11 @@ class Seat:
     def demand_proof(self, set_id: bytes, at: float) -> None:
         """Let the keeper show its shard of a set anew if it did so before *at*, in seconds, while it is to hold it."""
         self._demanded = {**self._demanded, set_id: at}
+
+    def retire(self) -> None:
+        """Close the link. What fails from here on is no fault of the keeper, and nobody hears of it."""
+        self._is_retired = True
+        self.link.close()
 
     def _watch(self) -> None:
         self._fetch_report()
@@ -313,15 +319,20 @@ class Seat:
     def _guarded(self, step: Callable[[], object], pause: float) -> float:
         try:
             step()
-        except KeeperUnreachableError as exc:
-            # One text, whatever the network says this time: each new one would be a line in log and audit.
-            log.debug("keeper does not answer", keeper=self.member.name, error=str(exc))
-            self._fail("does not answer", exc, reachable=False)
-        except DeniedError as exc:
-            self._fail(f"does not accept this nexus: {exc}", exc)
         except ShardholdError as exc:
-            self._fail(str(exc), exc)
+            if not self._is_retired:
+                self._explain(exc)
         return pause
+
+    def _explain(self, error: ShardholdError) -> None:
+        if isinstance(error, KeeperUnreachableError):
+            # One text, whatever the network says this time: each new one would be a line in log and audit.
+            log.debug("keeper does not answer", keeper=self.member.name, error=str(error))
+            self._fail("does not answer", error, reachable=False)
+        elif isinstance(error, DeniedError):
+            self._fail(f"does not accept this nexus: {error}", error)
+        else:
+            self._fail(str(error), error)
 
     def _fail(self, fault: str, error: ShardholdError, *, reachable: bool = True) -> None:
         self._set_status(
