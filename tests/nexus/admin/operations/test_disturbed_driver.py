@@ -1,4 +1,4 @@
-"""The driver looks at an operation only once all that belongs to it is there."""
+"""The driver between people: operations that begin, end and are sealed away while it is at work."""
 
 import os
 import threading
@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from common.keys.protected import ProtectedMemory
 from nexus.admin.operations.reshare_plan import ResharePlan
 from nexus.keys.operation.record import Outcome
 from nexus.store.protocol import Reader, Store, Writer
 from tests.kit import patience
+from tests.nexus.cluster import is_wiped
 from tests.nexus.conftest import MakeNexus, WaitUntil
-from tests.nexus.core import OPERATOR
+from tests.nexus.core import OPERATOR, SUPERUSER, NexusCore
 from tests.nexus.failing_store import FailingStore
 
 T = TypeVar("T")
@@ -67,3 +69,39 @@ def test_a_driver_that_is_awake_takes_nothing_from_an_operation_that_begins(
     last = core.operations.describe(OPERATOR).last
     assert last is not None
     assert last.outcome is Outcome.SETTLED, last.detail
+
+
+def test_no_points_of_an_operation_stay_in_memory(
+    make_nexus: MakeNexus, memory: ProtectedMemory, wait_until: WaitUntil
+) -> None:
+    """Neither of the set that was replaced, nor of one that was taken back, nor of one that a seal ended."""
+    core = make_nexus()
+    core.pool.start()
+    core.driver.start()
+    wait_until(lambda: core.pool.count_holders() == 3)
+    wait_until(lambda: not core.operations.describe(OPERATOR).operation)
+    before = memory.free
+
+    core.operations.reshare(OPERATOR, os.urandom(16), ResharePlan(), "", dry_run=False)
+    wait_until(lambda: has_ended(core, Outcome.SETTLED))
+    wait_until(lambda: memory.free == before, what="the points of the set before are wiped")
+
+    for keeper in core.keepers.values():
+        keeper.refusal = "takes nothing"
+    operation_id = os.urandom(16)
+    core.operations.reshare(OPERATOR, operation_id, ResharePlan(), "", dry_run=False)
+    assert memory.free < before
+    core.operations.abort(OPERATOR, operation_id, "")
+    wait_until(lambda: memory.free == before, what="the points that were taken back are wiped")
+    assert has_ended(core, Outcome.ABORTED)
+
+    core.operations.reshare(OPERATOR, os.urandom(16), ResharePlan(), "", dry_run=False)
+    core.seal.seal(SUPERUSER, "", seconds=10)
+    core.close()
+    assert is_wiped(memory)
+
+
+def has_ended(core: NexusCore, outcome: Outcome) -> bool:
+    """Whether the last operation ended so, and none is in progress."""
+    view = core.operations.describe(OPERATOR)
+    return view.operation is None and view.last is not None and view.last.outcome is outcome
