@@ -188,6 +188,8 @@ class Operations:
     def _prepare(self, serving: Serving, prepare: "_Prepare", record: CallRecord) -> None:
         """Draw the new set and commit it as pending, with *serving* having its points."""
         facts = self._load_facts(serving)
+        if self._find_begun(facts, prepare.operation_id) is not None:
+            return  # the same call, made twice at once
         shard_set = self._draw(serving, facts, prepare)
 
         def rule(facts: Facts, _: int) -> Change | Refused:

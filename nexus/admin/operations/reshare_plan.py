@@ -36,7 +36,8 @@ def check_plan(plan: ResharePlan, is_keeper_id: Callable[[str], bool]) -> None:
         _check_text(check_address, f"add[{index}].address", member.address)
         if not is_keeper_id(member.spiffe_id):
             raise InvalidArgumentError(
-                f"add[{index}].spiffe_id: got {member.spiffe_id[:100]!r}, want one of the trust domain that is no person's and no nexus's"
+                f"add[{index}].spiffe_id: got {member.spiffe_id[:100]!r}, "
+                "want one of the trust domain that is no person's and no nexus's"
             )
     for field in ("remove", "lost"):
         _check_distinct(field, getattr(plan, field))

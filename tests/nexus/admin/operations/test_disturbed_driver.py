@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -11,10 +12,11 @@ from nexus.admin.operations.reshare_plan import ResharePlan
 from nexus.keys.operation.record import Outcome
 from nexus.store.protocol import Reader, Store, Writer
 from tests.kit import patience
-from tests.nexus.cluster import is_wiped
+from tests.nexus.cluster import is_wiped, members
 from tests.nexus.conftest import MakeNexus, WaitUntil
 from tests.nexus.core import OPERATOR, SUPERUSER, NexusCore
 from tests.nexus.failing_store import FailingStore
+from tests.nexus.played_keepers import PlayedKeeper
 
 T = TypeVar("T")
 
@@ -99,6 +101,25 @@ def test_no_points_of_an_operation_stay_in_memory(
     core.seal.seal(SUPERUSER, "", seconds=10)
     core.close()
     assert is_wiped(memory)
+
+
+def test_one_call_made_twice_at_once_begins_one_operation(make_nexus: MakeNexus, wait_until: WaitUntil) -> None:
+    """Whoever did not wait for the answer and asks again gets the operation, not a refusal because of it."""
+    core = make_nexus()
+    slow = PlayedKeeper("keeper-4")
+    slow.go.clear()
+    core.keepers[slow.name] = slow
+    core.pool.start()
+    wait_until(lambda: core.pool.count_holders() == 3)
+    operation_id, plan = os.urandom(16), ResharePlan(add=tuple(members(4)[3:]))
+    with ThreadPoolExecutor(2) as executor:
+        calls = [
+            executor.submit(core.operations.reshare, OPERATOR, operation_id, plan, "", dry_run=False) for _ in range(2)
+        ]
+        wait_until(lambda: slow.count("fetch_report") == 2)
+        slow.go.set()
+        views = [call.result(timeout=patience.at_most(20))[1] for call in calls]
+    assert [view and view.record.id for view in views] == [operation_id] * 2
 
 
 def has_ended(core: NexusCore, outcome: Outcome) -> bool:
