@@ -1,7 +1,6 @@
 """The driver: brings the operation in progress to its end, in a thread of its own.
 
-1. What is next is said by `nexus.keys.operation.next_action`, from rows read anew before each action. They are read
-   under the warden's lock: whoever prepares an operation holds it until driver and `Serving` have what belongs to it.
+1. What is next is said by `nexus.keys.operation.next_action`, from rows read anew before each action.
 2. Keys are lent for a moment at a time, so a seal waits for no keeper; what was staged in memory is wiped with them.
 3. Every commit is made under the warden's lock, and is refused if another transition came first.
 4. After a commit of unknown outcome the process ends: nobody knows what keepers have to hold.
@@ -96,7 +95,6 @@ class OperationDriver:
         self._rehearsal = Rehearsal(pool, memory)
         self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
         self._ending = False
-        self._begun = b""  # id of an operation that was just prepared here
         self._has_ended = False  # somebody took an operation back
         self.waits_for = ""  # in words; empty: it goes on
         self._wake = threading.Event()
@@ -124,16 +122,15 @@ class OperationDriver:
         self._wake.set()
 
     def begin(self, operation_id: bytes) -> None:
-        """Carry out the operation that was just prepared here; its points are in what the nexus serves with.
-
-        Called within the change that prepared it (rule 1).
-        """
-        self._begun = operation_id
+        """Carry out the operation that was just prepared here; its points are in what the nexus serves with."""
+        self._memory = replace(self._memory, begun=operation_id, key_of=operation_id)
+        self._idle_at = None
         self._wake.set()
 
     def note_end(self) -> None:
         """Hear that somebody took the operation back: what it deleted is about to be overwritten."""
         self._has_ended = True
+        self._idle_at = None
         self._wake.set()
 
     def _run(self) -> None:
@@ -167,32 +164,21 @@ class OperationDriver:
 
     def _step(self) -> float:
         """Take one action; return how many seconds to wait before the next."""
-        seen = self._warden.change(self._look)
-        if seen is None:
-            return _IDLE_S
-        facts, serving = seen
+        with self._lifecycle.borrow() as serving, self._store.read() as reader:
+            position = reader.load_position()
+            if self._idle_at == (position.timeline, position.control_revision):
+                return _IDLE_S
+            facts = load_facts(reader, serving.root_key)
+        self._hand_out(serving, facts)
+        self._observe(facts)
         action = next_action(facts, self._memory, self._make_view(facts))
         if facts.operation is None and isinstance(action, Wait):
             self._idle_at = (facts.meta.timeline, facts.meta.control_revision)
         self.waits_for = self._describe(facts, action)
         return self._act(action, facts, serving)
 
-    def _look(self, serving: Serving) -> tuple[Facts, Serving] | None:
-        """Read the rows, and let keepers and memory follow; None: nothing was to do, and nothing has changed."""
-        with self._store.read() as reader:
-            position = reader.load_position()
-            if self._idle_at == (position.timeline, position.control_revision) and not self._has_ended:
-                return None
-            facts = load_facts(reader, serving.root_key)
-        self._hand_out(serving, facts)
-        self._observe(facts)
-        return facts, serving
-
     def _observe(self, facts: Facts) -> None:
-        """Notice when a step was first seen, and when an operation was begun or taken back."""
-        if self._begun:
-            self._memory = replace(self._memory, begun=self._begun, key_of=self._begun)
-            self._begun = b""
+        """Notice when a step was first seen, and when an operation was taken back."""
         if self._has_ended:
             self._has_ended = False
             self._memory = replace(self._memory, is_scrub_due=True)

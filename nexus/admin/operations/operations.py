@@ -110,6 +110,7 @@ class Operations:
             prepare = _Prepare(operation_id, order, preflight, members, plan.lost)
             with around("prepare.commit"):
                 self._warden.change(lambda serving: self._prepare(serving, prepare, record))
+            self._driver.begin(operation_id)
             return checks, self._view(self._warden.change(self._load_facts))
 
     def describe(self, caller: Caller) -> RootView:
@@ -203,7 +204,6 @@ class Operations:
         except BaseException:
             shard_set.release()
             raise
-        self._driver.begin(prepare.operation_id)
 
     def _draw(self, serving: Serving, facts: Facts, prepare: "_Prepare") -> ShardSet:
         record, points = draw_set(
