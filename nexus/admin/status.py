@@ -1,7 +1,9 @@
 """Status: what the nexus says of itself and of its keepers, to whom."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from common.errors import CorruptRowError, ShardholdError, StoreUnavailableError
 from nexus.access import calls
@@ -15,12 +17,14 @@ from nexus.keepers.plan import find_record
 from nexus.keepers.pool import KeeperPool
 from nexus.keepers.seat import SeatStatus
 from nexus.keys import manifest, records
+from nexus.keys.ruled_change import load_facts
 from nexus.keys.shard_set import Member
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Meta, Phase, Reader, Store
 
+_NO_NUMBERS: Mapping[bytes, int] = MappingProxyType({})
 _UNREAD = Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -29,6 +33,15 @@ class KeeperView:
     member: Member
     x: int  # 0: none yet
     status: SeatStatus
+    sets: tuple[int, ...] = ()  # numbers of the sets that it last said it holds, ascending
+
+
+@dataclass(frozen=True, slots=True)
+class OperationStep:
+    """How far what is in progress has come, in words."""
+
+    kind: str
+    step: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,7 @@ class ClusterView:
     facts: ClusterFacts | None  # None: no cluster yet, or its rows do not decode
     memory_protection: int
     keepers: list[KeeperView]
-    init_step: str | None
+    operation: OperationStep | None
     newer: NewerMark | None  # when the store is older than it says
     unseal: tuple[int, int] | None  # recovery shares submitted and needed
 
@@ -87,10 +100,11 @@ class Status:
             state = self._lifecycle.state
             if caller.role not in PEOPLE:
                 return state, None
-            meta, facts, newer, unread = _UNREAD, None, None, []
+            meta, facts, operation, newer, unread = _UNREAD, None, None, None, []
             try:
                 with self._store.read() as reader:
                     meta, facts = reader.load_meta(), self._find_facts(reader)
+                    operation = self._find_operation(reader)
                 newer = self._warden.find_newer_mark()
             except StoreUnavailableError as exc:
                 unread.append(str(exc))
@@ -101,17 +115,25 @@ class Status:
                 facts=facts,
                 memory_protection=self._memory_protection,
                 keepers=self._view_keepers(facts.shard_set if facts else None),
-                init_step=self._describe_init(state, meta),
+                operation=self._describe_init(state, meta) or operation,
                 newer=newer,
                 unseal=self._unseal.count(),
             )
             return state, view
 
-    def _describe_init(self, state: State, meta: Meta) -> str | None:
+    def _describe_init(self, state: State, meta: Meta) -> OperationStep | None:
         if state is not State.INITIALISING:
             return None
         void = f"attempt {meta.last_init_attempt} is void: destroy its recovery shares and begin again"
-        return self._initialisation.step or void
+        return OperationStep("init", self._initialisation.step or void)
+
+    def _find_operation(self, reader: Reader) -> OperationStep | None:
+        """Return the operation on the root key, as far as the rows prove one."""
+        with contextlib.suppress(ShardholdError), self._lifecycle.borrow() as serving:
+            records.load_body(reader, *records.OPERATION)  # mostly there is none, and no manifest to verify
+            record = load_facts(reader, serving.root_key).operation
+            return None if record is None else OperationStep(record.depth, record.step)
+        return None
 
     def list_keepers(self, caller: Caller) -> list[KeeperView]:
         """Return the keepers of the current set.
@@ -120,7 +142,10 @@ class Status:
             DeniedError: The caller's role does not allow it.
         """
         with self._gate.keyed_call(calls.LIST_KEEPERS, caller) as (_, serving):
-            return self._view_keepers(serving.shard_set.record)
+            with self._store.read() as reader:
+                sets = load_facts(reader, serving.root_key).sets
+            numbers = {one.set_id: number for number, one in sets.items()}
+            return self._view_keepers(serving.shard_set.record, numbers)
 
     def _find_facts(self, reader: Reader) -> ClusterFacts | None:
         with contextlib.suppress(ShardholdError), self._lifecycle.borrow() as serving:
@@ -131,7 +156,14 @@ class Status:
             return ClusterFacts(records.load_genesis(reader).fingerprint, current, recovery)
         return None
 
-    def _view_keepers(self, shard_set: records.ShardSetRecord | None) -> list[KeeperView]:
+    def _view_keepers(
+        self, shard_set: records.ShardSetRecord | None, numbers: Mapping[bytes, int] = _NO_NUMBERS
+    ) -> list[KeeperView]:
+        """*numbers* are those of the known sets, by id."""
         members = shard_set.members if shard_set else ()
-        found = [(seat, find_record(members, seat.member)) for seat in self._pool.seats]
-        return [KeeperView(seat.member, record.x if record else 0, seat.status) for seat, record in found]
+        views = []
+        for seat in self._pool.seats:
+            record, status = find_record(members, seat.member), seat.status
+            held = sorted(numbers[set_id] for set_id in status.reported or () if set_id in numbers)
+            views.append(KeeperView(seat.member, record.x if record else 0, status, tuple(held)))
+        return views

@@ -84,9 +84,9 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
     response.revision = view.meta.revision
     response.memory_protection = view.memory_protection
     response.keepers.extend(_to_status(keeper) for keeper in view.keepers)
-    if view.init_step is not None:
-        response.operation.kind = "init"
-        response.operation.step = view.init_step
+    if view.operation is not None:
+        response.operation.kind = view.operation.kind
+        response.operation.step = view.operation.step
     if view.newer is not None:
         mark = view.newer.mark
         response.newer_mark.timeline, response.newer_mark.revision = mark.timeline, mark.revision
@@ -122,4 +122,5 @@ def _to_info(view: KeeperView) -> pb.KeeperInfo:
         x=view.x,
         version=view.status.version,
         memory_protection=view.status.memory_protection,
+        sets=view.sets,
     )

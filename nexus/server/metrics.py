@@ -7,6 +7,7 @@ from prometheus_client.registry import Collector
 
 from nexus.access.audit.alarm import Alarm
 from nexus.keepers.pool import KeeperPool
+from nexus.keys.operation.record import Step
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 
@@ -24,7 +25,9 @@ class NexusCollector(Collector):
         count_lacking_shards: Callable[[], int],
         outbox_alarms: tuple[Alarm, Alarm],
         is_way_back_broken: Callable[[], bool],
+        find_step: Callable[[], Step | None],
     ) -> None:
+        """*find_step* gives the step of the operation on the root key, None while there is none."""
         self._lifecycle = lifecycle
         self._pool = pool
         self._memory_protection = memory_protection
@@ -32,6 +35,7 @@ class NexusCollector(Collector):
         self._count_lacking_shards = count_lacking_shards
         self._outbox_alarms = outbox_alarms
         self._is_way_back_broken = is_way_back_broken
+        self._find_step = find_step
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("shardhold_nexus_state", "1 for the state the nexus is in", labels=["state"])
@@ -39,6 +43,7 @@ class NexusCollector(Collector):
             state.add_metric([one.value], float(one is self._lifecycle.state))
         yield state
         yield from self._collect_keepers()
+        yield self._collect_step()
         yield GaugeMetricFamily(
             "shardhold_recovery_lacking_shards",
             "shards that a nexus without a root key still waits for; 0 when it waits for none",
@@ -57,7 +62,6 @@ class NexusCollector(Collector):
         yield CounterMetricFamily(
             "shardhold_audit_missing_rows", "audit entries that are gone from the store", value=missing.count
         )
-
         yield GaugeMetricFamily(
             "shardhold_way_back_broken",
             "1 while escrow or recovery key does not verify: custodians could not bring the cluster back",
@@ -72,9 +76,28 @@ class NexusCollector(Collector):
             labels=["keeper"],
         )
         faulty = GaugeMetricFamily("shardhold_keeper_faulty", "1 while something is wrong with it", labels=["keeper"])
+        dead = GaugeMetricFamily(
+            "shardhold_dead_sets_held", "dead shard sets that the keeper has not dropped yet", labels=["keeper"]
+        )
+        serving = self._lifecycle.find_serving()
+        droppable = serving.others.droppable if serving is not None else frozenset()
         # A keeper may be replaced by one of its name, which has a seat beside it: the first is of the current set.
         for seat in {seat.member.name: seat for seat in reversed(self._pool.seats)}.values():
             reachable.add_metric([seat.member.name], float(seat.status.reachable))
             holds.add_metric([seat.member.name], float(seat.status.holds_current_set))
             faulty.add_metric([seat.member.name], float(bool(seat.status.fault)))
-        yield from (reachable, holds, faulty)
+        held: dict[str, int] = {}
+        for seat in self._pool.seats:
+            held[seat.member.name] = held.get(seat.member.name, 0) + len(droppable & (seat.status.reported or set()))
+        for name, count in held.items():
+            dead.add_metric([name], count)
+        yield from (reachable, holds, faulty, dead)
+
+    def _collect_step(self) -> Metric:
+        step = GaugeMetricFamily(
+            "shardhold_operation_step", "1 for the step that an operation on the root key is at", labels=["step"]
+        )
+        now = self._find_step()
+        for one in Step:
+            step.add_metric([one.value], float(one is now))
+        return step

@@ -164,6 +164,7 @@ class Nexus:
                 count_lacking_shards=core.warden.count_lacking_shards,
                 outbox_alarms=core.exporter.alarms,
                 is_way_back_broken=lambda: core.warden.is_way_back_broken,
+                find_step=lambda: core.driver.seen_step,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))

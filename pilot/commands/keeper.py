@@ -125,10 +125,13 @@ def to_document(info: Any) -> dict[str, Any]:
         "x": info.x or None,
         "version": info.version or None,
         "memory_protection": info.memory_protection or None,
+        "sets": list(info.sets),
     }
 
 
 def _to_row(document: dict[str, Any]) -> tuple[str, ...]:
     name, address, shard, fault = to_row(document)
+    if len(document["sets"]) > document["holds_current_set"]:
+        shard += f" (sets: {', '.join(map(str, document['sets']))})"
     known = (str(document[key] or "") for key in ("x", "version", "memory_protection"))
     return name, address, shard, *known, document["spiffe_id"], fault

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pilot.errors import PilotError
+from pilot.errors import INTERRUPTED, PilotError
 from pilot.options import Settings
 from pilot.plain import clean
-from pilot.terminal.output import Output, print_json, print_table, show_time
+from pilot.terminal.output import Output, print_json, print_table, show_timestamp
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 WORKERS = ("operator", "superuser")  # roles that may begin and end operations
 READERS = (*WORKERS, "auditor")
 _POLL_S = 0.2
+_HINT_S = 2.0  # what it waits for is told when the wait lasts longer
+_UNKNOWN = "unknown"  # a newer nexus knows more steps than this pilot
+_GOES_ON = "the nexus goes on by itself; 'pilot root status' says how far it is"
 _DEPTHS = {1: "reshare"}
 _STEPS = {1: "prepared", 2: "distributed", 3: "flipped"}
 _OUTCOMES = {1: "settled", 2: "aborted"}
@@ -47,7 +50,10 @@ def start(settings: Settings, request: "pb.StartOperationRequest", *, wait: bool
         response = connection.call(connection.root.StartOperation, request)
         if request.dry_run:
             _show_checks(settings, list(response.checks))
-        elif not wait:
+            return
+        if response.operation.operation_id != request.operation_id:
+            raise PilotError("the nexus answers with another operation than it was asked for")
+        if not wait:
             _show_begun(settings, response.operation)
         else:
             _show_end(settings, *_await_end(settings, connection, response.operation))
@@ -77,8 +83,8 @@ def to_document(operation: "pb.RootOperation") -> dict[str, Any]:
     """Return an operation in progress as its JSON document."""
     return {
         "id": operation.operation_id.hex(),
-        "depth": _DEPTHS.get(operation.depth, "unknown"),
-        "step": _STEPS.get(operation.step, "unknown"),
+        "depth": _DEPTHS.get(operation.depth, _UNKNOWN),
+        "step": _STEPS.get(operation.step, _UNKNOWN),
         "reason": operation.reason,
         "actor": operation.actor,
         "started_at": _to_text(operation.started_at),
@@ -97,8 +103,8 @@ def ended_document(ended: "pb.EndedOperation") -> dict[str, Any]:
     """Return an operation that has ended as its JSON document."""
     return {
         "id": ended.operation_id.hex(),
-        "depth": _DEPTHS.get(ended.depth, "unknown"),
-        "outcome": _OUTCOMES.get(ended.outcome, "unknown"),
+        "depth": _DEPTHS.get(ended.depth, _UNKNOWN),
+        "outcome": _OUTCOMES.get(ended.outcome, _UNKNOWN),
         "detail": ended.detail or None,
         "ended_at": _to_text(ended.ended_at),
         "set_from": ended.set_from,
@@ -108,7 +114,7 @@ def ended_document(ended: "pb.EndedOperation") -> dict[str, Any]:
 
 def show_time_of(moment: "Timestamp") -> str:
     """Return a moment for people; empty: it is not set."""
-    return show_time(moment.ToDatetime(UTC)) if moment.seconds else ""
+    return show_timestamp(moment) if moment.seconds else ""
 
 
 def _to_text(moment: "Timestamp") -> str | None:
@@ -130,32 +136,46 @@ def _show_begun(settings: Settings, operation: "pb.RootOperation") -> None:
     if settings.output is Output.JSON:
         print_json(to_document(operation))
         return
-    print(f"set {operation.set_from} → {operation.set_to}  {_STEPS.get(operation.step, '')} ✓")
-    print("pilot: hint: the nexus goes on by itself; 'pilot root status' says how far it is", file=sys.stderr)
+    print(f"set {operation.set_from} → {operation.set_to}  {_STEPS.get(operation.step, _UNKNOWN)} ✓")
+    print(f"pilot: hint: {_GOES_ON}", file=sys.stderr)
 
 
 def _await_end(
     settings: Settings, connection: "Connection", begun: "pb.RootOperation"
 ) -> tuple["pb.EndedOperation", float]:
-    """Wait until the operation has ended, through restarts of the nexus; return how, and after how many seconds."""
-    from shardhold._errors import DeadlineError, UnavailableError
+    """Wait until the operation has ended, through restarts of the nexus; return how, and after how many seconds.
 
+    Raises:
+        PilotError: Ctrl-C, or the nexus does not know the operation any more.
+    """
     progress = _Progress(is_shown=settings.output is Output.TABLE)
     start_at = time.monotonic()
+    try:
+        ended = _follow(connection, begun, progress)
+    except KeyboardInterrupt:
+        progress.end_line()
+        raise PilotError("interrupted", _GOES_ON, exit_code=INTERRUPTED) from None
+    return ended, time.monotonic() - start_at
+
+
+def _follow(connection: "Connection", begun: "pb.RootOperation", progress: "_Progress") -> "pb.EndedOperation":
+    from shardhold._errors import DeadlineError, UnavailableError
+
     progress.show(begun)
     while True:
         time.sleep(_POLL_S)
         try:
             answer = fetch(connection)
         except (UnavailableError, DeadlineError) as exc:
-            progress.warn(exc.message)
+            progress.wait_for(exc.message)
             continue
         if answer.HasField("operation") and answer.operation.operation_id == begun.operation_id:
             progress.show(answer.operation)
         elif answer.last.operation_id == begun.operation_id:
             progress.finish(answer.last)
-            return answer.last, time.monotonic() - start_at
+            return answer.last
         else:
+            progress.end_line()
             raise PilotError("the nexus does not know the operation any more", "'pilot audit tail' says what happened")
 
 
@@ -174,29 +194,48 @@ class _Progress:
 
     def __init__(self, *, is_shown: bool) -> None:
         self._is_shown = is_shown
+        self._is_line_open = False
         self._step = 0
-        self._warned = ""
+        self._waiting_since: float | None = None  # None: it goes on
+        self._told = ""
 
     def show(self, operation: "pb.RootOperation") -> None:
         if not self._step:
             self._print(f"set {operation.set_from} → {operation.set_to}  ")
-        for step in range(self._step + 1, operation.step + 1):
-            self._print(f"{_STEPS.get(step, 'unknown')} ✓  ")
-        self._step = max(self._step, operation.step)
-        if operation.waits_for:
-            self.warn(f"waits for {operation.waits_for}")
+        if operation.step > self._step and operation.step in _STEPS:
+            self._show_steps(operation.step)
+            self._waiting_since = None
+        self.wait_for(f"waits for {operation.waits_for}" if operation.waits_for else "")
 
     def finish(self, ended: "pb.EndedOperation") -> None:
         if _OUTCOMES.get(ended.outcome) == "settled":
-            for step in range(self._step + 1, max(_STEPS) + 1):
-                self._print(f"{_STEPS[step]} ✓  ")
+            self._show_steps(max(_STEPS))
 
-    def warn(self, why: str) -> None:
-        """Say what the wait is for, once."""
-        if why != self._warned:
-            self._warned = why
+    def wait_for(self, why: str) -> None:
+        """Say what the wait is for, once, when it lasts; empty: there is no wait any more."""
+        if not why:
+            self._waiting_since = None
+            return
+        now = time.monotonic()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        if now - self._waiting_since >= _HINT_S and why != self._told:
+            self._told = why
+            self.end_line()
             print(f"pilot: hint: {datetime.now(UTC):%H:%M:%SZ} {clean(why)}", file=sys.stderr)
+
+    def end_line(self) -> None:
+        """Begin a new line, so that a hint or an error does not stand in this one."""
+        if self._is_line_open:
+            print(flush=True)
+            self._is_line_open = False
+
+    def _show_steps(self, last: int) -> None:
+        for step in range(self._step + 1, last + 1):
+            self._print(f"{_STEPS[step]} ✓  ")
+        self._step = max(self._step, last)
 
     def _print(self, text: str) -> None:
         if self._is_shown:
             print(text, end="", flush=True)
+            self._is_line_open = True

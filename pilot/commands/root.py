@@ -110,24 +110,30 @@ def continue_(
         typer.Option("--lost", metavar="NAME", help="A keeper that leaves and never comes back; may be repeated."),
     ] = None,
 ) -> None:
-    """Let an operation go on with less than it waits for. Roles: operator, superuser."""
+    """Let an operation go on with less than it waits for. Roles: operator, superuser.
+
+    A keeper that leaves is waited for until it has dropped its shards, also once the operation has ended: --lost ends
+    that at any time.
+    """
     from pilot.connection import Connection
     from shardhold.v1 import root_pb2 as pb
 
     if not (with_threshold or without_proof or lost):
         raise UsageError("nothing to do without: give --with-threshold, --without-proof or --lost NAME")
     with Connection(settings, preferred=("superuser", "operator") if without_proof else WORKERS) as connection:
-        operation = require_running(connection)
+        is_operation_needed = with_threshold or without_proof
         request = pb.ContinueOperationRequest(
-            operation_id=operation.operation_id,
+            operation_id=require_running(connection).operation_id if is_operation_needed else b"",
             with_threshold=with_threshold,
             without_proof=without_proof,
             lost=lost or [],
         )
         response = connection.call(connection.root.ContinueOperation, request)
-    document = to_document(response.operation)
+    document = to_document(response.operation) if response.HasField("operation") else None
     if settings.output is Output.JSON:
         print_json(document)
+    elif document is None:
+        print_facts({"given up": ", ".join(lost or [])})
     else:
         _print_operation(document)
 

@@ -1,6 +1,6 @@
 """A played nexus: real mTLS, statements and sealed shares, with answers that a test sets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -12,23 +12,35 @@ from common.keys.statement import SUBMIT_SHARE, StatementDesk
 from common.keys.words import WIRE_SIZE, decode_share, read_share
 from common.server.edge import Call, GrpcServer, Method
 from shardhold.identity import Svid
-from shardhold.v1 import cluster_pb2, recovery_pb2
+from shardhold.v1 import cluster_pb2, recovery_pb2, root_pb2
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
 
 NEXUS_PATH = "/shardhold/nexus/n1"
 CUSTODIAN_PATH = "/shardhold/pilot/role/recover/ann"
+_MESSAGES: dict[str, Any] = {
+    "shardhold.v1.ClusterService": cluster_pb2,
+    "shardhold.v1.RecoveryService": recovery_pb2,
+    "shardhold.v1.RootService": root_pb2,
+}
 CLUSTER_ID, GENESIS, SESSION_ID = b"c" * 16, bytes(range(32)), b"s" * 16
 
 
+BEGUN = b"the one that was begun"  # stands in what a test sets for the id that pilot chose
+
+
 class PlayedNexus:
-    """Serves status, seal, accept and unseal; needs two shares. `errors`, by method name, are raised instead."""
+    """Serves status, seal, accept, unseal (with two shares) and operations; `errors`, by method, are raised instead."""
 
     def __init__(self, ca: Authority, *, path: str = NEXUS_PATH, svid: Svid | None = None) -> None:
         identity = FixedIdentity(svid or ca.issue(path, dns="nexus.shardhold"))
         self.status = cluster_pb2.GetStatusResponse(
             state=cluster_pb2.STATE_SEALED, cluster_id=CLUSTER_ID, recovery_threshold=2, recovery_shares=3
         )
+        self.keepers: list[cluster_pb2.KeeperInfo] = []
+        self.checks: list[root_pb2.Check] = []  # of StartOperation
+        self.begun = root_pb2.RootOperation()
+        self._told: Sequence[root_pb2.GetOperationResponse | ShardholdError] = ()
         self.errors: dict[str, ShardholdError] = {}
         self.requests: list[Any] = []
         self.shares: list[str] = []
@@ -38,10 +50,16 @@ class PlayedNexus:
         self._desk = StatementDesk(SystemClock())
         self._identity = identity
         cluster, recovery = "/shardhold.v1.ClusterService/", "/shardhold.v1.RecoveryService/"
+        root = "/shardhold.v1.RootService/"
         handlers: list[tuple[str, Callable[[Call, Any], Any]]] = [
             (cluster + "GetStatus", lambda call, request: self.status),
             (cluster + "Seal", lambda call, request: cluster_pb2.SealResponse(keepers_emptied=4, keepers=5)),
             (cluster + "AcceptOlderStore", lambda call, request: cluster_pb2.AcceptOlderStoreResponse(timeline=2)),
+            (cluster + "ListKeepers", lambda call, request: cluster_pb2.ListKeepersResponse(keepers=self.keepers)),
+            (root + "StartOperation", self._begin),
+            (root + "GetOperation", self._tell_operation),
+            (root + "AbortOperation", lambda call, request: root_pb2.AbortOperationResponse()),
+            (root + "ContinueOperation", self._continue),
             (recovery + "StartUnseal", self._start),
             (recovery + "GetSealingKey", self._state_key),
             (recovery + "SubmitShare", self._take_share),
@@ -53,6 +71,10 @@ class PlayedNexus:
         self._server = GrpcServer(methods, address="127.0.0.1:0", identity=identity, trust_domain=ca.trust_domain)
         self.address = f"127.0.0.1:{self._server.start()}"
 
+    def tell(self, *told: root_pb2.GetOperationResponse | ShardholdError) -> None:
+        """Answer GetOperation with these, one after the other, and go on with the last one."""
+        self._told = told
+
     def stop(self) -> None:
         self._server.stop(0)
 
@@ -62,7 +84,7 @@ class PlayedNexus:
 
     def _bind(self, name: str, handle: Callable[[Call, Any], Any]) -> Method:
         short = name.rpartition("/")[2]
-        messages = cluster_pb2 if "ClusterService" in name else recovery_pb2
+        messages = _MESSAGES[name.split("/")[1]]
 
         def answer(call: Call, request: Any) -> Any:
             self.requests.append(request)
@@ -71,6 +93,27 @@ class PlayedNexus:
             return handle(call, request)
 
         return Method(name, getattr(messages, f"{short}Request"), getattr(messages, f"{short}Response"), answer)
+
+    def _begin(self, call: Call, request: root_pb2.StartOperationRequest) -> root_pb2.StartOperationResponse:
+        self.begun.operation_id = request.operation_id
+        begun = None if request.dry_run else self.begun
+        return root_pb2.StartOperationResponse(checks=self.checks, operation=begun)
+
+    def _tell_operation(self, call: Call, request: Any) -> root_pb2.GetOperationResponse:
+        told, *left = self._told
+        self._told = left or self._told
+        if isinstance(told, ShardholdError):
+            raise told
+        assert isinstance(told, root_pb2.GetOperationResponse)
+        for part in (told.operation, told.last):
+            if part.operation_id == BEGUN:
+                part.operation_id = self.begun.operation_id
+        return told
+
+    def _continue(self, call: Call, request: Any) -> root_pb2.ContinueOperationResponse:
+        told = self._told[0]
+        assert isinstance(told, root_pb2.GetOperationResponse)
+        return root_pb2.ContinueOperationResponse(operation=told.operation if told.HasField("operation") else None)
 
     def _session(self) -> recovery_pb2.UnsealSession:
         return recovery_pb2.UnsealSession(

@@ -23,6 +23,8 @@ class FailingStore:
         self.forgets_outcome = False  # it is committed, and nobody can say so
         self.at_read: Callable[[], object] | None = None  # called once, before the next read
         self.at_write: Callable[[], object] | None = None  # called once, before the next change
+        self.after_write: Callable[[], object] | None = None  # called once, when a change is committed
+        self.scrubs = 0  # so far
         self.refused: set[str] = set()  # names of threads that were refused a read
         self._store = store
 
@@ -58,6 +60,9 @@ class FailingStore:
             return result
 
         result = self._store.write(run, counts=counts, alone=alone, on_commit=on_commit)
+        after_write, self.after_write = self.after_write, None
+        if after_write is not None:
+            after_write()
         if self.forgets_outcome:
             raise OutcomeUnknownError(_FORGOTTEN)
         return result
@@ -74,6 +79,7 @@ class FailingStore:
         return self._store.find_fault()
 
     def scrub(self, *, seconds: float) -> bool:
+        self.scrubs += 1
         return self._store.scrub(seconds=seconds)
 
     def close(self) -> None:

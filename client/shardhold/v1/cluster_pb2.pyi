@@ -259,7 +259,7 @@ class Operation(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"init"."""
+    """"init" or "reshare"."""
     step: _builtins.str
     """Step of the operation, in words."""
     def __init__(
@@ -495,6 +495,7 @@ class KeeperInfo(_message.Message):
     X_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MEMORY_PROTECTION_FIELD_NUMBER: _builtins.int
+    SETS_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     """The exact SPIFFE ID that a shard for this keeper is sealed to."""
     x: _builtins.int
@@ -505,6 +506,12 @@ class KeeperInfo(_message.Message):
     """Memory protection of the keeper, as in GetStatusResponse; 0: not known."""
     @_builtins.property
     def status(self) -> Global___KeeperStatus: ...
+    @_builtins.property
+    def sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the sets that it last said it holds a shard of, ascending: more than the current one during an operation,
+        and until it has dropped those that are dead.
+        """
+
     def __init__(
         self,
         *,
@@ -513,10 +520,11 @@ class KeeperInfo(_message.Message):
         x: _builtins.int = ...,
         version: _builtins.str = ...,
         memory_protection: _builtins.int = ...,
+        sets: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_protection", b"memory_protection", "spiffe_id", b"spiffe_id", "status", b"status", "version", b"version", "x", b"x"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_protection", b"memory_protection", "sets", b"sets", "spiffe_id", b"spiffe_id", "status", b"status", "version", b"version", "x", b"x"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

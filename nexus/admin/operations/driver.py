@@ -72,7 +72,7 @@ log = structlog.get_logger("operation")
 
 
 class OperationDriver:
-    """Used by its own thread, but for `start`, `stop`, `wake`, `begin`, and `waits_for`, which anybody may read."""
+    """Used by its own thread, but for `start`, `stop`, `wake`, `expect…` and `note_end`; all may read attributes."""
 
     def __init__(
         self,
@@ -96,7 +96,9 @@ class OperationDriver:
         self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
         self._ending = False
         self._has_ended = False  # somebody took an operation back
+        self._expected: set[bytes] = set()  # ids of operations that are prepared here
         self.waits_for = ""  # in words; empty: it goes on
+        self.seen_step: Step | None = None  # of the operation in progress, as it was seen last
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="operation", daemon=True)
 
@@ -121,11 +123,16 @@ class OperationDriver:
         """Look at once whether something is to do."""
         self._wake.set()
 
-    def begin(self, operation_id: bytes) -> None:
-        """Carry out the operation that was just prepared here; its points are in what the nexus serves with."""
-        self._memory = replace(self._memory, begun=operation_id, key_of=operation_id)
-        self._idle_at = None
-        self._wake.set()
+    def expect(self, operation_id: bytes) -> None:
+        """Hear, before it is committed, that an operation is prepared here: what the nexus serves with has its points.
+
+        Its own thread may see the commit at any moment after that.
+        """
+        self._expected.add(operation_id)
+
+    def expect_no_more(self, operation_id: bytes) -> None:
+        """Hear that it was not committed."""
+        self._expected.discard(operation_id)
 
     def note_end(self) -> None:
         """Hear that somebody took the operation back: what it deleted is about to be overwritten."""
@@ -138,7 +145,7 @@ class OperationDriver:
         while not self._ending:
             self._wake.clear()
             try:
-                pause, why = self._step(), ""
+                pause, why = self.step(), ""
             except OutcomeUnknownError as exc:
                 self._lifecycle.give_up(f"operation: {exc}")
                 return
@@ -160,10 +167,11 @@ class OperationDriver:
         self._rehearsal.release()
         self._memory = Memory(self._memory.driver)
         self._idle_at = None
+        self.seen_step = None
         return _IDLE_S, ""
 
-    def _step(self) -> float:
-        """Take one action; return how many seconds to wait before the next."""
+    def step(self) -> float:
+        """Take one action, as the thread does again and again; return how many seconds to wait before the next."""
         with self._lifecycle.borrow() as serving, self._store.read() as reader:
             position = reader.load_position()
             if self._idle_at == (position.timeline, position.control_revision):
@@ -182,6 +190,10 @@ class OperationDriver:
         if self._has_ended:
             self._has_ended = False
             self._memory = replace(self._memory, is_scrub_due=True)
+        if facts.operation is not None and facts.operation.id in self._expected:
+            self._expected.discard(facts.operation.id)
+            self._memory = replace(self._memory, begun=facts.operation.id, key_of=facts.operation.id)
+        self.seen_step = None if facts.operation is None else facts.operation.step
         seen = None if facts.operation is None else facts.operation.ticket
         if seen != self._memory.seen:
             self._memory = replace(self._memory, seen=seen, since=self._clock.monotonic())
@@ -195,10 +207,19 @@ class OperationDriver:
         return View(now, holders, list_gone(facts, self._pool))
 
     def _hand_out(self, serving: Serving, facts: Facts) -> None:
-        """Let the keepers know which sets there are, when that has changed."""
-        others = find_others(facts, serving.others.pending)
-        if others != serving.others:
-            self._warden.hand_out(serving, others)
+        """Let the keepers know which sets there are, when that has changed.
+
+        The rows are read anew under the lock: a set that was prepared since *facts* must not lose its points.
+        """
+        if find_others(facts, serving.others.pending) == serving.others:
+            return
+
+        def act(serving: Serving) -> None:
+            with self._store.read() as reader:
+                facts = load_facts(reader, serving.root_key)
+            self._warden.hand_out(serving, find_others(facts, serving.others.pending))
+
+        self._warden.change(act)
 
     def _act(self, action: Action, facts: Facts, serving: Serving) -> float:
         match action:
@@ -245,7 +266,7 @@ class OperationDriver:
         if record.step is Step.FLIPPED or serving.others.pending is not None:
             proved.release()
         else:
-            self._adopt(serving, facts, proved)
+            self._adopt(facts, proved)
         proof = Proof(record.id, record.target.set_number, record.step, self.driver)
         self._memory = replace(self._memory, proof=proof, key_of=record.id)
 
@@ -261,11 +282,22 @@ class OperationDriver:
             meta, rows = rehearse(serving, facts, flip)
         return self._rehearsal.prove(meta, rows)
 
-    def _adopt(self, serving: Serving, facts: Facts, proved: Serving) -> None:
+    def _adopt(self, facts: Facts, proved: Serving) -> None:
         """Keep the points that keepers brought back, so that any keeper can be given its shard of the new set."""
         pending = proved.keep_set_only()
         pending.record = facts.sets[_require(facts).target.set_number]
-        self._warden.hand_out(serving, replace(serving.others, pending=pending))
+
+        def act(serving: Serving) -> None:
+            if serving.others.pending is None:
+                self._warden.hand_out(serving, replace(serving.others, pending=pending))
+            else:  # of an operation that was prepared meanwhile
+                pending.release()
+
+        try:
+            self._warden.change(act)
+        except ShardholdError:
+            pending.release()
+            raise
 
     def _scrub(self) -> None:
         with around("settle.scrub"):

@@ -110,7 +110,7 @@ class Operations:
             prepare = _Prepare(operation_id, order, preflight, members, plan.lost)
             with around("prepare.commit"):
                 self._warden.change(lambda serving: self._prepare(serving, prepare, record))
-            self._driver.begin(operation_id)
+            self._driver.wake()
             return checks, self._view(self._warden.change(self._load_facts))
 
     def describe(self, caller: Caller) -> RootView:
@@ -199,9 +199,11 @@ class Operations:
         def stage() -> None:
             serving.others = replace(serving.others, pending=shard_set)
 
+        self._driver.expect(prepare.operation_id)
         try:
             commit_rule(self._store, serving, rule, record.write, on_commit=stage)
         except BaseException:
+            self._driver.expect_no_more(prepare.operation_id)
             shard_set.release()
             raise
 

@@ -7,7 +7,7 @@ import pytest
 from common.errors import DeniedError, RecoveringError
 from common.keys.protected import ProtectedMemory
 from nexus.access.gate import Caller
-from nexus.admin.status import ClusterFacts, ClusterView
+from nexus.admin.status import ClusterFacts, ClusterView, OperationStep
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Store
 from tests.nexus.cluster import FoundCluster
@@ -53,7 +53,7 @@ def test_every_role_of_people_sees_a_ready_cluster_whole(
     assert view.facts == ClusterFacts(serving.genesis.fingerprint, serving.shard_set.record, serving.recovery)
     assert view.meta.cluster_id == serving.cluster_id
     assert view.memory_protection == nexus.memory.level
-    assert view.init_step is None
+    assert view.operation is None
     assert [keeper.x for keeper in view.keepers] == [1, 2, 3]
     assert [keeper.status.reachable for keeper in view.keepers] == [True, True, False]
     assert [keeper.status.holds_current_set for keeper in view.keepers] == [True, False, False]
@@ -69,19 +69,21 @@ def test_before_the_first_init_there_is_nothing_to_see_but_keepers(core: NexusCo
     assert state is State.UNINITIALISED
     assert view is not None
     assert view.blocked_by == ["the nexus is uninitialised"]
-    assert (view.facts, view.init_step, view.meta.cluster_id) == (None, None, b"")
+    assert (view.facts, view.operation, view.meta.cluster_id) == (None, None, b"")
     assert [keeper.x for keeper in view.keepers] == [0, 0, 0]
 
 
 def test_an_init_in_progress_is_an_operation(core: NexusCore) -> None:
     """It waits for its proof, or is void."""
     begun = begin(core)
-    assert describe(core).init_step == "attempt 1 waits for its proof"
+    assert describe(core).operation == OperationStep("init", "attempt 1 waits for its proof")
     core.initialisation.abort(SUPERUSER, begun.attempt)
-    assert describe(core).init_step == "attempt 1 is void: destroy its recovery shares and begin again"
+    assert describe(core).operation == OperationStep(
+        "init", "attempt 1 is void: destroy its recovery shares and begin again"
+    )
     begun = begin(core)
     core.initialisation.confirm(SUPERUSER, begun.attempt, answer(begun), seconds=0)
-    assert describe(core).init_step is None
+    assert describe(core).operation is None
 
 
 def test_a_recovering_nexus_says_what_blocks_it(

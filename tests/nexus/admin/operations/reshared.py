@@ -1,0 +1,139 @@
+"""A nexus that reshares, one action of its driver at a time: every part is real, only the keepers are played."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nexus.access.gate import Caller
+from nexus.admin.operations.operations import OperationView
+from nexus.admin.operations.reshare_plan import ResharePlan
+from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.record import EndedRecord, OperationRecord, Step
+from nexus.keys.records import SetState
+from nexus.keys.ruled_change import load_facts
+from nexus.keys.shard_set import Member
+from tests.kit import patience
+from tests.kit.waiting import wait_until
+from tests.nexus.cluster import FoundedCluster, members
+from tests.nexus.core import OPERATOR, NexusCore
+from tests.nexus.failing_store import FailingStore
+from tests.nexus.played_keepers import DEADLINE_S, PlayedKeeper
+
+NEW_ID = bytes(range(16))
+NOTHING = ResharePlan()
+
+
+def join(number: int) -> Member:
+    """Name the keeper with this number, as a plan does that lets it join."""
+    return members(number)[-1]
+
+
+@dataclass
+class Resharing:
+    """A nexus that serves 3 of 5, and what it has in store. The driver's thread runs only if a test starts it."""
+
+    cluster: FoundedCluster
+    keepers: list[PlayedKeeper]
+    store: FailingStore
+    core: NexusCore
+
+    def begin(
+        self,
+        plan: ResharePlan = NOTHING,
+        *,
+        operation_id: bytes = NEW_ID,
+        reason: str = "drill",
+        caller: Caller = OPERATOR,
+    ) -> OperationView:
+        """Begin a reshare that no check refuses."""
+        _, view = self.core.operations.reshare(caller, operation_id, plan, reason, dry_run=False)
+        assert view is not None
+        return view
+
+    @property
+    def facts(self) -> Facts:
+        """What rules see now."""
+        with self.core.lifecycle.borrow() as serving, self.cluster.store.read() as reader:
+            return load_facts(reader, serving.root_key)
+
+    @property
+    def operation(self) -> OperationRecord | None:
+        """The operation in progress."""
+        return self.facts.operation
+
+    @property
+    def step(self) -> Step | None:
+        """Its step."""
+        record = self.operation
+        return None if record is None else record.step
+
+    @property
+    def ended(self) -> EndedRecord | None:
+        """The operation that ended last."""
+        return self.facts.ended
+
+    @property
+    def states(self) -> dict[int, SetState]:
+        """The states of all sets, by number."""
+        return {number: one.state for number, one in sorted(self.facts.sets.items())}
+
+    def drive(self, *, until: Callable[[], bool], what: str = "the driver") -> None:
+        """Let the driver act, in this thread, until the condition holds."""
+
+        def act() -> bool:
+            if until():
+                return True
+            self.core.driver.step()
+            return until()
+
+        wait_until(act, what=what)
+
+    def drive_to(self, step: Step | None) -> None:
+        """Let the driver act until the operation is at *step*; None: until it has ended."""
+        self.drive(until=lambda: self.step is step, what=f"step {step}")
+
+    def drive_to_rest(self) -> None:
+        """Let the driver act until no keeper has anything to drop and no row is left."""
+        self.drive(until=lambda: self.step is None and len(self.facts.sets) == 1, what="rest")
+
+    def wait_for_rest(self) -> None:
+        """Wait until the driver's thread has nothing to do any more; it does not pause meanwhile."""
+
+        def is_at_rest() -> bool:
+            self.core.driver.wake()
+            return self.step is None and len(self.facts.sets) == 1
+
+        wait_until(is_at_rest, what="rest")
+
+    @contextmanager
+    def looking_at_commit(self) -> Iterator[None]:
+        """Let the driver act once in another thread, after the next change is committed and before its caller hears."""
+        thread = threading.Thread(target=self.core.driver.step)
+
+        def look() -> None:
+            thread.start()
+            thread.join(1.0)  # it has looked by then, and has ended unless it wants to commit something
+
+        self.store.after_write = look
+        yield
+        patience.join(thread, DEADLINE_S)
+
+    def count_sets(self) -> dict[str, list[int]]:
+        """Return by keeper the numbers of the sets that it holds."""
+        return {
+            keeper.name: sorted(label.set_number for label, _ in keeper.sets.values() if label is not None)
+            for keeper in self.keepers
+        }
+
+    def actions(self) -> list[str]:
+        """Return the actions of the entries that are part of changes, in order."""
+        return [entry.action for _, entry in self.core.list_change_entries()]
+
+
+def make_keeper(number: int) -> PlayedKeeper:
+    """Make one that no set names yet."""
+    keeper = PlayedKeeper(f"keeper-{number}")
+    keeper.boot_id = os.urandom(16)
+    return keeper

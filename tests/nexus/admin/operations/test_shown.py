@@ -1,0 +1,109 @@
+"""What status, list of keepers and metrics tell of an operation."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from nexus.access.audit.alarm import Alarm
+from nexus.admin.status import OperationStep
+from nexus.keys.operation.record import Step
+from nexus.server.metrics import NexusCollector
+from tests.kit.waiting import wait_until
+from tests.nexus.admin.operations.reshared import Resharing
+from tests.nexus.cluster import tamper
+from tests.nexus.core import AUDITOR, OPERATOR
+
+
+def find_operation(resharing: Resharing) -> OperationStep | None:
+    """Return what status tells of an operation."""
+    _, view = resharing.core.status.describe(AUDITOR)
+    assert view is not None
+    return view.operation
+
+
+def list_sets(resharing: Resharing) -> dict[str, tuple[int, ...]]:
+    """Return what the list of keepers tells of their sets."""
+    return {view.member.name: view.sets for view in resharing.core.status.list_keepers(AUDITOR)}
+
+
+@pytest.mark.parametrize("step", list(Step))
+def test_status_tells_the_step_of_an_operation(resharing: Resharing, step: Step) -> None:
+    """Before and after it, there is none."""
+    assert find_operation(resharing) is None
+    resharing.begin()
+    resharing.drive_to(step)
+    assert find_operation(resharing) == OperationStep("reshare", step)
+    resharing.drive_to(None)
+    assert find_operation(resharing) is None
+
+
+def test_status_tells_no_operation_that_the_manifest_does_not_prove(resharing: Resharing) -> None:
+    """Whoever can write into the store makes nobody believe in one."""
+    resharing.begin()
+    tamper(resharing.core.folder, "UPDATE control SET body = CAST(body || ' ' AS BLOB) WHERE kind = ?", "operation")
+    assert find_operation(resharing) is None
+
+
+def test_keepers_are_listed_with_every_set_that_they_hold(resharing: Resharing) -> None:
+    """One that keeps a dead set is seen; once it is dropped, only the current one is left."""
+    assert set(list_sets(resharing).values()) == {(1,)}
+    resharing.begin()
+    resharing.drive_to(Step.FLIPPED)
+    wait_until(lambda: set(list_sets(resharing).values()) == {(1, 2)})
+    resharing.keepers[0].is_reachable = False
+    resharing.drive_to(None)
+    resharing.drive(until=lambda: list(list_sets(resharing).values()) == [(1, 2), *[(2,)] * 4])
+    resharing.keepers[0].is_reachable = True
+    resharing.drive_to_rest()
+    assert set(list_sets(resharing).values()) == {(2,)}
+
+
+@pytest.fixture
+def registry(resharing: Resharing) -> CollectorRegistry:
+    """Scrape this nexus."""
+    core, registry = resharing.core, CollectorRegistry()
+    registry.register(
+        NexusCollector(
+            core.lifecycle,
+            core.pool,
+            memory_protection=core.memory.level,
+            is_audit_failing=lambda: False,
+            count_lacking_shards=core.warden.count_lacking_shards,
+            outbox_alarms=(Alarm("a", core.clock), Alarm("b", core.clock)),
+            is_way_back_broken=lambda: False,
+            find_step=lambda: core.driver.seen_step,
+        )
+    )
+    return registry
+
+
+def test_metrics_tell_the_step_and_what_is_still_held(resharing: Resharing, registry: CollectorRegistry) -> None:
+    """A step that does not end, and a keeper that does not drop, can be alerted on."""
+
+    def find_steps() -> list[str]:
+        return [step for step in Step if registry.get_sample_value("shardhold_operation_step", {"step": step})]
+
+    def count_dead(name: str) -> float | None:
+        return registry.get_sample_value("shardhold_dead_sets_held", {"keeper": name})
+
+    assert (find_steps(), count_dead("keeper-1")) == ([], 0)
+    resharing.begin()
+    for step in Step:
+        resharing.drive_to(step)
+        resharing.core.driver.step()
+        assert find_steps() in ([step], [resharing.step])
+    resharing.drive_to(None)
+    resharing.keepers[0].is_reachable = False
+    resharing.drive(until=lambda: (count_dead("keeper-1"), count_dead("keeper-2")) == (1, 0))
+    assert find_steps() == []
+    resharing.keepers[0].is_reachable = True
+    resharing.drive_to_rest()
+    assert count_dead("keeper-1") == 0
+
+
+def test_a_sealed_nexus_tells_no_step(resharing: Resharing, registry: CollectorRegistry) -> None:
+    """Nobody carries it on meanwhile."""
+    resharing.begin()
+    resharing.core.driver.start()
+    resharing.core.seal.seal(OPERATOR, "", seconds=10)
+    wait_until(lambda: resharing.core.driver.seen_step is None)
+    assert registry.get_sample_value("shardhold_dead_sets_held", {"keeper": "keeper-1"}) == 0
