@@ -12,7 +12,7 @@ from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.access.roles import Role
 from nexus.admin.operations.driver import OperationDriver
 from nexus.admin.operations.preflight import Preflights
-from nexus.admin.operations.reshare_plan import ResharePlan, check_plan, choose_members
+from nexus.admin.operations.reshare_plan import ResharePlan, check_names, check_plan, choose_members
 from nexus.admin.seal import check_reason
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.opened import Serving
@@ -159,6 +159,7 @@ class Operations:
         kind = _choose_waiver(with_threshold=with_threshold, without_proof=without_proof)
         if kind is None and not lost:
             raise InvalidArgumentError("nothing to go on without: want with_threshold, without_proof or lost")
+        check_names("lost", lost)
         if kind is not None or operation_id:
             _check_id(operation_id)
         with self._gate.role_call(calls.CONTINUE_OPERATION, caller) as record:

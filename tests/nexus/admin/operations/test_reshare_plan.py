@@ -71,6 +71,7 @@ def test_members_of_the_new_set(plan: ResharePlan, names: str, threshold: int) -
         pytest.param(
             ResharePlan(lost=tuple(f"{number}" for number in range(256))), "lost: got 256 keepers", id="many are lost"
         ),
+        pytest.param(ResharePlan(remove=("keeper-1\n",)), r"remove\[0\]", id="a name of two lines leaves"),
         pytest.param(ResharePlan(lost=("keeper-1",)), "want names that are removed", id="lost but not removed"),
         pytest.param(
             ResharePlan(remove=("keeper-1", "keeper-2", "keeper-3")), "got 3 of 2 keepers", id="too few are left"
