@@ -10,6 +10,7 @@ import enum
 import re
 
 from common.errors import ConfigError, UnauthenticatedError
+from common.server.peer import is_member
 
 DEFAULT_PERSON_PATTERN = "/shardhold/pilot/role/ROLE/PERSON"
 
@@ -43,6 +44,7 @@ class Roles:
         Raises:
             ConfigError: The pattern does not hold ROLE and PERSON once each, as a whole segment.
         """
+        self._trust_domain = trust_domain
         self._prefix = f"spiffe://{trust_domain}/"
         self._person = _compile(pattern)
 
@@ -62,6 +64,10 @@ class Roles:
         if _KEEPER.fullmatch(path) is not None:
             return Role.KEEPER
         return Role.WORKLOAD
+
+    def may_hold_shards(self, spiffe_id: str) -> bool:
+        """Whether a keeper may have *spiffe_id*: an operator reads no secret, and is no keeper under their own ID."""
+        return is_member(spiffe_id, self._trust_domain) and self.role_of(spiffe_id) in (Role.KEEPER, Role.WORKLOAD)
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from common.forms.delivery import SetLabel
-from nexus.keys.records import MemberRecord, ShardSetRecord
+from nexus.keys.records import MemberRecord, SetState, ShardSetRecord
 from nexus.keys.shard_set import Member, ShardSet
 
 
@@ -34,7 +34,7 @@ class Plan:
     droppable: frozenset[bytes] = frozenset()  # ids of sets that are dead
     kept: frozenset[bytes] = frozenset()  # ids of sets that stay for now (rule 3)
     newest: tuple[int, int] = (0, 0)  # timeline and number up to which sets without a row are dead; zeros: not known
-    leaving: tuple[Member, ...] = ()  # members of earlier sets that may hold a shard yet
+    leaving: tuple[Member, ...] = ()  # members of other sets that may hold a shard yet
 
     @property
     def sets(self) -> tuple[ShardSet, ...]:
@@ -69,6 +69,18 @@ class Plan:
 def list_members(record: ShardSetRecord) -> list[Member]:
     """Name the keepers of a set."""
     return [Member(one.name, one.spiffe_id, one.address) for one in record.members]
+
+
+def list_leaving(sets: Iterable[ShardSetRecord]) -> tuple[Member, ...]:
+    """Name the keepers that may hold a shard of a set that is not current: members of newer sets first, each once."""
+    others = sorted((one for one in sets if one.state is not SetState.CURRENT), key=lambda one: -one.set_number)
+    found = (
+        Member(member.name, member.spiffe_id, member.address)
+        for one in others
+        for member in one.members
+        if member.name not in one.given_up
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def find_record(members: Iterable[MemberRecord], member: Member) -> MemberRecord | None:

@@ -84,9 +84,7 @@ class KeeperPool:
 
         Does nothing once *stopping* is set, so that it never overrules a duty given after that.
         """
-        wanted = {member.identity: member for member in list_members(collection.record)}
-        present = {seat.member.identity: seat.member for seat in self.seats}
-        members = (present | wanted).values()
+        members = self._join(list_members(collection.record))
         self._set_duty(lambda seat: seat.collect(collection, book), unless=stopping, members=members)
 
     def keep(self, plan: Plan, book: MarkBook, find_mark: FindMark, epoch: StoreEpoch) -> None:
@@ -96,8 +94,13 @@ class KeeperPool:
         """
         self._set_duty(lambda seat: seat.keep(plan, book, find_mark, epoch), members=plan.list_members(), plan=plan)
 
-    def empty(self, book: MarkBook, last_mark: SignedMark | None, epoch: StoreEpoch) -> None:
-        """Make all keepers drop what they hold, from here on, once they took *last_mark*. *epoch* is the store's."""
+    def empty(
+        self, book: MarkBook, last_mark: SignedMark | None, epoch: StoreEpoch, members: Iterable[Member] = ()
+    ) -> None:
+        """Make all keepers drop what they hold, from here on, once they took *last_mark*. *epoch* is the store's.
+
+        There is a seat for each of *members* too, whom the duty before may not have known.
+        """
         emptied: set[Member] = set()
 
         def duty(seat: Seat) -> float:
@@ -107,7 +110,7 @@ class KeeperPool:
             return pause
 
         self._emptied = emptied
-        self._set_duty(duty)
+        self._set_duty(duty, members=self._join(members))
 
     def gather(self, collection: Collection, *, seconds: float) -> list[ProtectedBuffer]:
         """Fetch a threshold of shards as a recovery does, on new connections, at most *seconds*. The duty goes on.
@@ -245,6 +248,11 @@ class KeeperPool:
             thread.end()
         for thread in threads:
             thread.join(seconds=_JOIN_S)
+
+    def _join(self, members: Iterable[Member]) -> Iterable[Member]:
+        """Return the keepers that have a seat, and *members*, each once: where these are, if both know it."""
+        present = {seat.member.identity: seat.member for seat in self.seats}
+        return (present | {member.identity: member for member in members}).values()
 
     def _set_duty(
         self,

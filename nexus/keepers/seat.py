@@ -122,14 +122,14 @@ class Seat:
         self._epoch = epoch
         return self._guarded(lambda: self._empty(book, last_mark), POLL_INTERVAL)
 
-    def retire(self) -> None:
-        """Close the link. A call in flight then fails through no fault of the keeper: the status changes no more."""
-        self._is_retired = True
-        self.link.close()
-
     def demand_proof(self, set_id: bytes, at: float) -> None:
         """Let the keeper show its shard of a set anew if it did so before *at*, in seconds, while it is to hold it."""
         self._demanded = {**self._demanded, set_id: at}
+
+    def retire(self) -> None:
+        """Close the link. What fails from here on is no fault of the keeper, and nobody hears of it."""
+        self._is_retired = True
+        self.link.close()
 
     def _watch(self) -> None:
         self._fetch_report()
@@ -320,15 +320,20 @@ class Seat:
     def _guarded(self, step: Callable[[], object], pause: float) -> float:
         try:
             step()
-        except KeeperUnreachableError as exc:
-            # One text, whatever the network says this time: each new one would be a line in log and audit.
-            log.debug("keeper does not answer", keeper=self.member.name, error=str(exc))
-            self._fail("does not answer", exc, reachable=False)
-        except DeniedError as exc:
-            self._fail(f"does not accept this nexus: {exc}", exc)
         except ShardholdError as exc:
-            self._fail(str(exc), exc)
+            if not self._is_retired:
+                self._explain(exc)
         return pause
+
+    def _explain(self, error: ShardholdError) -> None:
+        if isinstance(error, KeeperUnreachableError):
+            # One text, whatever the network says this time: each new one would be a line in log and audit.
+            log.debug("keeper does not answer", keeper=self.member.name, error=str(error))
+            self._fail("does not answer", error, reachable=False)
+        elif isinstance(error, DeniedError):
+            self._fail(f"does not accept this nexus: {error}", error)
+        else:
+            self._fail(str(error), error)
 
     def _fail(self, fault: str, error: ShardholdError, *, reachable: bool = True) -> None:
         self._set_status(
@@ -354,8 +359,6 @@ class Seat:
         return ""
 
     def _set_status(self, **changes: Any) -> None:
-        if self._is_retired:
-            return
         before = self.status
         self.status = replace(before, **changes)
         if self.status.fault != before.fault:

@@ -34,7 +34,7 @@ class SeatThread:
         """Take no further step; a call in flight fails."""
         self._ended = True
         self.nudge()
-        self.seat.link.close()
+        self.seat.retire()
 
     def join(self, *, seconds: float) -> None:
         """Wait until it has ended, at most *seconds*."""

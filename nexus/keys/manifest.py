@@ -120,15 +120,15 @@ def find_current_set(cluster_id: bytes, rows: Sequence[ControlRow]) -> records.S
         raise CorruptRowError(f"{exc}; does not verify: {left_out}" if left_out else str(exc)) from exc
 
 
-def list_other_sets(cluster_id: bytes, rows: Sequence[ControlRow]) -> list[records.ShardSetRecord]:
-    """Return the sets that are not current, newest first, as `find_current_set` finds that one; raises as it."""
-    listed, found = _find_listed(rows), []
-    for row in rows:
-        if row.kind == records.SHARD_SET and _is_listed(row, listed, cluster_id):
-            with contextlib.suppress(CorruptRowError):
-                found.append(records.decode(records.ShardSetRecord, row.body))
-    others = (one for one in found if one.state is not records.SetState.CURRENT)
-    return sorted(others, key=lambda one: one.set_number, reverse=True)
+def list_sets(cluster_id: bytes, rows: Sequence[ControlRow]) -> list[records.ShardSetRecord]:
+    """Return the sets of every state that the manifest lists as they are. The manifest itself is not verified.
+
+    Raises:
+        CorruptRowError: There is no manifest, or a row that it lists does not decode.
+    """
+    listed = _find_listed(rows)
+    good = (row for row in rows if row.kind == records.SHARD_SET and _is_listed(row, listed, cluster_id))
+    return [records.decode(records.ShardSetRecord, row.body) for row in good]
 
 
 def list_keys(rows: Sequence[ControlRow]) -> frozenset[Key]:

@@ -68,7 +68,7 @@ class OtherSets:
     droppable: frozenset[bytes] = frozenset()  # ids of sets that are dead
     kept: frozenset[bytes] = frozenset()  # ids of those that are neither current nor to drop yet
     newest: tuple[int, int] = (0, 0)  # timeline and number up to which sets without a row are dead; zeros: not known
-    leaving: tuple[Member, ...] = ()  # members of dead sets that may hold a shard yet
+    leaving: tuple[Member, ...] = ()  # members of sets that are not current and may hold a shard yet
 
 
 @dataclass(slots=True)

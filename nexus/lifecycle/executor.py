@@ -80,6 +80,15 @@ class Executor:
         )
         self._pool.keep(plan, self._marks.require_book(), find_mark, self._marks.find_epoch())
 
+    def empty(self) -> None:
+        """Let every keeper that may hold a shard of any set drop what it holds.
+
+        Raises:
+            StoreUnavailableError, CorruptRowError: The store does not tell whose shard sets the keepers have to drop.
+        """
+        marks, members = self._marks, self._marks.list_keepers()
+        self._pool.empty(marks.require_book(), marks.last, marks.find_epoch(), members)
+
     def wipe_held(self) -> None:
         """Wipe the key that is held, if there is one."""
         held, self._held = self._held, None
@@ -107,7 +116,7 @@ class Executor:
             case Action.WAKE:
                 self.wake.set()
             case Action.EMPTY:
-                self._pool.empty(self._marks.require_book(), self._marks.last, self._marks.find_epoch())
+                self.empty()
             case Action.EMPTY_WITHOUT_STORE:
                 if self._marks.book is not None:
                     self._pool.empty(self._marks.book, self._marks.last, self._marks.epoch)

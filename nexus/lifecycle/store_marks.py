@@ -13,19 +13,27 @@ import contextlib
 import threading
 from collections.abc import Callable
 
+import structlog
+
 from common.clock import Clock, to_micros
 from common.errors import ShardholdError, StoreLostError
 from common.forms.chain import Chain
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import AuditEnd, Mark, SignedMark
 from nexus.keepers.marks import MarkBook, MarkMaker, NewerMark
+from nexus.keepers.plan import list_leaving, list_members
 from nexus.keys import records
 from nexus.keys.floor import describe, differs_by_revision, is_below
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.lineage import find_chain
+from nexus.keys.manifest import list_sets
 from nexus.keys.opened import Serving
+from nexus.keys.records import SetState
+from nexus.keys.shard_set import Member
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.store.protocol import Meta, Store
+
+log = structlog.get_logger("warden")
 
 
 class StoreMarks:
@@ -92,6 +100,20 @@ class StoreMarks:
             position = self.load_meta().position
             self.epoch = max(self.epoch, StoreEpoch(position.timeline, position.epoch))
         return self.epoch
+
+    def list_keepers(self) -> list[Member]:
+        """Name the keepers of every set that the store tells of, whatever its state. Nothing of it is verified.
+
+        What cannot be read tells of none: a seal goes on without.
+        """
+        try:
+            with self._store.read() as reader:
+                sets = list_sets(reader.load_meta().cluster_id, reader.load_controls())
+        except ShardholdError as exc:
+            log.warning("keepers of other sets are not known", why=str(exc))
+            return []
+        current = [one for one in sets if one.state is SetState.CURRENT]
+        return [*list_leaving(sets), *(member for one in current for member in list_members(one))]
 
     def check_floor(self, serving: Serving) -> None:
         """See that the store stands where this nexus left it. Waits for the store when it seems to have gone further.

@@ -246,7 +246,7 @@ class Warden:
             case Duty.RECOVER:
                 self._recover()
             case Duty.EMPTY:
-                self._pool.empty(self._marks.require_book(), self._marks.last, self._marks.find_epoch())
+                self._executor.empty()
                 self._obstacles.trouble = ""
                 self._executor.wake.wait()
             case Duty.CHECK_MARKS:

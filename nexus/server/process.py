@@ -23,17 +23,16 @@ from common.keys.protected import ProtectedMemory
 from common.server.edge import GrpcServer
 from common.server.http import HttpServer
 from common.server.identity import list_obstacles
-from common.server.peer import is_member
 from common.server.termination import Termination
 from common.time_limit import finish_within
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
 from nexus.config import KeeperOptions, NexusConfig
-from nexus.keepers.plan import list_members
+from nexus.keepers.plan import list_leaving, list_members
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
-from nexus.keys.manifest import find_current_set, list_other_sets
+from nexus.keys.manifest import find_current_set, list_sets
 from nexus.keys.shard_set import Member
 from nexus.lifecycle.states import State, initial_state
 from nexus.policy.rules import superuser_policy
@@ -104,7 +103,7 @@ class Nexus:
             clock=clock,
             on_state=lambda state: self._set_serving(state is State.READY),
             give_up=self._fail,
-            is_keeper_id=lambda spiffe_id: is_member(spiffe_id, config.identity.trust_domain),
+            is_keeper_id=Roles(config.identity.trust_domain, pattern=config.roles.pattern).may_hold_shards,
             find_disk_free=lambda: shutil.disk_usage(Path(config.storage.path).parent).free,
             pin=GenesisPin(bytes.fromhex(config.genesis)),
         )
@@ -271,8 +270,7 @@ def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]
         with store.read() as reader:
             rows = reader.load_controls()
         members = list_members(find_current_set(meta.cluster_id, rows))
-        for other in list_other_sets(meta.cluster_id, rows):
-            members += [one for one in list_members(other) if one.name not in other.given_up]
+        members += list_leaving(list_sets(meta.cluster_id, rows))
     except CorruptRowError as exc:
         log.critical("no shard set says who the keepers are", why=str(exc))
         return configured  # so that status can say it

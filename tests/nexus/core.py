@@ -16,7 +16,6 @@ from common.forms.audit.line import EntryLine, Line
 from common.forms.audit.segment import list_segments
 from common.keys.protected import ProtectedMemory
 from common.server.edge import Method
-from common.server.peer import is_member
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller
@@ -127,7 +126,7 @@ class NexusCore:
             clock=RealWaits(self.clock),
             on_state=self.states.append,
             give_up=self.failures.append,
-            is_keeper_id=lambda spiffe_id: is_member(spiffe_id, TRUST_DOMAIN),
+            is_keeper_id=ROLES.may_hold_shards,
             find_disk_free=lambda: self.disk_free,
             pin=pin,
         )

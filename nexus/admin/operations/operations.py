@@ -12,7 +12,7 @@ from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.access.roles import Role
 from nexus.admin.operations.driver import OperationDriver
 from nexus.admin.operations.preflight import Preflights
-from nexus.admin.operations.reshare_plan import ResharePlan, check_plan, choose_members
+from nexus.admin.operations.reshare_plan import ResharePlan, check_names, check_plan, choose_members
 from nexus.admin.seal import check_reason
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.opened import Serving
@@ -160,6 +160,7 @@ class Operations:
         kind = _choose_waiver(with_threshold=with_threshold, without_proof=without_proof)
         if kind is None and not lost:
             raise InvalidArgumentError("nothing to go on without: want with_threshold, without_proof or lost")
+        check_names("lost", lost)
         if kind is not None or operation_id:
             _check_id(operation_id)
         with self._gate.role_call(calls.CONTINUE_OPERATION, caller) as record:
@@ -191,6 +192,8 @@ class Operations:
     def _prepare(self, serving: Serving, prepare: "_Prepare", record: CallRecord) -> None:
         """Draw the new set and commit it as pending, with *serving* having its points."""
         facts = self._load_facts(serving)
+        if self._find_begun(facts, prepare.operation_id) is not None:
+            return  # the same call, made twice at once
         shard_set = self._draw(serving, facts, prepare)
 
         def rule(facts: Facts, _: int) -> Change | Refused:

@@ -28,17 +28,31 @@ def check_plan(plan: ResharePlan, is_keeper_id: Callable[[str], bool]) -> None:
     Raises:
         InvalidArgumentError: The field is named, with what it was and what is wanted.
     """
+    _check_count("add", plan.add)
     for index, member in enumerate(plan.add):
         _check_text(check_label, f"add[{index}].name", member.name)
         _check_text(check_address, f"add[{index}].address", member.address)
         if not is_keeper_id(member.spiffe_id):
             raise InvalidArgumentError(
-                f"add[{index}].spiffe_id: got {member.spiffe_id[:100]!r}, want a SPIFFE ID of the trust domain"
+                f"add[{index}].spiffe_id: got {member.spiffe_id[:100]!r}, "
+                "want one of the trust domain that is no person's and no nexus's"
             )
-    for field in ("remove", "lost"):
-        _check_distinct(field, getattr(plan, field))
+    check_names("remove", plan.remove)
+    check_names("lost", plan.lost)
     if strange := [name for name in plan.lost if name not in plan.remove]:
         raise InvalidArgumentError(f"lost: got {strange[0][:64]!r}, want names that are removed")
+
+
+def check_names(field: str, names: Sequence[str]) -> None:
+    """Check names of keepers by their form.
+
+    Raises:
+        InvalidArgumentError: They are too many, one is no name, or it stands twice.
+    """
+    _check_count(field, names)
+    for index, name in enumerate(names):
+        _check_text(check_label, f"{field}[{index}]", name)
+    _check_distinct(field, names)
 
 
 def choose_members(current: ShardSetRecord, plan: ResharePlan) -> tuple[list[Member], int]:
@@ -69,6 +83,11 @@ def _check_text(check: Callable[[str, str], None], name: str, value: str) -> Non
         check(name, value)
     except ConfigError as exc:
         raise InvalidArgumentError(str(exc)) from exc
+
+
+def _check_count(field: str, values: Sequence[object]) -> None:
+    if len(values) > MAX_KEEPERS:
+        raise InvalidArgumentError(f"{field}: got {len(values)} keepers, want at most {MAX_KEEPERS}")
 
 
 def _check_distinct(name: str, values: Sequence[str]) -> None:

@@ -1,11 +1,12 @@
 """What surrounds the current set: the pending one, those that are dead, and who may hold a shard of them yet."""
 
+from nexus.keepers.plan import list_leaving
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.opened import OtherSets
 from nexus.keys.operation.dead_sets import find_droppable
 from nexus.keys.operation.facts import Facts
 from nexus.keys.records import SetState, ShardSetRecord
-from nexus.keys.shard_set import Member, ShardSet
+from nexus.keys.shard_set import ShardSet
 
 
 def find_others(facts: Facts, pending: ShardSet | None) -> OtherSets:
@@ -19,7 +20,7 @@ def find_others(facts: Facts, pending: ShardSet | None) -> OtherSets:
         droppable=droppable,
         kept=frozenset(one.set_id for one in facts.sets.values()) - droppable - {facts.current_set.set_id},
         newest=(0, 0) if facts.needed_damaged else (facts.meta.timeline, facts.meta.last_set_number),
-        leaving=tuple(dict.fromkeys(_list_leaving(facts))),
+        leaving=list_leaving(facts.sets.values()),
     )
 
 
@@ -39,13 +40,3 @@ def list_gone(facts: Facts, pool: KeeperPool) -> dict[int, frozenset[str]]:
 
 def _is_same(pending: ShardSet, record: ShardSetRecord) -> bool:
     return pending.record.set_id == record.set_id
-
-
-def _list_leaving(facts: Facts) -> list[Member]:
-    return [
-        Member(member.name, member.spiffe_id, member.address)
-        for _, one in sorted(facts.sets.items(), reverse=True)
-        if one.state is SetState.DEAD
-        for member in one.members
-        if member.name not in one.given_up
-    ]

@@ -75,3 +75,20 @@ def test_wrong_pattern_is_named(pattern: str) -> None:
     """A pattern without its words is a configuration error that names the option."""
     with pytest.raises(ConfigError, match=r"^roles\.pattern: "):
         Roles("example.org", pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("spiffe_id", "may"),
+    [
+        pytest.param("spiffe://example.org/shardhold/keeper/keeper-1", True, id="a keeper"),
+        pytest.param("spiffe://example.org/team/keepers/one", True, id="a keeper by the configuration"),
+        pytest.param("spiffe://example.org/shardhold/pilot/role/operator/bob", False, id="who asks for it"),
+        pytest.param("spiffe://example.org/shardhold/pilot/role/recover/carol", False, id="a custodian"),
+        pytest.param("spiffe://example.org/shardhold/nexus/n1", False, id="a nexus"),
+        pytest.param("spiffe://example.com/shardhold/keeper/keeper-1", False, id="a stranger"),
+        pytest.param("spiffe://example.org/../keeper", False, id="no SPIFFE ID"),
+    ],
+)
+def test_who_may_be_a_keeper(spiffe_id: str, may: bool) -> None:
+    """Nobody is given a shard under the ID by which they ask for it, or by which they serve."""
+    assert ROLES.may_hold_shards(spiffe_id) is may

@@ -297,3 +297,14 @@ def test_a_set_that_was_dropped_and_is_still_held_is_a_lie(bench: Bench) -> None
     assert [action for action, _, _ in bench.notes] == ["keeper.drop", "keeper.fault"]
     bench.keeper.boot_id = bytes(16)
     assert bench.keep().fault == ""
+
+
+def test_a_seat_that_is_closed_accuses_nobody(bench: Bench) -> None:
+    """The call in flight fails because its link is closed: each gathering of shards would be two false alarms."""
+    bench.keep()
+    bench.notes.clear()
+    bench.seat.retire()
+    bench.keeper.is_reachable = False
+    assert bench.keeper.is_closed
+    assert bench.keep().fault == ""
+    assert bench.notes == []

@@ -346,6 +346,8 @@ def test_a_word_that_changes_nothing_at_this_step_is_refused(
             {"lost": ("keeper-9",)}, "lost: got 'keeper-9', want a keeper that leaves", id="a stranger is lost"
         ),
         pytest.param({"lost": ("keeper-1",)}, "lost: got 'keeper-1', want a keeper that leaves", id="one that stays"),
+        pytest.param({"lost": ("keeper-5\n" * 9,)}, r"lost\[0\]", id="no name is lost"),
+        pytest.param({"lost": ("keeper-5",) * 256}, "lost: got 256 keepers", id="very many are lost"),
     ],
 )
 def test_a_wrong_word_is_named(resharing: Resharing, arguments: dict[str, Any], message: str) -> None:

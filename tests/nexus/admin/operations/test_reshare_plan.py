@@ -65,6 +65,13 @@ def test_members_of_the_new_set(plan: ResharePlan, names: str, threshold: int) -
         pytest.param(ResharePlan(threshold=1), "got 1 of 5", id="one alone"),
         pytest.param(ResharePlan(remove=("keeper-7",)), "'keeper-7', want one of keeper-1", id="nobody leaves"),
         pytest.param(ResharePlan(remove=("keeper-1",) * 2), "stands twice", id="leaves twice"),
+        pytest.param(
+            ResharePlan(remove=tuple(f"{number}" for number in range(256))), "remove: got 256 keepers", id="many leave"
+        ),
+        pytest.param(
+            ResharePlan(lost=tuple(f"{number}" for number in range(256))), "lost: got 256 keepers", id="many are lost"
+        ),
+        pytest.param(ResharePlan(remove=("keeper-1\n",)), r"remove\[0\]", id="a name of two lines leaves"),
         pytest.param(ResharePlan(lost=("keeper-1",)), "want names that are removed", id="lost but not removed"),
         pytest.param(
             ResharePlan(remove=("keeper-1", "keeper-2", "keeper-3")), "got 3 of 2 keepers", id="too few are left"
