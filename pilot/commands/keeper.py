@@ -61,7 +61,7 @@ def add(
     dry_run: DryRunOption = False,
     wait: WaitOption = False,
 ) -> None:
-    """Let another keeper hold a shard: a reshare. Roles: operator, superuser."""
+    """Let another keeper hold a shard: a reshare. Role: superuser."""
     from shardhold.v1 import root_pb2 as pb
 
     request = pb.StartOperationRequest(depth=pb.DEPTH_RESHARE, threshold=threshold, reason=reason, dry_run=dry_run)
@@ -107,7 +107,7 @@ def replace(
     dry_run: DryRunOption = False,
     wait: WaitOption = False,
 ) -> None:
-    """Let another keeper take the place of one: a reshare. Roles: operator, superuser."""
+    """Let another keeper take the place of one: a reshare. Role: superuser."""
     from shardhold.v1 import root_pb2 as pb
 
     request = pb.StartOperationRequest(

@@ -46,7 +46,8 @@ def start(settings: Settings, request: "pb.StartOperationRequest", *, wait: bool
     from pilot.connection import Connection
 
     request.operation_id = os.urandom(16)
-    with Connection(settings, preferred=WORKERS) as connection:
+    lets_in = bool(request.add or request.threshold)  # which may need a superuser
+    with Connection(settings, preferred=WORKERS[::-1] if lets_in else WORKERS) as connection:
         response = connection.call(connection.root.StartOperation, request)
         if request.dry_run:
             _show_checks(settings, list(response.checks))

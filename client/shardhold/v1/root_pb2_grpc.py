@@ -65,7 +65,8 @@ class RootServiceServicer(object):
 
     def StartOperation(self, request, context):
         """Begins an operation when every check passes, and returns once its first step is committed. The same id again returns
-        the same operation. With dry_run nothing begins, and a check that refuses is no error.
+        the same operation. With dry_run nothing begins, and a check that refuses is no error. Only a superuser adds keepers
+        or lowers the threshold.
         Roles: superuser, operator. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (a check refuses; the reason names it), UNAVAILABLE.
         """

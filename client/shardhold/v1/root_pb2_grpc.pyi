@@ -37,7 +37,8 @@ class RootServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RootServiceAsyncStub: ...
     StartOperation: _grpc.UnaryUnaryMultiCallable[_root_pb2.StartOperationRequest, _root_pb2.StartOperationResponse]
     """Begins an operation when every check passes, and returns once its first step is committed. The same id again returns
-    the same operation. With dry_run nothing begins, and a check that refuses is no error.
+    the same operation. With dry_run nothing begins, and a check that refuses is no error. Only a superuser adds keepers
+    or lowers the threshold.
     Roles: superuser, operator. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (a check refuses; the reason names it), UNAVAILABLE.
     """
@@ -64,7 +65,8 @@ class RootServiceAsyncStub(RootServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartOperation: _aio.UnaryUnaryMultiCallable[_root_pb2.StartOperationRequest, _root_pb2.StartOperationResponse]  # type: ignore[assignment]
     """Begins an operation when every check passes, and returns once its first step is committed. The same id again returns
-    the same operation. With dry_run nothing begins, and a check that refuses is no error.
+    the same operation. With dry_run nothing begins, and a check that refuses is no error. Only a superuser adds keepers
+    or lowers the threshold.
     Roles: superuser, operator. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (a check refuses; the reason names it), UNAVAILABLE.
     """
@@ -94,7 +96,8 @@ class RootServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_root_pb2.StartOperationResponse, _abc.Awaitable[_root_pb2.StartOperationResponse]]:
         """Begins an operation when every check passes, and returns once its first step is committed. The same id again returns
-        the same operation. With dry_run nothing begins, and a check that refuses is no error.
+        the same operation. With dry_run nothing begins, and a check that refuses is no error. Only a superuser adds keepers
+        or lowers the threshold.
         Roles: superuser, operator. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (a check refuses; the reason names it), UNAVAILABLE.
         """

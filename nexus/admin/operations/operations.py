@@ -1,6 +1,6 @@
 """Operations on the root key, as people ask for them: authorised, audited, and begun or ended in one change each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from common.clock import Clock, to_micros
@@ -23,7 +23,7 @@ from nexus.keys.operation.evidence import Order, Preflight, Staged
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.preflight import Check, check_all, find_refusals
 from nexus.keys.operation.record import Depth, EndedRecord, OperationRecord, Waiver, WaiverKind
-from nexus.keys.operation.refusal import Refused
+from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.staging import next_numbers
 from nexus.keys.records import SetState, ShardSetRecord
 from nexus.keys.ruled_change import Rule, commit_rule, load_facts
@@ -88,6 +88,7 @@ class Operations:
 
         Raises:
             InvalidArgumentError: An argument breaks a rule.
+            DeniedError: Only a superuser adds keepers or lowers the threshold.
             OperationRefusedError: A check refuses; its reason is the rule.
             WrongStateError: The operation of this id has ended.
         """
@@ -100,10 +101,12 @@ class Operations:
             if not dry_run and (begun := self._find_begun(facts, operation_id)) is not None:
                 return (), begun
             members, threshold = choose_members(facts.current_set, plan)
+            if plan.add or threshold < facts.current_set.threshold:  # both lead to the root key
+                self._gate.require_role(record, frozenset({Role.SUPERUSER}))
             names = tuple(member.name for member in members)
             order = Order(Depth.RESHARE, names, threshold, caller.spiffe_id, reason)
             preflight = self._preflights.measure(members)
-            checks = check_all(facts, order, preflight)
+            checks = (*check_all(facts, order, preflight), *_check_joining(plan, preflight))
             if dry_run:
                 return checks, None
             if (refused := next(find_refusals(checks), None)) is not None:
@@ -260,6 +263,14 @@ def _begin(facts: Facts, prepare: _Prepare, staged: Staged, driver: OperationDri
         at=at,
     )
     return begun if isinstance(begun, Refused) else begun.join(give_up(facts, prepare.lost))
+
+
+def _check_joining(plan: ResharePlan, preflight: Preflight) -> Iterator[Check]:
+    """Ask that keepers that join answer: a mistyped address would become a member."""
+    if plan.add:
+        silent = [member.name for member in plan.add if member.name not in preflight.reachable]
+        found = f"{', '.join(silent)} does not answer" if silent else "answer"
+        yield Check("joining keepers", found, Reason.KEEPERS_SHORT if silent else None)
 
 
 def _waive(

@@ -20,7 +20,7 @@ from nexus.keys.shard_set import Member, ShardSet
 from tests.kit import patience
 from tests.kit.waiting import wait_until
 from tests.nexus.cluster import FoundedCluster, members
-from tests.nexus.core import OPERATOR, NexusCore
+from tests.nexus.core import SUPERUSER, NexusCore
 from tests.nexus.failing_store import FailingStore
 from tests.nexus.played_keepers import DEADLINE_S, PlayedKeeper
 
@@ -48,7 +48,7 @@ class Resharing:
         *,
         operation_id: bytes = NEW_ID,
         reason: str = "drill",
-        caller: Caller = OPERATOR,
+        caller: Caller = SUPERUSER,
     ) -> OperationView:
         """Begin a reshare that no check refuses."""
         _, view = self.core.operations.reshare(caller, operation_id, plan, reason, dry_run=False)

@@ -107,6 +107,35 @@ def test_only_operators_and_superusers_begin_end_and_hurry_operations(resharing:
     assert resharing.cluster.load() == before
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(ResharePlan(add=(make_member("keeper-6"),)), id="a keeper joins"),
+        pytest.param(ResharePlan(add=(make_member("keeper-6"),), remove=("keeper-1",)), id="one takes a place"),
+        pytest.param(ResharePlan(threshold=2), id="a lower threshold"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_only_a_superuser_lets_keepers_in_or_lowers_the_threshold(
+    resharing: Resharing, plan: ResharePlan, dry_run: bool
+) -> None:
+    """Whoever chooses enough keepers has the root key."""
+    before = resharing.cluster.load()
+    with pytest.raises(DeniedError, match="role superuser"):
+        resharing.core.operations.reshare(OPERATOR, NEW_ID, plan, "", dry_run=dry_run)
+    assert resharing.cluster.load() == before
+    (entry,) = resharing.core.list_entries()
+    assert (entry.action, entry.decision) == ("root.start", "deny")
+
+
+def test_a_keeper_that_joins_has_to_answer(resharing: Resharing) -> None:
+    """A mistyped address would become a member, and a quorum without it would go on."""
+    plan = ResharePlan(add=(make_member("keeper-6"),))
+    with pytest.raises(OperationRefusedError, match="joining keepers: keeper-6 does not answer") as refused:
+        resharing.begin(plan)
+    assert refused.value.reason == "KEEPERS_SHORT"
+
+
 def test_the_same_id_begins_one_operation(resharing: Resharing) -> None:
     """A caller who lost the answer asks again, and learns how it ended if it has."""
     first = resharing.begin()
