@@ -271,10 +271,19 @@ def _waive(
         if isinstance(waived, Refused):
             return waived
         change = waived
-    known = {member.name for one in facts.sets.values() for member in one.members}
-    if strange := [name for name in lost if name not in known]:
-        raise InvalidArgumentError(f"lost: got {strange[0][:64]!r}, want a keeper of an earlier set")
+    leaving = _find_leaving(facts)
+    if strange := [name for name in lost if name not in leaving]:
+        raise InvalidArgumentError(f"lost: got {strange[0]!r}, want a keeper that leaves, or has left")
     return change.join(give_up(facts, lost))
+
+
+def _find_leaving(facts: Facts) -> set[str]:
+    """Return the names of keepers that are members of some set, and not of the one that is or becomes current."""
+    record = facts.operation
+    newest = facts.current_set if record is None else facts.sets.get(record.target.set_number, facts.current_set)
+    stay = {(member.name, member.spiffe_id) for member in newest.members}
+    members = (member for one in facts.sets.values() for member in one.members)
+    return {member.name for member in members if (member.name, member.spiffe_id) not in stay}
 
 
 def _require(facts: Facts, operation_id: bytes) -> OperationRecord:

@@ -343,6 +343,7 @@ def test_a_word_that_changes_nothing_at_this_step_is_refused(
         pytest.param({}, "nothing to go on without", id="nothing"),
         pytest.param({"with_threshold": True, "without_proof": True}, "before the flip", id="both words"),
         pytest.param({"lost": ("keeper-9",)}, "lost: got 'keeper-9'", id="a stranger is lost"),
+        pytest.param({"lost": ("keeper-5",)}, "lost: got 'keeper-5', want a keeper that leaves", id="lost, but stays"),
         pytest.param({"lost": ("keeper-5\n" * 9,)}, r"lost\[0\]", id="no name is lost"),
         pytest.param({"lost": ("keeper-5",) * 256}, "lost: got 256 keepers", id="very many are lost"),
     ],
