@@ -78,6 +78,7 @@ def test_a_mark_of_the_next_generation_blocks_until_the_older_store_is_accepted(
 
     wait_until(accept)
     assert cluster.load()[0].last_generation == 2
+    wait_until(lambda: core.pool.count_holders() >= cluster.record.threshold)  # else nobody gives the key back
     again = start_nexus(keepers)
     wait_until(lambda: again.states == [State.READY])
     assert again.warden.find_newer_mark() is None

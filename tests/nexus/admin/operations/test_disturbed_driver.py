@@ -114,7 +114,7 @@ def test_one_call_made_twice_at_once_begins_one_operation(make_nexus: MakeNexus,
     operation_id, plan = os.urandom(16), ResharePlan(add=tuple(members(4)[3:]))
     with ThreadPoolExecutor(2) as executor:
         calls = [
-            executor.submit(core.operations.reshare, OPERATOR, operation_id, plan, "", dry_run=False) for _ in range(2)
+            executor.submit(core.operations.reshare, SUPERUSER, operation_id, plan, "", dry_run=False) for _ in range(2)
         ]
         wait_until(lambda: slow.count("fetch_report") == 2)
         slow.go.set()

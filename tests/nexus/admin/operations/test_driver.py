@@ -95,7 +95,7 @@ def test_each_step_is_audited_in_its_change(resharing: Resharing) -> None:
     resharing.drive_to_rest()
     entries = [entry for _, entry in resharing.core.list_change_entries()]
     assert [(entry.actor, entry.action) for entry in entries] == [
-        (OPERATOR.spiffe_id, "root.start"),
+        (SUPERUSER.spiffe_id, "root.start"),
         ("", "root.distribute"),
         ("", "root.flip"),
         ("", "root.settle"),

@@ -27,6 +27,7 @@ from tests.nexus.admin.operations.reshared import NEW_ID, NOTHING, Resharing, jo
 from tests.nexus.cluster import count_free, is_wiped
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, SUPERUSER
 
+NEWCOMER = Member("keeper-6", "spiffe://example.org/shardhold/keeper/keeper-6", "keeper-6.test:8443")
 OTHER_ID = bytes(16)
 GONE = ResharePlan(remove=("keeper-5",))
 
@@ -43,13 +44,13 @@ def refuse(resharing: Resharing, plan: ResharePlan = NOTHING, **options: Any) ->
 def test_a_reshare_begins_with_one_change(resharing: Resharing) -> None:
     """Its record, the pending set, the numbers and the caller's entry are committed together."""
     view = resharing.begin(ResharePlan(threshold=4))
-    assert (view.record.id, view.record.step, view.record.actor) == (NEW_ID, Step.PREPARED, OPERATOR.spiffe_id)
+    assert (view.record.id, view.record.step, view.record.actor) == (NEW_ID, Step.PREPARED, SUPERUSER.spiffe_id)
     assert (view.threshold, view.keepers, view.record.quorum) == (4, 5, 5)
     assert (view.record.source.set_number, view.record.target.set_number) == (1, 2)
     assert resharing.states == {1: SetState.CURRENT, 2: SetState.PENDING}
     ((revision, entry),) = resharing.core.list_change_entries()
     assert revision == resharing.facts.meta.revision
-    assert (entry.actor, entry.action, entry.detail) == (OPERATOR.spiffe_id, "root.start", "reshare: drill")
+    assert (entry.actor, entry.action, entry.detail) == (SUPERUSER.spiffe_id, "root.start", "reshare: drill")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +111,8 @@ def test_only_operators_and_superusers_begin_end_and_hurry_operations(resharing:
 @pytest.mark.parametrize(
     "plan",
     [
-        pytest.param(ResharePlan(add=(make_member("keeper-6"),)), id="a keeper joins"),
-        pytest.param(ResharePlan(add=(make_member("keeper-6"),), remove=("keeper-1",)), id="one takes a place"),
+        pytest.param(ResharePlan(add=(NEWCOMER,)), id="a keeper joins"),
+        pytest.param(ResharePlan(add=(NEWCOMER,), remove=("keeper-1",)), id="one takes a place"),
         pytest.param(ResharePlan(threshold=2), id="a lower threshold"),
     ],
 )
@@ -130,7 +131,7 @@ def test_only_a_superuser_lets_keepers_in_or_lowers_the_threshold(
 
 def test_a_keeper_that_joins_has_to_answer(resharing: Resharing) -> None:
     """A mistyped address would become a member, and a quorum without it would go on."""
-    plan = ResharePlan(add=(make_member("keeper-6"),))
+    plan = ResharePlan(add=(NEWCOMER,))
     with pytest.raises(OperationRefusedError, match="joining keepers: keeper-6 does not answer") as refused:
         resharing.begin(plan)
     assert refused.value.reason == "KEEPERS_SHORT"
