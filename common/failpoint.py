@@ -120,9 +120,10 @@ def arm(failpoint: Failpoint | None) -> None:
 @contextmanager
 def around(name: str) -> Iterator[None]:
     """Reach the point *name* before the block, and after it if it did not raise."""
-    if _armed is None:
+    failpoint = _armed
+    if failpoint is None:
         yield
         return
-    _armed.reach(name, "before")
+    failpoint.reach(name, "before")
     yield
-    _armed.reach(name, "after")
+    failpoint.reach(name, "after")
