@@ -17,7 +17,7 @@ from nexus.lifecycle.states import READY_ONLY
 from nexus.policy.rules import Permission
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 from tests.cluster.founder import founding
 from tests.kit.cluster import Cluster
 from tests.kit.patience import at_most
@@ -45,6 +45,7 @@ permissions = ["read"]
 OK = ("OK", "", "")
 DENIED = ("PERMISSION_DENIED", "DENIED", "is not allowed")
 NO_SESSION = ("FAILED_PRECONDITION", "WRONG_STATE", "no such session")
+NO_OPERATION = ("FAILED_PRECONDITION", "NO_OPERATION", "is not in progress")
 NOT_BLOCKED = ("FAILED_PRECONDITION", "WRONG_STATE", "there is nothing to accept")
 WRONG = ("FAILED_PRECONDITION", "WRONG_STATE", "in state ")
 SEALED = ("UNAVAILABLE", "NEXUS_SEALED", "")
@@ -74,6 +75,10 @@ SERVED = {
     "ApplyPolicies": OK,
     "ListPolicies": OK,
     "DeletePolicy": OK,
+    "StartOperation": OK,
+    "GetOperation": OK,
+    "AbortOperation": NO_OPERATION,
+    "ContinueOperation": NO_OPERATION,
 }
 WAITING_HELPS = {"recovering": RECOVERING, "sealed": SEALED}
 
@@ -169,6 +174,14 @@ CALLS: dict[str, Call] = {
     "ListPolicies": lambda walk: walk.superuser.policies.ListPolicies(policies_pb2.ListPoliciesRequest()),
     "DeletePolicy": lambda walk: walk.superuser.policies.DeletePolicy(
         policies_pb2.DeletePolicyRequest(name=POLICY.name)
+    ),
+    "StartOperation": lambda walk: walk.operator.root.StartOperation(
+        root_pb2.StartOperationRequest(operation_id=ID, depth=root_pb2.DEPTH_RESHARE, dry_run=True)
+    ),
+    "GetOperation": lambda walk: walk.auditor.root.GetOperation(root_pb2.GetOperationRequest()),
+    "AbortOperation": lambda walk: walk.operator.root.AbortOperation(root_pb2.AbortOperationRequest(operation_id=ID)),
+    "ContinueOperation": lambda walk: walk.operator.root.ContinueOperation(
+        root_pb2.ContinueOperationRequest(operation_id=ID, with_threshold=True)
     ),
 }
 
