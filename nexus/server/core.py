@@ -82,6 +82,8 @@ def build_core(
     """
 
     def follow(now: State) -> None:
+        if now is not State.READY:
+            driver.forget_shards()
         journal.follow(now, lifecycle)
         on_state(now)
 

@@ -135,6 +135,10 @@ class OperationDriver:
         """Hear that it was not committed."""
         self._expected.discard(operation_id)
 
+    def forget_shards(self) -> None:
+        """Wipe the shards that were gathered, and gather no more: the nexus is about to have no keys."""
+        self._rehearsal.release()
+
     def note_end(self) -> None:
         """Hear that somebody took the operation back: what it deleted is about to be overwritten."""
         self._has_ended = True

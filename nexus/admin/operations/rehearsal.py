@@ -1,5 +1,6 @@
 """The recovery of a set, rehearsed: its shards come over new connections, and the code of a recovery proves the key."""
 
+import threading
 from collections.abc import Sequence
 
 from common.errors import TooFewShardsError
@@ -13,24 +14,32 @@ from nexus.store.protocol import ControlRow, Meta
 
 
 class Rehearsal:
-    """Used by one thread. Owns the points between `gather` and `prove`."""
+    """Used by one thread, but for `release`. Owns the points between `gather` and `prove`."""
 
     def __init__(self, pool: KeeperPool, memory: ProtectedMemory) -> None:
         self._pool = pool
         self._memory = memory
+        self._lock = threading.Lock()
+        self._collection: Collection | None = None  # None: there is none, or it was released
         self._points: list[ProtectedBuffer] = []
-        self._threshold = 0
 
     def gather(self, facts: Facts, set_number: int, *, seconds: float) -> None:
         """Fetch a threshold of the set's shards, at most *seconds*.
 
         Raises:
-            TooFewShardsError: Not in time; the message names what is wrong with which keeper.
+            TooFewShardsError: Not in time, or released meanwhile; the message names what is wrong with which keeper.
         """
         self.release()
-        record = facts.sets[set_number]
-        self._points = self._pool.gather(Collection(record, facts.meta.cluster_id), seconds=seconds)
-        self._threshold = record.threshold
+        collection = Collection(facts.sets[set_number], facts.meta.cluster_id)
+        with self._lock:
+            self._collection = collection
+        points = self._pool.gather(collection, seconds=seconds)
+        with self._lock:
+            if self._collection is collection:
+                self._points = points
+                return
+        _wipe(points)
+        raise TooFewShardsError("the shards were released meanwhile")
 
     def prove(self, meta: Meta, rows: Sequence[ControlRow]) -> Serving:
         """Combine what was gathered, and prove it on *rows*; the caller owns what it opens.
@@ -39,15 +48,23 @@ class Rehearsal:
             TooFewShardsError: Nothing is gathered.
             WrongRootKeyError, CorruptRowError, DecryptionError: It does not prove.
         """
-        points, self._points = self._points, []
-        if not points:
+        with self._lock:
+            collection, points, self._points = self._collection, self._points, []
+        if collection is None or not points:
             raise TooFewShardsError("no shards are gathered")
-        return prove(
-            combine_points(points, self._threshold, self._memory), points, meta=meta, rows=rows, memory=self._memory
-        )
+        candidate = combine_points(points, collection.record.threshold, self._memory)
+        return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
 
     def release(self) -> None:
-        """Wipe what was gathered."""
-        for point in self._points:
-            point.release()
-        self._points = []
+        """Wipe what was gathered, and end a gathering that is under way."""
+        with self._lock:
+            collection, self._collection = self._collection, None
+            points, self._points = self._points, []
+        _wipe(points)
+        if collection is not None:
+            _wipe(collection.take())
+
+
+def _wipe(points: Sequence[ProtectedBuffer]) -> None:
+    for point in points:
+        point.release()
