@@ -11,7 +11,6 @@ from nexus.admin.operations.rehearsal import Rehearsal
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.operation.facts import Facts
 from nexus.keys.ruled_change import load_facts
-from tests.kit.patience import at_most
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.conftest import WaitUntil
 
@@ -36,11 +35,12 @@ def test_a_release_ends_a_gathering_and_wipes_it(
     pool = KeeperPool(members(5), lambda member: keepers[member.name], clock=SystemClock(), memory=memory)
     rehearsal = Rehearsal(pool, memory)
     with ThreadPoolExecutor(1) as executor:
-        gathering = executor.submit(rehearsal.gather, facts, 1, seconds=60.0)
+        gathering = executor.submit(rehearsal.gather, facts, 1, seconds=120.0)
         wait_until(lambda: all(keeper.count("fetch_shard") for keeper in keepers.values()))
         rehearsal.release()
+        wait_until(gathering.done)
         with pytest.raises(TooFewShardsError):
-            gathering.result(timeout=at_most(20))
+            gathering.result()
     assert is_wiped(memory)
 
 
