@@ -21,6 +21,7 @@ CHAOS_S := 1800
 # RERUN=1: what failed runs again, and goes on if that was luck. By hand it fails plainly.
 PYTEST := $(if $(RERUN),tests.kit.rerun --,pytest)
 TWO := -n 2 --dist loadfile --no-loadscope-reorder  # two workers; in the order of tests/kit/order.py
+THREE := $(subst -n 2,-n 3,$(TWO))  # for fast tests, which wait more than they work
 
 .PHONY: help
 help:  ## List the targets
@@ -32,7 +33,7 @@ demo: $(READY)  ## Show the main job on real processes, in under a minute
 
 .PHONY: test
 test: $(READY)  ## Run the fast tests, those on a shared cluster included
-	.venv/bin/python -m $(PYTEST) tests $(APART) $(TWO) -m "not destructive and not slow" $(ARGS)
+	.venv/bin/python -m $(PYTEST) tests $(APART) $(THREE) -m "not destructive and not slow" $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(READY)  ## Run the tests that kill, corrupt and restart clusters, and other slow ones
