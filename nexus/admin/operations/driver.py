@@ -90,7 +90,6 @@ class OperationDriver:
         self._lifecycle = lifecycle
         self._warden = warden
         self._pool = pool
-        self._protected = memory
         self._clock = clock
         self._memory = Memory(driver)
         self._rehearsal = Rehearsal(pool, memory)

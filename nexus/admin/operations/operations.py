@@ -111,7 +111,7 @@ class Operations:
                 return checks, None
             if (refused := next(find_refusals(checks), None)) is not None:
                 raise OperationRefusedError(refused.text, reason=refused.reason)
-            prepare = _Prepare(operation_id, order, preflight, members, plan.lost)
+            prepare = _Prepare(operation_id, order, preflight, members, plan.lost, facts.current_set.set_id)
             with around("prepare.commit"):
                 self._warden.change(lambda serving: self._prepare(serving, prepare, record))
             self._driver.wake()
@@ -250,9 +250,12 @@ class _Prepare:
     preflight: Preflight
     members: Sequence[Member]
     lost: Sequence[str]
+    basis: bytes  # id of the set that the members were chosen by
 
 
 def _begin(facts: Facts, prepare: _Prepare, staged: Staged, driver: OperationDriver, *, at: int) -> Change | Refused:
+    if facts.current_set.set_id != prepare.basis:  # keepers or threshold may have been changed by somebody else
+        return Refused(Reason.OPERATION_MOVED, "the current set is another one meanwhile: look at it, and ask again")
     begun = transitions.prepare(
         facts,
         prepare.order,

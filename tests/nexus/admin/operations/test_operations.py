@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.reshared import NEW_ID, NOTHING, Resharing, join, make_keeper
 from tests.nexus.cluster import count_free, is_wiped
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, SUPERUSER
+from tests.nexus.played_keepers import PlayedKeeper
 
 NEWCOMER = Member("keeper-6", "spiffe://example.org/shardhold/keeper/keeper-6", "keeper-6.test:8443")
 OTHER_ID = bytes(16)
@@ -135,6 +137,24 @@ def test_a_keeper_that_joins_has_to_answer(resharing: Resharing) -> None:
     with pytest.raises(OperationRefusedError, match="joining keepers: keeper-6 does not answer") as refused:
         resharing.begin(plan)
     assert refused.value.reason == "KEEPERS_SHORT"
+
+
+def test_members_chosen_by_a_set_that_was_replaced_meanwhile_are_refused(resharing: Resharing) -> None:
+    """While a keeper that joins was asked, somebody raised the threshold: that is not undone in silence."""
+    slow = PlayedKeeper(NEWCOMER.name)
+    slow.go.clear()
+    resharing.core.keepers[slow.name] = slow
+    with ThreadPoolExecutor(1) as executor:
+        asked = executor.submit(resharing.begin, ResharePlan(add=(NEWCOMER,)), operation_id=OTHER_ID)
+        wait_until(lambda: slow.count("fetch_report") == 1)
+        resharing.begin(ResharePlan(threshold=4))
+        resharing.drive_to_rest()
+        slow.go.set()
+        with pytest.raises(OperationRefusedError, match="another one meanwhile") as refused:
+            asked.result()
+    assert refused.value.reason == "OPERATION_MOVED"
+    assert resharing.facts.current_set.threshold == 4
+    assert resharing.operation is None
 
 
 def test_the_same_id_begins_one_operation(resharing: Resharing) -> None:
