@@ -70,20 +70,20 @@ class KeeperRecovery:
         return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
 
     def _wait(self, collection: Collection, stopping: threading.Event) -> None:
-        while not stopping.is_set():
-            self.lacking = collection.record.threshold - collection.gathered
-            if collection.wait(self._clock, _LOOK_S) or stopping.is_set():
-                return
-            self._say(self._describe(collection))
+        self.lacking = collection.record.threshold
+        while not (collection.wait(self._clock, _LOOK_S) or stopping.is_set()):
+            gathered = collection.gathered  # one count for both: people read them together
+            self.lacking = collection.record.threshold - gathered
+            self._say(self._describe(collection, gathered))
 
-    def _describe(self, collection: Collection) -> str:
+    def _describe(self, collection: Collection, gathered: int) -> str:
         record = collection.record
         absent = [
             f"{seat.member.name} {_describe_absence(seat.status, is_asked=seat.member.name in collection.lacking)}"
             for seat in self._pool.seats
             if collection.find(seat.member) and not seat.status.holds_current_set
         ]
-        have = f"{collection.gathered} of {record.threshold} shards of set {record.set_number}"
+        have = f"{gathered} of {record.threshold} shards of set {record.set_number}"
         return f"{have}, generation {record.generation}: {'; '.join(absent)}"
 
     def _say(self, missing: str) -> None:
