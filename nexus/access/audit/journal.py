@@ -6,6 +6,7 @@ from common.clock import Clock, to_micros
 from common.errors import AuditUnavailableError, ShardholdError
 from common.forms.audit.entry import Entry
 from nexus.access.audit.log import AuditLog
+from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Store
@@ -41,6 +42,11 @@ class Journal:
             self._audit.start_timeline(self._load_timeline())
         self._audit.set_signer(serving.root_key, serving.chain.records)
         self.note("nexus.ready", "", f"generation {serving.root_key.generation}")
+
+    def follow_key(self, serving: Serving) -> None:
+        """Sign with the root key that *serving* has now, and no more with the one before."""
+        self._audit.set_signer(None)
+        self._audit.set_signer(serving.root_key, serving.chain.records)
 
     def _write(self, action: str, keeper: str, detail: str, *, reserve: bool) -> None:
         entry = Entry(at=to_micros(self._clock.now()), actor="", action=action, path=keeper, detail=detail)

@@ -72,7 +72,7 @@ def test_a_mark_of_the_next_generation_blocks_until_the_older_store_is_accepted(
     def accept() -> bool:
         meta = cluster.load()[0]
         try:
-            return core.warden.accept(meta.timeline, meta.revision, no_entry) == 2
+            return core.warden.accept(meta.timeline, meta.revision, no_entry, actor="") == 2
         except WrongStateError:  # the key is still to come
             return False
 

@@ -71,6 +71,7 @@ def test_a_reshare_walks_to_its_end(resharing: Resharing, memory: ProtectedMemor
     assert resharing.states == {1: SetState.CURRENT, 2: SetState.PENDING}
     assert not is_wiped_set(replaced, memory)
     resharing.drive_to(Step.FLIPPED)
+    resharing.core.driver.step()
     assert is_wiped_set(replaced, memory)
     assert resharing.states == {1: SetState.DEAD, 2: SetState.CURRENT}
     assert set(map(tuple, resharing.count_sets().values())) == {(1, 2)}

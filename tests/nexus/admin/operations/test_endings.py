@@ -73,7 +73,7 @@ def test_accepting_an_older_store_ends_its_operation(resharing: Resharing, start
     assert not core.warden.admit(resharing.cluster.prove_without_points(), no_entry)
     meta, _ = resharing.cluster.load()
     resharing.keepers[0].remembers = None
-    assert core.warden.accept(meta.timeline, meta.revision, no_entry) == 2
+    assert core.warden.accept(meta.timeline, meta.revision, no_entry, actor="") == 2
     expect_end(resharing, step)
 
 
@@ -126,10 +126,11 @@ def test_points_of_a_set_that_is_no_more_are_wiped_when_others_are_handed_out(
     warden, serving = resharing.core.warden, resharing.core.lifecycle.require_serving()
     pending = serving.others.pending
     assert pending is not None
+    shard_set = pending.shard_set
     warden.hand_out(serving, replace(serving.others, leaving=()))
-    assert not is_wiped_set(pending, memory)
+    assert not is_wiped_set(shard_set, memory)
     warden.hand_out(serving, OtherSets())
-    assert is_wiped_set(pending, memory)
+    assert is_wiped_set(shard_set, memory)
 
 
 def test_nothing_is_handed_out_or_changed_without_the_key(resharing: Resharing) -> None:
