@@ -220,9 +220,9 @@ def test_accepting_begins_a_timeline_and_a_set_above_every_mark(blocked: Blocked
     core, meta = blocked.core, blocked.meta
     assert core.states == [State.READY]
     assert (meta.timeline, meta.revision, meta.sealed) == (2, revision + 1, False)
-    assert (meta.last_generation, meta.last_set_number) == (2, 7)
+    assert (meta.last_generation, meta.last_set_number) == (3, 7)
     record = core.lifecycle.require_serving().shard_set.record
-    assert (record.timeline, record.set_number, record.generation, record.threshold) == (2, 7, 1, 3)
+    assert (record.timeline, record.set_number, record.generation, record.threshold) == (2, 7, 3, 3)
     dead = records.decode(records.ShardSetRecord, _find_body(blocked.cluster, "1"))
     assert dead.state is records.SetState.DEAD
     wait_until(lambda: all(set(keeper.sets) == {record.set_id} for keeper in blocked.keepers))
