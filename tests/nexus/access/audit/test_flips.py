@@ -10,9 +10,9 @@ import pytest
 from nexus.keys.outbox import is_authentic_head, make_head
 from nexus.store.protocol import OutboxRow
 from tests.nexus.access.audit.exports import list_alarms, list_exported, make_digest
-from tests.nexus.access.audit.flipping import Flipping
 from tests.nexus.access.audit.keyed import make_entry, write_rows
 from tests.nexus.cluster import NEXUS_NAME, FoundCluster
+from tests.nexus.flipping import Flipping
 from tests.nexus.store.contract import threads
 
 INSERT = "INSERT INTO audit_outbox (nexus, revision, position, entry, mac) VALUES (?, ?, ?, ?, ?)"
@@ -49,6 +49,11 @@ def flip_after_export(nexus: Flipping) -> None:
     nexus.flip()
 
 
+def flip_between_pages(nexus: Flipping) -> None:
+    nexus.change(*map(str, range(600)))
+    nexus.store.after_read = nexus.flip
+
+
 def flip_twice_after_export(nexus: Flipping) -> None:
     flip_after_export(nexus)
     nexus.change("between")
@@ -63,6 +68,7 @@ def flip_twice_after_export(nexus: Flipping) -> None:
         pytest.param(lambda nexus: setattr(nexus.store, "at_read", nexus.flip), id="before the outbox is read"),
         pytest.param(lambda nexus: setattr(nexus.store, "after_read", nexus.flip), id="before it is judged"),
         pytest.param(flip_between_commit_and_key, id="while the key is being replaced"),
+        pytest.param(flip_between_pages, id="between two pages"),
         pytest.param(flip_after_export, id="between append and discard"),
         pytest.param(flip_twice_after_export, id="twice between append and discard"),
         pytest.param(

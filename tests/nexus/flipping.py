@@ -53,19 +53,27 @@ class Flipping:
         with self.lifecycle.borrow() as serving:
             yield serving.root_key
 
-    def change(self, path: str) -> None:
-        """Commit a change with an entry, and tell the exporter."""
+    def change(self, *paths: str) -> None:
+        """Commit a change with an entry for each path, and tell the exporter."""
 
-        def write(writer: Writer) -> OutboxRow:
-            return append_entry(writer, self.serving.root_key, NEXUS_NAME, make_entry(path).encode())
+        def write(writer: Writer) -> list[OutboxRow]:
+            key = self.serving.root_key
+            return [append_entry(writer, key, NEXUS_NAME, make_entry(path).encode()) for path in paths]
 
         with self.lifecycle.borrow():
-            row = self.store.write(write)
-        self.changes.append((row.revision, path))
-        self.exporter.take(row)
+            rows = self.store.write(write)
+        for row, path in zip(rows, paths, strict=True):
+            self.changes.append((row.revision, path))
+            self.exporter.take(row)
 
-    def flip(self, *, between: Callable[[], object] = do_nothing) -> None:
-        """Let another root key follow; *between* runs when that is committed, and nobody has the new key yet."""
+    def flip(
+        self, *, between: Callable[[], object] = do_nothing, before_floor: Callable[[], object] = do_nothing
+    ) -> None:
+        """Let another root key follow.
+
+        *between* runs when that is committed, and nobody has the new key yet; *before_floor* when there is the new key,
+        and the floor is the one of before.
+        """
         cluster, successor = self.cluster, make_successor(self.cluster, self.serving)
         path = f"generation {successor.generation}"
 
@@ -79,6 +87,7 @@ class Flipping:
                 self.cluster = follow(cluster, successor, link)
                 shard_set = ShardSet(self.cluster.record, self.serving.shard_set.label, [])
                 self.serving.root = Root(successor.root_key, shard_set, self.cluster.chain)
+                before_floor()
                 self.serving.floor.raise_to(standing)
 
             return swap
@@ -98,12 +107,18 @@ class Flipping:
         self.exporter.discard()
 
     def restart(self) -> None:
-        """Go on as the next process does, which proves the key on the store."""
+        """Go on as the next process does, which proves the key on the store, and looks whether the files are whole."""
         self.close()
         self.serving = self.cluster.prove_without_points()
         self.lifecycle.install(self.serving)
         self.log = AuditLog.open(self.folder, nexus=NEXUS_NAME, timeline=1)
         self.exporter = self.make_exporter()
+        assert self.find_gap() == ""
+
+    def find_gap(self) -> str:
+        """Say what the files lack, as the store remembers them."""
+        files = Continuity(self.store, self.log)
+        return files.find_gap(self.serving.root_key, has_begun=True, remembered=None)
 
     def check(self) -> None:
         """See that every entry is in the files once, nothing was refused or missed, and the head is of the key of now.
@@ -123,8 +138,6 @@ class Flipping:
                 head = reader.load_audit_head(NEXUS_NAME)
             assert head is not None
             assert is_authentic_head(self.serving.root_key, head)
-            gap = Continuity(self.store, self.log).find_gap(self.serving.root_key, has_begun=True, remembered=None)
-            assert gap == ""
 
     def close(self) -> None:
         """Wipe the keys, and close the files."""
