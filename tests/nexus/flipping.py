@@ -32,6 +32,7 @@ class Flipping:
     """One nexus on the store of a cluster: its exporter, its audit, and the key that it has now."""
 
     def __init__(self, folder: Path, cluster: FoundedCluster) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.cluster = cluster
         self.serving: Serving = cluster.prove_without_points()

@@ -18,6 +18,7 @@ from common.forms.audit.line import ChangeLine, CheckpointLine, EntryLine, Line,
 from common.forms.audit.verify import TornTail, verify
 from nexus.access.audit.log import CHECKPOINT_EVERY, AuditLog
 from nexus.access.audit.segment_file import AHEAD, RESERVE
+from tests.kit.patience import at_most
 from tests.kit.seed import make_random
 from tests.nexus.access.audit.keyed import make_entry
 from tests.nexus.store.contract import threads
@@ -548,8 +549,11 @@ def test_a_signer_that_is_replaced_waits_for_no_disk(tmp_path: Path) -> None:
     with closing(open_log(tmp_path)) as log:
         log.set_signer(Key(), [b"0"])
         log.append(make_entry("a"))
+        replacing = threading.Thread(target=log.replace_signer, args=(NextKey(), [b"0", b"1"]))
         with log._lock:  # as while a line is being written
-            log.replace_signer(NextKey(), [b"0", b"1"])
+            replacing.start()
+            replacing.join(at_most(5))
+            assert not replacing.is_alive()
     assert list_signers(tmp_path) == [NextKey.public_key]
 
 
