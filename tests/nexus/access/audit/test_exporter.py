@@ -296,6 +296,7 @@ def test_the_head_follows_reads_each_minute_and_at_the_end(
     clock = ManualClock()
     exporter = make_exporter(clock=clock)
     log.append(make_entry("a"))
+    exporter.export()
     exporter.discard()
     assert load_head(store) is None
     clock.advance(HEAD_EVERY_S)
