@@ -51,11 +51,6 @@ class Journal:
         root = serving.root
         self._audit.replace_signer(root.root_key, root.chain.records)
 
-    def follow_key(self, serving: Serving) -> None:
-        """Sign with the root key that *serving* has now, and no more with the one before."""
-        self._audit.set_signer(None)
-        self._audit.set_signer(serving.root_key, serving.chain.records)
-
     def _write(self, action: str, keeper: str, detail: str, *, reserve: bool) -> None:
         entry = Entry(at=to_micros(self._clock.now()), actor="", action=action, path=keeper, detail=detail)
         with contextlib.suppress(AuditUnavailableError):

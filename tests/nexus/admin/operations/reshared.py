@@ -15,6 +15,7 @@ from nexus.access.gate import Caller
 from nexus.admin.operations.operations import OperationView
 from nexus.admin.operations.reshare_plan import ResharePlan
 from nexus.admin.operations.rotate_plan import RotatePlan
+from nexus.keys.lineage import find_chain
 from nexus.keys.manifest import find_current_set
 from nexus.keys.opened import Serving
 from nexus.keys.operation.facts import Facts
@@ -70,12 +71,18 @@ class Resharing:
             self.new_root_key = bytes(pending.root_key.view)
         return view
 
+    @property
+    def current(self) -> FoundedCluster:
+        """The cluster with the root key that is current in its store."""
+        meta, rows = self.cluster.load()
+        record = find_current_set(meta.cluster_id, rows)
+        if record.generation == self.cluster.record.generation:
+            return self.cluster
+        return replace(self.cluster, root_key=self.new_root_key, record=record, links=find_chain(rows).records[1:])
+
     def prove_as_custodians(self) -> Serving:
         """Open the store with the root key that is current in it, and without points."""
-        meta, rows = self.cluster.load()
-        is_new = find_current_set(meta.cluster_id, rows).generation > self.cluster.record.generation
-        root_key = self.new_root_key if is_new else self.cluster.root_key
-        return replace(self.cluster, root_key=root_key).prove_without_points()
+        return self.current.prove_without_points()
 
     @property
     def facts(self) -> Facts:
