@@ -68,7 +68,7 @@ def test_accepting_an_older_store_ends_its_operation(resharing: Resharing, start
     resharing.begin()
     resharing.drive_to(step)
     core = restart(resharing, start_nexus)
-    newer = resharing.current.sign_mark(1, 999, set_number=2)
+    newer = resharing.current.sign_mark(1, 999, control_revision=99, set_number=2)
     resharing.keepers[0].remembers = newer
     resharing.keepers[0].is_reachable = True
     wait_until(lambda: core.warden.find_newer_mark() is not None)
