@@ -90,7 +90,9 @@ class Serving:
     audit_chains: dict[str, ChainRecord | None] = field(default_factory=dict)  # by nexus; None: it does not verify
     others: OtherSets = OtherSets()
     _replaced: list[RootKey | ShardSet] = field(default_factory=list)  # somebody who borrowed before may use them yet
+    _is_released: bool = False
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
+    _succeeding: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def genesis(self) -> Genesis:
@@ -129,15 +131,19 @@ class Serving:
 
         What it replaces is kept for those who borrowed before, until `wipe_replaced`.
         """
-        before, staged, shard_set = self.root, successor.key, successor.shard_set
-        shard_set.record = records.replace_state(shard_set.record, records.SetState.CURRENT)
-        if staged is not None:
-            self.keyring.take_current(staged.keyring)
-        self.root = before.follow(successor, chain)
-        self.others = others
-        self._replaced.append(before.shard_set)
-        if staged is not None:
-            self._replaced.append(before.root_key)
+        with self._succeeding:
+            if self._is_released:  # a seal did not wait for this commit
+                successor.release()
+                return
+            before, staged, shard_set = self.root, successor.key, successor.shard_set
+            shard_set.record = records.replace_state(shard_set.record, records.SetState.CURRENT)
+            if staged is not None:
+                self.keyring.take_current(staged.keyring)
+            self.root = before.follow(successor, chain)
+            self.others = others
+            self._replaced.append(before.shard_set)
+            if staged is not None:
+                self._replaced.append(before.root_key)
 
     @property
     def has_replaced(self) -> bool:
@@ -152,11 +158,13 @@ class Serving:
 
     def release(self) -> None:
         """Wipe every key."""
-        if self.others.pending is not None:
-            self.others.pending.release()
-        self.wipe_replaced()
-        self.keyring.release()
-        self.root.release()
+        with self._succeeding:
+            self._is_released = True
+            if self.others.pending is not None:
+                self.others.pending.release()
+            self.wipe_replaced()
+            self.keyring.release()
+            self.root.release()
 
     def become_successor(self, *, renews_key: bool) -> Successor:
         """Return what was proved as what is to follow, which the caller owns; without a new key that is wiped."""

@@ -16,6 +16,7 @@ from nexus.admin.operations.starter import Beginning, Starter, find_begun
 from nexus.admin.seal import check_reason
 from nexus.keepers.plan import list_members
 from nexus.keepers.pool import KeeperPool
+from nexus.keys.keyed_read import read_with_key
 from nexus.keys.opened import Serving
 from nexus.keys.operation import transitions
 from nexus.keys.operation.change import Change
@@ -138,7 +139,7 @@ class Operations:
     def describe(self, caller: Caller) -> RootView:
         """Say how the root key stands."""
         with self._gate.keyed_call(calls.GET_OPERATION, caller) as (_, serving):
-            facts = self._load_facts(serving)
+            facts = read_with_key(self._store, serving, load_facts)
             return RootView(
                 facts.current_set,
                 facts.generations.get(facts.generation),
