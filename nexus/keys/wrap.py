@@ -28,7 +28,7 @@ WRAP_SIZE = len(FORMAT) + SALT_SIZE + 32 + KEY_SIZE + TAG_SIZE
 
 # Safe because each AEAD key is derived from a random salt of its own and encrypts once. Unsafe as soon as a salt is
 # reused.
-_NONCE = bytes(12)
+NONCE = bytes(12)
 _ZEROS = bytes(2 * KEY_SIZE)
 
 
@@ -85,11 +85,11 @@ class Loan:
 def wrap_key(key: memoryview, *, under: memoryview, aad: bytes, memory: ProtectedMemory | Scratch) -> bytes:
     """Wrap *key*, 32 bytes, under *under*, 32 bytes; return 98 bytes. *aad* binds the wrap to its place."""
     salt = os.urandom(SALT_SIZE)
-    commitment = _commitment(under, salt)
+    commitment = make_commitment(under, salt)
     ciphertext = bytearray(KEY_SIZE + TAG_SIZE)
     with memory.allocate(KEY_SIZE) as aead_key:
-        expand(under, _info(salt, b"key"), aead_key.view)
-        encrypt_once(aead_key.view, _NONCE, key, aad, ciphertext)
+        expand(under, describe_use(salt, b"key"), aead_key.view)
+        encrypt_once(aead_key.view, NONCE, key, aad, ciphertext)
     return FORMAT + salt + commitment + bytes(ciphertext)
 
 
@@ -106,23 +106,25 @@ def unwrap_key(
             f"wrap is {len(wrap)} bytes of format {wrap[:2].hex()}, want {WRAP_SIZE} of {FORMAT.hex()}"
         )
     salt, commitment, ciphertext = wrap[2:18], wrap[18:50], wrap[50:]
-    if not hmac.compare_digest(commitment, _commitment(under, salt)):
+    if not hmac.compare_digest(commitment, make_commitment(under, salt)):
         raise DecryptionError("wrap is under another key")
     with memory.allocate(2 * KEY_SIZE) as scratch:
         aead_key, opened = scratch.view[:KEY_SIZE], scratch.view[KEY_SIZE:]
-        expand(under, _info(salt, b"key"), aead_key)
+        expand(under, describe_use(salt, b"key"), aead_key)
         try:
             # Writes what it decrypts before it has checked the tag, so not straight to where a key is expected.
-            decrypt_once(aead_key, _NONCE, ciphertext, aad, opened)
+            decrypt_once(aead_key, NONCE, ciphertext, aad, opened)
         except InvalidTag as exc:
             raise DecryptionError("wrap does not open at this place") from exc
         into[:] = opened
 
 
-def _commitment(under: memoryview, salt: bytes) -> bytes:
+def make_commitment(under: memoryview, salt: bytes) -> bytes:
+    """Return the 32 bytes that bind a wrap to the key it is under."""
     # The first block of HKDF-Expand, as `expand` makes it, without the care that a key needs: this one is public.
-    return hmac.digest(under, _info(salt, b"commitment") + b"\x01", "sha256")
+    return hmac.digest(under, describe_use(salt, b"commitment") + b"\x01", "sha256")
 
 
-def _info(salt: bytes, use: bytes) -> bytes:
+def describe_use(salt: bytes, use: bytes) -> bytes:
+    """Return what HKDF-Expand gets beside the wrapping key; *use* is `b"key"` or `b"commitment"`."""
     return fields(b"shardhold-wrap-v1", salt, use)
