@@ -111,7 +111,5 @@ class Rewrapping:
 
     def _check(self, writer: Writer, look: Look) -> None:
         look.serving.floor.check_basis(writer.basis)
-        if writer.basis.epoch != look.position.epoch:
-            raise ConflictError(f"store is at epoch {writer.basis.epoch}, want {look.position.epoch}")
         if self._lifecycle.find_serving() is not look.serving:
             raise RecoveringError("the keys of this change were withdrawn meanwhile")
