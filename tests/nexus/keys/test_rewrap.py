@@ -124,6 +124,23 @@ def test_what_does_not_open_as_it_was_made_is_no_fault_of_the_row(keyring: Keyri
         assert type(caught.value) is IntegrityError
 
 
+class WrongDek(Rewrapper):
+    """Gives back another DEK than the one that the value was sealed under."""
+
+    def _wrap(self, place: bytes) -> bytes:
+        wrap = super()._wrap(place)
+        self._again[0] ^= 1
+        return wrap
+
+
+def test_a_new_value_is_opened_with_what_its_wrap_gave_back(keyring: Keyring) -> None:
+    """Otherwise a value could be stored that nothing opens."""
+    row, value = seal_old(keyring, b"value")
+    with WrongDek(keyring, PLACE.cluster_id) as rewrapper, pytest.raises(IntegrityError, match="a new value") as caught:
+        rewrapper.reseal(row, value)
+    assert type(caught.value) is IntegrityError
+
+
 def test_a_batch_leaves_nothing_in_protected_memory(keyring: Keyring, memory: ProtectedMemory) -> None:
     """Its buffer is wiped and given back."""
     row, _ = seal_old(keyring, b"value")

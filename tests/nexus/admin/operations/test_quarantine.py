@@ -123,8 +123,9 @@ def test_what_is_given_up_is_counted_in_the_change_that_marks_it(make: MakeRekey
         assert rekeyed.keks[str(OLD)].abandoned == count
         assert after.revision == before.revision + 1
         assert after.control_revision == before.control_revision + is_new
-    retry(rekeyed, 3)
+    rekeyed.core.quarantine.retry(OPERATOR, make_key(3))
     assert rekeyed.keks[str(OLD)].abandoned == 1
+    rekeyed.work_to_rest()
     assert [bool(row.abandoned_by) for row in rekeyed.quarantine] == [False, True]
 
 
