@@ -26,6 +26,7 @@ from nexus.keys.wrap import (
     KEY_SIZE,
     NONCE,
     SALT_SIZE,
+    USE_AS_KEY,
     WRAP_SIZE,
     describe_use,
     make_commitment,
@@ -71,14 +72,14 @@ class Rewrapper:
             IntegrityError: What was made does not.
         """
         place = self._place(row).bind(row.dek_id)
-        self._open(row.wrapped_dek, row.kek_id, place, self._dek)
+        self._open_row(row, place)
         return Rewrap(row, self._kek_id, self._wrap(place))
 
     def reseal(self, row: WrappedRow, value: bytes) -> Reseal:
         """Seal a version, whose ciphertext is *value*, under a new DEK; raises as `rewrap`."""
         place = self._place(row)
         old = place.bind(row.dek_id)
-        self._open(row.wrapped_dek, row.kek_id, old, self._dek)
+        self._open_row(row, old)
         body = _decrypt(self._dek, value, old)
         try:
             dek_id = os.urandom(DEK_ID_SIZE)
@@ -97,9 +98,12 @@ class Rewrapper:
             raise CorruptRowError("row has a version that nothing comes to by counting")
         return Place(self._cluster_id, row.path, row.incarnation, row.version)
 
-    def _open(self, wrap: bytes, kek_id: int, place: bytes, into: memoryview) -> None:
-        """As `Keyring.unwrap_dek`, but *into* may hold anything after a failure."""
-        under = self._keyring.find_kek(kek_id)
+    def _open_row(self, row: WrappedRow, place: bytes) -> None:
+        under = self._keyring.find_kek(row.kek_id)
+        self._open(row.wrapped_dek, under, bind_kek(place, row.kek_id), self._dek)
+
+    def _open(self, wrap: bytes, under: memoryview, aad: bytes, into: memoryview) -> None:
+        """As `nexus.keys.wrap.unwrap_key`, but *into* may hold anything after a failure."""
         if len(wrap) != WRAP_SIZE or not wrap.startswith(FORMAT):
             raise DecryptionError(f"wrap is {len(wrap)} bytes of format {wrap[:2].hex()}, want {WRAP_SIZE}")
         salt = wrap[len(FORMAT) : _COMMITMENT_AT]
@@ -107,7 +111,7 @@ class Rewrapper:
             raise DecryptionError("wrap is under another key")
         self._derive(under, salt)
         try:
-            ChaCha20Poly1305(self._wrap_key).decrypt_into(NONCE, wrap[_CIPHERTEXT_AT:], bind_kek(place, kek_id), into)
+            ChaCha20Poly1305(self._wrap_key).decrypt_into(NONCE, wrap[_CIPHERTEXT_AT:], aad, into)
         except InvalidTag as exc:
             raise DecryptionError("wrap does not open at this place") from exc
 
@@ -120,7 +124,7 @@ class Rewrapper:
         ciphertext = ChaCha20Poly1305(self._wrap_key).encrypt(NONCE, self._dek, aad)
         wrap = FORMAT + salt + make_commitment(under, salt) + ciphertext
         try:
-            self._open(wrap, self._kek_id, place, self._again)
+            self._open(wrap, self._keyring.find_kek(self._kek_id), aad, self._again)
         except DecryptionError as exc:
             raise IntegrityError("a new wrap does not open") from exc
         if not hmac.compare_digest(self._again, self._dek):
@@ -139,7 +143,7 @@ class Rewrapper:
             raise IntegrityError("a new value opens to another one")
 
     def _derive(self, under: memoryview, salt: bytes) -> None:
-        tag = hmac.digest(under, describe_use(salt, b"key") + b"\x01", "sha256")  # as `common.keys.derive.expand`
+        tag = hmac.digest(under, describe_use(salt, USE_AS_KEY) + b"\x01", "sha256")  # as `common.keys.derive.expand`
         self._wrap_key[:] = tag
         wipe_bytes(tag)
 

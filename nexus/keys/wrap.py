@@ -16,7 +16,7 @@ from typing import Self
 from cryptography.exceptions import InvalidTag
 
 from common.errors import DecryptionError
-from common.forms.codec import fields
+from common.forms.codec import fields, u32
 from common.keys.aead import TAG_SIZE, decrypt_once, encrypt_once
 from common.keys.derive import expand
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
@@ -29,6 +29,9 @@ WRAP_SIZE = len(FORMAT) + SALT_SIZE + 32 + KEY_SIZE + TAG_SIZE
 # Safe because each AEAD key is derived from a random salt of its own and encrypts once. Unsafe as soon as a salt is
 # reused.
 NONCE = bytes(12)
+
+_PURPOSE = fields(b"shardhold-wrap-v1") + u32(SALT_SIZE)  # and the salt follows
+USE_AS_KEY, USE_AS_COMMITMENT = fields(b"key"), fields(b"commitment")
 _ZEROS = bytes(2 * KEY_SIZE)
 
 
@@ -88,7 +91,7 @@ def wrap_key(key: memoryview, *, under: memoryview, aad: bytes, memory: Protecte
     commitment = make_commitment(under, salt)
     ciphertext = bytearray(KEY_SIZE + TAG_SIZE)
     with memory.allocate(KEY_SIZE) as aead_key:
-        expand(under, describe_use(salt, b"key"), aead_key.view)
+        expand(under, describe_use(salt, USE_AS_KEY), aead_key.view)
         encrypt_once(aead_key.view, NONCE, key, aad, ciphertext)
     return FORMAT + salt + commitment + bytes(ciphertext)
 
@@ -110,7 +113,7 @@ def unwrap_key(
         raise DecryptionError("wrap is under another key")
     with memory.allocate(2 * KEY_SIZE) as scratch:
         aead_key, opened = scratch.view[:KEY_SIZE], scratch.view[KEY_SIZE:]
-        expand(under, describe_use(salt, b"key"), aead_key)
+        expand(under, describe_use(salt, USE_AS_KEY), aead_key)
         try:
             # Writes what it decrypts before it has checked the tag, so not straight to where a key is expected.
             decrypt_once(aead_key, NONCE, ciphertext, aad, opened)
@@ -122,9 +125,12 @@ def unwrap_key(
 def make_commitment(under: memoryview, salt: bytes) -> bytes:
     """Return the 32 bytes that bind a wrap to the key it is under."""
     # The first block of HKDF-Expand, as `expand` makes it, without the care that a key needs: this one is public.
-    return hmac.digest(under, describe_use(salt, b"commitment") + b"\x01", "sha256")
+    return hmac.digest(under, describe_use(salt, USE_AS_COMMITMENT) + b"\x01", "sha256")
 
 
 def describe_use(salt: bytes, use: bytes) -> bytes:
-    """Return what HKDF-Expand gets beside the wrapping key; *use* is `b"key"` or `b"commitment"`."""
-    return fields(b"shardhold-wrap-v1", salt, use)
+    """Return what HKDF-Expand gets beside the wrapping key: `fields(b"shardhold-wrap-v1", salt, …)`.
+
+    *use* is one of `USE_AS_KEY` and `USE_AS_COMMITMENT`. Put together by hand: `fields` costs as much as the HMAC.
+    """
+    return _PURPOSE + salt + use
