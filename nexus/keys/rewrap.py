@@ -3,8 +3,9 @@
 1. What is made is opened again and compared before anybody stores it.
 2. A version that does not open raises `DecryptionError` or `CorruptRowError`. If what was just made does not open, the
    machine is at fault and not the row: that is a bare `IntegrityError`.
-3. Lean: one protected buffer serves a whole batch, and only its end makes the throw-away calls of `common.keys`. What
-   may stay on the C stack until then are the keys of wraps, each of which opens a single DEK.
+3. Lean: DEKs and their copies are in one protected buffer for a whole batch. The keys of their wraps are not: each of
+   them opens a single DEK, so they are outside the promise of protected memory. The end of a batch overwrites what the
+   last calls left on the C stack.
 """
 
 import hmac
@@ -46,9 +47,8 @@ class Rewrapper:
         self._keyring = keyring
         self._cluster_id = cluster_id
         self._kek_id = keyring.current_id
-        self._buffer = keyring.memory.allocate(3 * KEY_SIZE)
-        view = self._buffer.view
-        self._wrap_key, self._dek, self._again = (view[at : at + KEY_SIZE] for at in range(0, len(view), KEY_SIZE))
+        self._buffer = keyring.memory.allocate(2 * KEY_SIZE)
+        self._dek, self._again = self._buffer.view[:KEY_SIZE], self._buffer.view[KEY_SIZE:]
 
     def __enter__(self) -> Self:
         return self
@@ -56,11 +56,11 @@ class Rewrapper:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         """Wipe the buffer, and overwrite what the calls left on the stack (rule 3)."""
         try:
-            self._buffer.view[:] = bytes(3 * KEY_SIZE)
+            self._buffer.view[:] = bytes(2 * KEY_SIZE)
             zeros = wrap_key(self._dek, under=self._dek, aad=b"", memory=self._keyring.scratch)
             unwrap_key(zeros, under=self._dek, aad=b"", memory=self._keyring.scratch, into=self._again)
         finally:
-            for view in (self._wrap_key, self._dek, self._again):
+            for view in (self._dek, self._again):
                 view.release()
             self._buffer.release()
 
@@ -109,19 +109,17 @@ class Rewrapper:
         salt = wrap[len(FORMAT) : _COMMITMENT_AT]
         if not hmac.compare_digest(wrap[_COMMITMENT_AT:_CIPHERTEXT_AT], make_commitment(under, salt)):
             raise DecryptionError("wrap is under another key")
-        self._derive(under, salt)
         try:
-            ChaCha20Poly1305(self._wrap_key).decrypt_into(NONCE, wrap[_CIPHERTEXT_AT:], aad, into)
+            ChaCha20Poly1305(_derive(under, salt)).decrypt_into(NONCE, wrap[_CIPHERTEXT_AT:], aad, into)
         except InvalidTag as exc:
             raise DecryptionError("wrap does not open at this place") from exc
 
     def _wrap(self, place: bytes) -> bytes:
         """Wrap the DEK that is in the buffer under the current KEK, open the wrap again, and compare (rule 1)."""
         under, salt = self._keyring.find_kek(self._kek_id), os.urandom(SALT_SIZE)
-        self._derive(under, salt)
         aad = bind_kek(place, self._kek_id)
         # Safe with a fixed nonce: the key of a wrap comes from a salt of its own.
-        ciphertext = ChaCha20Poly1305(self._wrap_key).encrypt(NONCE, self._dek, aad)
+        ciphertext = ChaCha20Poly1305(_derive(under, salt)).encrypt(NONCE, self._dek, aad)
         wrap = FORMAT + salt + make_commitment(under, salt) + ciphertext
         try:
             self._open(wrap, self._keyring.find_kek(self._kek_id), aad, self._again)
@@ -142,10 +140,10 @@ class Rewrapper:
         if not is_same:
             raise IntegrityError("a new value opens to another one")
 
-    def _derive(self, under: memoryview, salt: bytes) -> None:
-        tag = hmac.digest(under, describe_use(salt, USE_AS_KEY) + b"\x01", "sha256")  # as `common.keys.derive.expand`
-        self._wrap_key[:] = tag
-        wipe_bytes(tag)
+
+def _derive(under: memoryview, salt: bytes) -> bytes:
+    """Return the key of a wrap, as `common.keys.derive.expand` makes it, without its care (rule 3)."""
+    return hmac.digest(under, describe_use(salt, USE_AS_KEY) + b"\x01", "sha256")
 
 
 def _decrypt(dek: memoryview, value: bytes, aad: bytes) -> bytearray:
