@@ -85,6 +85,12 @@ START_OPERATION = Rpc("RootService", "StartOperation", "root.start", None, _ADMI
 GET_OPERATION = Rpc("RootService", "GetOperation", "root.status", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
 ABORT_OPERATION = Rpc("RootService", "AbortOperation", "root.abort", None, _ADMINS, READY_ONLY, uses_reserve=True)
 CONTINUE_OPERATION = Rpc("RootService", "ContinueOperation", "root.continue", None, _ADMINS, READY_ONLY)
+# Calls of the core; their RPCs are not in the contracts yet.
+LIST_QUARANTINE = Rpc(
+    "RootService", "ListQuarantine", "root.quarantine-list", None, _ADMINS | {Role.AUDITOR}, READY_ONLY
+)
+RETRY_QUARANTINED = Rpc("RootService", "RetryQuarantined", "root.quarantine-retry", None, _ADMINS, READY_ONLY)
+ABANDON_QUARANTINED = Rpc("RootService", "AbandonQuarantined", "root.quarantine-abandon", None, _SUPERUSER, READY_ONLY)
 
 START_UNSEAL = Rpc("RecoveryService", "StartUnseal", "unseal.start", None, _CUSTODIANS, _KEYLESS)
 GET_SEALING_KEY = Rpc("RecoveryService", "GetSealingKey", "unseal.key", None, _CUSTODIANS, _KEYLESS)

@@ -16,8 +16,10 @@ from nexus.access.gate import Gate
 from nexus.admin.audit import Audit
 from nexus.admin.initialise import Initialisation
 from nexus.admin.operations.driver import OperationDriver
+from nexus.admin.operations.keyring_job import KeyringJob
 from nexus.admin.operations.operations import Operations
 from nexus.admin.operations.preflight import Preflights
+from nexus.admin.operations.quarantine import Quarantine
 from nexus.admin.operations.starter import Starter
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
@@ -56,6 +58,8 @@ class Core:
     audit: Audit
     operations: Operations
     driver: OperationDriver
+    job: KeyringJob
+    quarantine: Quarantine
 
 
 def build_core(
@@ -162,6 +166,7 @@ def build_core(
         memory=memory,
         clock=clock,
     )
+    job = KeyringJob(store=store, lifecycle=lifecycle, warden=warden, clock=clock, nexus=audit.nexus)
     operations = Operations(
         store=store,
         gate=gate,
@@ -192,4 +197,6 @@ def build_core(
         ),
         operations,
         driver,
+        job,
+        Quarantine(store=store, gate=gate, warden=warden, wake=job.wake),
     )

@@ -139,7 +139,7 @@ class Starter:
         facts = self._load_facts(serving)
         if find_begun(facts, beginning.operation_id) is not None:
             return False  # the same call, made twice at once
-        new_key = None if key is None else describe_key(serving, key.staged, key.escrow)
+        new_key = None if key is None else describe_key(serving, facts, key.staged, key.escrow)
         successor = Successor(self._draw(serving, facts, beginning, key), None if key is None else key.staged)
 
         def rule(facts: Facts, _: int) -> Change | Refused:
