@@ -38,6 +38,7 @@ NEXUS: Final = frozenset(
         "continue.commit",
         "heal.commit",
         "forget.commit",
+        "settings.commit",
         "seal.end",
         "unseal.end",
     }

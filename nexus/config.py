@@ -20,6 +20,7 @@ from common.config.config import (
     load,
     split_address,
 )
+from common.config.options import name_value
 from common.errors import ConfigError
 from common.failpoint import NEXUS, read_failpoint
 from nexus.access.roles import Roles
@@ -177,7 +178,7 @@ def _read_window(index: int, text: str) -> Window:
     try:
         return parse_window(text)
     except ValueError as exc:
-        raise ConfigError(f"rotation.windows[{index}]: got {text[:80]!r}, which is {exc}, want {FORM}") from exc
+        raise ConfigError(f"rotation.windows[{index}]: got {name_value(text)}, want {FORM}") from exc
 
 
 def _check_folders(file: Path | None, config: NexusConfig) -> None:

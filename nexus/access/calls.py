@@ -85,6 +85,9 @@ START_OPERATION = Rpc("RootService", "StartOperation", "root.start", None, _ADMI
 GET_OPERATION = Rpc("RootService", "GetOperation", "root.status", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
 ABORT_OPERATION = Rpc("RootService", "AbortOperation", "root.abort", None, _ADMINS, READY_ONLY, uses_reserve=True)
 CONTINUE_OPERATION = Rpc("RootService", "ContinueOperation", "root.continue", None, _ADMINS, READY_ONLY)
+PAUSE_ROTATION = Rpc("RootService", "PauseRotation", "root.pause", None, _ADMINS, READY_ONLY)
+RESUME_ROTATION = Rpc("RootService", "ResumeRotation", "root.resume", None, _ADMINS, READY_ONLY)
+LIST_GENERATIONS = Rpc("RootService", "ListGenerations", "root.history", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
 
 START_UNSEAL = Rpc("RecoveryService", "StartUnseal", "unseal.start", None, _CUSTODIANS, _KEYLESS)
 GET_SEALING_KEY = Rpc("RecoveryService", "GetSealingKey", "unseal.key", None, _CUSTODIANS, _KEYLESS)

@@ -18,6 +18,8 @@ from nexus.admin.initialise import Initialisation
 from nexus.admin.operations.driver import OperationDriver
 from nexus.admin.operations.operations import Operations
 from nexus.admin.operations.preflight import Preflights
+from nexus.admin.operations.rotation_calls import RotationCalls
+from nexus.admin.operations.schedule import Schedule
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
 from nexus.admin.statement_signer import StatementSigner
@@ -26,6 +28,7 @@ from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.operation.record import Driver
+from nexus.keys.operation.schedule import Terms
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
@@ -36,6 +39,7 @@ from nexus.store.requests import RequestRetention
 from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()
+_USUAL = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Core:
     audit: Audit
     operations: Operations
     driver: OperationDriver
+    schedule: Schedule
+    rotation_calls: RotationCalls
 
 
 def build_core(
@@ -73,12 +79,13 @@ def build_core(
     is_keeper_id: Callable[[str], bool],
     find_disk_free: Callable[[], int],
     pin: GenesisPin = _ANY,
+    terms: Terms = _USUAL,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
-    store has left. *pin* names the one cluster that may be served.
+    store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself.
     """
 
     def follow(now: State) -> None:
@@ -128,6 +135,7 @@ def build_core(
         audit_files=continuity,
     )
     unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer, pin=pin)
+    schedule = Schedule(terms=terms, clock=clock, begin=None, note=journal.note)
     status = Status(
         store=store,
         gate=gate,
@@ -138,6 +146,7 @@ def build_core(
         unseal=unseal,
         memory_protection=memory.level,
         audit=audit,
+        schedule=schedule,
     )
     driver = OperationDriver(
         store=store,
@@ -179,4 +188,6 @@ def build_core(
         ),
         operations,
         driver,
+        schedule,
+        RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=driver.wake),
     )

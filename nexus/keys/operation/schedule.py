@@ -16,10 +16,14 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
+
+from nexus.keys import records
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Depth
 from nexus.keys.operation.settings import find_hold
 from nexus.keys.operation.windows import DAY, Window, find_opening, is_open
+from nexus.keys.records import Key
 
 AHEAD = (30, 7, 1)  # days before something is due, at which it is said
 REST = DAY  # since custodians had the root key, and since the last set that this process saw
@@ -125,6 +129,18 @@ def find_activation(facts: Facts) -> int:
     """Return when the current root key became current; 0: it is not known."""
     record = facts.generations.get(facts.generation)
     return 0 if record is None else record.activated_at or record.created_at
+
+
+def note_people(facts: Facts, *, at: int) -> dict[Key, bytes]:
+    """Return the row that remembers that custodians brought the current root key back, for the change of the unseal.
+
+    Empty when the row of its generation does not verify: nothing can be remembered there.
+    """
+    record = facts.generations.get(facts.generation)
+    if record is None:
+        return {}
+    noted = msgspec.structs.replace(record, people_had_it_at=at)
+    return {(records.GENERATION, str(facts.generation)): records.encode(noted)}
 
 
 def _find_moments(facts: Facts, terms: Terms) -> Iterator[tuple[Depth, int]]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.keys import records
-from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.facts import Facts, read_facts
 from nexus.keys.operation.record import Depth, Step
 from nexus.keys.operation.schedule import (
     MAX_WRAPS,
@@ -21,10 +21,22 @@ from nexus.keys.operation.schedule import (
     find_next,
     find_notices,
     find_overdue,
+    note_people,
 )
 from nexus.keys.operation.settings import SETTINGS, Hold, pause
 from nexus.keys.operation.windows import parse_window
-from tests.nexus.keys.operation.made import DAY, NOW, bring_to, damage, do, edit_row, make_facts
+from tests.nexus.keys.operation.made import (
+    DAY,
+    NOW,
+    bring_to,
+    damage,
+    distribute,
+    do,
+    edit_row,
+    flip,
+    make_facts,
+    prepare,
+)
 
 YEARLY = Terms()
 BOTH = Terms(reshare_interval=30 * DAY)
@@ -185,6 +197,17 @@ def test_notices_name_the_key_and_its_days() -> None:
     ]
     (due,) = find_due(facts, YEARLY, NOW)
     assert due.why == "scheduled: the root key is 366 days old, and custodians had it"
+
+
+def test_an_unseal_is_remembered_until_the_key_is_replaced() -> None:
+    """With the generation, so that history tells it; the next one knows nothing of it."""
+    facts = make(40)
+    facts = read_facts(facts.meta, {**facts.bodies, **note_people(facts, at=NOW)})
+    assert list_notices(facts) == [(Subject.PEOPLE, 0)]
+    assert find_next(facts, YEARLY, NOW) == Scheduled(Depth.ROTATE, NOW + DAY)
+    flipped = flip(distribute(prepare(facts)))
+    assert (list_notices(flipped), flipped.generations[1].people_had_it_at) == ([], NOW)
+    assert note_people(damage(facts, (records.GENERATION, "1")), at=NOW) == {}
 
 
 @pytest.mark.parametrize(
