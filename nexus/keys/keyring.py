@@ -18,15 +18,18 @@ class Keyring:
 
     def make_kek(self, kek_id: int, root_key: RootKey) -> bytes:
         """Make a new KEK, current from here on, and return it wrapped under *root_key*."""
-        self.add_kek(kek_id)
-        self.current_id = kek_id
-        return self.wrap_kek(kek_id, root_key)
-
-    def add_kek(self, kek_id: int) -> None:
-        """Make a new KEK; the current one stays current."""
         kek = self.memory.allocate(KEY_SIZE)
         kek.fill_random()
         self._keks[kek_id] = kek
+        self.current_id = kek_id
+        return self.wrap_kek(kek_id, root_key)
+
+    def take_current(self, other: "Keyring") -> None:
+        """Take over the current KEK of *other*, which is current here from then on; *other* is empty afterwards."""
+        kek = other._keks.pop(other.current_id)
+        other.release()
+        self._keks[other.current_id] = kek
+        self.current_id = other.current_id
 
     def wrap_kek(self, kek_id: int, root_key: RootKey) -> bytes:
         """Return a KEK of this keyring wrapped under *root_key*."""

@@ -20,6 +20,7 @@ from nexus.admin.operations.operations import Operations
 from nexus.admin.operations.preflight import Preflights
 from nexus.admin.operations.rotation_calls import RotationCalls
 from nexus.admin.operations.schedule import Schedule
+from nexus.admin.operations.starter import Starter
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
 from nexus.admin.statement_signer import StatementSigner
@@ -94,6 +95,10 @@ def build_core(
         journal.follow(now, lifecycle)
         on_state(now)
 
+    def follow_key() -> None:
+        with lifecycle.borrow() as serving:
+            journal.follow_key(serving)
+
     lifecycle = Lifecycle(state, on_change=follow, on_failure=give_up)
     continuity = Continuity(store, audit)
     warden = Warden(
@@ -156,6 +161,15 @@ def build_core(
         memory=memory,
         clock=clock,
         driver=Driver(audit.nexus, os.urandom(16)),
+        follow_key=follow_key,
+    )
+    starter = Starter(
+        store=store,
+        warden=warden,
+        driver=driver,
+        preflights=Preflights(pool, memory, clock, find_disk_free=find_disk_free),
+        memory=memory,
+        clock=clock,
     )
     operations = Operations(
         store=store,
@@ -163,8 +177,7 @@ def build_core(
         warden=warden,
         pool=pool,
         driver=driver,
-        preflights=Preflights(pool, memory, clock, find_disk_free=find_disk_free),
-        memory=memory,
+        starter=starter,
         clock=clock,
         is_keeper_id=is_keeper_id,
     )

@@ -24,6 +24,7 @@ from common.errors import (
 )
 from common.failpoint import around
 from common.forms.audit.entry import Entry
+from common.forms.chain import extend_chain
 from common.keys.protected import ProtectedMemory
 from nexus.admin.operations.rehearsal import Rehearsal
 from nexus.admin.operations.surroundings import find_others, list_gone
@@ -55,10 +56,10 @@ from nexus.keys.operation.next_action import (
 from nexus.keys.operation.record import Driver, OperationRecord, Outcome, Step
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.outbox import append_entry
-from nexus.keys.records import SetState, replace_state
 from nexus.keys.root_key import RootKey
-from nexus.keys.ruled_change import Rule, commit_rule, load_facts, rehearse
-from nexus.keys.shard_set import ShardSet
+from nexus.keys.ruled_change import Rule, commit_rule, load_facts
+from nexus.keys.succession import sign_link
+from nexus.keys.successor import Successor
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Store, Writer
@@ -67,6 +68,7 @@ _GATHER_S = 5.0  # for a threshold of shards
 _PROVE_S = 2.0  # for every holder to show its shard
 _MARK_S = 2.0  # for every keeper that answers to take a mark
 _SCRUB_S = 5.0
+_RETURN_S = 1.0  # for everybody who borrowed a key before it was replaced
 _IDLE_S = 1.0  # between two looks at whether anything is to do
 
 log = structlog.get_logger("operation")
@@ -85,12 +87,15 @@ class OperationDriver:
         memory: ProtectedMemory,
         clock: Clock,
         driver: Driver,
+        follow_key: Callable[[], None],
     ) -> None:
+        """*follow_key* lets the audit be signed with the root key that is current now."""
         self._store = store
         self._lifecycle = lifecycle
         self._warden = warden
         self._pool = pool
         self._clock = clock
+        self._follow_key = follow_key
         self._memory = Memory(driver)
         self._rehearsal = Rehearsal(pool, memory)
         self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
@@ -177,6 +182,7 @@ class OperationDriver:
 
     def step(self) -> float:
         """Take one action, as the thread does again and again; return how many seconds to wait before the next."""
+        self._wipe_replaced()
         with self._lifecycle.borrow() as serving, self._store.read() as reader:
             position = reader.load_position()
             if self._idle_at == (position.timeline, position.control_revision) and not self._is_scrub_wanted:
@@ -227,10 +233,10 @@ class OperationDriver:
             with around("abort.drop" if _is_aborted(facts) else "settle.drop"):
                 self._warden.change(lambda serving: self._renew_others(serving, None))
 
-    def _renew_others(self, serving: Serving, adopted: ShardSet | None) -> None:
+    def _renew_others(self, serving: Serving, adopted: Successor | None) -> None:
         """Hand out what the rows say now: a set that was prepared since they were read last must not lose its points.
 
-        Takes over *adopted*, the points of a pending set; they are wiped if there is no such set any more.
+        Takes over *adopted*, which is wiped if no such set is pending any more.
         """
         with self._store.read() as reader:
             facts = load_facts(reader, serving.root_key)
@@ -292,17 +298,21 @@ class OperationDriver:
         if record.step is Step.FLIPPED:
             with self._store.read() as reader:
                 return self._rehearsal.prove(reader.load_meta(), reader.load_controls())
-        flip = transitions.make_flip(facts, record, link=b"", revision=facts.meta.revision + 1, at=self._now)
+        revision = facts.meta.revision + 1
+        with self._lifecycle.borrow() as serving:
+            link = _sign_link(record, serving, facts, revision)
+        flip = transitions.make_flip(facts, record, link=link, revision=revision, at=self._now)
         if isinstance(flip, Refused):
             raise OperationRefusedError(flip.text, reason=flip.reason)
-        with self._lifecycle.borrow() as serving:
-            meta, rows = rehearse(serving, facts, flip)
-        return self._rehearsal.prove(meta, rows)
+        return self._rehearsal.prove_flip(facts, flip)
 
     def _adopt(self, facts: Facts, proved: Serving) -> None:
-        """Keep the points that keepers brought back, so that any keeper can be given its shard of the new set."""
-        pending = proved.keep_set_only()
-        pending.record = facts.sets[_require(facts).target.set_number]
+        """Keep what keepers brought back: any keeper can be given its shard of the new set from it, and the flip needs
+        the new key.
+        """
+        record = _require(facts)
+        pending = proved.become_successor(renews_key=record.depth.renews_key)
+        pending.shard_set.record = facts.sets[record.target.set_number]
         try:
             with around("distribute.put"):
                 self._warden.change(lambda serving: self._renew_others(serving, pending))
@@ -362,40 +372,63 @@ class OperationDriver:
 
     def _flip(self, facts: Facts, serving: Serving) -> None:
         record, pending = _require(facts), serving.others.pending
-        if pending is None:
-            raise WrongStateError("the points of the new set were withdrawn meanwhile")
-        replaced = serving.shard_set
+        if pending is None or (pending.key is not None) is not record.depth.renews_key:
+            raise WrongStateError("the new set or key was withdrawn meanwhile")
+        replaced = serving.shard_set.record.set_id
+        chain = serving.chain
 
         def rule(facts: Facts, revision: int) -> Change | Refused:
+            nonlocal chain
+            link = _sign_link(record, serving, facts, revision)
+            chain = extend_chain(serving.chain, [link] if link else [])
             return transitions.flip(
                 facts,
                 record.ticket,
                 driver=self.driver,
                 proof=self._memory.proof,
                 holders=self._make_view(facts).holders,
-                link=b"",
+                link=link,
                 revision=revision,
                 at=self._now,
             )
 
-        def swap() -> None:
-            pending.record = replace_state(pending.record, SetState.CURRENT)
-            serving.root = replace(serving.root, shard_set=pending)
-            serving.others = OtherSets(kept=frozenset({replaced.record.set_id}))
+        def succeed() -> None:
+            serving.succeed(pending, chain, OtherSets(kept=frozenset({replaced})))
 
         with around("flip.commit"):
-            self._change(rule, "root.flip", _describe(record), on_commit=swap)
+            self._change(rule, "root.flip", _describe(record), heir=pending.root_key, on_commit=succeed)
+        if record.depth.renews_key:
+            with around("flip.signer"):
+                self._follow_key()
+        with around("flip.mark-after"):
             self._warden.keep_again()
-        replaced.release()
 
-    def _change(self, rule: Rule, action: str, detail: str = "", on_commit: Callable[[], None] = lambda: None) -> None:
+    def _wipe_replaced(self) -> None:
+        """Wipe what a flip has replaced, once everybody is back who borrowed it."""
+        with self._lifecycle.borrow() as serving:
+            if not serving.has_replaced:
+                return
+        if self._lifecycle.wait_earlier(seconds=_RETURN_S):
+            serving.wipe_replaced()
+
+    def _change(
+        self,
+        rule: Rule,
+        action: str,
+        detail: str = "",
+        *,
+        heir: RootKey | None = None,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
         """Commit what *rule* says with an entry of the nexus itself (rule 3)."""
 
         def write_entry(writer: Writer, key: RootKey) -> None:
             entry = Entry(at=self._now, actor="", action=action, detail=detail)
             append_entry(writer, key, self.driver.nexus, entry.encode())
 
-        self._warden.change(lambda serving: commit_rule(self._store, serving, rule, write_entry, on_commit=on_commit))
+        self._warden.change(
+            lambda serving: commit_rule(self._store, serving, rule, write_entry, heir=heir, on_commit=on_commit)
+        )
 
     @property
     def _now(self) -> int:
@@ -429,6 +462,14 @@ def _is_aborted(facts: Facts) -> bool:
     return facts.ended is not None and facts.ended.outcome is Outcome.ABORTED
 
 
+def _sign_link(record: OperationRecord, serving: Serving, facts: Facts, revision: int) -> bytes:
+    """Return the link that the flip adds, empty: the root key stays."""
+    return sign_link(record.link, serving, facts.meta, revision=revision) if record.link else b""
+
+
 def _describe(record: OperationRecord) -> str:
+    if record.depth.renews_key:
+        keys = f"generation {record.source.generation} → {record.target.generation}"
+        return f"{record.depth} {record.id.hex()[:8]}, {keys}"
     sets = f"set {record.source.set_number} → {record.target.set_number}"
     return f"{record.depth} {record.id.hex()[:8]}, {sets}"
