@@ -87,8 +87,8 @@ def ended(*keks: pb.Kek, outcome: int = pb.OUTCOME_SETTLED, **job: Any) -> pb.Ge
 
 def half() -> pb.GetOperationResponse:
     """Tell that about half the rows are under the new KEK."""
-    rows = {"rows_total": 1_000_000, "rows_left": 489_767, "rows_per_second": 15_100.4, "seconds_left": 32.4}
-    return ended(OLD_KEK, **rows, quarantine=1)
+    rows: dict[str, Any] = {"rows_total": 1_000_000, "rows_left": 489_767, "rows_per_second": 15_100.4}
+    return ended(OLD_KEK, **rows, seconds_left=32.4, quarantine=1)
 
 
 @pytest.fixture
