@@ -60,7 +60,10 @@ class Resharing:
         caller: Caller = SUPERUSER,
     ) -> OperationView:
         """Begin an operation that no check refuses: a reshare, unless *depth* is another one."""
-        operations, rotation = self.core.operations, RotatePlan(self.depth is Depth.EMERGENCY, without_backup="drill")
+        operations, rotation = (
+            self.core.operations,
+            RotatePlan(self.depth is Depth.EMERGENCY, is_forced=True, without_backup="drill"),
+        )
         if self.depth is Depth.RESHARE:
             _, view = operations.reshare(caller, operation_id, plan, reason, dry_run=False)
         else:
