@@ -1,4 +1,7 @@
-"""The keyring job beside a bare loop that does the same HMACs, AEAD and SQL for each row, and nothing else."""
+"""The keyring job beside a bare loop that does the same HMACs, AEAD and SQL for each row.
+
+The loop checks nothing else, has no row objects and protects no key, and its associated data is encoded beforehand.
+"""
 
 import contextlib
 import functools
@@ -26,7 +29,11 @@ from tests.nexus.failing_store import FailingStore
 
 ROWS = 4_000
 BATCH = 100  # as the job's
-_LIST = "SELECT id, wrapped_dek FROM versions WHERE kek_id = ? AND id > ? ORDER BY id LIMIT ?"
+_LIST = """
+    SELECT v.id, v.path, v.incarnation, v.version, v.kek_id, v.dek_id, v.wrapped_dek FROM versions AS v
+    WHERE v.kek_id = ? AND v.id > ? AND NOT EXISTS (
+        SELECT 1 FROM quarantine AS q WHERE q.path = v.path AND q.incarnation = v.incarnation AND q.version = v.version)
+    ORDER BY v.id LIMIT ?"""
 _REPLACE = "UPDATE versions SET kek_id = ?, wrapped_dek = ? WHERE id = ? AND kek_id = ? AND wrapped_dek = ?"
 
 
@@ -75,7 +82,7 @@ def _run_bare(rekeyed: Rekeyed) -> float:
         execute("PRAGMA secure_delete = ON")
         began, last = time.process_time(), 0
         while rows := execute(_LIST, (OLD, last, BATCH)).fetchall():
-            made = [(NEW, _rewrap(wrap, old, new, *aads[row_id]), row_id, OLD, wrap) for row_id, wrap in rows]
+            made = [(NEW, _rewrap(row[6], old, new, *aads[row[0]]), row[0], OLD, row[6]) for row in rows]
             execute("BEGIN IMMEDIATE")
             connection.executemany(_REPLACE, made)
             execute("COMMIT")

@@ -5,8 +5,9 @@ import os
 import pytest
 
 from common.errors import CorruptRowError, DecryptionError
+from common.forms.codec import fields, u32
 from common.keys.protected import ProtectedMemory
-from nexus.keys.keyring import Keyring
+from nexus.keys.keyring import Keyring, bind_kek
 from nexus.keys.root_key import RootKey
 from tests.nexus.cluster import is_wiped
 
@@ -119,3 +120,9 @@ def test_release_wipes_all_keks(memory: ProtectedMemory) -> None:
     assert is_wiped(memory)
     with pytest.raises(CorruptRowError):
         unwrap(keyring, wrap, 2, b"place")
+
+
+def test_the_place_of_a_dek_is_the_encoding_of_its_parts() -> None:
+    """It is put together by hand, byte for byte as the codec does."""
+    for place in (b"", b"place" * 99):
+        assert bind_kek(place, 7) == fields(b"shardhold-dek-v1", place, u32(7))
