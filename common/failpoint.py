@@ -17,6 +17,8 @@ from common.errors import ConfigError, InjectedError
 
 NEXUS: Final = frozenset(
     {
+        "prepare.key",
+        "prepare.escrow",
         "prepare.commit",
         "distribute.put",
         "distribute.fetch",
@@ -25,6 +27,7 @@ NEXUS: Final = frozenset(
         "flip.holders",
         "flip.mark",
         "flip.commit",
+        "flip.signer",
         "flip.mark-after",
         "settle.collect",
         "settle.prove",
@@ -38,8 +41,20 @@ NEXUS: Final = frozenset(
         "continue.commit",
         "heal.commit",
         "forget.commit",
+        "job.commit",
+        "job.quarantine",
+        "job.verify",
+        "job.verified",
+        "job.recount",
+        "job.retire",
+        "job.forget",
+        "job.scrub",
+        "quarantine.retry",
+        "quarantine.abandon",
         "seal.end",
         "unseal.end",
+        "accept.escrow",
+        "accept.commit",
     }
 )
 KEEPER: Final = frozenset({"put.store", "fetch.answer", "drop.wipe", "mark.store"})

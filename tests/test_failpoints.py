@@ -15,14 +15,19 @@ from common.failpoint import KEEPER, NEXUS
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = sorted((ROOT / "nexus" / "admin" / "operations").glob("*.py"))
-ELSEWHERE = {"seal.end": "nexus/lifecycle/sealing.py", "unseal.end": "nexus/keys/replacement.py"}
+ELSEWHERE = {
+    "seal.end": "nexus/lifecycle/sealing.py",
+    "unseal.end": "nexus/keys/replacement.py",
+    "accept.escrow": "nexus/keys/replacement.py",
+    "accept.commit": "nexus/keys/replacement.py",
+}
 
 # What an operation asks of other rooms: what leaves a trace there, and what only looks.
 ACTS = {
     "_store": {"write", "scrub"},
     "_warden": {"change", "hand_out", "keep_again", "seal", "admit", "accept"},
     "_pool": {"gather", "prove_again", "wait_marked", "keep", "empty", "collect", "watch", "follow"},
-    "_rehearsal": {"gather", "prove"},
+    "_rehearsal": {"gather", "prove", "prove_flip"},
 }
 LOOKS = {
     "_store": {"read"},
@@ -66,7 +71,7 @@ def find_room(call: ast.Call) -> tuple[str, str]:
 
 def is_read(call: ast.Call) -> bool:
     """Whether it only reads, under the warden's lock."""
-    return "_load_facts" in ast.unparse(call) and len(call.args) == 1 and isinstance(call.args[0], ast.Attribute)
+    return "self._load_" in ast.unparse(call) and len(call.args) == 1 and isinstance(call.args[0], ast.Attribute)
 
 
 def walk(node: ast.AST, *, within: bool = False) -> Iterator[tuple[ast.Call, bool]]:

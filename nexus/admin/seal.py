@@ -47,4 +47,4 @@ class Seal:
         """
         with self._gate.role_call(calls.ACCEPT_OLDER_STORE, caller) as record:
             record.detail = f"timeline {timeline} revision {revision}"
-            return self._warden.accept(timeline, revision, record.write)
+            return self._warden.accept(timeline, revision, record.write, actor=caller.spiffe_id)

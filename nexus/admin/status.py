@@ -17,6 +17,8 @@ from nexus.keepers.plan import find_record
 from nexus.keepers.pool import KeeperPool
 from nexus.keepers.seat import SeatStatus
 from nexus.keys import manifest, records
+from nexus.keys.keyed_read import read_with_key
+from nexus.keys.root_key import RootKey
 from nexus.keys.ruled_change import load_facts
 from nexus.keys.shard_set import Member
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -104,7 +106,7 @@ class Status:
             try:
                 with self._store.read() as reader:
                     meta, facts = reader.load_meta(), self._find_facts(reader)
-                    operation = self._find_operation(reader)
+                operation = self._find_operation()
                 newer = self._warden.find_newer_mark()
             except StoreUnavailableError as exc:
                 unread.append(str(exc))
@@ -127,12 +129,16 @@ class Status:
         void = f"attempt {meta.last_init_attempt} is void: destroy its recovery shares and begin again"
         return OperationStep("init", self._initialisation.step or void)
 
-    def _find_operation(self, reader: Reader) -> OperationStep | None:
+    def _find_operation(self) -> OperationStep | None:
         """Return the operation on the root key, as far as the rows prove one."""
-        with contextlib.suppress(ShardholdError), self._lifecycle.borrow() as serving:
+
+        def load(reader: Reader, root_key: RootKey) -> OperationStep | None:
             records.load_body(reader, *records.OPERATION)  # mostly there is none, and no manifest to verify
-            record = load_facts(reader, serving.root_key).operation
+            record = load_facts(reader, root_key).operation
             return None if record is None else OperationStep(record.depth, record.step)
+
+        with contextlib.suppress(ShardholdError), self._lifecycle.borrow() as serving:
+            return read_with_key(self._store, serving, load)
         return None
 
     def list_keepers(self, caller: Caller) -> list[KeeperView]:
@@ -142,8 +148,7 @@ class Status:
             DeniedError: The caller's role does not allow it.
         """
         with self._gate.keyed_call(calls.LIST_KEEPERS, caller) as (_, serving):
-            with self._store.read() as reader:
-                sets = load_facts(reader, serving.root_key).sets
+            sets = read_with_key(self._store, serving, load_facts).sets
             numbers = {one.set_id: number for number, one in sets.items()}
             return self._view_keepers(serving.shard_set.record, numbers)
 

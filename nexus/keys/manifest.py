@@ -6,8 +6,8 @@
 - The head names cluster, timeline, control revision, the revision of the change that made it, the generation of the
   root key, the epoch, and the digest of the manifest before. A store whose revision or epoch is lower was put back.
 - The first format has no generation, no epoch and no manifest before. It is read, and never written.
-- With a new timeline, with a new root key, and when the first format ends, the rows of the audit's outbox are adopted
-  (`nexus.keys.outbox`).
+- With a new timeline, with a new root key, and when the first format ends, the rows of the audit's outbox are adopted;
+  with a new root key, so are the heads of the audit files (`nexus.keys.outbox`).
 - Nothing is changed but on top of what this nexus left (`nexus.keys.floor`).
 - Without the control key, nobody can add, edit or remove a row unnoticed: `verify` names each row that is bad, missing
   or extra. Only that row is refused; the rest keeps working, unless recovery itself needs the row.
@@ -23,7 +23,7 @@ from common.errors import CorruptRowError
 from common.forms.codec import fields, parse_fields, u64
 from nexus.keys import records
 from nexus.keys.floor import Floor, Standing
-from nexus.keys.outbox import adopt_rows
+from nexus.keys.outbox import adopt_heads, adopt_rows
 from nexus.keys.root_key import RootKey
 from nexus.store.protocol import ControlRow, Meta, Writer
 
@@ -165,8 +165,9 @@ def change(
     """Create, replace and delete control rows, and make the manifest again, within the change of *writer*.
 
     *edit* changes the meta row with them; its generation becomes that of the root key. With a *successor*, the root key
-    of a later generation, the manifest and the rows of the audit's outbox are its own from here on. The change is alone
-    in its commit, and once it is committed, the floor is raised to the standing that this returns.
+    of a later generation, the manifest and what the audit has in the store are its own from here on: further entries of
+    this change are authenticated with it. The change is alone in its commit, and once it is committed, the floor is
+    raised to the standing that this returns.
 
     Raises:
         StoreLostError: The store is not as *floor* says; nothing is changed on top of it.
@@ -185,6 +186,8 @@ def change(
     if head.format == 1 or edited.timeline != meta.timeline or successor is not None:
         timelines = meta.timeline, edited.timeline
         adopt_rows(writer, root_key, heir, timelines=timelines, takes_unmarked=head.format == 1)
+    if successor is not None:
+        adopt_heads(writer, root_key, heir)
     meta, digest = _save(edited, listed, put or {}, delete, heir, writer, before=before)
     writer.save_meta(meta)
     return Standing(meta.position._replace(revision=writer.revision), digest)

@@ -25,8 +25,9 @@ from nexus.keys.lineage import read_chain
 from nexus.keys.manifest import Controls
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet
+from nexus.keys.successor import StagedKey, Successor
 from nexus.policy.rules import PolicySet, decode_policy
-from nexus.store.protocol import ControlRow, Meta, Writer
+from nexus.store.protocol import ControlRow, Meta, Reader, Writer
 
 _CANARY_BODY = b"shardhold-canary-v1"
 
@@ -54,6 +55,10 @@ class Root:
     shard_set: ShardSet
     chain: Chain
 
+    def follow(self, successor: Successor, chain: Chain) -> "Root":
+        """Return the root that *successor* makes, with the *chain* that leads to it."""
+        return Root(successor.root_key or self.root_key, successor.shard_set, chain)
+
     def release(self) -> None:
         """Wipe the key and the points."""
         self.shard_set.release()
@@ -64,7 +69,7 @@ class Root:
 class OtherSets:
     """The sets beside the current one, as far as keepers have to know of them."""
 
-    pending: ShardSet | None = None  # of an operation before its flip, with its points
+    pending: Successor | None = None  # of an operation before its flip
     droppable: frozenset[bytes] = frozenset()  # ids of sets that are dead
     kept: frozenset[bytes] = frozenset()  # ids of those that are neither current nor to drop yet
     newest: tuple[int, int] = (0, 0)  # timeline and number up to which sets without a row are dead; zeros: not known
@@ -84,7 +89,10 @@ class Serving:
     has_old_rows: bool = False  # an older program left them, and they are about to be replaced
     audit_chains: dict[str, ChainRecord | None] = field(default_factory=dict)  # by nexus; None: it does not verify
     others: OtherSets = OtherSets()
+    _replaced: list[RootKey | ShardSet] = field(default_factory=list)  # somebody who borrowed before may use them yet
+    _is_released: bool = False
     _enforcing: threading.Lock = field(default_factory=threading.Lock)
+    _succeeding: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def genesis(self) -> Genesis:
@@ -118,18 +126,53 @@ class Serving:
         self.manifest_format = 2
         self.enforce(view)
 
+    def succeed(self, successor: Successor, chain: Chain, others: OtherSets) -> None:
+        """Serve with *successor*, whose change is committed, from here on; it is to be followed by `follow`.
+
+        What it replaces is kept for those who borrowed before, until `wipe_replaced`.
+        """
+        with self._succeeding:
+            if self._is_released:  # a seal did not wait for this commit
+                successor.release()
+                return
+            before, staged, shard_set = self.root, successor.key, successor.shard_set
+            shard_set.record = records.replace_state(shard_set.record, records.SetState.CURRENT)
+            if staged is not None:
+                self.keyring.take_current(staged.keyring)
+            self.root = before.follow(successor, chain)
+            self.others = others
+            self._replaced.append(before.shard_set)
+            if staged is not None:
+                self._replaced.append(before.root_key)
+
+    @property
+    def has_replaced(self) -> bool:
+        """Whether a key or points that were replaced are still there."""
+        return bool(self._replaced)
+
+    def wipe_replaced(self) -> None:
+        """Wipe what was replaced, once nobody uses it any more (`Lifecycle.wait_earlier`)."""
+        while self._replaced:
+            with contextlib.suppress(IndexError):  # another thread wipes as well
+                self._replaced.pop().release()
+
     def release(self) -> None:
         """Wipe every key."""
-        if self.others.pending is not None:
-            self.others.pending.release()
-        self.keyring.release()
-        self.root.release()
+        with self._succeeding:
+            self._is_released = True
+            if self.others.pending is not None:
+                self.others.pending.release()
+            self.wipe_replaced()
+            self.keyring.release()
+            self.root.release()
 
-    def keep_set_only(self) -> ShardSet:
-        """Wipe every key but the points of the set, and return that, which the caller owns."""
+    def become_successor(self, *, renews_key: bool) -> Successor:
+        """Return what was proved as what is to follow, which the caller owns; without a new key that is wiped."""
+        if renews_key:
+            return Successor(self.root.shard_set, StagedKey(self.root.root_key, self.keyring))
         self.keyring.release()
         self.root.root_key.release()
-        return self.root.shard_set
+        return Successor(self.root.shard_set)
 
 
 def make_canary(cluster_id: bytes, keyring: Keyring) -> records.CanaryRecord:
@@ -207,6 +250,20 @@ def renew(controls: Controls, generation: int) -> Controls:
     if not old_form.is_old(controls.listed, generation):
         return controls
     return replace(controls, bodies=old_form.convert(controls.bodies, generation))
+
+
+def find_renewal(reader: Reader, root_key: RootKey) -> tuple[dict[records.Key, bytes], set[records.Key]]:
+    """Return the rows that replace those of the old form, and those that go; none when all are in the form of today.
+
+    Raises:
+        CorruptRowError: The manifest does not verify, or nothing works without a row that does not verify.
+    """
+    old = manifest.verify(reader.load_meta(), reader.load_controls(), root_key)
+    if old.damaged_of_kind(records.ESCROW):
+        return {}, set()
+    new = renew(old, root_key.generation)
+    put = {key: body for key, body in new.bodies.items() if old.bodies.get(key) != body}
+    return put, set(old.bodies.keys() - new.bodies.keys())
 
 
 def build_view(controls: Controls, meta: Meta) -> PolicyView:

@@ -3,11 +3,12 @@
 Both are made with the outbox key, which only a nexus with the root key has. Whoever writes the database can therefore
 neither add an entry nor replace one. A row belongs to one timeline: rows that were kept of a history that was given up
 are none of the next one. What waits in the outbox when a timeline begins, or a root key follows another, is adopted in
-the same change.
+the same change; so are the heads when a root key follows another.
 """
 
 import hmac
 from collections.abc import Callable
+from dataclasses import replace
 
 from common.forms.codec import fields, u64
 from nexus.keys.root_key import RootKey
@@ -49,6 +50,14 @@ def adopt_rows(
         return _authenticate_row(heir, row, now) if is_true and row.revision <= writer.basis.revision else None
 
     writer.adopt_audit(make_mac)
+
+
+def adopt_heads(writer: Writer, key: AuditAuthenticator, heir: AuditAuthenticator) -> None:
+    """Let the heads of every nexus that are true by *key* be heads of *heir*. Another one stays, and is a gap."""
+    for head in writer.load_audit_heads():
+        if is_authentic_head(key, head):
+            mac = _authenticate_head(heir, head.nexus, head.timeline, head.seq, head.digest, head.revision)
+            writer.save_audit_head(replace(head, mac=mac))
 
 
 def is_authentic_row(key: AuditAuthenticator, row: OutboxRow, timeline: int) -> bool:

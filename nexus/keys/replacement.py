@@ -1,28 +1,48 @@
-"""Replace the current shard set by a new one of the same root key, in one change together with what that ends.
+"""Replace the current shard set at once, in one change together with what that ends; and the root key with it.
 
-Custodians know no points, and an accepted store may have lost its set. The new set's shards are delivered afterwards.
-An operation on the root key that is in progress ends in the same change (`nexus.keys.operation.ending`).
+1. Custodians know no points, and an accepted store may have lost its set. The new shards are delivered afterwards.
+2. A store that was accepted gets a new root key: the chain of generations shows from then on that it went its own way,
+   and marks of what came after it are of a history that was given up.
+3. The rule is `nexus.keys.operation.replacing`: an operation that is in progress ends in the same change.
+4. Rows of the old form are replaced with the root key: nothing would open them any more.
 """
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from common.clock import Clock, to_micros
+from common.errors import OperationRefusedError
 from common.failpoint import around
+from common.forms.chain import Chain, extend_chain
 from common.keys.protected import ProtectedMemory
-from nexus.keys import manifest, records
+from nexus.keys import manifest
 from nexus.keys.floor import Standing
 from nexus.keys.manifest import Key
-from nexus.keys.opened import OtherSets, PolicyView, Serving, load_view
-from nexus.keys.operation.ending import end_operation
+from nexus.keys.opened import OtherSets, PolicyView, Serving, find_renewal, load_view
+from nexus.keys.operation.change import Change
+from nexus.keys.operation.evidence import NewKey, Staged
+from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.refusal import Refused
+from nexus.keys.operation.replacing import replace_at_once
+from nexus.keys.operation.staging import next_numbers
 from nexus.keys.outbox import WriteEntry
+from nexus.keys.records import EscrowRecord, SetState
 from nexus.keys.ruled_change import load_facts
 from nexus.keys.shard_set import Member, ShardSet, draw_set
-from nexus.store.protocol import Meta, Store, Writer
+from nexus.keys.succession import describe_key, find_recovery_key, make_key, seal_to_custodians, sign_link
+from nexus.keys.successor import StagedKey, Successor
+from nexus.store.protocol import Meta, Reader, Store, Writer
 
 _NOTHING: Mapping[Key, bytes] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """That the root key is replaced as well, and why."""
+
+    actor: str  # SPIFFE ID of whoever wants it
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +60,9 @@ class SetReplacement:
         edit: Callable[[Meta], Meta],
         *,
         beside: Mapping[Key, bytes] = _NOTHING,
+        renewal: Renewal | None = None,
     ) -> None:
-        """Draw a new set for the root key of *serving*, commit it, and let *serving* have it from here on.
+        """Draw a new set, of a new root key with *renewal*, commit it, and let *serving* have it from here on.
 
         The set before is dead from then on, and the policies that the change leaves are in force. *edit* changes the
         meta row with it; *beside* are other control rows of the change. On failure nothing has changed.
@@ -49,64 +70,134 @@ class SetReplacement:
         Raises:
             StoreUnavailableError: Not committed.
             StoreLostError: The store is not as *serving* was proved on it; not committed.
-            CorruptRowError: The manifest does not verify; not committed.
+            CorruptRowError: The manifest does not verify, or a new root key would have no way back; not committed.
+            UnavailableError: The new root key could not be sealed to the custodians.
         """
-        drawn: list[ShardSet] = []
+        key = None if renewal is None else self._make_key(serving, edit)
+        pending, drawn = serving.others.pending, list[Successor]()
 
-        def change(writer: Writer) -> tuple[Standing, PolicyView]:
-            shard_set, standing = self._write(writer, serving, write_entry, edit, beside)
-            drawn.append(shard_set)
-            return standing, load_view(writer, serving.root_key)
+        def change(writer: Writer) -> tuple[Standing, PolicyView, Chain]:
+            draft = self._draw(writer, serving, edit, key, renewal)
+            drawn.append(draft.successor)
+            standing = draft.write(writer, serving, edit, beside)
+            root_key = draft.successor.root_key or serving.root_key
+            write_entry(writer, root_key)
+            return standing, load_view(writer, root_key), draft.chain
 
-        with around("unseal.end"):
-            try:
-                self.store.write(change, alone=True, on_commit=lambda left: serving.follow(*left))
-            except BaseException:
-                for shard_set in drawn:
-                    shard_set.release()
-                raise
-            old, pending = serving.shard_set, serving.others.pending
-            serving.root = replace(serving.root, shard_set=drawn[0])
-            serving.others = OtherSets()
-        old.release()
+        def follow(left: tuple[Standing, PolicyView, Chain]) -> None:
+            standing, view, chain = left
+            serving.succeed(drawn[-1], chain, OtherSets())
+            serving.follow(standing, view)
+
+        try:
+            with around("unseal.end" if renewal is None else "accept.commit"):
+                self.store.write(change, alone=True, on_commit=follow)
+        except BaseException:
+            for successor in drawn:
+                successor.release()
+            if key is not None:
+                key.staged.release()
+            raise
         if pending is not None:
             pending.release()
 
-    def _write(
+    def _make_key(self, serving: Serving, edit: Callable[[Meta], Meta]) -> "_MadeKey":
+        recovery_key = find_recovery_key(serving)
+        with self.store.read() as reader:
+            facts = _load_edited(reader, serving, edit)
+        staged = make_key(next_numbers(facts, renews_key=True), serving.cluster_id, self.memory)
+        try:
+            with around("accept.escrow"):
+                return _MadeKey(staged, seal_to_custodians(staged.root_key, recovery_key))
+        except BaseException:
+            staged.release()
+            raise
+
+    def _draw(
         self,
         writer: Writer,
         serving: Serving,
-        write_entry: WriteEntry,
         edit: Callable[[Meta], Meta],
-        beside: Mapping[Key, bytes],
-    ) -> tuple[ShardSet, Standing]:
-        old, now = serving.shard_set.record, to_micros(self.clock.now())
-        ended = end_operation(load_facts(writer, serving.root_key), detail="the shard set was replaced", at=now)
-        meta = edit(writer.load_meta())
+        key: "_MadeKey | None",
+        renewal: Renewal | None,
+    ) -> "_Draft":
+        """Draw the new set, and decide what changes; nothing is written yet."""
+        facts, now = _load_edited(writer, serving, edit), to_micros(self.clock.now())
+        root_key = serving.root_key if key is None else key.staged.root_key
+        new_key = None if key is None else _describe(key, serving, facts, revision=writer.revision)
+        old = facts.current_set
         record, points = draw_set(
-            serving.root_key.view,
+            root_key.view,
             [Member(member.name, member.spiffe_id, member.address) for member in old.members],
             threshold=old.threshold,
-            generation=old.generation,
-            set_number=max(meta.last_set_number, old.set_number) + 1,  # no manifest covers the first of the two
-            timeline=meta.timeline,
+            generation=root_key.generation,
+            set_number=next_numbers(facts, renews_key=False).set_number,
+            timeline=facts.meta.timeline,
             cluster_id=serving.cluster_id,
             memory=self.memory,
+            state=SetState.PENDING,
             drawn_at=now,
         )
-        with contextlib.ExitStack() as on_failure:
-            for point in points:
-                on_failure.callback(point.release)
-            dead = records.replace_state(old, records.SetState.DEAD)
-            put = {(records.SHARD_SET, str(one.set_number)): records.encode(one) for one in (dead, record)}
-            standing = manifest.change(
-                writer,
-                serving.root_key,
-                serving.floor,
-                put=dict(ended.put) | put | dict(beside),
-                delete=ended.delete,
-                edit=lambda meta: replace(edit(meta), last_set_number=record.set_number),
+        label = record.label(serving.cluster_id, serving.genesis.fingerprint)
+        successor = Successor(ShardSet(record, label, points), None if key is None else key.staged)
+        kek_id = facts.kek_id if key is None else key.staged.keyring.current_id
+        try:
+            decided = replace_at_once(
+                facts,
+                Staged(record, kek_id, new_key),
+                actor="" if renewal is None else renewal.actor,
+                reason="" if renewal is None else renewal.reason,
+                revision=writer.revision,
+                at=now,
             )
-            write_entry(writer, serving.root_key)
-            on_failure.pop_all()
-        return ShardSet(record, record.label(serving.cluster_id, serving.genesis.fingerprint), points), standing
+            if isinstance(decided, Refused):
+                raise OperationRefusedError(decided.text, reason=decided.reason)
+            chain = extend_chain(serving.chain, [] if new_key is None else [new_key.link])
+        except BaseException:
+            successor.release()
+            raise
+        return _Draft(successor, decided, chain)
+
+
+@dataclass(frozen=True, slots=True)
+class _MadeKey:
+    staged: StagedKey
+    escrow: EscrowRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What is about to be committed."""
+
+    successor: Successor
+    decided: Change
+    chain: Chain
+
+    def write(
+        self, writer: Writer, serving: Serving, edit: Callable[[Meta], Meta], beside: Mapping[Key, bytes]
+    ) -> Standing:
+        put, delete = {**self.decided.put, **beside}, set(self.decided.delete)
+        if self.successor.key is not None:  # rule 4
+            renewed, outdated = find_renewal(writer, serving.root_key)
+            put = {key: body for key, body in renewed.items() if key not in delete} | put
+            delete |= outdated
+        return manifest.change(
+            writer,
+            serving.root_key,
+            serving.floor,
+            put=put,
+            delete=delete,
+            edit=lambda meta: self.decided.edit(edit(meta)),
+            successor=self.successor.root_key,
+        )
+
+
+def _load_edited(reader: Reader, serving: Serving, edit: Callable[[Meta], Meta]) -> Facts:
+    """Load the facts with the meta row as the change leaves it."""
+    facts = load_facts(reader, serving.root_key)
+    return replace(facts, meta=edit(facts.meta))
+
+
+def _describe(key: _MadeKey, serving: Serving, facts: Facts, *, revision: int) -> NewKey:
+    described = describe_key(serving, facts, key.staged, key.escrow)
+    return replace(described, link=sign_link(described.link, serving, facts.meta, revision=revision))

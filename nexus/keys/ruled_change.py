@@ -17,6 +17,9 @@ from nexus.store.protocol import ControlRow, Meta, Reader, Store, Writer
 # Decides by the facts, and by the revision that the change will have.
 Rule = Callable[[Facts, int], Change | Refused]
 
+# Decides by the facts, and by what else it reads within the change. It may change rows that are no control rows.
+Decide = Callable[[Writer, Facts], Change | Refused]
+
 
 def load_facts(reader: Reader, root_key: RootKey) -> Facts:
     """Load what rules look at, in the form of today.
@@ -29,10 +32,11 @@ def load_facts(reader: Reader, root_key: RootKey) -> Facts:
     return read_facts(meta, controls.bodies, controls.damaged)
 
 
-def apply_rule(writer: Writer, serving: Serving, rule: Rule) -> tuple[Change, Standing]:
+def apply_rule(writer: Writer, serving: Serving, rule: Rule, *, heir: RootKey | None = None) -> tuple[Change, Standing]:
     """Change what *rule* says, within the change of *writer*; return what that was, and where it leaves the store.
 
-    A change of no rows is none, and leaves the manifest as it was.
+    A change of no rows is none, and leaves the manifest as it was. With an *heir*, a later root key, the manifest is
+    made with that.
 
     Raises:
         OperationRefusedError: The rule refuses.
@@ -44,7 +48,13 @@ def apply_rule(writer: Writer, serving: Serving, rule: Rule) -> tuple[Change, St
     if decided.is_empty:
         return decided, serving.floor.standing
     standing = manifest.change(
-        writer, serving.root_key, serving.floor, put=decided.put, delete=decided.delete, edit=decided.edit
+        writer,
+        serving.root_key,
+        serving.floor,
+        put=decided.put,
+        delete=decided.delete,
+        edit=decided.edit,
+        successor=heir,
     )
     return decided, standing
 
@@ -55,9 +65,12 @@ def commit_rule(
     rule: Rule,
     write_entry: WriteEntry,
     *,
+    heir: RootKey | None = None,
     on_commit: Callable[[], None] = lambda: None,
 ) -> Change:
     """Commit what *rule* says, as a change of its own, and return it; *on_commit* runs before any other change.
+
+    With an *heir*, a later root key, what is left is authenticated with that.
 
     Raises:
         OperationRefusedError: The rule refuses; nothing changed.
@@ -65,10 +78,28 @@ def commit_rule(
         StoreLostError, CorruptRowError: The store is not as *serving* was proved on it; not committed.
     """
 
+    return commit_decision(
+        store, serving, lambda writer, facts: rule(facts, writer.revision), write_entry, heir=heir, on_commit=on_commit
+    )
+
+
+def commit_decision(
+    store: Store,
+    serving: Serving,
+    decide: Decide,
+    write_entry: WriteEntry,
+    *,
+    heir: RootKey | None = None,
+    on_commit: Callable[[], None] = lambda: None,
+) -> Change:
+    """Commit what *decide* says and does, otherwise as `commit_rule`."""
+
     def change(writer: Writer) -> tuple[Change, Standing, PolicyView]:
-        decided, standing = apply_rule(writer, serving, rule)
-        write_entry(writer, serving.root_key)
-        return decided, standing, load_view(writer, serving.root_key)
+        serving.floor.check_basis(writer.basis)  # here as well: a change of no control row is not compared below
+        decided, standing = apply_rule(writer, serving, lambda facts, _: decide(writer, facts), heir=heir)
+        key = heir or serving.root_key
+        write_entry(writer, key)
+        return decided, standing, load_view(writer, key)
 
     def follow(left: tuple[Change, Standing, PolicyView]) -> None:
         on_commit()  # first: no mark of what is new is made with what was before (`Root`)
@@ -77,7 +108,7 @@ def commit_rule(
     return store.write(change, alone=True, on_commit=follow)[0]
 
 
-def rehearse(serving: Serving, facts: Facts, change: Change) -> tuple[Meta, list[ControlRow]]:
-    """Return meta and control rows as *change* would leave them, under a manifest by the key of *serving*."""
+def rehearse(facts: Facts, change: Change, root_key: RootKey) -> tuple[Meta, list[ControlRow]]:
+    """Return meta and control rows as *change* would leave them, under a manifest by *root_key*. Nothing is written."""
     meta = replace(change.edit(facts.meta), control_revision=facts.meta.control_revision + 1)
-    return meta, manifest.compose(meta, change.apply(facts.bodies), serving.root_key)
+    return meta, manifest.compose(meta, change.apply(facts.bodies), root_key)

@@ -23,6 +23,11 @@ class Signer(Protocol):
 class AuditAuthenticator(Protocol):
     """Authenticates what the audit leaves in the store."""
 
+    @property
+    def generation(self) -> int:
+        """Of the root key that it hangs on."""
+        ...
+
     def authenticate_audit(self, message: bytes) -> bytes:
         """Return the HMAC-SHA256 of *message*, 32 bytes."""
         ...

@@ -17,7 +17,7 @@ from nexus.keepers.pool import KeeperPool
 from nexus.keys import manifest
 from nexus.keys.opened import Serving
 from nexus.keys.outbox import WriteEntry
-from nexus.keys.replacement import SetReplacement
+from nexus.keys.replacement import Renewal, SetReplacement
 from nexus.lifecycle.audit_guard import AuditGuard
 from nexus.lifecycle.executor import Executor
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -91,7 +91,7 @@ class Admission:
             log.critical("blocked", obstacles=self._obstacles.list_now())
             return False
 
-    def accept_older_store(self, timeline: int, revision: int, write_entry: WriteEntry) -> int:
+    def accept_older_store(self, timeline: int, revision: int, write_entry: WriteEntry, *, actor: str) -> int:
         """Accept as `Warden.accept` does."""
         with self._lock:
             meta = self._marks.load_meta()
@@ -106,7 +106,8 @@ class Admission:
                     f"store is at timeline {meta.timeline}, revision {meta.revision}; got {timeline}, {revision}"
                 )
             transition = self._executor.find_transition(Event.OLDER_STORE_ACCEPTED)
-            self._replacement.commit(held, write_entry, lambda meta: self._above(meta, newer))
+            renewal = Renewal(actor, f"the store of timeline {timeline}, revision {revision} was accepted")
+            self._replacement.commit(held, write_entry, lambda meta: self._above(meta, newer), renewal=renewal)
             self._become_ready(transition, held)
             return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
 

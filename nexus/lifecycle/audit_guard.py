@@ -45,7 +45,7 @@ class AuditFiles(Protocol):
 
 
 class AuditGuard:
-    """Used by whoever holds the warden's lock."""
+    """Used by whoever holds the warden's lock: a root key is replaced only under it, and the head with the key."""
 
     def __init__(self, store: Store, marks: StoreMarks, files: AuditFiles) -> None:
         self._store = store

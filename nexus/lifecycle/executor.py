@@ -75,9 +75,8 @@ class Executor:
         """Let every keeper hold its shards and drop what is dead, at the epoch that the store has come to."""
         find_mark = self._marks.make_finder(serving)
         others = serving.others
-        plan = Plan(
-            serving.shard_set, others.pending, others.droppable, others.kept, others.newest, leaving=others.leaving
-        )
+        pending = None if others.pending is None else others.pending.shard_set
+        plan = Plan(serving.shard_set, pending, others.droppable, others.kept, others.newest, leaving=others.leaving)
         self._pool.keep(plan, self._marks.require_book(), find_mark, self._marks.find_epoch())
 
     def empty(self) -> None:

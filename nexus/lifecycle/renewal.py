@@ -12,10 +12,9 @@ from dataclasses import replace
 
 import structlog
 
-from nexus.keys import manifest, records
+from nexus.keys import manifest
 from nexus.keys.floor import Standing
-from nexus.keys.manifest import Key
-from nexus.keys.opened import PolicyView, Serving, load_view, renew
+from nexus.keys.opened import PolicyView, Serving, find_renewal, load_view
 from nexus.store.protocol import Meta, Store, Writer
 
 WriteNote = Callable[[Writer, str], None]  # writes what was done into the audit, with the change
@@ -44,7 +43,7 @@ def renew_controls(
         return replace(begun, kek_id=serving.keyring.current_id)
 
     def change(writer: Writer) -> tuple[Standing, PolicyView]:
-        put, delete = _find_replacement(writer, serving)
+        put, delete = find_renewal(writer, serving.root_key)
         standing = manifest.change(writer, serving.root_key, serving.floor, put=put, delete=delete, edit=edit)
         what = [*done, f"rows of generation {serving.root_key.generation}"] if put else done
         write_note(writer, ", ".join(what))
@@ -53,13 +52,3 @@ def renew_controls(
     store.write(change, alone=True, on_commit=lambda left: serving.follow(*left))
     serving.has_old_rows = False
     log.info("control rows of an older program renewed")
-
-
-def _find_replacement(writer: Writer, serving: Serving) -> tuple[dict[Key, bytes], list[Key]]:
-    """Return the rows to put and those to delete; none when they are in the form of today, or the escrow is damaged."""
-    old = manifest.verify(writer.load_meta(), writer.load_controls(), serving.root_key)
-    if old.damaged_of_kind(records.ESCROW):
-        return {}, []
-    new = renew(old, serving.root_key.generation)
-    put = {key: body for key, body in new.bodies.items() if old.bodies.get(key) != body}
-    return put, sorted(old.bodies.keys() - new.bodies.keys())

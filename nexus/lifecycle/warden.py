@@ -158,15 +158,15 @@ class Warden:
         """
         return self._admission.admit(serving, write_entry, asked_in)
 
-    def accept(self, timeline: int, revision: int, write_entry: WriteEntry) -> int:
-        """Accept the store as it is, older than a mark says; return the timeline that begins.
+    def accept(self, timeline: int, revision: int, write_entry: WriteEntry, *, actor: str) -> int:
+        """Accept the store as it is, older than a mark says; return the timeline that begins, with a new root key.
 
         Raises:
             WrongStateError: No newer mark blocks, or there is no proved key yet.
             ConflictError: The store is at another position.
             StoreUnavailableError: Nothing was committed; it stays blocked.
         """
-        return self._admission.accept_older_store(timeline, revision, write_entry)
+        return self._admission.accept_older_store(timeline, revision, write_entry, actor=actor)
 
     def require_audit_gap(self) -> str:
         """Return what the audit files lack, if that blocks this nexus.
@@ -206,7 +206,7 @@ class Warden:
                 return
             before, serving.others = serving.others, others
             self._executor.keep(serving)
-        if before.pending is not None and before.pending not in (others.pending, serving.shard_set):
+        if before.pending is not None and before.pending is not others.pending:
             before.pending.release()
 
     def keep_again(self) -> None:

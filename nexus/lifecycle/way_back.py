@@ -7,12 +7,15 @@ it is therefore looked for: at once, and then every minute. It is an alarm, whic
 import structlog
 
 from common.clock import Clock
-from common.errors import CorruptRowError
+from common.errors import ChainError, CorruptRowError
 from nexus.keys import manifest, records
 from nexus.keys.escrow import find_custodians_copy
+from nexus.keys.keyed_read import read_with_key
+from nexus.keys.lineage import read_chain
 from nexus.keys.opened import renew
+from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
-from nexus.store.protocol import Store
+from nexus.store.protocol import Reader, Store
 
 CHECK_S = 60.0  # between two looks
 
@@ -57,19 +60,22 @@ class WayBack:
                 log.info("way back is whole again")
 
     def _find_fault(self) -> str:
-        with self._store.read() as reader:
-            meta, rows = reader.load_meta(), reader.load_controls()
-        with self._lifecycle.borrow() as serving:
-            escrow = (records.ESCROW, str(serving.root_key.generation))
-            try:
-                controls = renew(manifest.verify(meta, rows, serving.root_key), serving.root_key.generation)
-                controls.need(*records.GENESIS)
-                recovery = records.decode(records.RecoveryKeyRecord, controls.need(*records.RECOVERY_KEY))
-                copies = records.decode(records.EscrowRecord, controls.need(*escrow))
-                find_custodians_copy(serving.chain, recovery, copies)
-            except CorruptRowError as exc:
-                return (
-                    f"custodians could not bring this cluster back: {exc}; put the row back from a backup before the "
-                    "nexus ends"
-                )
+        try:
+            with self._lifecycle.borrow() as serving:
+                read_with_key(self._store, serving, _check)
+        except (CorruptRowError, ChainError) as exc:
+            return (
+                f"custodians could not bring this cluster back: {exc}; put the row back from a backup before the nexus "
+                "ends"
+            )
         return ""
+
+
+def _check(reader: Reader, root_key: RootKey) -> None:
+    """See that the rows have what custodians need; raises CorruptRowError or ChainError."""
+    verified = manifest.verify(reader.load_meta(), reader.load_controls(), root_key)
+    controls = renew(verified, root_key.generation)
+    controls.need(*records.GENESIS)
+    recovery = records.decode(records.RecoveryKeyRecord, controls.need(*records.RECOVERY_KEY))
+    escrow = records.decode(records.EscrowRecord, controls.need(records.ESCROW, str(root_key.generation)))
+    find_custodians_copy(read_chain(verified.bodies, verified.listed), recovery, escrow)

@@ -16,8 +16,11 @@ from nexus.access.gate import Gate
 from nexus.admin.audit import Audit
 from nexus.admin.initialise import Initialisation
 from nexus.admin.operations.driver import OperationDriver
+from nexus.admin.operations.keyring_job import KeyringJob
 from nexus.admin.operations.operations import Operations
 from nexus.admin.operations.preflight import Preflights
+from nexus.admin.operations.quarantine import Quarantine
+from nexus.admin.operations.starter import Starter
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
 from nexus.admin.statement_signer import StatementSigner
@@ -55,6 +58,8 @@ class Core:
     audit: Audit
     operations: Operations
     driver: OperationDriver
+    job: KeyringJob
+    quarantine: Quarantine
 
 
 def build_core(
@@ -86,6 +91,10 @@ def build_core(
             driver.forget_shards()
         journal.follow(now, lifecycle)
         on_state(now)
+
+    def follow_key() -> None:
+        with lifecycle.borrow() as serving:
+            journal.follow_key(serving)
 
     lifecycle = Lifecycle(state, on_change=follow, on_failure=give_up)
     continuity = Continuity(store, audit)
@@ -147,15 +156,24 @@ def build_core(
         memory=memory,
         clock=clock,
         driver=Driver(audit.nexus, os.urandom(16)),
+        follow_key=follow_key,
     )
+    starter = Starter(
+        store=store,
+        warden=warden,
+        driver=driver,
+        preflights=Preflights(pool, memory, clock, find_disk_free=find_disk_free),
+        memory=memory,
+        clock=clock,
+    )
+    job = KeyringJob(store=store, lifecycle=lifecycle, warden=warden, clock=clock, nexus=audit.nexus)
     operations = Operations(
         store=store,
         gate=gate,
         warden=warden,
         pool=pool,
         driver=driver,
-        preflights=Preflights(pool, memory, clock, find_disk_free=find_disk_free),
-        memory=memory,
+        starter=starter,
         clock=clock,
         is_keeper_id=is_keeper_id,
     )
@@ -179,4 +197,6 @@ def build_core(
         ),
         operations,
         driver,
+        job,
+        Quarantine(store=store, gate=gate, warden=warden, wake=job.wake),
     )

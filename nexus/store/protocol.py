@@ -207,6 +207,10 @@ class Reader(KeyringReader, Protocol):
 
     def load_audit_head(self, nexus: str) -> AuditHead | None: ...
 
+    def load_audit_heads(self) -> list[AuditHead]:
+        """Load the heads of every nexus, by its name."""
+        ...
+
 
 class Writer(Reader, KeyringWriter, Protocol):
     """One change. Reads see what it wrote before."""
@@ -315,10 +319,13 @@ class Store(Protocol):
         """
         ...
 
-    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None = None) -> None:
+    def discard_audit(
+        self, rows: Sequence[OutboxRow], head: AuditHead | None = None, *, at: tuple[int, int] | None = None
+    ) -> bool:
         """Remove exactly *rows* from the outbox, and save *head*, at once. Is not a change, and can be repeated.
 
-        What is not there, or is another row by now, stays as it is.
+        What is not there, or is another row by now, stays as it is. Does nothing, and returns False, when the store is
+        not in the timeline and generation *at*; None: it may be in any.
         """
         ...
 

@@ -19,6 +19,7 @@ from common.forms.genesis import Genesis
 from common.forms.mark import Mark, SignedMark
 from common.keys import shamir
 from common.keys.protected import SLOT, ProtectedBuffer, ProtectedMemory
+from common.keys.recovery_key import derive_public_key
 from nexus.keepers.marks import MarkBook
 from nexus.keys import manifest, records
 from nexus.keys.audit_chain import encode_chain, make_chain_record
@@ -134,7 +135,7 @@ FoundCluster = Callable[..., FoundedCluster]
 SealEscrow = Callable[[bytes, bytes, int], bytes]  # root key, cluster id, generation
 MADE_AT = 1_700_000_000_000_000  # microseconds
 MADE_AT_TIME = datetime.fromtimestamp(MADE_AT // 1_000_000, UTC)
-NO_RECOVERY = records.RecoveryKeyRecord(bytes(1216), 1, ())
+NO_RECOVERY = records.RecoveryKeyRecord(derive_public_key(bytes(32)), 1, ())  # whose shares nobody has
 
 
 def seal_for_nobody(secret: bytes, cluster_id: bytes, generation: int) -> bytes:

@@ -143,6 +143,8 @@ class NexusCore:
         self.audit_access = core.audit
         self.operations = core.operations
         self.driver = core.driver
+        self.job = core.job
+        self.quarantine = core.quarantine
 
     def list_methods(self) -> list[Method]:
         """Return the table of RPCs over real handlers."""
@@ -189,6 +191,7 @@ class NexusCore:
         """Take it down as a process does. Again: nothing happens."""
         for keeper in self.keepers.values():
             keeper.go.set()
+        self.job.stop()
         self.driver.stop()
         self.warden.stop()
         self.unseal.close()

@@ -22,9 +22,12 @@ class FailingStore:
         self.cannot_commit = False  # all of a change runs, and is then undone
         self.forgets_outcome = False  # it is committed, and nobody can say so
         self.at_read: Callable[[], object] | None = None  # called once, before the next read
+        self.after_read: Callable[[], object] | None = None  # called once, when the next read is over
+        self.at_discard: Callable[[], object] | None = None  # called once, before audit rows are discarded
         self.at_write: Callable[[], object] | None = None  # called once, before the next change
         self.after_write: Callable[[], object] | None = None  # called once, when a change is committed
         self.scrubs = 0  # so far
+        self.writes = 0  # so far, those that failed as well
         self.refused: set[str] = set()  # names of threads that were refused a read
         self._store = store
 
@@ -38,6 +41,9 @@ class FailingStore:
             raise StoreUnavailableError("store failed to read: SQLITE_IOERR")
         with self._store.read() as reader:
             yield reader
+        after_read, self.after_read = self.after_read, None
+        if after_read is not None:
+            after_read()
 
     def write(
         self,
@@ -47,6 +53,7 @@ class FailingStore:
         alone: bool = False,
         on_commit: Callable[[T], None] | None = None,
     ) -> T:
+        self.writes += 1
         at_write, self.at_write = self.at_write, None
         if at_write is not None:
             at_write()
@@ -67,10 +74,16 @@ class FailingStore:
             raise OutcomeUnknownError(_FORGOTTEN)
         return result
 
-    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None = None) -> None:
-        self._store.discard_audit(rows, head)
+    def discard_audit(
+        self, rows: Sequence[OutboxRow], head: AuditHead | None = None, *, at: tuple[int, int] | None = None
+    ) -> bool:
+        at_discard, self.at_discard = self.at_discard, None
+        if at_discard is not None:
+            at_discard()
+        is_done = self._store.discard_audit(rows, head, at=at)
         if self.forgets_outcome:
             raise OutcomeUnknownError(_FORGOTTEN)
+        return is_done
 
     def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:
         return self._store.discard_requests(made_from=made_from, made_until=made_until, limit=limit)

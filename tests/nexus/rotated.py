@@ -9,14 +9,14 @@ from common.forms.chain import Link
 from common.forms.mark import Mark, SignedMark
 from common.keys import shamir
 from nexus.keys import manifest, records
+from nexus.keys.floor import Standing
 from nexus.keys.old_form import make_first_escrow
 from nexus.keys.opened import Serving, make_canary
-from nexus.keys.outbox import make_head
 from nexus.keys.records import GenerationState, KekState, Key, SetState
 from nexus.keys.root_key import RootKey
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.store.protocol import Meta, Writer
-from tests.nexus.cluster import MADE_AT, NEXUS_NAME, NO_RECOVERY, FoundedCluster, SealEscrow, seal_for_nobody
+from tests.nexus.cluster import MADE_AT, NO_RECOVERY, FoundedCluster, SealEscrow, seal_for_nobody
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Successor:
 def stage(cluster: FoundedCluster) -> None:
     """Write the rows of the next generation beside those of the current one, as an operation does before its flip."""
     serving = cluster.prove_without_points()
-    successor = _make_successor(cluster, serving, NO_RECOVERY, seal_for_nobody)
+    successor = make_successor(cluster, serving, NO_RECOVERY, seal_for_nobody)
     pending = {
         (records.GENERATION, successor.generation): records.GenerationRecord(
             GenerationState.PENDING, successor.root_key.kcv
@@ -65,21 +65,26 @@ def rotate(
 ) -> FoundedCluster:
     """Write what a flip leaves, and return the cluster with its new root key; *cluster* stays what it was."""
     serving = cluster.prove_without_points()
-    successor = _make_successor(cluster, serving, recovery, seal_escrow)
-    links: list[bytes] = []
-    cluster.store.write(lambda writer: links.append(_flip(writer, cluster, serving, successor)), alone=True)
+    successor = make_successor(cluster, serving, recovery, seal_escrow)
+    link, _ = cluster.store.write(lambda writer: flip(writer, cluster, serving, successor), alone=True)
     successor.root_key.release()
     serving.release()
+    return follow(cluster, successor, link)
+
+
+def follow(cluster: FoundedCluster, successor: Successor, link: bytes) -> FoundedCluster:
+    """Return the cluster with its new root key; *cluster* stays what it was."""
     return replace(
         cluster,
         root_key=successor.secret,
         record=successor.record,
         shards=successor.shards,
-        links=(*cluster.links, *links),
+        links=(*cluster.links, link),
     )
 
 
-def _flip(writer: Writer, cluster: FoundedCluster, serving: Serving, successor: Successor) -> bytes:
+def flip(writer: Writer, cluster: FoundedCluster, serving: Serving, successor: Successor) -> tuple[bytes, Standing]:
+    """Write what a flip leaves, within the change of *writer*; return the new link, and where the store stands."""
     meta = writer.load_meta()
     old = manifest.verify(meta, writer.load_controls(), serving.root_key)
     record = _make_link(writer, cluster, successor, meta).sign(serving.root_key.sign)
@@ -91,19 +96,20 @@ def _flip(writer: Writer, cluster: FoundedCluster, serving: Serving, successor: 
         (records.LINK, str(len(cluster.links) + 1)): records.LinkRecord(record),
         records.RECOVERY_KEY: successor.recovery,
     }
-    bodies = {**old.bodies, **successor.bodies, **{key: records.encode(one) for key, one in put.items()}}
-    meta = replace(
-        meta,
-        last_generation=successor.root_key.generation,
-        last_set_number=successor.record.set_number,
-        last_kek_id=successor.kek_id,
-        kek_id=successor.kek_id,
-    )
-    writer.save_meta(manifest.first_manifest(meta, bodies, successor.root_key, writer))
-    if (head := writer.load_audit_head(NEXUS_NAME)) is not None:
-        place = head.timeline, head.seq, head.digest
-        writer.save_audit_head(make_head(successor.root_key, head.nexus, *place, revision=head.revision))
-    return record
+    bodies = successor.bodies | {key: records.encode(one) for key, one in put.items()}
+
+    def edit(meta: Meta) -> Meta:
+        return replace(
+            meta,
+            last_generation=successor.root_key.generation,
+            last_set_number=successor.record.set_number,
+            last_kek_id=successor.kek_id,
+            kek_id=successor.kek_id,
+        )
+
+    root_key, floor = serving.root_key, serving.floor
+    standing = manifest.change(writer, root_key, floor, put=bodies, edit=edit, successor=successor.root_key)
+    return record, standing
 
 
 def _make_link(writer: Writer, cluster: FoundedCluster, successor: Successor, meta: Meta) -> Link:
@@ -123,9 +129,13 @@ def _make_link(writer: Writer, cluster: FoundedCluster, successor: Successor, me
     )
 
 
-def _make_successor(
-    cluster: FoundedCluster, serving: Serving, recovery: records.RecoveryKeyRecord, seal_escrow: SealEscrow
+def make_successor(
+    cluster: FoundedCluster,
+    serving: Serving,
+    recovery: records.RecoveryKeyRecord = NO_RECOVERY,
+    seal_escrow: SealEscrow = seal_for_nobody,
 ) -> Successor:
+    """Make a root key that is to follow that of *serving*; the caller releases it."""
     meta, memory = cluster.load()[0], cluster.memory
     number, secret = meta.last_generation + 1, os.urandom(32)
     root_key = RootKey(cluster.protect(secret), cluster_id=cluster.cluster_id, generation=number, memory=memory)

@@ -1,8 +1,7 @@
 """Moves the entries of changes from the store's outbox into the audit files.
 
 1. An entry is in the store, durably, with its change; here it is appended, synced, and only then discarded there:
-   exactly its row, together with the head of the files (`nexus.keys.outbox`). Places are those of one timeline: in
-   another one all begins anew.
+   exactly its row, together with the head of the files (`nexus.keys.outbox`).
 2. With a key every row is judged. One whose MAC does not verify, whose revision the store has not reached, or that was
    exported before, is forged: it is named by its digest, and removed. It holds up no true row.
 3. Without a key only rows that this process committed are exported, by their digests. They stay in the store until
@@ -13,6 +12,9 @@
    bytes. (By its revision alone it could be taken for one of another store that wrote here before.)
 6. Discards are bundled: each costs a sync of the store. A discard whose outcome is unknown ends the process at once, as
    any change with an unknown outcome does.
+7. Places, and the MACs of rows and head, are those of one timeline and one root key: of one era. With another era all
+   begins anew from the head, and rule 5 holds. Rows are judged only with the key that the store has when they are read,
+   and discarded only in the era that they were judged in: a key may follow another one at any moment.
 """
 
 import hashlib
@@ -49,11 +51,12 @@ _BATCH: Final = 500  # rows
 _MOST_PAGES: Final = 200  # in one go
 _MOST_COMMITTED: Final = 10_000  # digests; while the files refuse, so are changes
 
-_NOWHERE: Final = Position(0, 0, 0, 0)
+_NO_KEY: Final = (SealedError, RecoveringError, WrongStateError)
 
 _log = structlog.get_logger("audit")
 
 Place = tuple[int, int]  # revision and position
+Era = tuple[int, int]  # timeline and generation
 BorrowKey = Callable[[], AbstractContextManager[AuditAuthenticator]]
 
 
@@ -83,7 +86,7 @@ class Exporter:
         self._lock = threading.Lock()  # guards the two below
         self._committed: dict[Place, bytes] = {}  # digests of entries that this process committed (rule 3)
         self._early: dict[Place, bytes] = {}  # the same of those that were exported before `take`
-        self._timeline = -1  # that the following are of
+        self._era: Era | None = None  # that the following are of (rule 7); None: there was no key yet
         self._cursor: Place | None = None  # all rows up to it were judged with a key
         self._covered = 0  # revision up to which all entries are exported
         self._head: AuditHead | None = None
@@ -137,7 +140,7 @@ class Exporter:
             StoreUnavailableError, CorruptRowError: The store refuses.
         """
         try:
-            if self._judge([]) is not None:
+            if self._has_key():
                 self._export_all()
             else:
                 self._export_committed()
@@ -148,7 +151,7 @@ class Exporter:
             raise
 
     def discard(self) -> None:
-        """Remove from the store what is exported, if there is a key to make the head with.
+        """Remove from the store what is exported, if there is a key to make the head with, and its era goes on.
 
         Raises:
             StoreUnavailableError: It stays for now.
@@ -156,10 +159,10 @@ class Exporter:
         self._discarded_at = self._clock.monotonic()
         is_head_due = self._discarded_at - self._head_at >= HEAD_EVERY_S or self._stopping.is_set()
         self._position = self._audit.end_stretch() if is_head_due else self._audit.sync()
-        if self._done or (is_head_due and self._position != self._head_position()):
+        era = self._era
+        if era is not None and (self._done or (is_head_due and self._position != self._head_position())):
             head = self._make_head()
-            if head is not None:
-                self._store.discard_audit(self._done, head)
+            if head is not None and self._store.discard_audit(self._done, head, at=era):
                 self._head, self._done = head, []
                 self._head_at = self._discarded_at
         self._sweep()
@@ -171,19 +174,15 @@ class Exporter:
         first: Position | None = None
         seen = set[int]()
         for _ in range(_MOST_PAGES):
-            with self._store.read() as reader:
-                found = reader.load_position()
-                if not self._had_key or found.timeline != self._timeline:
-                    self._begin(reader, found.timeline)
-                rows = reader.load_audit(self._audit.nexus, after=self._cursor, limit=_BATCH)
+            page = self._load_page()
+            if page is None:
+                return  # the key is gone meanwhile: rule 3 next time; or the next one is about to be there
+            found, rows, verdicts = page
             first = first or found
-            if found.timeline != first.timeline:
-                return  # accepted meanwhile: the next export begins anew
+            if _era_of(found) != _era_of(first):
+                return  # the next export begins anew (rule 7)
             if not rows:
                 break
-            verdicts = self._judge(rows, found)
-            if verdicts is None:
-                return  # the key is gone meanwhile: rule 3 next time
             true = [row for row, why in zip(rows, verdicts, strict=True) if not why]
             self._append(true)
             seen.update(row.revision for row in true)
@@ -203,17 +202,32 @@ class Exporter:
             self._find_missing_revisions(first.revision, seen)
         self._written = {}
 
-    def _begin(self, reader: Reader, timeline: int) -> None:
-        """Go on from the head, if it is of *timeline*; places of another timeline say nothing in this one."""
-        if timeline != self._timeline:
-            self._timeline, self._had_key = timeline, False
+    def _load_page(self) -> tuple[Position, list[OutboxRow], list[str]] | None:
+        """Load the next rows, and say why each is forged, empty: it is true; None: there is no key that could tell.
+
+        The key comes first: one that was replaced before the rows were read is then seen to be another one than theirs.
+        """
+        try:
+            with self._borrow_key() as key:
+                with self._store.read() as reader:
+                    found = reader.load_position()
+                    if found.generation not in (0, key.generation):
+                        return None
+                    if not self._had_key or _era_of(found) != self._era:
+                        self._begin(reader, _era_of(found), key)
+                    rows = reader.load_audit(self._audit.nexus, after=self._cursor, limit=_BATCH)
+                return found, rows, [_find_fault(row, found, key) for row in rows]
+        except _NO_KEY:
+            return None
+
+    def _begin(self, reader: Reader, era: Era, key: AuditAuthenticator) -> None:
+        """Go on from the head, if it is of the timeline; what is known of another era says nothing (rule 7)."""
+        if era != self._era:
+            self._era, self._had_key = era, False
             self._cursor, self._covered, self._head, self._done, self._written = None, 0, None, [], None
         head = reader.load_audit_head(self._audit.nexus)
-        if head is None or head.timeline != timeline:
-            return
-        with self._borrow_key() as key:
-            if not is_authentic_head(key, head):
-                return  # who becomes ready with it is told elsewhere
+        if head is None or head.timeline != era[0] or not is_authentic_head(key, head):
+            return  # who becomes ready with another one is told elsewhere
         self._head = head
         self._covered = max(self._covered, head.revision)
         self._cursor = self._cursor or (head.revision, (1 << 63) - 1)
@@ -232,13 +246,12 @@ class Exporter:
         if committed not in (None, digest):
             self._say_missing(place, committed)
 
-    def _judge(self, rows: Sequence[OutboxRow], found: Position = _NOWHERE) -> list[str] | None:
-        """Say why each row is forged, empty: it is true; None: there is no key."""
+    def _has_key(self) -> bool:
         try:
-            with self._borrow_key() as key:
-                return [_find_fault(row, found, key) for row in rows]
-        except (SealedError, RecoveringError, WrongStateError):
-            return None
+            with self._borrow_key():
+                return True
+        except _NO_KEY:
+            return False
 
     def _append(self, rows: Sequence[OutboxRow]) -> None:
         if not rows:
@@ -289,9 +302,11 @@ class Exporter:
     def _sweep(self) -> None:
         """Refuse rows that came where everything was judged already: they repeat what is exported, or are forged."""
         cursor = self._cursor
-        if cursor is None or self._judge([]) is None:
+        if cursor is None or not self._has_key():
             return
         with self._store.read() as reader:
+            if _era_of(reader.load_position()) != self._era:
+                return
             rows = reader.load_audit(self._audit.nexus, through=cursor, limit=_BATCH + len(self._done))
         done = set(self._done)
         self._refuse([(row, "it was judged before") for row in rows if row not in done])
@@ -329,7 +344,7 @@ class Exporter:
         try:
             with self._borrow_key() as key:
                 return make_head(key, self._audit.nexus, *self._position, revision=self._covered)
-        except (SealedError, RecoveringError, WrongStateError):
+        except _NO_KEY:
             return None
 
     def _head_position(self) -> ChainPosition | None:
@@ -383,6 +398,10 @@ def _find_fault(row: OutboxRow, found: Position, key: AuditAuthenticator) -> str
     if row.revision > found.revision:
         return f"the store is at revision {found.revision}"
     return "" if is_authentic_row(key, row, found.timeline) else "its MAC does not verify"
+
+
+def _era_of(position: Position) -> Era:
+    return position.timeline, position.generation
 
 
 def _digest(entry: bytes) -> bytes:

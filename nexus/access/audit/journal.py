@@ -6,6 +6,7 @@ from common.clock import Clock, to_micros
 from common.errors import AuditUnavailableError, ShardholdError
 from common.forms.audit.entry import Entry
 from nexus.access.audit.log import AuditLog
+from nexus.keys.opened import Serving
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Store
@@ -36,11 +37,19 @@ class Journal:
         if state is not State.READY:
             self._audit.set_signer(None)  # its key is about to be wiped
             return
-        serving = lifecycle.require_serving()
+        root = lifecycle.require_serving().root
         with contextlib.suppress(ShardholdError):  # the earlier chain then goes on until the next start
             self._audit.start_timeline(self._load_timeline())
-        self._audit.set_signer(serving.root_key, serving.chain.records)
-        self.note("nexus.ready", "", f"generation {serving.root_key.generation}")
+        self._audit.set_signer(root.root_key, root.chain.records)
+        self.note("nexus.ready", "", f"generation {root.root_key.generation}")
+
+    def follow_key(self, serving: Serving) -> None:
+        """Sign with the root key of now, which has just followed another one. The entry of that change says the rest.
+
+        Waits for no disk: the key before is wiped after it. If a process dies before, the next one that is ready signs.
+        """
+        root = serving.root
+        self._audit.replace_signer(root.root_key, root.chain.records)
 
     def _write(self, action: str, keeper: str, detail: str, *, reserve: bool) -> None:
         entry = Entry(at=to_micros(self._clock.now()), actor="", action=action, path=keeper, detail=detail)

@@ -9,7 +9,8 @@ Rules:
   not, it fails until they are back, or until somebody accepts that a new chain begins.
 - What a crash left after the last whole line stays where it is; a new segment begins with a line that names it.
 - A checkpoint, signed when there is a key, follows every thousand lines and each minute in which there were lines, and
-  ends a segment. Before a key is wiped the last checkpoint is signed; it is written when the disk takes it.
+  ends a segment. Before a key is wiped the last checkpoint is signed; it is written when the disk takes it, before
+  any other line. So nothing that a key signs comes after what its successor signs.
 """
 
 import contextlib
@@ -62,7 +63,8 @@ class AuditLog:
         self._is_closed = False
         self._since_checkpoint = 0
         self._last: CheckpointLine | None = None  # signed and not written, for the next line
-        self._signing: tuple[Signer, list[bytes]] | None = None  # replaced whole, and without the lock
+        self._signing: tuple[Signer, list[bytes]] | None = None  # replaced whole, and without the lock above
+        self._choosing = threading.Lock()  # held while the one above is replaced; taken before `_lock`
         self._reading = threading.Lock()
         self._reader = ChainReader(directory, nexus)
         self._written = threading.Event()
@@ -156,9 +158,21 @@ class AuditLog:
         Without a signer, a last checkpoint is signed, to be written later. Waits for no disk: keys are wiped after it.
         A checkpoint that is being written then is signed by the signer before, or not at all.
         """
-        if signer is None:
+        with self._choosing:
+            if signer is None:
+                self._sign_last()
+            self._signing = None if signer is None else (signer, list(links))
+
+    def replace_signer(self, signer: Signer, links: Sequence[bytes]) -> None:
+        """Sign with the key of a later generation from now on, if there is one to sign with; otherwise do nothing.
+
+        A last checkpoint by the key before is signed, to be written later. Waits for no disk, as `set_signer`.
+        """
+        with self._choosing:
+            if self._signing is None or len(links) <= len(self._signing[1]):
+                return  # its keys were withdrawn meanwhile, or a still later key signs already
             self._sign_last()
-        self._signing = None if signer is None else (signer, list(links))
+            self._signing = signer, list(links)
 
     def append(self, entry: Entry, *, reserve: bool = False) -> None:
         """Write *entry*. With *reserve* try even while failing, and use the room kept for that.

@@ -2,7 +2,7 @@
 
 1. What is next is said by `nexus.keys.operation.next_action`, from rows read anew before each action.
 2. Keys are lent for a moment at a time, so a seal waits for no keeper; what was staged in memory is wiped with them.
-3. Every commit is made under the warden's lock, and is refused if another transition came first.
+3. What it commits is `nexus.admin.operations.commits`.
 4. After a commit of unknown outcome the process ends: nobody knows what keepers have to hold.
 """
 
@@ -23,15 +23,13 @@ from common.errors import (
     WrongStateError,
 )
 from common.failpoint import around
-from common.forms.audit.entry import Entry
 from common.keys.protected import ProtectedMemory
+from nexus.admin.operations.commits import Commits, sign_flip
 from nexus.admin.operations.rehearsal import Rehearsal
 from nexus.admin.operations.surroundings import find_others, list_gone
 from nexus.keepers.pool import KeeperPool
-from nexus.keys.opened import OtherSets, Serving
+from nexus.keys.opened import Serving
 from nexus.keys.operation import transitions
-from nexus.keys.operation.change import Change
-from nexus.keys.operation.dead_sets import forget_sets
 from nexus.keys.operation.evidence import Holding, Proof
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.next_action import (
@@ -54,19 +52,17 @@ from nexus.keys.operation.next_action import (
 )
 from nexus.keys.operation.record import Driver, OperationRecord, Outcome, Step
 from nexus.keys.operation.refusal import Refused
-from nexus.keys.outbox import append_entry
-from nexus.keys.records import SetState, replace_state
-from nexus.keys.root_key import RootKey
-from nexus.keys.ruled_change import Rule, commit_rule, load_facts, rehearse
-from nexus.keys.shard_set import ShardSet
+from nexus.keys.ruled_change import load_facts
+from nexus.keys.successor import Successor
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
-from nexus.store.protocol import Store, Writer
+from nexus.store.protocol import Store
 
 _GATHER_S = 5.0  # for a threshold of shards
 _PROVE_S = 2.0  # for every holder to show its shard
 _MARK_S = 2.0  # for every keeper that answers to take a mark
 _SCRUB_S = 5.0
+_RETURN_S = 1.0  # for everybody who borrowed a key before it was replaced
 _IDLE_S = 1.0  # between two looks at whether anything is to do
 
 log = structlog.get_logger("operation")
@@ -85,13 +81,16 @@ class OperationDriver:
         memory: ProtectedMemory,
         clock: Clock,
         driver: Driver,
+        follow_key: Callable[[], None],
     ) -> None:
+        """*follow_key* lets the audit be signed with the root key that is current now."""
         self._store = store
         self._lifecycle = lifecycle
         self._warden = warden
         self._pool = pool
         self._clock = clock
         self._memory = Memory(driver)
+        self._commits = Commits(store, warden, clock, driver, follow_key)
         self._rehearsal = Rehearsal(pool, memory)
         self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
         self._ending = False
@@ -177,6 +176,7 @@ class OperationDriver:
 
     def step(self) -> float:
         """Take one action, as the thread does again and again; return how many seconds to wait before the next."""
+        self._wipe_replaced()
         with self._lifecycle.borrow() as serving, self._store.read() as reader:
             position = reader.load_position()
             if self._idle_at == (position.timeline, position.control_revision) and not self._is_scrub_wanted:
@@ -227,10 +227,10 @@ class OperationDriver:
             with around("abort.drop" if _is_aborted(facts) else "settle.drop"):
                 self._warden.change(lambda serving: self._renew_others(serving, None))
 
-    def _renew_others(self, serving: Serving, adopted: ShardSet | None) -> None:
+    def _renew_others(self, serving: Serving, adopted: Successor | None) -> None:
         """Hand out what the rows say now: a set that was prepared since they were read last must not lose its points.
 
-        Takes over *adopted*, the points of a pending set; they are wiped if there is no such set any more.
+        Takes over *adopted*, which is wiped if no such set is pending any more.
         """
         with self._store.read() as reader:
             facts = load_facts(reader, serving.root_key)
@@ -260,7 +260,8 @@ class OperationDriver:
             case Commit(transition=transition):
                 self._commit(transition, facts, serving)
             case Abort(why=why):
-                self._abort(facts, why)
+                self._commits.abort(_require(facts), why)
+                self._memory = replace(self._memory, is_scrub_due=True)
         return 0.0
 
     def _put_mark(self, facts: Facts) -> float:
@@ -292,17 +293,21 @@ class OperationDriver:
         if record.step is Step.FLIPPED:
             with self._store.read() as reader:
                 return self._rehearsal.prove(reader.load_meta(), reader.load_controls())
-        flip = transitions.make_flip(facts, record, link=b"", revision=facts.meta.revision + 1, at=self._now)
+        revision = facts.meta.revision + 1
+        with self._lifecycle.borrow() as serving:
+            link = sign_flip(record, serving, facts, revision)
+        flip = transitions.make_flip(facts, record, link=link, revision=revision, at=self._now)
         if isinstance(flip, Refused):
             raise OperationRefusedError(flip.text, reason=flip.reason)
-        with self._lifecycle.borrow() as serving:
-            meta, rows = rehearse(serving, facts, flip)
-        return self._rehearsal.prove(meta, rows)
+        return self._rehearsal.prove_flip(facts, flip)
 
     def _adopt(self, facts: Facts, proved: Serving) -> None:
-        """Keep the points that keepers brought back, so that any keeper can be given its shard of the new set."""
-        pending = proved.keep_set_only()
-        pending.record = facts.sets[_require(facts).target.set_number]
+        """Keep what keepers brought back: any keeper can be given its shard of the new set from it, and the flip needs
+        the new key.
+        """
+        record = _require(facts)
+        pending = proved.become_successor(renews_key=record.depth.renews_key)
+        pending.shard_set.record = facts.sets[record.target.set_number]
         try:
             with around("distribute.put"):
                 self._warden.change(lambda serving: self._renew_others(serving, pending))
@@ -317,85 +322,32 @@ class OperationDriver:
             raise StoreUnavailableError("what was deleted cannot be overwritten yet: the store is busy")
         self._memory = replace(self._memory, is_scrub_due=False)
 
-    def _abort(self, facts: Facts, why: str) -> None:
-        ticket = _require(facts).ticket
-        with around("abort.commit"):
-            self._change(lambda facts, _: transitions.abort(facts, ticket, detail=why, at=self._now), "root.abort", why)
-        self._memory = replace(self._memory, is_scrub_due=True)
-
     def _commit(self, transition: Transition, facts: Facts, serving: Serving) -> None:
         match transition:
             case Transition.FORGET_SETS:
-                gone = list_gone(facts, self._pool)
-                with around("forget.commit"):
-                    self._change(lambda facts, _: forget_sets(facts, gone), "root.forget-sets")
+                self._commits.forget_sets(list_gone(facts, self._pool))
             case Transition.HEAL:
-                rows = ", ".join(facts.needed_damaged)
-                with around("heal.commit"):
-                    self._change(lambda facts, _: transitions.heal(facts), "root.heal", f"do not verify: {rows}")
-                self._memory = replace(self._memory, is_scrub_due=True)
+                self._commits.heal(facts)
             case Transition.TAKE_OVER:
-                with around("takeover.commit"):
-                    self._step_on(facts, "root.takeover", transitions.take_over)
+                self._commits.take_over(_require(facts))
             case Transition.DISTRIBUTE:
-                holders = self._make_view(facts).holders
-                with around("distribute.commit"):
-                    self._step_on(
-                        facts, "root.distribute", transitions.distribute, proof=self._memory.proof, holders=holders
-                    )
+                self._commits.distribute(_require(facts), self._memory.proof, self._make_view(facts).holders)
             case Transition.FLIP:
-                self._flip(facts, serving)
+                self._commits.flip(
+                    _require(facts), serving, self._memory.proof, lambda facts: self._make_view(facts).holders
+                )
             case Transition.SETTLE:
-                with around("settle.commit"):
-                    self._step_on(facts, "root.settle", transitions.settle, proof=self._memory.proof)
-                self._memory = replace(self._memory, is_scrub_due=True)
+                self._commits.settle(_require(facts), self._memory.proof)
+        if transition in (Transition.HEAL, Transition.SETTLE):
+            self._memory = replace(self._memory, is_scrub_due=True)
 
-    def _step_on(
-        self, facts: Facts, action: str, transition: Callable[..., Change | Refused], **evidence: object
-    ) -> None:
-        record = _require(facts)
-
-        def rule(facts: Facts, _: int) -> Change | Refused:
-            return transition(facts, record.ticket, driver=self.driver, at=self._now, **evidence)
-
-        self._change(rule, action, _describe(record))
-
-    def _flip(self, facts: Facts, serving: Serving) -> None:
-        record, pending = _require(facts), serving.others.pending
-        if pending is None:
-            raise WrongStateError("the points of the new set were withdrawn meanwhile")
-        replaced = serving.shard_set
-
-        def rule(facts: Facts, revision: int) -> Change | Refused:
-            return transitions.flip(
-                facts,
-                record.ticket,
-                driver=self.driver,
-                proof=self._memory.proof,
-                holders=self._make_view(facts).holders,
-                link=b"",
-                revision=revision,
-                at=self._now,
-            )
-
-        def swap() -> None:
-            pending.record = replace_state(pending.record, SetState.CURRENT)
-            serving.root = replace(serving.root, shard_set=pending)
-            serving.others = OtherSets(kept=frozenset({replaced.record.set_id}))
-
-        with around("flip.commit"):
-            self._change(rule, "root.flip", _describe(record), on_commit=swap)
-            self._warden.keep_again()
-        replaced.release()
-
-    def _change(self, rule: Rule, action: str, detail: str = "", on_commit: Callable[[], None] = lambda: None) -> None:
-        """Commit what *rule* says with an entry of the nexus itself (rule 3)."""
-
-        def write_entry(writer: Writer, key: RootKey) -> None:
-            entry = Entry(at=self._now, actor="", action=action, detail=detail)
-            append_entry(writer, key, self.driver.nexus, entry.encode())
-
-        self._warden.change(lambda serving: commit_rule(self._store, serving, rule, write_entry, on_commit=on_commit))
+    def _wipe_replaced(self) -> None:
+        """Wipe what a flip has replaced, once everybody is back who borrowed it."""
+        with self._lifecycle.borrow() as serving:
+            if not serving.has_replaced:
+                return
+        if self._lifecycle.wait_earlier(seconds=_RETURN_S):
+            serving.wipe_replaced()
 
     @property
     def _now(self) -> int:
@@ -427,8 +379,3 @@ def _is_flipped(facts: Facts) -> bool:
 def _is_aborted(facts: Facts) -> bool:
     """Whether the last operation was taken back."""
     return facts.ended is not None and facts.ended.outcome is Outcome.ABORTED
-
-
-def _describe(record: OperationRecord) -> str:
-    sets = f"set {record.source.set_number} → {record.target.set_number}"
-    return f"{record.depth} {record.id.hex()[:8]}, {sets}"

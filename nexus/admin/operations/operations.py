@@ -1,33 +1,33 @@
 """Operations on the root key, as people ask for them: authorised, audited, and begun or ended in one change each."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from common.clock import Clock, to_micros
-from common.errors import InvalidArgumentError, OperationRefusedError, WrongStateError
+from common.errors import InvalidArgumentError, OperationRefusedError
 from common.failpoint import around
-from common.keys.protected import ProtectedMemory
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.access.roles import Role
 from nexus.admin.operations.driver import OperationDriver
-from nexus.admin.operations.preflight import Preflights
 from nexus.admin.operations.reshare_plan import ResharePlan, check_names, check_plan, choose_members
+from nexus.admin.operations.rotate_plan import RotatePlan, check_rotate_plan
+from nexus.admin.operations.starter import Beginning, Starter, find_begun
 from nexus.admin.seal import check_reason
+from nexus.keepers.plan import list_members
 from nexus.keepers.pool import KeeperPool
+from nexus.keys.keyed_read import read_with_key
 from nexus.keys.opened import Serving
 from nexus.keys.operation import transitions
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.dead_sets import find_droppable, give_up
-from nexus.keys.operation.evidence import Order, Preflight, Staged
+from nexus.keys.operation.evidence import Order
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.preflight import Check, check_all, find_refusals
+from nexus.keys.operation.preflight import Check, find_refusals
 from nexus.keys.operation.record import Depth, EndedRecord, OperationRecord, Waiver, WaiverKind
-from nexus.keys.operation.refusal import Reason, Refused
-from nexus.keys.operation.staging import next_numbers
-from nexus.keys.records import SetState, ShardSetRecord
+from nexus.keys.operation.refusal import Refused
+from nexus.keys.records import GenerationRecord, KeyringRecord, ShardSetRecord
 from nexus.keys.ruled_change import Rule, commit_rule, load_facts
-from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Store
 
@@ -42,6 +42,7 @@ class OperationView:
     threshold: int  # of the new set
     keepers: int
     holders: tuple[str, ...]  # that proved to hold their new shards
+    kcv: bytes  # of the new root key, 32 bytes; empty: the root key stays
     waits_for: str  # in words; empty: it goes on
 
 
@@ -50,6 +51,8 @@ class RootView:
     """How the root key stands."""
 
     current: ShardSetRecord
+    generation: GenerationRecord | None  # None: its row does not verify
+    keyring: KeyringRecord
     operation: OperationView | None
     last: EndedRecord | None  # None: none has ended yet
     dead_sets: int  # of which a keeper may hold a shard yet
@@ -66,8 +69,7 @@ class Operations:
         warden: Warden,
         pool: KeeperPool,
         driver: OperationDriver,
-        preflights: Preflights,
-        memory: ProtectedMemory,
+        starter: Starter,
         clock: Clock,
         is_keeper_id: Callable[[str], bool],
     ) -> None:
@@ -76,8 +78,7 @@ class Operations:
         self._warden = warden
         self._pool = pool
         self._driver = driver
-        self._preflights = preflights
-        self._memory = memory
+        self._starter = starter
         self._clock = clock
         self._is_keeper_id = is_keeper_id
 
@@ -96,32 +97,57 @@ class Operations:
         check_reason(reason)
         check_plan(plan, self._is_keeper_id)
         with self._gate.role_call(calls.START_OPERATION, caller) as record:
-            record.detail = f"reshare{', dry run' if dry_run else ''}{f': {reason}' if reason else ''}"
+            record.detail = _describe_call(Depth.RESHARE, reason, dry_run=dry_run)
             facts = self._warden.change(self._load_facts)
-            if not dry_run and (begun := self._find_begun(facts, operation_id)) is not None:
-                return (), begun
+            if not dry_run and find_begun(facts, operation_id) is not None:
+                return (), self._view(facts)
             members, threshold = choose_members(facts.current_set, plan)
             if plan.add or threshold < facts.current_set.threshold:  # both lead to the root key
                 self._gate.require_role(record, frozenset({Role.SUPERUSER}))
             names = tuple(member.name for member in members)
             order = Order(Depth.RESHARE, names, threshold, caller.spiffe_id, reason)
-            preflight = self._preflights.measure(members)
-            checks = (*check_all(facts, order, preflight), *_check_joining(plan, preflight))
-            if dry_run:
-                return checks, None
-            if (refused := next(find_refusals(checks), None)) is not None:
-                raise OperationRefusedError(refused.text, reason=refused.reason)
-            prepare = _Prepare(operation_id, order, preflight, members, plan.lost, facts.current_set.set_id)
-            with around("prepare.commit"):
-                self._warden.change(lambda serving: self._prepare(serving, prepare, record))
-            self._driver.wake()
-            return checks, self._view(self._warden.change(self._load_facts))
+            set_id = facts.current_set.set_id
+            beginning = Beginning(operation_id, order, members, set_id, joining=plan.add, lost=plan.lost)
+            return self._start(beginning, record, dry_run=dry_run)
+
+    def rotate(
+        self, caller: Caller, operation_id: bytes, plan: RotatePlan, reason: str, *, dry_run: bool
+    ) -> tuple[Sequence[Check], OperationView | None]:
+        """Begin to replace the root key, unless a check refuses; otherwise as `reshare`.
+
+        Raises:
+            InvalidArgumentError: An argument breaks a rule.
+            DeniedError: Only a superuser forces a rotation, or does without a backup.
+            OperationRefusedError: A check refuses; its reason is the rule.
+            WrongStateError: The operation of this id has ended.
+        """
+        _check_id(operation_id)
+        check_reason(reason)
+        check_rotate_plan(plan, now=self._now)
+        depth = Depth.EMERGENCY if plan.is_emergency else Depth.ROTATE
+        with self._gate.role_call(calls.START_OPERATION, caller) as record:
+            record.detail = _describe_call(depth, reason, dry_run=dry_run)
+            if plan.needs_superuser:
+                self._gate.require_role(record, frozenset({Role.SUPERUSER}))
+            facts = self._warden.change(self._load_facts)
+            if not dry_run and find_begun(facts, operation_id) is not None:
+                return (), self._view(facts)
+            order = _order_rotation(facts.current_set, depth, plan, reason, caller.spiffe_id)
+            beginning = Beginning(operation_id, order, list_members(facts.current_set), facts.current_set.set_id)
+            return self._start(beginning, record, dry_run=dry_run)
 
     def describe(self, caller: Caller) -> RootView:
         """Say how the root key stands."""
         with self._gate.keyed_call(calls.GET_OPERATION, caller) as (_, serving):
-            facts = self._load_facts(serving)
-            return RootView(facts.current_set, self._view(facts), facts.ended, len(find_droppable(facts)))
+            facts = read_with_key(self._store, serving, load_facts)
+            return RootView(
+                facts.current_set,
+                facts.generations.get(facts.generation),
+                facts.keyring,
+                self._view(facts),
+                facts.ended,
+                len(find_droppable(facts)),
+            )
 
     def abort(self, caller: Caller, operation_id: bytes, reason: str) -> None:
         """Take an operation back that is not flipped.
@@ -186,47 +212,16 @@ class Operations:
         with self._store.read() as reader:
             return load_facts(reader, serving.root_key)
 
-    def _find_begun(self, facts: Facts, operation_id: bytes) -> OperationView | None:
-        """Return the operation that this id began before."""
-        if facts.ended is not None and facts.ended.id == operation_id:
-            raise WrongStateError(f"the operation has ended: it is {facts.ended.outcome}")
-        return self._view(facts) if facts.operation is not None and facts.operation.id == operation_id else None
-
-    def _prepare(self, serving: Serving, prepare: "_Prepare", record: CallRecord) -> None:
-        """Draw the new set and commit it as pending, with *serving* having its points."""
-        facts = self._load_facts(serving)
-        if self._find_begun(facts, prepare.operation_id) is not None:
-            return  # the same call, made twice at once
-        shard_set = self._draw(serving, facts, prepare)
-
-        def rule(facts: Facts, _: int) -> Change | Refused:
-            return _begin(facts, prepare, Staged(shard_set.record, facts.kek_id, None), self._driver, at=self._now)
-
-        def stage() -> None:
-            serving.others = replace(serving.others, pending=shard_set)
-
-        self._driver.expect(prepare.operation_id)
-        try:
-            commit_rule(self._store, serving, rule, record.write, on_commit=stage)
-        except BaseException:
-            self._driver.expect_no_more(prepare.operation_id)
-            shard_set.release()
-            raise
-
-    def _draw(self, serving: Serving, facts: Facts, prepare: "_Prepare") -> ShardSet:
-        record, points = draw_set(
-            serving.root_key.view,
-            prepare.members,
-            threshold=prepare.order.threshold,
-            generation=facts.generation,
-            set_number=next_numbers(facts, renews_key=False).set_number,
-            timeline=facts.meta.timeline,
-            cluster_id=serving.cluster_id,
-            memory=self._memory,
-            state=SetState.PENDING,
-            drawn_at=self._now,
-        )
-        return ShardSet(record, record.label(serving.cluster_id, serving.genesis.fingerprint), points)
+    def _start(
+        self, beginning: Beginning, record: CallRecord, *, dry_run: bool
+    ) -> tuple[Sequence[Check], OperationView | None]:
+        checks, preflight = self._starter.check(beginning)
+        if dry_run:
+            return checks, None
+        if (refused := next(find_refusals(checks), None)) is not None:
+            raise OperationRefusedError(refused.text, reason=refused.reason)
+        self._starter.begin(beginning, preflight, record.write)
+        return checks, self._view(self._warden.change(self._load_facts))
 
     def _view(self, facts: Facts) -> OperationView | None:
         record = facts.operation
@@ -236,44 +231,32 @@ class Operations:
         names = {member.name for member in target.members} if target else set()
         holders = self._pool.find_holders(target.set_id).keys() & names if target else set()
         threshold = target.threshold if target else 0
-        return OperationView(record, threshold, len(names), tuple(sorted(holders)), self._driver.waits_for)
+        staged = facts.generations.get(record.target.generation) if record.depth.renews_key else None
+        kcv = staged.kcv if staged is not None else b""
+        return OperationView(record, threshold, len(names), tuple(sorted(holders)), kcv, self._driver.waits_for)
 
     @property
     def _now(self) -> int:
         return to_micros(self._clock.now())
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepare:
-    operation_id: bytes
-    order: Order
-    preflight: Preflight
-    members: Sequence[Member]
-    lost: Sequence[str]
-    basis: bytes  # id of the set that the members were chosen by
+def _describe_call(depth: Depth, reason: str, *, dry_run: bool) -> str:
+    return f"{depth}{', dry run' if dry_run else ''}{f': {reason}' if reason else ''}"
 
 
-def _begin(facts: Facts, prepare: _Prepare, staged: Staged, driver: OperationDriver, *, at: int) -> Change | Refused:
-    if facts.current_set.set_id != prepare.basis:  # keepers or threshold may have been changed by somebody else
-        return Refused(Reason.OPERATION_MOVED, "the current set is another one meanwhile: look at it, and ask again")
-    begun = transitions.prepare(
-        facts,
-        prepare.order,
-        staged,
-        prepare.preflight,
-        operation_id=prepare.operation_id,
-        driver=driver.driver,
-        at=at,
+def _order_rotation(current: ShardSetRecord, depth: Depth, plan: RotatePlan, reason: str, actor: str) -> Order:
+    """Order a new root key for the keepers and the threshold of now."""
+    waivers = (Waiver(WaiverKind.BACKUP, plan.without_backup, actor),) if plan.without_backup else ()
+    return Order(
+        depth,
+        tuple(member.name for member in current.members),
+        current.threshold,
+        actor,
+        reason,
+        is_forced=plan.is_forced,
+        suspected_at=plan.suspected_at,
+        waivers=waivers,
     )
-    return begun if isinstance(begun, Refused) else begun.join(give_up(facts, prepare.lost))
-
-
-def _check_joining(plan: ResharePlan, preflight: Preflight) -> Iterator[Check]:
-    """Ask that keepers that join answer: a mistyped address would become a member."""
-    if plan.add:
-        silent = [member.name for member in plan.add if member.name not in preflight.reachable]
-        found = f"{', '.join(silent)} does not answer" if silent else "answer"
-        yield Check("joining keepers", found, Reason.KEEPERS_SHORT if silent else None)
 
 
 def _waive(

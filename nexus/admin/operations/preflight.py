@@ -7,10 +7,12 @@ from common.keys import shamir
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.operation.evidence import Preflight
+from nexus.keys.operation.record import Depth
 from nexus.keys.shard_set import Member
 
 _PROBE_S = 3.0  # for every keeper to answer
 _DISK_WANTED = 4 << 20  # bytes: rows, their WAL and audit entries, with room to spare
+_DISK_WANTED_FOR_ROWS = 64 << 20  # bytes: every row is written anew, in place; that is for the WAL
 _BUFFER_SIZE = 64  # bytes of protected memory that a shard takes at most
 _SPARE_BUFFERS = 16  # root key, derived keys and one-shot keys that exist beside the shards for a moment
 
@@ -26,20 +28,20 @@ class Preflights:
         self._clock = clock
         self._find_disk_free = find_disk_free
 
-    def measure(self, members: Sequence[Member]) -> Preflight:
+    def measure(self, members: Sequence[Member], depth: Depth, *, is_escrow_proved: bool) -> Preflight:
         """Ask *members*, which may be new, how they are, and measure the rest; takes at most some seconds."""
         reports = self._pool.probe(members, seconds=_PROBE_S)
         return Preflight(
             now=to_micros(self._clock.now()),
             reachable=frozenset(name for name, status in reports.items() if status.reachable and not status.fault),
             too_old=frozenset(name for name, status in reports.items() if status.is_too_old),
-            is_escrow_proved=True,  # it was proved at init, and no depth that exists yet makes another
+            is_escrow_proved=is_escrow_proved,
             backup=None,
             backup_max_age=0,
             minimum_age=0,
             is_in_window=True,
             disk_free=self._find_disk_free(),
-            disk_wanted=_DISK_WANTED,
+            disk_wanted=_DISK_WANTED_FOR_ROWS if depth.renews_key else _DISK_WANTED,
             memory_free=self._memory.free,
             memory_wanted=(len(members) + _SPARE_BUFFERS) * max(_BUFFER_SIZE, shamir.SHARD_SIZE),
         )

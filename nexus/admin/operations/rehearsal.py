@@ -3,12 +3,15 @@
 import threading
 from collections.abc import Sequence
 
-from common.errors import TooFewShardsError
+from common.errors import CorruptRowError, TooFewShardsError
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.opened import Serving, prove
+from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
+from nexus.keys.root_key import ROOT_KEY_SIZE, RootKey
+from nexus.keys.ruled_change import rehearse
 from nexus.keys.shard_set import combine_points
 from nexus.store.protocol import ControlRow, Meta
 
@@ -48,12 +51,44 @@ class Rehearsal:
             TooFewShardsError: Nothing is gathered.
             WrongRootKeyError, CorruptRowError, DecryptionError: It does not prove.
         """
+        candidate, points = self._combine()
+        return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
+
+    def prove_flip(self, facts: Facts, flip: Change) -> Serving:
+        """Combine what was gathered, and prove it on the rows as *flip* would leave them; otherwise as `prove`.
+
+        The manifest over these rows is made in memory, with the candidate itself once it matches its key check value.
+        """
+        candidate, points = self._combine()
+        try:
+            with self._memory.allocate(ROOT_KEY_SIZE) as copy:
+                copy.view[:] = candidate.view
+                meta, rows = self._compose(facts, flip, copy)
+        except BaseException:
+            _wipe([candidate, *points])
+            raise
+        return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
+
+    def _combine(self) -> tuple[ProtectedBuffer, list[ProtectedBuffer]]:
         with self._lock:
             collection, points, self._points = self._collection, self._points, []
         if collection is None or not points:
             raise TooFewShardsError("no shards are gathered")
-        candidate = combine_points(points, collection.record.threshold, self._memory)
-        return prove(candidate, points, meta=meta, rows=rows, memory=self._memory)
+        return combine_points(points, collection.record.threshold, self._memory), points
+
+    def _compose(self, facts: Facts, flip: Change, key: ProtectedBuffer) -> tuple[Meta, list[ControlRow]]:
+        """Return the rows of the flip under a manifest by *key*, which is wiped."""
+        generation = facts.generations.get(flip.current.generation)
+        if generation is None:
+            raise CorruptRowError(f"control row generation/{flip.current.generation} does not verify")
+        root_key = RootKey(
+            key, cluster_id=facts.meta.cluster_id, generation=flip.current.generation, memory=self._memory
+        )
+        try:
+            root_key.check(generation.kcv)
+            return rehearse(facts, flip, root_key)
+        finally:
+            root_key.release()
 
     def release(self) -> None:
         """Wipe what was gathered, and end a gathering that is under way."""

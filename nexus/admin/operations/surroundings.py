@@ -6,11 +6,11 @@ from nexus.keys.opened import OtherSets
 from nexus.keys.operation.dead_sets import find_droppable
 from nexus.keys.operation.facts import Facts
 from nexus.keys.records import SetState, ShardSetRecord
-from nexus.keys.shard_set import ShardSet
+from nexus.keys.successor import Successor
 
 
-def find_others(facts: Facts, pending: ShardSet | None) -> OtherSets:
-    """Return the sets beside the current one. *pending* has the points of one that may have ended meanwhile."""
+def find_others(facts: Facts, pending: Successor | None) -> OtherSets:
+    """Return the sets beside the current one. *pending* is one that may have ended meanwhile."""
     target = None if facts.operation is None else facts.sets.get(facts.operation.target.set_number)
     is_pending = target is not None and target.state is SetState.PENDING
     kept = pending if is_pending and pending is not None and target is not None and _is_same(pending, target) else None
@@ -38,5 +38,5 @@ def list_gone(facts: Facts, pool: KeeperPool) -> dict[int, frozenset[str]]:
     }
 
 
-def _is_same(pending: ShardSet, record: ShardSetRecord) -> bool:
-    return pending.record.set_id == record.set_id
+def _is_same(pending: Successor, record: ShardSetRecord) -> bool:
+    return pending.shard_set.record.set_id == record.set_id

@@ -49,7 +49,7 @@ _AUDIT: Final = f"""
     SELECT nexus, revision, position, substr(entry, 1, {MAX_ENTRY + 1}), mac FROM audit_outbox
     WHERE (revision, position) > (?, ?) AND (revision, position) <= (?, ?) AND nexus IN (?, '')
     ORDER BY revision, position LIMIT ?"""
-_HEAD: Final = "SELECT nexus, timeline, seq, hash, revision, mac FROM audit_head WHERE nexus = ?"
+_HEADS: Final = "SELECT nexus, timeline, seq, hash, revision, mac FROM audit_head"
 LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1  # integers of SQLite
 
 _WRAPPED: Final = """
@@ -197,8 +197,11 @@ class SqliteReader:
         return [OutboxRow(*row) for row in self._load(_AUDIT, *low, *high, nexus, limit)]
 
     def load_audit_head(self, nexus: str) -> AuditHead | None:
-        row = self._find(_HEAD, nexus)
+        row = self._find(f"{_HEADS} WHERE nexus = ?", nexus)
         return None if row is None else AuditHead(*row)
+
+    def load_audit_heads(self) -> list[AuditHead]:
+        return [AuditHead(*row) for row in self._load(f"{_HEADS} ORDER BY nexus")]
 
     def list_outdated(self, kek_id: int, *, after: tuple[int, int] | None = None, limit: int) -> list[WrappedRow]:
         kek_before, row_id = after or (LOWEST, LOWEST)

@@ -124,8 +124,12 @@ class SqliteStore:
     ) -> T:
         return self._committer.submit(Turn[SqliteWriter, T](change, counts=counts, alone=alone, on_commit=on_commit))
 
-    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None = None) -> None:
-        self._committer.submit(Turn[SqliteWriter, None](lambda writer: writer.discard_audit(rows, head), counts=False))
+    def discard_audit(
+        self, rows: Sequence[OutboxRow], head: AuditHead | None = None, *, at: tuple[int, int] | None = None
+    ) -> bool:
+        return self._committer.submit(
+            Turn[SqliteWriter, bool](lambda writer: writer.discard_audit(rows, head, at), counts=False)
+        )
 
     def discard_requests(self, *, made_from: int, made_until: int, limit: int) -> int:
         bounds = (made_from, made_until, limit)

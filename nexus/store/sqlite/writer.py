@@ -176,11 +176,14 @@ class SqliteWriter(SqliteReader):
             self._change("UPDATE meta SET revision = ?", self.revision)
             self.standing = now._replace(revision=self.revision)
 
-    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None) -> None:
+    def discard_audit(self, rows: Sequence[OutboxRow], head: AuditHead | None, at: tuple[int, int] | None) -> bool:
+        if at not in (None, (self.basis.timeline, self.basis.generation)):
+            return False
         for row in rows:
             self._change(_DISCARD_AUDIT, row.nexus, row.revision, row.position, row.entry, row.mac)
         if head is not None:
             self.save_audit_head(head)
+        return True
 
     def discard_requests(self, made_from: int, made_until: int, limit: int) -> int:
         return self._change(f"DELETE {OUTDATED_REQUESTS}", limit, made_from, made_until)

@@ -111,7 +111,7 @@ def test_a_rehearsed_change_proves_in_memory_and_is_not_stored(cluster: FoundedC
     """Its rows are those that a restart would find after the commit, but for the revision."""
     serving, before = cluster.prove(), cluster.load()
     facts = load(cluster.store, serving)
-    meta, rows = rehearse(serving, facts, add_dead_set(facts, 0))
+    meta, rows = rehearse(facts, add_dead_set(facts, 0), serving.root_key)
     assert cluster.load() == before
     proved = prove(cluster.protect(cluster.root_key), cluster.points(), meta=meta, rows=rows, memory=cluster.memory)
     proved.release()

@@ -133,7 +133,7 @@ def test_accepting_after_custodians_clears_the_seal(
     wait_until(lambda: core.warden.find_newer_mark() is not None)
     assert not core.warden.admit(cluster.prove(), no_entry, asked_in=State.SEALED)
     meta = cluster.load()[0]
-    assert core.warden.accept(meta.timeline, meta.revision, no_entry) == 2
+    assert core.warden.accept(meta.timeline, meta.revision, no_entry, actor="") == 2
     assert core.states == [State.RECOVERING, State.READY]
     assert not cluster.load()[0].sealed
     assert core.pool.wait_holders(5, seconds=10) == 5
@@ -159,7 +159,7 @@ def test_a_mark_that_comes_late_ends_ready(
     assert "keeper-5 remember timeline 1, revision 60" in core.warden.list_obstacles()[-1]
     meta = cluster.load()[0]
     wait_until(lambda: len(core.warden.list_obstacles()) == 1)
-    assert core.warden.accept(meta.timeline, meta.revision, no_entry) == 2
+    assert core.warden.accept(meta.timeline, meta.revision, no_entry, actor="") == 2
     assert core.states == [State.READY, State.RECOVERING, State.READY]
     core.close()
     assert is_wiped(memory)
@@ -220,9 +220,9 @@ def test_accepting_begins_a_timeline_and_a_set_above_every_mark(blocked: Blocked
     core, meta = blocked.core, blocked.meta
     assert core.states == [State.READY]
     assert (meta.timeline, meta.revision, meta.sealed) == (2, revision + 1, False)
-    assert (meta.last_generation, meta.last_set_number) == (2, 7)
+    assert (meta.last_generation, meta.last_set_number) == (3, 7)
     record = core.lifecycle.require_serving().shard_set.record
-    assert (record.timeline, record.set_number, record.generation, record.threshold) == (2, 7, 1, 3)
+    assert (record.timeline, record.set_number, record.generation, record.threshold) == (2, 7, 3, 3)
     dead = records.decode(records.ShardSetRecord, _find_body(blocked.cluster, "1"))
     assert dead.state is records.SetState.DEAD
     wait_until(lambda: all(set(keeper.sets) == {record.set_id} for keeper in blocked.keepers))
@@ -264,7 +264,7 @@ def test_only_the_present_position_is_accepted(
     """An acceptance of another position was a decision on something else: the nexus stays blocked."""
     wait_until(lambda: len(blocked.core.warden.list_obstacles()) == 1)
     with pytest.raises(ConflictError, match=f"store is at timeline 1, revision {blocked.meta.revision}"):
-        blocked.core.warden.accept(timeline, blocked.meta.revision + revision, no_entry)
+        blocked.core.warden.accept(timeline, blocked.meta.revision + revision, no_entry, actor="")
     assert blocked.core.states == []
     assert blocked.accept() == 2
 
@@ -282,7 +282,7 @@ def test_there_is_nothing_to_accept_before_the_key_is_there(
     wait_until(lambda: core.warden.find_newer_mark() is not None)
     meta = cluster.load()[0]
     with pytest.raises(WrongStateError, match="no root key yet"):
-        core.warden.accept(meta.timeline, meta.revision, no_entry)
+        core.warden.accept(meta.timeline, meta.revision, no_entry, actor="")
     obstacles = core.warden.list_obstacles()
     assert len(obstacles) == 2  # shards are missing, and the mark
 
@@ -295,7 +295,7 @@ def test_a_nexus_that_is_not_blocked_accepts_nothing(
     meta = cluster.load()[0]
     core = start_nexus([])
     with pytest.raises(WrongStateError, match="nothing to accept"):
-        core.warden.accept(meta.timeline, meta.revision, no_entry)
+        core.warden.accept(meta.timeline, meta.revision, no_entry, actor="")
 
 
 @pytest.mark.parametrize("caller", [OPERATOR, RECOVER, AUDITOR, APP], ids=lambda caller: caller.role)
@@ -335,7 +335,7 @@ def test_what_was_accepted_is_told_although_the_store_cannot_be_read_any_more(
 
     meta = blocked.meta
     try:
-        assert blocked.core.warden.accept(meta.timeline, meta.revision, fail_reads) == 2
+        assert blocked.core.warden.accept(meta.timeline, meta.revision, fail_reads, actor="") == 2
     finally:
         blocked.store.cannot_read = False
     assert blocked.core.lifecycle.state is State.READY
@@ -356,7 +356,7 @@ def test_a_blocked_nexus_can_be_sealed(
     core = blocked.core
     assert core.warden.seal(no_entry, seconds=10).keepers_emptied == 5
     with pytest.raises(WrongStateError, match="no root key yet"):
-        core.warden.accept(1, blocked.meta.revision, no_entry)
+        core.warden.accept(1, blocked.meta.revision, no_entry, actor="")
     assert [len(keeper.marks) for keeper in blocked.keepers] == [0, 1, 1, 0, 0]
     assert not core.warden.admit(blocked.cluster.prove(), no_entry, asked_in=State.SEALED)
     core.close()

@@ -424,6 +424,21 @@ class StoreContract:
             assert reader.load_audit_head("another") is None
         assert load_audit(store) == []
 
+    def test_a_discard_for_another_era_does_nothing(self, store: Store) -> None:
+        """Neither rows nor head change while the store is in another timeline, or of another root key."""
+        put(store, make_row("a"))
+        store.write(lambda writer: writer.save_meta(dataclasses.replace(writer.load_meta(), timeline=3, generation=2)))
+        rows, head = load_audit(store), AuditHead(NEXUS, 3, 1, bytes(32), 1, bytes(32))
+        for at in ((3, 1), (2, 2), (0, 0)):
+            assert not store.discard_audit(rows, head, at=at)
+        with store.read() as reader:
+            assert reader.load_audit_heads() == []
+        assert load_audit(store) == rows
+        assert store.discard_audit(rows, head, at=(3, 2))
+        with store.read() as reader:
+            assert reader.load_audit_heads() == [head]
+        assert load_audit(store) == []
+
     def test_writers_at_once(self, store: Store) -> None:
         """Each of many threads' changes takes its own revision; those that raise take none and undo only theirs."""
         revisions: list[int] = []

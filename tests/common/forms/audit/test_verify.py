@@ -281,3 +281,32 @@ def test_the_signer_changes_along_the_chain(tmp_path: Path, signers: list[tuple[
     faults = verify(tmp_path, genesis=make_chain(2).genesis.fingerprint).faults
     assert len(faults) == bool(why)
     assert not why or why in faults[0].why
+
+
+@pytest.mark.parametrize(
+    "forge_links",
+    [
+        pytest.param(lambda links: [links[0], links[2]], id="one left out"),
+        pytest.param(lambda links: links[:2], id="the last one left out"),
+        pytest.param(lambda links: [links[0], links[2], links[1]], id="in another order"),
+        pytest.param(lambda links: [*links, make_chain(3).records[3]], id="one too many"),
+        pytest.param(lambda links: [*links[:2], FORK.links[2]], id="one of a fork"),
+        pytest.param(lambda links: [*links[:2], STRANGER.links[0]], id="one that is no link"),
+        pytest.param(
+            lambda links: [*links[:2], links[2][:-1] + bytes([links[2][-1] ^ 1])], id="one that is not signed"
+        ),
+        pytest.param(lambda links: links[1:], id="the genesis record left out"),
+        pytest.param(lambda links: [], id="all of them"),
+    ],
+)
+def test_a_link_that_is_none_of_the_chain(tmp_path: Path, forge_links: Callable[[Lines], Lines]) -> None:
+    """The true key signs with links that do not lead to it: what comes before it in the files is whole."""
+    with closing(AuditLog.open(tmp_path, nexus="nexus-1", timeline=1)) as log:
+        for signer, links in ((ONE, ONE.links), (TWO, TWO.links), (THREE, forge_links(THREE.links))):
+            log.set_signer(signer, links)
+            log.append(make_entry("a"))
+            log.end_stretch()
+    report = verify(tmp_path, genesis=make_chain(2).genesis.fingerprint)
+    (fault,) = report.faults
+    assert fault.why == "checkpoint is signed by a key that this genesis does not lead to"
+    assert (report.chains[0].signed, report.chains[0].signed_seq) == (2, 5)

@@ -26,6 +26,8 @@ def make_entry(path: str, *, detail: str = "") -> Entry:
 class FixedKey:
     """A key that is always the same, and may be away."""
 
+    generation = 1
+
     def __init__(self) -> None:
         self.is_there = True
 

@@ -5,6 +5,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,22 @@ def test_what_else_is_old_is_discarded_beside(
     wait_until(lambda: turn(lambda: not stopping.is_alive()))
 
 
+def test_a_store_that_learns_its_generation_goes_on(
+    store: SqliteStore, make_exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """As that of an older program does; nothing is exported twice, or called forged."""
+    exporter = make_exporter()
+    change(store, "a")
+    exporter.export()
+    store.write(lambda writer: writer.save_meta(replace(writer.load_meta(), generation=1)), counts=False)
+    change(store, "b")
+    for _ in range(2):
+        exporter.discard()
+        exporter.export()
+    assert list_exported(tmp_path) == [(1, "a"), (2, "b")]
+    assert (list_alarms(tmp_path), load_outbox(store)) == ([], [])
+
+
 @pytest.mark.final
 def test_kill_exports_each_change_once(tmp_path: Path) -> None:
     """After `kill -9` at any moment, and a start, each committed change's entry is in the files exactly once."""
@@ -296,6 +313,7 @@ def test_the_head_follows_reads_each_minute_and_at_the_end(
     clock = ManualClock()
     exporter = make_exporter(clock=clock)
     log.append(make_entry("a"))
+    exporter.export()
     exporter.discard()
     assert load_head(store) is None
     clock.advance(HEAD_EVERY_S)

@@ -1,5 +1,8 @@
 """What the nexus says of itself in the audit, as it goes through its states."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -10,11 +13,15 @@ from common.forms.audit.line import CheckpointLine, Line
 from common.forms.audit.segment import list_segments
 from common.forms.audit.verify import verify
 from nexus.access.audit.journal import Journal
+from nexus.access.audit.log import AuditLog
 from nexus.lifecycle.states import State
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.access.audit.keyed import make_entry
+from tests.nexus.cluster import NEXUS_NAME, FoundCluster
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import NexusCore
 from tests.nexus.failing_store import FailingStore
+from tests.nexus.flipping import Flipping
 from tests.nexus.founder import begin, confirm
 
 
@@ -104,6 +111,62 @@ def test_a_key_that_was_withdrawn_meanwhile_is_not_signed_with(core: NexusCore) 
     with pytest.raises(WrongStateError):
         journal.follow(State.READY, core.lifecycle)
     assert list_ready(core) == []
+
+
+@pytest.fixture
+def flipping(tmp_path: Path, found: FoundCluster) -> Iterator[Flipping]:
+    """A ready nexus with a line that its first key is to sign."""
+    nexus = Flipping(tmp_path / "audit", found(keepers=3, threshold=2))
+    Journal(nexus.store, nexus.log, ManualClock()).follow(State.READY, nexus.lifecycle)
+    nexus.log.append(make_entry("of generation 1"))
+    yield nexus
+    nexus.close()
+
+
+def test_each_key_signs_until_the_next_one_follows(flipping: Flipping) -> None:
+    """Over two flips, each with a last checkpoint before it; every line is signed, and the files lead from genesis."""
+    journal = Journal(flipping.store, flipping.log, ManualClock())
+    for generation in (2, 3):
+        flipping.flip()
+        journal.follow_key(flipping.serving)
+        flipping.wipe_replaced()
+        flipping.log.append(make_entry(f"of generation {generation}"))
+        flipping.work()
+    flipping.log.close()
+    chain = flipping.cluster.chain
+    signed_by = [checkpoint.chain for checkpoint in list_checkpoints(flipping.folder)]
+    assert signed_by == [list(chain.records[:end]) for end in (1, 2, 3)]
+    report = verify(flipping.folder, genesis=flipping.cluster.genesis)
+    assert (report.faults, report.chains[-1].signed_seq) == ([], report.chains[-1].seq)
+
+
+def test_a_process_that_died_before_the_next_key_signed(flipping: Flipping, tmp_path: Path) -> None:
+    """The next one signs the lines of before too. The key of before may sign nothing after that."""
+    flipping.flip()
+    left, old = tmp_path / "left", flipping.replaced[0]
+    shutil.copytree(flipping.folder, left)  # as a kill leaves it
+    root = flipping.serving.root
+    for signer, links, why in (
+        (root.root_key, root.chain.records, ""),
+        (old, root.chain.records[:1], "by generation 1, after one by generation 2"),
+    ):
+        with closing(AuditLog.open(left, nexus=NEXUS_NAME, timeline=1)) as log:
+            log.set_signer(signer, links)
+            log.append(make_entry("later"))
+        report = verify(left, genesis=flipping.cluster.genesis)
+        assert [why in fault.why for fault in report.faults] == [True] * bool(why)
+        assert report.chains[-1].signed == 1
+
+
+def test_a_key_that_was_withdrawn_does_not_follow(flipping: Flipping) -> None:
+    """A seal that came first leaves no signer."""
+    journal = Journal(flipping.store, flipping.log, ManualClock())
+    flipping.flip()
+    journal.follow(State.SEALED, flipping.lifecycle)
+    journal.follow_key(flipping.serving)
+    flipping.log.append(make_entry("later"))
+    flipping.log.close()
+    assert [len(checkpoint.chain) for checkpoint in list_checkpoints(flipping.folder)] == [1, 0]
 
 
 def test_what_cannot_be_noted_stops_nothing(core: NexusCore) -> None:

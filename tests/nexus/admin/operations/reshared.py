@@ -4,7 +4,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import pytest
 
 from common.errors import SealedError
 from common.keys import shamir
@@ -12,8 +14,12 @@ from common.keys.protected import ProtectedMemory
 from nexus.access.gate import Caller
 from nexus.admin.operations.operations import OperationView
 from nexus.admin.operations.reshare_plan import ResharePlan
+from nexus.admin.operations.rotate_plan import RotatePlan
+from nexus.keys.lineage import find_chain
+from nexus.keys.manifest import find_current_set
+from nexus.keys.opened import Serving
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.record import EndedRecord, OperationRecord, Step
+from nexus.keys.operation.record import Depth, EndedRecord, OperationRecord, Step
 from nexus.keys.records import SetState
 from nexus.keys.ruled_change import load_facts
 from nexus.keys.shard_set import Member, ShardSet
@@ -26,6 +32,7 @@ from tests.nexus.played_keepers import DEADLINE_S, PlayedKeeper
 
 NEW_ID = bytes(range(16))
 NOTHING = ResharePlan()
+DEPTHS = pytest.mark.parametrize("resharing", [Depth.RESHARE, Depth.ROTATE], indirect=True)
 
 
 def join(number: int) -> Member:
@@ -41,6 +48,8 @@ class Resharing:
     keepers: list[PlayedKeeper]
     store: FailingStore
     core: NexusCore
+    depth: Depth = Depth.RESHARE
+    new_root_key: bytes = b""  # of the last rotation that began, in clear
 
     def begin(
         self,
@@ -50,10 +59,30 @@ class Resharing:
         reason: str = "drill",
         caller: Caller = SUPERUSER,
     ) -> OperationView:
-        """Begin a reshare that no check refuses."""
-        _, view = self.core.operations.reshare(caller, operation_id, plan, reason, dry_run=False)
+        """Begin an operation that no check refuses: a reshare, unless *depth* is another one."""
+        operations, rotation = self.core.operations, RotatePlan(self.depth is Depth.EMERGENCY, without_backup="drill")
+        if self.depth is Depth.RESHARE:
+            _, view = operations.reshare(caller, operation_id, plan, reason, dry_run=False)
+        else:
+            _, view = operations.rotate(caller, operation_id, rotation, reason, dry_run=False)
         assert view is not None
+        pending = self.core.lifecycle.require_serving().others.pending
+        if pending is not None and pending.root_key is not None:
+            self.new_root_key = bytes(pending.root_key.view)
         return view
+
+    @property
+    def current(self) -> FoundedCluster:
+        """The cluster with the root key that is current in its store."""
+        meta, rows = self.cluster.load()
+        record = find_current_set(meta.cluster_id, rows)
+        if record.generation == self.cluster.record.generation:
+            return self.cluster
+        return replace(self.cluster, root_key=self.new_root_key, record=record, links=find_chain(rows).records[1:])
+
+    def prove_as_custodians(self) -> Serving:
+        """Open the store with the root key that is current in it, and without points."""
+        return self.current.prove_without_points()
 
     @property
     def facts(self) -> Facts:

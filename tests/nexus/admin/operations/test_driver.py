@@ -25,7 +25,7 @@ from nexus.keys.records import SetState
 from nexus.lifecycle.states import State
 from nexus.vault.secrets import Expected
 from tests.kit.waiting import wait_until
-from tests.nexus.admin.operations.reshared import NEW_ID, Resharing, is_wiped_set
+from tests.nexus.admin.operations.reshared import DEPTHS, NEW_ID, Resharing, is_wiped_set
 from tests.nexus.cluster import count_free, is_wiped, tamper
 from tests.nexus.conftest import StartNexus
 from tests.nexus.core import OPERATOR, SUPERUSER, NexusCore
@@ -62,6 +62,7 @@ def find_outcome(resharing: Resharing) -> tuple[Outcome, str]:
     return ended.outcome, ended.detail
 
 
+@DEPTHS
 def test_a_reshare_walks_to_its_end(resharing: Resharing, memory: ProtectedMemory) -> None:
     """At each step, exactly one set is current, and keepers drop nothing before the operation is settled."""
     free = count_free(memory)
@@ -71,6 +72,7 @@ def test_a_reshare_walks_to_its_end(resharing: Resharing, memory: ProtectedMemor
     assert resharing.states == {1: SetState.CURRENT, 2: SetState.PENDING}
     assert not is_wiped_set(replaced, memory)
     resharing.drive_to(Step.FLIPPED)
+    resharing.core.driver.step()
     assert is_wiped_set(replaced, memory)
     assert resharing.states == {1: SetState.DEAD, 2: SetState.CURRENT}
     assert set(map(tuple, resharing.count_sets().values())) == {(1, 2)}
@@ -78,7 +80,8 @@ def test_a_reshare_walks_to_its_end(resharing: Resharing, memory: ProtectedMemor
     assert find_outcome(resharing) == (Outcome.SETTLED, "")
     resharing.drive_to_rest()
     assert set(map(tuple, resharing.count_sets().values())) == {(2,)}
-    assert (count_free(memory), resharing.store.scrubs) == (free, 1)
+    new_keks = int(resharing.depth.renews_key)  # which stay beside those of before
+    assert (count_free(memory), resharing.store.scrubs) == (free - new_keks, 1)
 
 
 def test_each_step_is_audited_in_its_change(resharing: Resharing) -> None:
@@ -105,6 +108,7 @@ def test_the_new_set_brings_the_key_back_after_a_restart(resharing: Resharing, r
     assert core.lifecycle.require_serving().root_key.view == resharing.cluster.root_key
 
 
+@DEPTHS
 def test_callers_notice_nothing(resharing: Resharing) -> None:
     """What was written before is read at each step, and written again."""
     core = resharing.core
@@ -119,6 +123,7 @@ def test_callers_notice_nothing(resharing: Resharing) -> None:
         use(number)
 
 
+@DEPTHS
 def test_one_that_is_found_at_prepared_is_taken_back(resharing: Resharing, restart: Restart) -> None:
     """Its points died with the process that drew them."""
     resharing.begin()
@@ -130,6 +135,7 @@ def test_one_that_is_found_at_prepared_is_taken_back(resharing: Resharing, resta
     assert resharing.states == {1: SetState.CURRENT}
 
 
+@DEPTHS
 def test_one_that_is_found_at_distributed_is_carried_on(
     resharing: Resharing, restart: Restart, memory: ProtectedMemory
 ) -> None:
@@ -138,7 +144,7 @@ def test_one_that_is_found_at_distributed_is_carried_on(
     resharing.begin()
     resharing.drive_to(Step.DISTRIBUTED)
     core = restart()
-    free = count_free(memory)
+    free = count_free(memory) - int(resharing.depth.renews_key)  # the new KEK
     resharing.keepers[4].refusal = ""
     resharing.drive_to(Step.FLIPPED)
     assert resharing.operation is not None
@@ -150,6 +156,7 @@ def test_one_that_is_found_at_distributed_is_carried_on(
     assert "root.takeover" in resharing.actions()
 
 
+@DEPTHS
 def test_one_that_keepers_do_not_bring_back_is_taken_back_after_a_minute(
     resharing: Resharing, restart: Restart
 ) -> None:
@@ -174,6 +181,7 @@ def test_one_that_keepers_do_not_bring_back_is_taken_back_after_a_minute(
     assert (outcome, "did not bring set 2 back" in why) == (Outcome.ABORTED, True)
 
 
+@DEPTHS
 def test_one_that_is_found_at_flipped_is_settled(resharing: Resharing, restart: Restart) -> None:
     """What is current stays current, and keepers are asked for it once more."""
     resharing.begin()
@@ -186,18 +194,18 @@ def test_one_that_is_found_at_flipped_is_settled(resharing: Resharing, restart: 
     assert sum(keeper.count("fetch_shard") >= 1 for keeper in resharing.keepers) >= 3
 
 
+@DEPTHS
 def test_liars_keep_it_from_being_distributed(resharing: Resharing) -> None:
     """A key that keepers cannot give back is not flipped to; whoever lies is named, and it ends once they stop."""
     for keeper in resharing.keepers[:3]:
         keeper.pretends = True
     resharing.begin()
     resharing.drive(until=lambda: sum(bool(seat.status.fault) for seat in resharing.core.pool.seats) == 3)
+    waits_for = "keeper-1, keeper-2, keeper-3 to hold set 2"
+    resharing.drive(until=lambda: resharing.core.driver.waits_for == waits_for)
     for _ in range(3):
         resharing.core.driver.step()
-    assert (resharing.step, resharing.core.driver.waits_for) == (
-        Step.PREPARED,
-        "keeper-1, keeper-2, keeper-3 to hold set 2",
-    )
+    assert (resharing.step, resharing.core.driver.waits_for) == (Step.PREPARED, waits_for)
     for keeper in resharing.keepers[:3]:
         keeper.pretends = False
     resharing.drive_to_rest()
@@ -217,6 +225,7 @@ def test_all_keepers_are_waited_for_and_then_a_quorum_is_enough(resharing: Resha
     resharing.drive_to(Step.FLIPPED)
 
 
+@DEPTHS
 def test_less_than_a_quorum_is_never_enough(resharing: Resharing) -> None:
     """Three of five hold the new set; without an operator's word the operation waits on."""
     for keeper in resharing.keepers[3:]:
@@ -231,6 +240,7 @@ def test_less_than_a_quorum_is_never_enough(resharing: Resharing) -> None:
     assert resharing.core.driver.waits_for == "keeper-4, keeper-5 to hold set 2"
 
 
+@DEPTHS
 def test_a_step_is_refused_when_another_transition_came_first(resharing: Resharing) -> None:
     """An abort that is committed between the look and the step is not overwritten."""
     resharing.begin()
@@ -255,6 +265,7 @@ def test_a_step_is_refused_when_another_transition_came_first(resharing: Reshari
     resharing.drive_to_rest()
 
 
+@DEPTHS
 @pytest.mark.parametrize("step", [Step.PREPARED, Step.DISTRIBUTED, Step.FLIPPED])
 def test_an_unknown_outcome_ends_the_process(resharing: Resharing, step: Step) -> None:
     """Nobody knows what keepers have to hold."""
@@ -268,6 +279,7 @@ def test_an_unknown_outcome_ends_the_process(resharing: Resharing, step: Step) -
     assert "operation: " in resharing.core.failures[0]
 
 
+@DEPTHS
 @pytest.mark.parametrize("step", [Step.PREPARED, Step.DISTRIBUTED, Step.FLIPPED])
 def test_what_is_not_committed_is_tried_again(resharing: Resharing, step: Step) -> None:
     """A full disk ends nothing: the step before stays, and what is served stays."""
@@ -283,6 +295,7 @@ def test_what_is_not_committed_is_tried_again(resharing: Resharing, step: Step) 
     assert resharing.states == {2: SetState.CURRENT}
 
 
+@DEPTHS
 @pytest.mark.parametrize("step", [Step.PREPARED, Step.DISTRIBUTED, Step.FLIPPED])
 def test_a_seal_in_the_middle_wipes_every_key(resharing: Resharing, memory: ProtectedMemory, step: Step) -> None:
     """Before the flip the operation is taken back with the seal; after it, it stays."""
@@ -298,6 +311,7 @@ def test_a_seal_in_the_middle_wipes_every_key(resharing: Resharing, memory: Prot
     wait_until(lambda: not any(keeper.sets for keeper in resharing.keepers))
 
 
+@DEPTHS
 def test_a_seal_between_fetch_and_proof_wipes_what_was_fetched(resharing: Resharing, memory: ProtectedMemory) -> None:
     """At once, and not when the driver looks again."""
     resharing.begin()
@@ -307,6 +321,7 @@ def test_a_seal_between_fetch_and_proof_wipes_what_was_fetched(resharing: Reshar
     assert is_wiped(memory)
 
 
+@DEPTHS
 @pytest.mark.parametrize("step", [Step.PREPARED, Step.DISTRIBUTED, Step.FLIPPED, None])
 def test_an_end_in_the_middle_leaves_no_thread_and_no_key(
     resharing: Resharing, memory: ProtectedMemory, step: Step | None
@@ -320,6 +335,7 @@ def test_an_end_in_the_middle_leaves_no_thread_and_no_key(
     assert is_wiped(memory)
 
 
+@DEPTHS
 def test_an_end_between_fetch_and_proof_wipes_what_was_fetched(resharing: Resharing, memory: ProtectedMemory) -> None:
     """Nothing else owns it."""
     resharing.begin()

@@ -14,7 +14,7 @@ from nexus.keys.root_key import RootKey
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Writer
 from tests.kit.waiting import wait_until
-from tests.nexus.admin.operations.reshared import Resharing, is_wiped_set
+from tests.nexus.admin.operations.reshared import DEPTHS, Resharing, is_wiped_set
 from tests.nexus.cluster import is_wiped
 from tests.nexus.conftest import StartNexus
 from tests.nexus.core import OPERATOR, NexusCore
@@ -47,6 +47,7 @@ def expect_end(resharing: Resharing, step: Step) -> None:
     assert set(map(tuple, resharing.count_sets().values())) == {(3,)}
 
 
+@DEPTHS
 @pytest.mark.parametrize("step", list(Step))
 def test_custodians_end_an_operation_in_the_change_that_unseals(
     resharing: Resharing, start_nexus: StartNexus, step: Step
@@ -55,28 +56,30 @@ def test_custodians_end_an_operation_in_the_change_that_unseals(
     resharing.begin()
     resharing.drive_to(step)
     core = restart(resharing, start_nexus)
-    assert core.warden.admit(resharing.cluster.prove_without_points(), no_entry)
+    assert core.warden.admit(resharing.prove_as_custodians(), no_entry)
     expect_end(resharing, step)
     assert resharing.begin(operation_id=bytes(16)).record.target.set_number == 4
 
 
+@DEPTHS
 @pytest.mark.parametrize("step", list(Step))
 def test_accepting_an_older_store_ends_its_operation(resharing: Resharing, start_nexus: StartNexus, step: Step) -> None:
     """The store that was put back is in the middle of one that has long ended elsewhere."""
     resharing.begin()
     resharing.drive_to(step)
     core = restart(resharing, start_nexus)
-    newer = resharing.cluster.sign_mark(1, 999, set_number=2)
+    newer = resharing.current.sign_mark(1, 999, control_revision=99, set_number=2)
     resharing.keepers[0].remembers = newer
     resharing.keepers[0].is_reachable = True
     wait_until(lambda: core.warden.find_newer_mark() is not None)
-    assert not core.warden.admit(resharing.cluster.prove_without_points(), no_entry)
+    assert not core.warden.admit(resharing.prove_as_custodians(), no_entry)
     meta, _ = resharing.cluster.load()
     resharing.keepers[0].remembers = None
-    assert core.warden.accept(meta.timeline, meta.revision, no_entry) == 2
+    assert core.warden.accept(meta.timeline, meta.revision, no_entry, actor="") == 2
     expect_end(resharing, step)
 
 
+@DEPTHS
 @pytest.mark.parametrize("step", list(Step))
 def test_a_replacement_that_is_not_committed_ends_nothing(
     resharing: Resharing, start_nexus: StartNexus, memory: ProtectedMemory, step: Step
@@ -88,12 +91,13 @@ def test_a_replacement_that_is_not_committed_ends_nothing(
     before = resharing.cluster.load()
     resharing.store.cannot_commit = True
     with pytest.raises(StoreUnavailableError):
-        core.warden.admit(resharing.cluster.prove_without_points(), no_entry)
+        core.warden.admit(resharing.prove_as_custodians(), no_entry)
     assert resharing.cluster.load() == before
     core.close()
     assert is_wiped(memory)
 
 
+@DEPTHS
 @pytest.mark.parametrize("step", BEFORE_FLIP)
 def test_a_seal_takes_back_what_is_not_flipped(resharing: Resharing, step: Step) -> None:
     """In the change that seals: after the unseal nobody has its points."""
@@ -108,16 +112,18 @@ def test_a_seal_takes_back_what_is_not_flipped(resharing: Resharing, step: Step)
     assert not any((row.kind, row.name) == records.OPERATION for row in rows)
 
 
+@DEPTHS
 def test_a_flipped_operation_stays_through_a_seal(resharing: Resharing) -> None:
     """There is no way back from it; the unseal ends it."""
     resharing.begin()
     resharing.drive_to(Step.FLIPPED)
     resharing.core.seal.seal(OPERATOR, "", seconds=10)
     assert any((row.kind, row.name) == records.OPERATION for row in resharing.cluster.load()[1])
-    assert resharing.core.warden.admit(resharing.cluster.prove_without_points(), no_entry, asked_in=State.SEALED)
+    assert resharing.core.warden.admit(resharing.prove_as_custodians(), no_entry, asked_in=State.SEALED)
     expect_end(resharing, Step.FLIPPED)
 
 
+@DEPTHS
 def test_points_of_a_set_that_is_no_more_are_wiped_when_others_are_handed_out(
     resharing: Resharing, memory: ProtectedMemory
 ) -> None:
@@ -126,10 +132,11 @@ def test_points_of_a_set_that_is_no_more_are_wiped_when_others_are_handed_out(
     warden, serving = resharing.core.warden, resharing.core.lifecycle.require_serving()
     pending = serving.others.pending
     assert pending is not None
+    shard_set = pending.shard_set
     warden.hand_out(serving, replace(serving.others, leaving=()))
-    assert not is_wiped_set(pending, memory)
+    assert not is_wiped_set(shard_set, memory)
     warden.hand_out(serving, OtherSets())
-    assert is_wiped_set(pending, memory)
+    assert is_wiped_set(shard_set, memory)
 
 
 def test_nothing_is_handed_out_or_changed_without_the_key(resharing: Resharing) -> None:

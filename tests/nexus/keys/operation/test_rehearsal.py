@@ -1,26 +1,24 @@
 """A rotation with real keys in a real store: the unmodified proof takes what the rules make of the rows."""
 
-import hashlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from common.errors import CorruptRowError, WrongRootKeyError
-from common.forms.chain import Link
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest, records
 from nexus.keys.envelope import Place, open_value, seal_value
 from nexus.keys.floor import Standing
 from nexus.keys.keyring import Keyring
-from nexus.keys.opened import Serving, make_canary, prove
+from nexus.keys.old_form import make_first_escrow
+from nexus.keys.opened import Serving, prove
 from nexus.keys.operation import transitions
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.ending import end_operation
-from nexus.keys.operation.evidence import Backup, Holding, NewKey, Proof, Staged
+from nexus.keys.operation.evidence import Backup, Holding, Proof, Staged
 from nexus.keys.operation.facts import Facts, read_facts
 from nexus.keys.operation.record import Depth, Numbers, Step
 from nexus.keys.operation.refusal import Refused
@@ -28,23 +26,14 @@ from nexus.keys.operation.replacing import replace_at_once
 from nexus.keys.operation.staging import next_numbers
 from nexus.keys.outbox import append_entry, is_authentic_row
 from nexus.keys.root_key import RootKey
+from nexus.keys.ruled_change import rehearse
 from nexus.keys.shard_set import draw_set
-from nexus.store.protocol import ControlRow, Writer
-from tests.nexus.cluster import FoundCluster, FoundedCluster, members
+from nexus.keys.succession import describe_key, make_key, sign_link
+from nexus.store.protocol import Writer
+from tests.nexus.cluster import NO_RECOVERY, FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.keys.operation.made import DRIVER, NOW, OPERATION_ID, make_order, make_preflight
 
 PLACE_OF = b"i" * 16
-
-
-@dataclass
-class RowsInMemory:
-    """As much of a writer as a manifest needs."""
-
-    revision: int
-    rows: list[ControlRow] = field(default_factory=list)
-
-    def save_control(self, row: ControlRow) -> None:
-        self.rows.append(row)
 
 
 class Rotation:
@@ -54,7 +43,7 @@ class Rotation:
         self.cluster = cluster
         self.serving = cluster.prove()
         self.keyring = self.serving.keyring
-        self.new: bytes = os.urandom(32)
+        self.new, self.link = b"", b""
         self.points: list[bytes] = []
 
     @property
@@ -73,57 +62,33 @@ class Rotation:
             key.release()
 
     def stage(self, numbers: Numbers) -> Staged:
-        """Draw the new set, and wrap every KEK under the new root key."""
-        with self.new_key(numbers.generation) as key:
-            record, points = draw_set(
-                key.view,
-                members(5),
-                threshold=3,
-                generation=numbers.generation,
-                set_number=numbers.set_number,
-                timeline=self.facts.meta.timeline,
-                cluster_id=self.cluster.cluster_id,
-                memory=self.cluster.memory,
-            )
-            self.points = [bytes(point.view) for point in points]
-            for point in points:
-                point.release()
-            self.keyring.add_kek(numbers.kek_id)
-            keks = [*map(int, self.facts.keyring.keks), numbers.kek_id]
-            wraps = {kek_id: self.keyring.wrap_kek(kek_id, key) for kek_id in keks}
-            copy = records.EscrowCopy(records.RECOVERY_COPY, hashlib.sha256(bytes(1216)).digest(), b"sealed")
-            escrow = records.EscrowRecord((copy,))
-            made = NewKey(key.kcv, wraps, escrow, self._make_canary(numbers.kek_id), self.make_link(key).encode())
-        pending = records.replace_state(record, records.SetState.PENDING)
-        return Staged(pending, numbers.kek_id, made)
-
-    def _make_canary(self, kek_id: int) -> records.CanaryRecord:
-        before, self.keyring.current_id = self.keyring.current_id, kek_id
-        try:
-            return make_canary(self.cluster.cluster_id, self.keyring)
-        finally:
-            self.keyring.current_id = before
-
-    def make_link(self, key: RootKey) -> Link:
-        chain, meta = self.serving.root.chain, self.facts.meta
-        copy = records.EscrowCopy(records.RECOVERY_COPY, hashlib.sha256(bytes(1216)).digest(), b"sealed")
-        return Link(
-            self.cluster.cluster_id,
-            chain.seq + 1,
-            chain.digest,
-            meta.timeline,
-            meta.revision + 1,
-            meta.control_revision + 1,
-            key.generation,
-            key.kcv,
-            key.public_key,
-            chain.recovery_digest,
-            records.EscrowRecord((copy,)).digest,
+        """Make a new key, and draw its set."""
+        cluster = self.cluster
+        made = make_key(numbers, cluster.cluster_id, cluster.memory)
+        self.new = bytes(made.root_key.view)
+        record, points = draw_set(
+            made.root_key.view,
+            members(5),
+            threshold=3,
+            generation=numbers.generation,
+            set_number=numbers.set_number,
+            timeline=self.facts.meta.timeline,
+            cluster_id=cluster.cluster_id,
+            memory=cluster.memory,
+            state=records.SetState.PENDING,
         )
+        self.points = [bytes(point.view) for point in points]
+        for point in points:
+            point.release()
+        described = describe_key(self.serving, self.facts, made, make_first_escrow(NO_RECOVERY.public_key, b"sealed"))
+        self.link = described.link
+        made.release()
+        return Staged(record, numbers.kek_id, described)
 
-    def sign_link(self, numbers: Numbers) -> bytes:
-        with self.new_key(numbers.generation) as key:
-            return self.make_link(key).sign(self.serving.root_key.sign)
+    def sign_link(self) -> bytes:
+        """Sign the link of the key that was staged, for the next change."""
+        meta = self.facts.meta
+        return sign_link(self.link, self.serving, meta, revision=meta.revision + 1)
 
     def commit(self, change: Change | Refused, successor: RootKey | None = None) -> None:
         """Commit a change with an audit entry; the manifest is that of *successor* from then on, if there is one."""
@@ -139,14 +104,12 @@ class Rotation:
 
         self.cluster.store.write(write, alone=True, on_commit=floor.raise_to)
 
-    def prove_new(self, bodies: Mapping[records.Key, bytes], facts: Facts) -> Serving:
+    def prove_new(self, facts: Facts, change: Change) -> Serving:
         """Prove the new key on rows that are in memory only."""
-        rows = RowsInMemory(facts.meta.revision)
-        with self.new_key(facts.generation) as key:
-            meta = manifest.first_manifest(facts.meta, bodies, key, rows)  # type: ignore[arg-type]
+        with self.new_key(change.current.generation) as key:
+            meta, rows = rehearse(facts, change, key)
         points = [self.cluster.protect(point) for point in self.points]
-        secret = self.cluster.protect(self.new)
-        return prove(secret, points, meta=meta, rows=rows.rows, memory=self.cluster.memory)
+        return prove(self.cluster.protect(self.new), points, meta=meta, rows=rows, memory=self.cluster.memory)
 
 
 @pytest.fixture
@@ -172,10 +135,10 @@ def test_the_rehearsal_is_the_production_proof(rotation: Rotation) -> None:
     assert facts.operation is not None
     place = Place(rotation.cluster.cluster_id, "team/db", PLACE_OF, 1)
     sealed = seal_value(b"before", place, rotation.keyring)
-    link = rotation.sign_link(facts.operation.target)
+    link = rotation.sign_link()
     flip = transitions.make_flip(facts, facts.operation, link=link, revision=facts.meta.revision + 1, at=NOW)
     assert isinstance(flip, Change)
-    proved = rotation.prove_new(flip.apply(facts.bodies), facts.after(flip))
+    proved = rotation.prove_new(facts, flip)
     assert proved.keyring.current_id == facts.operation.target.kek_id
     assert proved.root.chain.seq == 1
     assert open_value(sealed, place, proved.keyring) == b"before"
@@ -200,7 +163,7 @@ def test_a_rotation_from_end_to_end(rotation: Rotation) -> None:
     rotation.commit(transitions.distribute(facts, record.ticket, **evidence))
     facts = rotation.facts
     assert facts.operation is not None
-    link, revision = rotation.sign_link(record.target), facts.meta.revision + 1
+    link, revision = rotation.sign_link(), facts.meta.revision + 1
     flip = transitions.flip(facts, facts.operation.ticket, link=link, revision=revision, **evidence)
     with rotation.new_key(record.target.generation) as key:
         rotation.commit(flip, key)
@@ -235,17 +198,25 @@ def test_an_accepted_store_has_a_new_generation_at_once(rotation: Rotation) -> N
     numbers = next_numbers(facts, renews_key=True, seen=Numbers(6, 9, 7))
     staged = rotation.stage(numbers)
     assert staged.key is not None
-    signed = replace(staged, key=replace(staged.key, link=rotation.sign_link(numbers)))
+    signed = replace(staged, key=replace(staged.key, link=rotation.sign_link()))
     change = replace_at_once(facts, signed, actor="alice", reason="accepted", revision=facts.meta.revision + 1, at=NOW)
     assert isinstance(change, Change)
-    proved = rotation.prove_new(change.apply(facts.bodies), facts.after(change))
+    proved = rotation.prove_new(facts, change)
     assert proved.root.root_key.generation == 7
     assert proved.keyring.current_id == 8
     proved.release()
 
 
-def test_a_kek_is_added_without_becoming_current(memory: ProtectedMemory) -> None:
-    keyring = Keyring(memory)
-    keyring.add_kek(5)
-    assert keyring.current_id == 0
-    keyring.release()
+def test_a_new_kek_is_current_once_it_is_taken_over(memory: ProtectedMemory) -> None:
+    """The KEKs of before stay."""
+    staged = make_key(Numbers(1, 1, 9), bytes(16), memory)
+    root_key = staged.root_key
+    old, new = Keyring(memory), Keyring(memory)
+    old.make_kek(2, root_key)
+    new.open_kek(2, old.wrap_kek(2, root_key), root_key)
+    new.make_kek(5, root_key)
+    old.take_current(new)
+    assert (old.current_id, old.list_keks(), new.list_keks()) == (5, [2, 5], [])
+    old.release()
+    staged.release()
+    assert is_wiped(memory)
