@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from nexus.admin.operations.keyring_job import JobView
 from nexus.admin.operations.operations import OperationView, RootView
+from nexus.admin.operations.progress import JobView
 from nexus.keys.operation.preflight import Check
 from nexus.keys.operation.record import Depth, EndedRecord, Outcome, Step
 from nexus.keys.records import GenerationRecord, GenerationState, KekState, KeyringRecord

@@ -706,8 +706,9 @@ class VersionKey(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     path: _builtins.str
+    """At most 4096 bytes can be named in a request."""
     incarnation: _builtins.bytes
-    """16 bytes."""
+    """16 bytes; at most 64 can be named in a request."""
     version: _builtins.int
     def __init__(
         self,
@@ -854,7 +855,7 @@ class AbandonQuarantinedRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why, for the audit; at most 256 printable characters, may be empty."""
+    """Why, for the audit; 1 to 256 printable characters."""
     @_builtins.property
     def key(self) -> Global___VersionKey: ...
     def __init__(
@@ -892,7 +893,7 @@ class PauseRotationRequest(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why; at most 256 printable characters."""
+    """Why; 1 to 256 printable characters."""
     def __init__(
         self,
         *,
@@ -973,7 +974,7 @@ class ListGenerationsResponse(_message.Message):
     GENERATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def generations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Generation]:
-        """From the first one on."""
+        """From the first one on; those whose row does not verify are missing."""
 
     def __init__(
         self,

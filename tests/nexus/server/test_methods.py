@@ -71,7 +71,7 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "ContinueOperation": lambda: root_pb2.ContinueOperationRequest(operation_id=bytes(16), with_threshold=True),
     "ListQuarantine": lambda: root_pb2.ListQuarantineRequest(),
     "RetryQuarantined": lambda: root_pb2.RetryQuarantinedRequest(key=VERSION),
-    "AbandonQuarantined": lambda: root_pb2.AbandonQuarantinedRequest(key=VERSION),
+    "AbandonQuarantined": lambda: root_pb2.AbandonQuarantinedRequest(key=VERSION, reason="test"),
     "PauseRotation": lambda: root_pb2.PauseRotationRequest(reason="test"),
     "ResumeRotation": lambda: root_pb2.ResumeRotationRequest(),
     "ListGenerations": lambda: root_pb2.ListGenerationsRequest(),

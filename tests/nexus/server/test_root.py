@@ -8,8 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.errors import InvalidArgumentError
 from common.server.edge import Call
-from nexus.admin.operations.keyring_job import JobView
 from nexus.admin.operations.operations import OperationView, RootView
+from nexus.admin.operations.progress import JobView
 from nexus.admin.operations.rotate_plan import RotatePlan
 from nexus.keys.operation.record import Depth, Driver, EndedRecord, Numbers, OperationRecord, Outcome, Step
 from nexus.keys.records import (
@@ -323,6 +323,26 @@ def test_a_version_in_quarantine_is_named_by_its_key() -> None:
         handlers.retry_quarantined(CALL, pb.RetryQuarantinedRequest())
     with pytest.raises(InvalidArgumentError, match="^key: not given"):
         handlers.abandon_quarantined(CALL, pb.AbandonQuarantinedRequest(reason="lost"))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (pb.VersionKey(incarnation=bytes(16)), "path is 0 bytes, want 1 to 4096"),
+        (pb.VersionKey(path="ü" * 2049), "path is 4098 bytes, want 1 to 4096"),
+        (pb.VersionKey(path="x", incarnation=bytes(65)), "incarnation is 65 bytes, want at most 64"),
+    ],
+)
+def test_a_key_that_no_row_has_is_refused(key: pb.VersionKey, message: str) -> None:
+    """It would stand in the audit, however long."""
+    played = Played()
+    for make in (
+        lambda: serve(played).retry_quarantined(CALL, pb.RetryQuarantinedRequest(key=key)),
+        lambda: serve(played).abandon_quarantined(CALL, pb.AbandonQuarantinedRequest(key=key, reason="x")),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"^key: {message}"):
+            make()
+    assert played.asked == []
 
 
 def test_rotations_are_paused_and_resumed() -> None:
