@@ -51,6 +51,7 @@ NEXUS: Final = frozenset(
         "job.scrub",
         "quarantine.retry",
         "quarantine.abandon",
+        "settings.commit",
         "seal.end",
         "unseal.end",
         "accept.escrow",

@@ -20,9 +20,12 @@ from common.config.config import (
     load,
     split_address,
 )
+from common.config.options import name_value
 from common.errors import ConfigError
 from common.failpoint import NEXUS, read_failpoint
 from nexus.access.roles import Roles
+from nexus.keys.operation.schedule import Terms
+from nexus.keys.operation.windows import DAY, FORM, Window, parse_window
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -70,6 +73,40 @@ class ShutdownOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: float = 5.0
 
 
+class RotationOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # let the nexus begin operations by itself; what is due is said all the same
+    enabled: bool = True
+    # days after which the root key is replaced; 0: by hand only
+    interval_days: Annotated[int, Meta(ge=0, le=36_500)] = 365
+    # days that a root key stays at least; by hand only `--force` is earlier
+    minimum_age_days: Annotated[int, Meta(ge=0, le=36_500)] = 30
+    # when an operation may begin by itself, as "Sat 01:00-05:00 UTC" or "daily 22:00-02:00 UTC"; empty: at any time
+    windows: tuple[str, ...] = ()
+    # days after which keepers get new shards of the same root key; 0: never by itself
+    reshare_interval_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
+    # days that the newest verified backup may be old when the root key is replaced
+    backup_max_age_days: Annotated[int, Meta(ge=1, le=36_500)] = 7
+    # rows that are wrapped anew in a second at most, after a rotation; 0: as many as calls in flight allow
+    rewrap_rows_per_second: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+    @property
+    def terms(self) -> Terms:
+        """What the schedule goes by.
+
+        Raises:
+            ConfigError: A window has another form.
+        """
+        return Terms(
+            is_enabled=self.enabled,
+            interval=self.interval_days * DAY,
+            minimum_age=self.minimum_age_days * DAY,
+            windows=tuple(_read_window(index, text) for index, text in enumerate(self.windows)),
+            reshare_interval=self.reshare_interval_days * DAY,
+            backup_max_age=self.backup_max_age_days * DAY,
+            rows_per_second=self.rewrap_rows_per_second,
+        )
+
+
 class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # name of this nexus; its SPIFFE ID is spiffe://TRUST_DOMAIN/shardhold/nexus/NAME
     name: str
@@ -86,6 +123,7 @@ class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     roles: RoleOptions = RoleOptions()
     memory: MemoryOptions = MemoryOptions()
     shutdown: ShutdownOptions = ShutdownOptions()
+    rotation: RotationOptions = RotationOptions()
     log: LogOptions = LogOptions()
     # keepers that the first init uses; afterwards only their addresses count
     keepers: tuple[KeeperOptions, ...] = ()
@@ -108,6 +146,7 @@ def load_config(
     if config.genesis and _FINGERPRINT.fullmatch(config.genesis) is None:
         raise ConfigError(f"genesis: got {config.genesis[:80]!r}, want 64 digits of 0-9 a-f, or nothing")
     check_drain(config.shutdown.drain_s)
+    _check_rotation(config.rotation)
     Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)
     _check_folders(path, config)
@@ -125,6 +164,22 @@ def _check_admin_address(listen: NexusListenOptions) -> None:
     _, port = split_address("listen.admin_address", listen.admin_address)
     if port and listen.admin_address in (listen.address, listen.http):
         raise ConfigError(f"listen.admin_address: got {listen.admin_address!r}, want a port of its own")
+
+
+def _check_rotation(rotation: RotationOptions) -> None:
+    terms = rotation.terms  # names a wrong window
+    if 0 < terms.interval < terms.minimum_age:
+        raise ConfigError(
+            f"rotation.interval_days: got {rotation.interval_days}, "
+            f"want 0, or at least minimum_age_days ({rotation.minimum_age_days})"
+        )
+
+
+def _read_window(index: int, text: str) -> Window:
+    try:
+        return parse_window(text)
+    except ValueError as exc:
+        raise ConfigError(f"rotation.windows[{index}]: got {name_value(text)}, want {FORM}") from exc
 
 
 def _check_folders(file: Path | None, config: NexusConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Meta
 
-_UNITS = {"_s": "seconds", "_ms": "milliseconds", "_bytes": "bytes", "_mib": "MiB"}
+_UNITS = {"_s": "seconds", "_ms": "milliseconds", "_days": "days", "_bytes": "bytes", "_mib": "MiB"}
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 _ECHO_LIMIT = 80  # characters; anything longer is more likely the content of a file than an option
 _FIELD = re.compile(r"    (\w+):")

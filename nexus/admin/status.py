@@ -11,6 +11,7 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller, Gate
 from nexus.access.roles import PEOPLE
 from nexus.admin.initialise import Initialisation
+from nexus.admin.operations.schedule import Schedule
 from nexus.admin.unseal import Unseal
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.plan import find_record
@@ -85,6 +86,7 @@ class Status:
         unseal: Unseal,
         memory_protection: int,
         audit: AuditLog,
+        schedule: Schedule,
     ) -> None:
         self._store = store
         self._gate = gate
@@ -95,6 +97,7 @@ class Status:
         self._unseal = unseal
         self._memory_protection = memory_protection
         self._audit = audit
+        self._schedule = schedule
 
     def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
         """Return the state, and the rest when *caller* is a person with a role."""
@@ -112,7 +115,7 @@ class Status:
                 unread.append(str(exc))
             view = ClusterView(
                 blocked_by=list(dict.fromkeys(self._warden.list_obstacles() + self._audit.list_obstacles() + unread)),
-                alarms=self._warden.list_alarms(),
+                alarms=self._warden.list_alarms() + self._schedule.list_alarms(),
                 meta=meta,
                 facts=facts,
                 memory_protection=self._memory_protection,

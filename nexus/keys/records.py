@@ -117,6 +117,7 @@ class GenerationRecord(msgspec.Struct, frozen=True):
     reason: str = ""
     is_emergency: bool = False
     without_backup: str = ""  # why no backup was waited for; empty: one was
+    people_had_it_at: Number = 0  # when custodians brought it back last; 0: never
 
 
 class KekState(enum.StrEnum):

@@ -20,6 +20,8 @@ from nexus.admin.operations.keyring_job import KeyringJob
 from nexus.admin.operations.operations import Operations
 from nexus.admin.operations.preflight import Preflights
 from nexus.admin.operations.quarantine import Quarantine
+from nexus.admin.operations.rotation_calls import RotationCalls
+from nexus.admin.operations.schedule import Schedule
 from nexus.admin.operations.starter import Starter
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
@@ -28,7 +30,9 @@ from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
+from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Driver
+from nexus.keys.operation.schedule import Terms
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
@@ -39,6 +43,7 @@ from nexus.store.requests import RequestRetention
 from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()
+_USUAL = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ class Core:
     driver: OperationDriver
     job: KeyringJob
     quarantine: Quarantine
+    schedule: Schedule
+    rotation_calls: RotationCalls
 
 
 def build_core(
@@ -78,12 +85,13 @@ def build_core(
     is_keeper_id: Callable[[str], bool],
     find_disk_free: Callable[[], int],
     pin: GenesisPin = _ANY,
+    terms: Terms = _USUAL,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
-    store has left. *pin* names the one cluster that may be served.
+    store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself.
     """
 
     def follow(now: State) -> None:
@@ -91,6 +99,16 @@ def build_core(
             driver.forget_shards()
         journal.follow(now, lifecycle)
         on_state(now)
+
+    def look_beside(facts: Facts | None) -> None:
+        if facts is None:
+            schedule.forget()
+        else:
+            schedule.look(facts)
+
+    def wake() -> None:
+        driver.wake()
+        job.wake()
 
     def follow_key() -> None:
         with lifecycle.borrow() as serving:
@@ -137,6 +155,35 @@ def build_core(
         audit_files=continuity,
     )
     unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer, pin=pin)
+    driver = OperationDriver(
+        store=store,
+        lifecycle=lifecycle,
+        warden=warden,
+        pool=pool,
+        memory=memory,
+        clock=clock,
+        driver=Driver(audit.nexus, os.urandom(16)),
+        follow_key=follow_key,
+        beside=look_beside,
+    )
+    starter = Starter(
+        store=store,
+        warden=warden,
+        driver=driver,
+        preflights=Preflights(pool, memory, clock, terms, find_disk_free),
+        memory=memory,
+        clock=clock,
+    )
+    schedule = Schedule(terms=terms, clock=clock, begin=starter.begin_scheduled, note=journal.note)
+    job = KeyringJob(
+        store=store,
+        lifecycle=lifecycle,
+        warden=warden,
+        clock=clock,
+        nexus=audit.nexus,
+        why_paused=lambda: schedule.view.hold,
+        find_rate=lambda: terms.rows_per_second,
+    )
     status = Status(
         store=store,
         gate=gate,
@@ -147,26 +194,8 @@ def build_core(
         unseal=unseal,
         memory_protection=memory.level,
         audit=audit,
+        schedule=schedule,
     )
-    driver = OperationDriver(
-        store=store,
-        lifecycle=lifecycle,
-        warden=warden,
-        pool=pool,
-        memory=memory,
-        clock=clock,
-        driver=Driver(audit.nexus, os.urandom(16)),
-        follow_key=follow_key,
-    )
-    starter = Starter(
-        store=store,
-        warden=warden,
-        driver=driver,
-        preflights=Preflights(pool, memory, clock, find_disk_free=find_disk_free),
-        memory=memory,
-        clock=clock,
-    )
-    job = KeyringJob(store=store, lifecycle=lifecycle, warden=warden, clock=clock, nexus=audit.nexus)
     operations = Operations(
         store=store,
         gate=gate,
@@ -174,6 +203,8 @@ def build_core(
         pool=pool,
         driver=driver,
         starter=starter,
+        job=job,
+        schedule=schedule,
         clock=clock,
         is_keeper_id=is_keeper_id,
     )
@@ -199,4 +230,6 @@ def build_core(
         driver,
         job,
         Quarantine(store=store, gate=gate, warden=warden, wake=job.wake),
+        schedule,
+        RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=wake),
     )

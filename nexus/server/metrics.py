@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from nexus.access.audit.alarm import Alarm
+from nexus.admin.operations.schedule import Schedule
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.operation.record import Step
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -26,6 +27,7 @@ class NexusCollector(Collector):
         outbox_alarms: tuple[Alarm, Alarm],
         is_way_back_broken: Callable[[], bool],
         find_step: Callable[[], Step | None],
+        schedule: Schedule,
     ) -> None:
         """*find_step* gives the step of the operation on the root key, None while there is none."""
         self._lifecycle = lifecycle
@@ -36,6 +38,7 @@ class NexusCollector(Collector):
         self._outbox_alarms = outbox_alarms
         self._is_way_back_broken = is_way_back_broken
         self._find_step = find_step
+        self._schedule = schedule
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("shardhold_nexus_state", "1 for the state the nexus is in", labels=["state"])
@@ -44,6 +47,7 @@ class NexusCollector(Collector):
         yield state
         yield from self._collect_keepers()
         yield self._collect_step()
+        yield from self._collect_rotation()
         yield GaugeMetricFamily(
             "shardhold_recovery_lacking_shards",
             "shards that a nexus without a root key still waits for; 0 when it waits for none",
@@ -101,3 +105,17 @@ class NexusCollector(Collector):
         for one in Step:
             step.add_metric([one.value], float(one is now))
         return step
+
+    def _collect_rotation(self) -> Iterator[Metric]:
+        age = GaugeMetricFamily(
+            "shardhold_root_generation_age_seconds",
+            "since the current root key became current; no sample where that is not known",
+        )
+        if (seconds := self._schedule.key_age) is not None:
+            age.add_metric([], seconds)
+        yield age
+        yield GaugeMetricFamily(
+            "shardhold_rotation_due",
+            "1 while the root key is to be replaced: by its age, or since custodians had it",
+            value=float(self._schedule.view.is_rotation_due),
+        )

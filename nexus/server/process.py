@@ -106,6 +106,7 @@ class Nexus:
             is_keeper_id=Roles(config.identity.trust_domain, pattern=config.roles.pattern).may_hold_shards,
             find_disk_free=lambda: shutil.disk_usage(Path(config.storage.path).parent).free,
             pin=GenesisPin(bytes.fromhex(config.genesis)),
+            terms=config.rotation.terms,
         )
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)
@@ -113,7 +114,7 @@ class Nexus:
             config.listen.http,
             is_live=lambda: True,
             readiness=self._list_obstacles,
-            alarms=self._core.warden.list_alarms,
+            alarms=lambda: self._core.warden.list_alarms() + self._core.schedule.list_alarms(),
             registry=registry,
         )
 
@@ -166,6 +167,7 @@ class Nexus:
                 outbox_alarms=core.exporter.alarms,
                 is_way_back_broken=lambda: core.warden.is_way_back_broken,
                 find_step=lambda: core.driver.seen_step,
+                schedule=core.schedule,
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
@@ -175,7 +177,7 @@ class Nexus:
             ClusterHandlers(core.status, core.initialisation, core.seal, authenticator),
             RecoveryHandlers(core.unseal, authenticator),
             AuditHandlers(core.audit, authenticator),
-            RootHandlers(core.operations, authenticator),
+            RootHandlers(core.operations, core.quarantine, core.rotation_calls, authenticator),
         )
         build = functools.partial(
             GrpcServer,

@@ -61,6 +61,8 @@ def to_root(view: RootView) -> pb.GetOperationResponse:
         activated_at=_to_time(generation.activated_at if generation else 0),
         job=_to_job(view.job),
         keks=_to_keks(view.keyring),
+        next_scheduled_at=_to_time(view.next.at if view.next else 0),
+        next_scheduled=DEPTHS[view.next.depth] if view.next else pb.DEPTH_UNSPECIFIED,
     )
 
 

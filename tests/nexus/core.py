@@ -22,6 +22,8 @@ from nexus.access.gate import Caller
 from nexus.access.roles import Roles
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
+from nexus.keys.operation.schedule import Terms
+from nexus.keys.operation.windows import DAY
 from nexus.lifecycle.states import State, initial_state
 from nexus.server.audit import AuditHandlers
 from nexus.server.auth import Authenticator
@@ -77,6 +79,8 @@ class RealWaits:
 
 
 ANY_CLUSTER = GenesisPin()
+# Nothing begins by itself, and the clusters of these tests, which are older than a year, are not due.
+TERMS = Terms(is_enabled=False, interval=1000 * DAY)
 AUTHORITY = Authority(at=NOW)
 IDENTITY = FixedIdentity(AUTHORITY.forge("p256", f"spiffe://{TRUST_DOMAIN}/shardhold/nexus/n1"))
 
@@ -129,6 +133,7 @@ class NexusCore:
             is_keeper_id=ROLES.may_hold_shards,
             find_disk_free=lambda: self.disk_free,
             pin=pin,
+            terms=TERMS,
         )
         self.lifecycle = core.lifecycle
         self.warden = core.warden
@@ -145,6 +150,8 @@ class NexusCore:
         self.driver = core.driver
         self.job = core.job
         self.quarantine = core.quarantine
+        self.schedule = core.schedule
+        self.rotation_calls = core.rotation_calls
 
     def list_methods(self) -> list[Method]:
         """Return the table of RPCs over real handlers."""
@@ -155,7 +162,7 @@ class NexusCore:
             ClusterHandlers(self.status, self.initialisation, self.seal, authenticator),
             RecoveryHandlers(self.unseal, authenticator),
             AuditHandlers(self.audit_access, authenticator),
-            RootHandlers(self.operations, authenticator),
+            RootHandlers(self.operations, self.quarantine, self.rotation_calls, authenticator),
         )
 
     def list_entries(self) -> list[Entry]:

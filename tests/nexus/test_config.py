@@ -11,6 +11,8 @@ import pytest
 
 from common.errors import ConfigError
 from nexus.config import NexusConfig, load_config
+from nexus.keys.operation.schedule import Terms
+from nexus.keys.operation.windows import DAY, parse_window
 from tests.kit.patience import at_most
 
 GOOD = """
@@ -72,6 +74,48 @@ def test_defaults(tmp_path: Path) -> None:
         pytest.param('"keeper-2"', '"Keeper 2"', r"^keepers\[1\].name: got", id="keeper that has no DNS name"),
         pytest.param('"keeper-2"', '"keeper-1"', "^keepers: name 'keeper-1' stands twice", id="keeper twice"),
         pytest.param("127.0.0.1:8444", "127.0.0.1:", r"^keepers\[1\].address: got", id="keeper without a port"),
+        pytest.param(
+            "[identity]",
+            '[rotation]\nwindows = ["daily 01:00-05:00 UTC", "Sat 1-5"]\n[identity]',
+            r'^rotation.windows\[1\]: got "Sat 1-5", want "Sat 01:00-05:00 UTC" or "daily',
+            id="window of another form",
+        ),
+        pytest.param(
+            "[identity]",
+            '[rotation]\nwindows = ["Sat 01:00-01:00 UTC"]\n[identity]',
+            r"^rotation.windows\[0\]: got .*, want",
+            id="empty window",
+        ),
+        pytest.param(
+            "[identity]",
+            '[rotation]\nwindows = "Sat 01:00-05:00 UTC"\n[identity]',
+            "^rotation.windows: got .*, want a list, each a string",
+            id="a window that is no list",
+        ),
+        pytest.param(
+            "[identity]",
+            "[rotation]\ninterval_days = 29\n[identity]",
+            r"^rotation.interval_days: got 29, want 0, or at least minimum_age_days \(30\)",
+            id="interval below the minimum age",
+        ),
+        pytest.param(
+            "[identity]",
+            "[rotation]\nbackup_max_age_days = 0\n[identity]",
+            r"^rotation.backup_max_age_days: got 0, want an integer of at least 1 .* \(days\)",
+            id="a backup that is never young enough",
+        ),
+        pytest.param(
+            "[identity]",
+            "[rotation]\nreshare_interval_days = -1\n[identity]",
+            "^rotation.reshare_interval_days: got -1, want an integer of at least 0",
+            id="negative interval",
+        ),
+        pytest.param(
+            "[identity]",
+            "[rotation]\nrewrap_rows_per_second = 0.5\n[identity]",
+            "^rotation.rewrap_rows_per_second: got 0.5",
+            id="half a row",
+        ),
         pytest.param(GOOD[GOOD.rindex("[[") :], "", "^keepers: got 1, want 2 to 255", id="one keeper"),
     ],
 )
@@ -80,6 +124,27 @@ def test_a_wrong_option_is_named(tmp_path: Path, old: str, new: str, words: str)
     assert old in GOOD
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, GOOD.replace(old, new))
+
+
+def test_rotation_goes_by_its_options(tmp_path: Path) -> None:
+    """Days become microseconds, windows are read, and 0 days are no interval."""
+    assert load(tmp_path, GOOD).rotation.terms == Terms()
+    options = """[rotation]
+enabled = false
+interval_days = 0
+minimum_age_days = 2
+windows = ["Sat 01:00-05:00 UTC", "daily 23:00-01:00 UTC"]
+reshare_interval_days = 7
+backup_max_age_days = 1
+"""
+    assert load(tmp_path, GOOD + options).rotation.terms == Terms(
+        is_enabled=False,
+        interval=0,
+        minimum_age=2 * DAY,
+        windows=(parse_window("Sat 01:00-05:00 UTC"), parse_window("daily 23:00-01:00 UTC")),
+        reshare_interval=7 * DAY,
+        backup_max_age=DAY,
+    )
 
 
 @pytest.mark.parametrize(

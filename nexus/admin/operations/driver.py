@@ -56,7 +56,7 @@ from nexus.keys.ruled_change import load_facts
 from nexus.keys.successor import Successor
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
-from nexus.store.protocol import Store
+from nexus.store.protocol import Position, Store
 
 _GATHER_S = 5.0  # for a threshold of shards
 _PROVE_S = 2.0  # for every holder to show its shard
@@ -82,8 +82,12 @@ class OperationDriver:
         clock: Clock,
         driver: Driver,
         follow_key: Callable[[], None],
+        beside: Callable[[Facts | None], None] = lambda facts: None,
     ) -> None:
-        """*follow_key* lets the audit be signed with the root key that is current now."""
+        """*follow_key* lets the audit be signed with the root key that is current now.
+
+        *beside* is called about once a second while no operation is in progress, with the facts; None: there are none.
+        """
         self._store = store
         self._lifecycle = lifecycle
         self._warden = warden
@@ -92,7 +96,8 @@ class OperationDriver:
         self._memory = Memory(driver)
         self._commits = Commits(store, warden, clock, driver, follow_key)
         self._rehearsal = Rehearsal(pool, memory)
-        self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
+        self._beside = beside
+        self._idle: Facts | None = None  # at which nothing was to do
         self._ending = False
         self._has_ended = False  # somebody took an operation back
         self._expected: set[bytes] = set()  # ids of operations that are prepared here
@@ -170,7 +175,8 @@ class OperationDriver:
         was_running = self._memory.seen is not None  # then a seal, or the unseal that follows, may have ended it
         is_scrub_due = was_running or self._memory.is_scrub_due
         self._memory = Memory(self._memory.driver, is_scrub_due=is_scrub_due)
-        self._idle_at = None
+        self._idle = None
+        self._beside(None)
         self.seen_step = None
         return _IDLE_S, ""
 
@@ -179,16 +185,26 @@ class OperationDriver:
         self._wipe_replaced()
         with self._lifecycle.borrow() as serving, self._store.read() as reader:
             position = reader.load_position()
-            if self._idle_at == (position.timeline, position.control_revision) and not self._is_scrub_wanted:
-                return _IDLE_S
-            facts = load_facts(reader, serving.root_key)
+            is_idle = self._is_idle_at(position)
+            facts = self._idle if is_idle and self._idle is not None else load_facts(reader, serving.root_key)
+        if is_idle:
+            self._beside(facts)
+            return _IDLE_S
         self._hand_out(serving, facts)
         self._observe(facts)
         action = next_action(facts, self._memory, self._make_view(facts))
         if facts.operation is None and isinstance(action, Wait):
-            self._idle_at = (facts.meta.timeline, facts.meta.control_revision)
+            self._idle = facts
+            self._beside(facts)
         self.waits_for = self._describe(facts, action)
         return self._act(action, facts, serving)
+
+    def _is_idle_at(self, position: Position) -> bool:
+        """Whether nothing was to do at the control revision of *position*."""
+        if self._idle is None or self._is_scrub_wanted:
+            return False
+        meta = self._idle.meta
+        return (meta.timeline, meta.control_revision) == (position.timeline, position.control_revision)
 
     @property
     def _is_scrub_wanted(self) -> bool:

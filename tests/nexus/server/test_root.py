@@ -12,6 +12,7 @@ from nexus.admin.operations.operations import OperationView, RootView
 from nexus.admin.operations.progress import JobView
 from nexus.admin.operations.rotate_plan import RotatePlan
 from nexus.keys.operation.record import Depth, Driver, EndedRecord, Numbers, OperationRecord, Outcome, Step
+from nexus.keys.operation.schedule import Scheduled
 from nexus.keys.records import (
     GenerationRecord,
     GenerationState,
@@ -79,6 +80,7 @@ ROOT = RootView(
     job=JobView(
         rows_total=100, rows_left=40, rows_per_second=7.5, seconds_left=0.0, quarantine=1, waits_for="", paused="alice"
     ),
+    next=Scheduled(Depth.RESHARE, AT),
     operation=VIEW,
     last=EndedRecord(ID, Depth.ROTATE, Outcome.ABORTED, "wrong day", AT, Numbers(3, 7, 4), Numbers(4, 8, 5)),
     dead_sets=6,
@@ -225,6 +227,8 @@ def test_how_the_root_key_stands_comes_back_whole() -> None:
             pb.Kek(id=9, state=pb.KEK_STATE_TAINTED, verified_at=AT_TIME, generation=2, abandoned=2),
             pb.Kek(id=10, state=pb.KEK_STATE_CURRENT, generation=3),
         ],
+        next_scheduled_at=AT_TIME,
+        next_scheduled=pb.DEPTH_RESHARE,
     )
 
 
@@ -235,6 +239,7 @@ def test_what_there_is_not_is_unset() -> None:
         generation=None,
         keyring=KeyringRecord({"2": KekRecord(b"", KekState.CURRENT, 1)}),
         job=None,
+        next=None,
         operation=None,
         last=None,
         dead_sets=0,

@@ -106,7 +106,7 @@ def test_a_kek_goes_when_what_is_under_it_was_given_up(rekeyed: Rekeyed) -> None
     with pytest.raises(CorruptRowError, match="not in the keyring"):
         rekeyed.get(3)
     actions = {entry.action: entry for _, entry in rekeyed.core.list_change_entries()}
-    entry = actions["root.quarantine-abandon"]
+    entry = actions["quarantine.abandon"]
     assert (entry.actor, entry.path, entry.version) == (SUPERUSER.spiffe_id, name_path(3), 1)
     assert entry.detail.endswith(": lost for good")
 

@@ -3,6 +3,7 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
+from common.clock import to_micros
 from nexus.access.audit.alarm import Alarm
 from nexus.admin.status import OperationStep
 from nexus.keys.operation.record import Step
@@ -71,6 +72,7 @@ def registry(resharing: Resharing) -> CollectorRegistry:
             outbox_alarms=(Alarm("a", core.clock), Alarm("b", core.clock)),
             is_way_back_broken=lambda: False,
             find_step=lambda: core.driver.seen_step,
+            schedule=core.schedule,
         )
     )
     return registry
@@ -107,3 +109,27 @@ def test_a_sealed_nexus_tells_no_step(resharing: Resharing, registry: CollectorR
     resharing.core.seal.seal(OPERATOR, "", seconds=10)
     wait_until(lambda: resharing.core.driver.seen_step is None)
     assert registry.get_sample_value("shardhold_dead_sets_held", {"keeper": "keeper-1"}) == 0
+
+
+def test_metrics_and_status_tell_when_a_rotation_is_due(resharing: Resharing, registry: CollectorRegistry) -> None:
+    """Its age from the first look on, and an alarm once the root key is as old as its interval."""
+
+    def read() -> tuple[float | None, float | None]:
+        names = ("shardhold_root_generation_age_seconds", "shardhold_rotation_due")
+        return registry.get_sample_value(names[0]), registry.get_sample_value(names[1])
+
+    def list_alarms() -> list[str]:
+        _, view = core.status.describe(AUDITOR)
+        assert view is not None
+        return view.alarms
+
+    core, activated_at = resharing.core, resharing.facts.generations[1].activated_at
+    assert read() == (None, 0)
+    core.schedule.look(resharing.facts)
+    age = (to_micros(core.clock.now()) - activated_at) / 1e6
+    assert (read(), list_alarms()) == ((age, 0), [])
+    core.clock.advance(1001 * 86_400 - age)
+    core.schedule.look(resharing.facts)
+    told = "root key 1 is 1001 days old, its interval is 1000 days"
+    assert (read(), list_alarms()) == ((1001 * 86_400, 1), [f"rotation due: {told}"])
+    assert [entry.detail for entry in core.list_all_entries() if entry.action == "rotation.due"] == [told]
