@@ -1016,6 +1016,7 @@ class Generation(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     IS_EMERGENCY_FIELD_NUMBER: _builtins.int
     WITHOUT_BACKUP_FIELD_NUMBER: _builtins.int
+    PEOPLE_HAD_IT_AT_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     state: Global___GenerationState.ValueType
     kcv: _builtins.bytes
@@ -1038,6 +1039,10 @@ class Generation(_message.Message):
 
     @_builtins.property
     def found_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def people_had_it_at(self) -> _timestamp_pb2.Timestamp:
+        """When custodians brought it back last."""
+
     def __init__(
         self,
         *,
@@ -1053,10 +1058,11 @@ class Generation(_message.Message):
         reason: _builtins.str = ...,
         is_emergency: _builtins.bool = ...,
         without_backup: _builtins.str = ...,
+        people_had_it_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "found_at", b"found_at", "retired_at", b"retired_at", "suspected_at", b"suspected_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "found_at", b"found_at", "people_had_it_at", b"people_had_it_at", "retired_at", b"retired_at", "suspected_at", b"suspected_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "actor", b"actor", "created_at", b"created_at", "found_at", b"found_at", "generation", b"generation", "is_emergency", b"is_emergency", "kcv", b"kcv", "reason", b"reason", "retired_at", b"retired_at", "state", b"state", "suspected_at", b"suspected_at", "without_backup", b"without_backup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "actor", b"actor", "created_at", b"created_at", "found_at", b"found_at", "generation", b"generation", "is_emergency", b"is_emergency", "kcv", b"kcv", "people_had_it_at", b"people_had_it_at", "reason", b"reason", "retired_at", b"retired_at", "state", b"state", "suspected_at", b"suspected_at", "without_backup", b"without_backup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,6 +66,7 @@ GENERATION = GenerationRecord(
     reason="yearly",
     is_emergency=True,
     without_backup="none yet",
+    people_had_it_at=AT + 5,
 )
 MEMBER = MemberRecord("k1", "spiffe://example.test/k1", "k1:1", 1, bytes(32))
 ROOT = RootView(
@@ -273,7 +274,9 @@ def test_the_history_is_told_from_the_first_generation_on() -> None:
         kcv=KCV,
         **{
             name: Timestamp(seconds=AT_TIME.seconds, nanos=AT_TIME.nanos + 1000 * later)
-            for later, name in enumerate(("created_at", "activated_at", "retired_at", "suspected_at", "found_at"))
+            for later, name in enumerate(
+                ("created_at", "activated_at", "retired_at", "suspected_at", "found_at", "people_had_it_at")
+            )
         },
         actor="alice",
         reason="yearly",
