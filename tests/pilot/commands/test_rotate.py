@@ -179,6 +179,8 @@ def test_versions_in_quarantine_fail_the_wait(nexus: PlayedNexus, reach: list[st
     nexus.tell(ended(VERIFIED_KEK, rows_total=9, quarantine=2, waits_for="quarantine"))
     told = run_pilot("root", "rotate", "--wait", *reach)
     assert told.code == 1
+    last = told.out.splitlines()[-1]
+    assert (last.startswith("re-wrapped 9 rows ("), last.endswith("  quarantine 2")) == (True, True)
     assert told.err == (
         "pilot: error: 2 versions did not open: in quarantine\npilot: hint: 'pilot root quarantine list' says which\n"
     )
