@@ -18,6 +18,8 @@ from nexus.store.rewrapping import VersionKey
 from shardhold.v1 import root_pb2 as pb
 
 _MAX_PAGE = 1000
+# Bytes that a damaged row in quarantine may have and people can still name it; an intact one has up to 512, and 16.
+_MAX_PATH, _MAX_INCARNATION = 4096, 64
 _OF_RESHARES = ("threshold", "add", "remove", "lost")
 # Fields that an operation of another depth has no use for: they would be ignored, and somebody counts on them.
 _FOREIGN_FIELDS = {
@@ -135,6 +137,12 @@ def _read_moment(request: pb.StartOperationRequest) -> int:
 def _read_named(request: pb.RetryQuarantinedRequest | pb.AbandonQuarantinedRequest) -> VersionKey:
     if not request.HasField("key"):
         raise InvalidArgumentError("key: not given, want the version in quarantine")
+    size = len(request.key.path.encode())
+    if not 0 < size <= _MAX_PATH:
+        raise InvalidArgumentError(f"key: path is {size} bytes, want 1 to {_MAX_PATH}")
+    if len(request.key.incarnation) > _MAX_INCARNATION:
+        found = f"incarnation is {len(request.key.incarnation)} bytes"
+        raise InvalidArgumentError(f"key: {found}, want at most {_MAX_INCARNATION}")
     return _read_key(request.key)
 
 

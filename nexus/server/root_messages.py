@@ -109,6 +109,7 @@ def to_generation(number: int, record: GenerationRecord) -> pb.Generation:
         reason=record.reason,
         is_emergency=record.is_emergency,
         without_backup=record.without_backup,
+        people_had_it_at=_to_time(record.people_had_it_at),
     )
 
 

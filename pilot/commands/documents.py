@@ -40,6 +40,8 @@ def root_document(answer: "pb.GetOperationResponse") -> dict[str, Any]:
         "last": ended_document(answer.last) if answer.HasField("last") else None,
         "keyring_job": job_document(answer.job) if answer.HasField("job") else None,
         "keks": [_kek_document(kek) for kek in answer.keks],
+        "next_scheduled_at": to_text(answer.next_scheduled_at),
+        "next_scheduled": DEPTHS.get(answer.next_scheduled, UNKNOWN) if answer.next_scheduled else None,
         "dead_sets": answer.dead_sets,
     }
 
@@ -112,6 +114,7 @@ def generation_document(record: "pb.Generation") -> dict[str, Any]:
         "reason": record.reason or None,
         "is_emergency": record.is_emergency,
         "without_backup": record.without_backup or None,
+        "people_had_it_at": to_text(record.people_had_it_at),
     }
 
 

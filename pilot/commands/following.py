@@ -69,7 +69,10 @@ def follow_rows(connection: "Connection", *, is_shown: bool) -> "pb.KeyringJob |
     start_at = time.monotonic()
     with _interruptible(line.end_line):
         rows, answer = _follow_rows(connection, line)
-    line.finish(f"re-wrapped ✓ {f'{rows:,} rows ' if rows else ''}({show_duration(time.monotonic() - start_at)})")
+    left = answer.job.quarantine  # which is no success
+    told = f"{'re-wrapped' if left else 're-wrapped ✓'}{f' {rows:,} rows' if rows else ''}"
+    told += f" ({show_duration(time.monotonic() - start_at)})"
+    line.finish(f"{told}  quarantine {left:,}" if left else told)
     return answer.job if answer.HasField("job") else None
 
 

@@ -42,6 +42,8 @@ def _list_notes(document: dict[str, Any]) -> list[str]:
         notes.append(f"found compromised {document['found_at']}")
     if document["suspected_at"]:
         notes.append(f"suspected since {document['suspected_at']}")
+    if document["people_had_it_at"]:
+        notes.append(f"custodians brought it back {document['people_had_it_at']}")
     if document["without_backup"]:
         notes.append(f"without a backup: {document['without_backup']}")
     return notes

@@ -194,7 +194,7 @@ CALLS: dict[str, Call] = {
     "ListQuarantine": lambda walk: walk.auditor.root.ListQuarantine(root_pb2.ListQuarantineRequest()),
     "RetryQuarantined": lambda walk: walk.operator.root.RetryQuarantined(root_pb2.RetryQuarantinedRequest(key=VERSION)),
     "AbandonQuarantined": lambda walk: walk.operator.root.AbandonQuarantined(
-        root_pb2.AbandonQuarantinedRequest(key=VERSION)
+        root_pb2.AbandonQuarantinedRequest(key=VERSION, reason="x")
     ),
     "PauseRotation": lambda walk: walk.auditor.root.PauseRotation(root_pb2.PauseRotationRequest(reason="x")),
     "ResumeRotation": lambda walk: walk.auditor.root.ResumeRotation(root_pb2.ResumeRotationRequest()),

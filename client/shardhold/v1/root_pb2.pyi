@@ -715,8 +715,9 @@ class VersionKey(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     path: _builtins.str
+    """At most 4096 bytes can be named in a request."""
     incarnation: _builtins.bytes
-    """16 bytes."""
+    """16 bytes; at most 64 can be named in a request."""
     version: _builtins.int
     def __init__(
         self,
@@ -863,7 +864,7 @@ class AbandonQuarantinedRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why, for the audit; at most 256 printable characters, may be empty."""
+    """Why, for the audit; 1 to 256 printable characters."""
     @_builtins.property
     def key(self) -> Global___VersionKey: ...
     def __init__(
@@ -901,7 +902,7 @@ class PauseRotationRequest(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why; at most 256 printable characters."""
+    """Why; 1 to 256 printable characters."""
     def __init__(
         self,
         *,
@@ -982,7 +983,7 @@ class ListGenerationsResponse(_message.Message):
     GENERATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def generations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Generation]:
-        """From the first one on."""
+        """From the first one on; those whose row does not verify are missing."""
 
     def __init__(
         self,
@@ -1015,6 +1016,7 @@ class Generation(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     IS_EMERGENCY_FIELD_NUMBER: _builtins.int
     WITHOUT_BACKUP_FIELD_NUMBER: _builtins.int
+    PEOPLE_HAD_IT_AT_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     state: Global___GenerationState.ValueType
     kcv: _builtins.bytes
@@ -1037,6 +1039,10 @@ class Generation(_message.Message):
 
     @_builtins.property
     def found_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def people_had_it_at(self) -> _timestamp_pb2.Timestamp:
+        """When custodians brought it back last."""
+
     def __init__(
         self,
         *,
@@ -1052,10 +1058,11 @@ class Generation(_message.Message):
         reason: _builtins.str = ...,
         is_emergency: _builtins.bool = ...,
         without_backup: _builtins.str = ...,
+        people_had_it_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "found_at", b"found_at", "retired_at", b"retired_at", "suspected_at", b"suspected_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "found_at", b"found_at", "people_had_it_at", b"people_had_it_at", "retired_at", b"retired_at", "suspected_at", b"suspected_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "actor", b"actor", "created_at", b"created_at", "found_at", b"found_at", "generation", b"generation", "is_emergency", b"is_emergency", "kcv", b"kcv", "reason", b"reason", "retired_at", b"retired_at", "state", b"state", "suspected_at", b"suspected_at", "without_backup", b"without_backup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "actor", b"actor", "created_at", b"created_at", "found_at", b"found_at", "generation", b"generation", "is_emergency", b"is_emergency", "kcv", b"kcv", "people_had_it_at", b"people_had_it_at", "reason", b"reason", "retired_at", b"retired_at", "state", b"state", "suspected_at", b"suspected_at", "without_backup", b"without_backup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,6 +66,7 @@ GENERATION = GenerationRecord(
     reason="yearly",
     is_emergency=True,
     without_backup="none yet",
+    people_had_it_at=AT + 5,
 )
 MEMBER = MemberRecord("k1", "spiffe://example.test/k1", "k1:1", 1, bytes(32))
 ROOT = RootView(
@@ -273,7 +274,9 @@ def test_the_history_is_told_from_the_first_generation_on() -> None:
         kcv=KCV,
         **{
             name: Timestamp(seconds=AT_TIME.seconds, nanos=AT_TIME.nanos + 1000 * later)
-            for later, name in enumerate(("created_at", "activated_at", "retired_at", "suspected_at", "found_at"))
+            for later, name in enumerate(
+                ("created_at", "activated_at", "retired_at", "suspected_at", "found_at", "people_had_it_at")
+            )
         },
         actor="alice",
         reason="yearly",
@@ -328,6 +331,26 @@ def test_a_version_in_quarantine_is_named_by_its_key() -> None:
         handlers.retry_quarantined(CALL, pb.RetryQuarantinedRequest())
     with pytest.raises(InvalidArgumentError, match="^key: not given"):
         handlers.abandon_quarantined(CALL, pb.AbandonQuarantinedRequest(reason="lost"))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (pb.VersionKey(incarnation=bytes(16)), "path is 0 bytes, want 1 to 4096"),
+        (pb.VersionKey(path="ü" * 2049), "path is 4098 bytes, want 1 to 4096"),
+        (pb.VersionKey(path="x", incarnation=bytes(65)), "incarnation is 65 bytes, want at most 64"),
+    ],
+)
+def test_a_key_that_no_row_has_is_refused(key: pb.VersionKey, message: str) -> None:
+    """It would stand in the audit, however long."""
+    played = Played()
+    for make in (
+        lambda: serve(played).retry_quarantined(CALL, pb.RetryQuarantinedRequest(key=key)),
+        lambda: serve(played).abandon_quarantined(CALL, pb.AbandonQuarantinedRequest(key=key, reason="x")),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"^key: {message}"):
+            make()
+    assert played.asked == []
 
 
 def test_rotations_are_paused_and_resumed() -> None:

@@ -142,6 +142,7 @@ def test_the_history(nexus: PlayedNexus, reach: list[str]) -> None:
             reason="lost",
             is_emergency=True,
             without_backup="none yet",
+            people_had_it_at=AT,
         ),
         pb.Generation(generation=3, state=77),  # type: ignore[arg-type]
     ]
@@ -150,7 +151,8 @@ def test_the_history(nexus: PlayedNexus, reach: list[str]) -> None:
         f"1 compromised {'00' * 8} found compromised {TOLD_AT}; suspected since {TOLD_AT}".split()
     )
     assert lines[3].split() == (
-        f"2 active {'01' * 8} {TOLD_AT} {TOLD_AT} {ALICE} lost made in an emergency; without a backup: none yet".split()
+        f"2 active {'01' * 8} {TOLD_AT} {TOLD_AT} {ALICE} lost made in an emergency; "
+        f"custodians brought it back {TOLD_AT}; without a backup: none yet".split()
     )
     documents = json.loads(run_pilot("root", "history", "-o", "json", *reach).out)
     assert documents[1] == {
@@ -166,5 +168,6 @@ def test_the_history(nexus: PlayedNexus, reach: list[str]) -> None:
         "reason": "lost",
         "is_emergency": True,
         "without_backup": "none yet",
+        "people_had_it_at": TOLD_AT,
     }
     assert documents[2]["state"] == "unknown"

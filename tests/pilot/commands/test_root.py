@@ -88,6 +88,8 @@ def test_status_when_nothing_was_ever_begun(nexus: PlayedNexus, reach: list[str]
         "last": None,
         "keyring_job": None,
         "keks": [],
+        "next_scheduled_at": None,
+        "next_scheduled": None,
         "dead_sets": 0,
     }
 

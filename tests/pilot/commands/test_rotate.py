@@ -1,6 +1,7 @@
 """`pilot root rotate`: begun, awaited until rows are under the new KEK, and what is told on the way."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -178,6 +179,8 @@ def test_versions_in_quarantine_fail_the_wait(nexus: PlayedNexus, reach: list[st
     nexus.tell(ended(VERIFIED_KEK, rows_total=9, quarantine=2, waits_for="quarantine"))
     told = run_pilot("root", "rotate", "--wait", *reach)
     assert told.code == 1
+    last = told.out.splitlines()[-1]
+    assert (last.startswith("re-wrapped 9 rows ("), last.endswith("  quarantine 2")) == (True, True)
     assert told.err == (
         "pilot: error: 2 versions did not open: in quarantine\npilot: hint: 'pilot root quarantine list' says which\n"
     )
@@ -194,7 +197,7 @@ def test_one_that_is_taken_back_waits_for_no_rows(nexus: PlayedNexus, reach: lis
 def test_a_pause_is_told_once_it_lasts(nexus: PlayedNexus, reach: list[str]) -> None:
     """Or somebody would wait without knowing for whom."""
     paused = ended(OLD_KEK, rows_total=9, rows_left=9, paused="bob: a busy \x1b[2Jweek")
-    nexus.tell(*[paused] * 8, ended())
+    nexus.tell(*[paused] * 9, ended())
     (hint,) = run_pilot("root", "rotate", "--wait", *reach).err.splitlines()
     assert hint.endswith("Z it is paused: bob: a busy \ufffd[2Jweek")
 
@@ -262,6 +265,17 @@ def test_status_between_old_and_new(nexus: PlayedNexus, reach: list[str]) -> Non
     }
 
 
+def test_status_says_what_begins_by_itself(nexus: PlayedNexus, reach: list[str]) -> None:
+    """And when."""
+    told = ended()
+    told.next_scheduled_at.CopyFrom(AT)
+    told.next_scheduled = pb.DEPTH_ROTATE
+    nexus.tell(told)
+    assert f"\nnext            rotate {TOLD_AT}, by schedule\n" in run_pilot("root", "status", *reach).out
+    document = json.loads(run_pilot("root", "status", "-o", "json", *reach).out)
+    assert (document["next_scheduled"], document["next_scheduled_at"]) == ("rotate", TOLD_AT)
+
+
 def test_status_shows_the_fingerprint_and_what_the_job_waits_for(nexus: PlayedNexus, reach: list[str]) -> None:
     """Before the flip people can compare it, and afterwards nobody wonders why an older KEK stays."""
     told = running()
@@ -270,6 +284,15 @@ def test_status_shows_the_fingerprint_and_what_the_job_waits_for(nexus: PlayedNe
     out = run_pilot("root", "status", *reach).out
     assert f"\nkcv        {SHOWN_KCV}\n" in out
     assert "\nkeyring job  waits for: operation\n" in out
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_speed_that_is_no_number(nexus: PlayedNexus, reach: list[str], number: float) -> None:
+    """The document stays one that every program can read."""
+    nexus.tell(ended(rows_total=9, rows_left=9, rows_per_second=number, seconds_left=number))
+    out = run_pilot("root", "status", "-o", "json", *reach).out
+    job = json.loads(out, parse_constant=pytest.fail)["keyring_job"]
+    assert (job["rows_per_second"], job["seconds_left"]) == (None, None)
 
 
 def test_an_abort_says_which_root_key_stays(nexus: PlayedNexus, reach: list[str]) -> None:
