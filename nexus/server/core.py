@@ -20,6 +20,7 @@ from nexus.admin.operations.operations import Operations
 from nexus.admin.operations.preflight import Preflights
 from nexus.admin.operations.rotation_calls import RotationCalls
 from nexus.admin.operations.schedule import Schedule
+from nexus.admin.operations.scheduled_start import ScheduledStart
 from nexus.admin.operations.starter import Starter
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
@@ -140,7 +141,12 @@ def build_core(
         audit_files=continuity,
     )
     unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer, pin=pin)
-    schedule = Schedule(terms=terms, clock=clock, begin=None, note=journal.note)
+    schedule = Schedule(
+        terms=terms,
+        clock=clock,
+        begin=lambda depth, reason: scheduled_start.begin(depth, reason),
+        note=journal.note,
+    )
     status = Status(
         store=store,
         gate=gate,
@@ -171,6 +177,7 @@ def build_core(
         memory=memory,
         clock=clock,
     )
+    scheduled_start = ScheduledStart(store=store, warden=warden, starter=starter, clock=clock, nexus=audit.nexus)
     operations = Operations(
         store=store,
         gate=gate,
