@@ -103,6 +103,7 @@ class RotationOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             windows=tuple(_read_window(index, text) for index, text in enumerate(self.windows)),
             reshare_interval=self.reshare_interval_days * DAY,
             backup_max_age=self.backup_max_age_days * DAY,
+            rows_per_second=self.rewrap_rows_per_second,
         )
 
 

@@ -85,6 +85,9 @@ START_OPERATION = Rpc("RootService", "StartOperation", "root.start", None, _ADMI
 GET_OPERATION = Rpc("RootService", "GetOperation", "root.status", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
 ABORT_OPERATION = Rpc("RootService", "AbortOperation", "root.abort", None, _ADMINS, READY_ONLY, uses_reserve=True)
 CONTINUE_OPERATION = Rpc("RootService", "ContinueOperation", "root.continue", None, _ADMINS, READY_ONLY)
+LIST_QUARANTINE = Rpc("RootService", "ListQuarantine", "quarantine.list", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
+RETRY_QUARANTINED = Rpc("RootService", "RetryQuarantined", "quarantine.retry", None, _ADMINS, READY_ONLY)
+ABANDON_QUARANTINED = Rpc("RootService", "AbandonQuarantined", "quarantine.abandon", None, _SUPERUSER, READY_ONLY)
 PAUSE_ROTATION = Rpc("RootService", "PauseRotation", "root.pause", None, _ADMINS, READY_ONLY)
 RESUME_ROTATION = Rpc("RootService", "ResumeRotation", "root.resume", None, _ADMINS, READY_ONLY)
 LIST_GENERATIONS = Rpc("RootService", "ListGenerations", "root.history", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
@@ -133,6 +136,12 @@ ALL: Final[tuple[Rpc[Permission | None], ...]] = (
     GET_OPERATION,
     ABORT_OPERATION,
     CONTINUE_OPERATION,
+    LIST_QUARANTINE,
+    RETRY_QUARANTINED,
+    ABANDON_QUARANTINED,
+    PAUSE_ROTATION,
+    RESUME_ROTATION,
+    LIST_GENERATIONS,
 )
 
 BY_FULL_NAME: Final[Mapping[str, Rpc[Permission | None]]] = {rpc.full_name: rpc for rpc in ALL}

@@ -1,6 +1,6 @@
 """The KEKs of a cluster: random, numbered, in protected memory; stored wrapped under the keyring key."""
 
-from common.errors import CorruptRowError
+from common.errors import CorruptRowError, WrongStateError
 from common.forms.codec import fields, u32, u64
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
 from nexus.keys.root_key import RootKey
@@ -57,7 +57,7 @@ class Keyring:
 
     def wrap_dek(self, dek: memoryview, kek_id: int, aad: bytes) -> bytes:
         """Wrap a DEK under KEK *kek_id*; *aad* names its place and is joined by the KEK's number."""
-        return wrap_key(dek, under=self._keks[kek_id].view, aad=_dek_aad(aad, kek_id), memory=self.scratch)
+        return wrap_key(dek, under=self._keks[kek_id].view, aad=bind_kek(aad, kek_id), memory=self.scratch)
 
     def unwrap_dek(self, wrap: bytes, kek_id: int, aad: bytes, *, into: memoryview) -> None:
         """Open a DEK that was wrapped under KEK *kek_id*.
@@ -66,14 +66,33 @@ class Keyring:
             CorruptRowError: There is no such KEK.
             DecryptionError: The wrap does not open at this place.
         """
+        unwrap_key(wrap, under=self.find_kek(kek_id), aad=bind_kek(aad, kek_id), memory=self.scratch, into=into)
+
+    def find_kek(self, kek_id: int) -> memoryview:
+        """Return a KEK, 32 bytes, valid as long as the keyring is borrowed.
+
+        Raises:
+            CorruptRowError: There is no such KEK.
+        """
         kek = self._keks.get(kek_id)
         if kek is None:
             raise CorruptRowError(f"row names KEK {kek_id}, which is not in the keyring")
-        unwrap_key(wrap, under=kek.view, aad=_dek_aad(aad, kek_id), memory=self.scratch, into=into)
+        return kek.view
+
+    def forget_kek(self, kek_id: int) -> None:
+        """Wipe a KEK, which no row depends on and which nobody uses any more; without it nothing happens.
+
+        Raises:
+            WrongStateError: It is the current one.
+        """
+        if kek_id == self.current_id:
+            raise WrongStateError(f"KEK {kek_id} is current")
+        if (kek := self._keks.pop(kek_id, None)) is not None:
+            kek.release()
 
     def release(self) -> None:
         """Wipe all KEKs."""
-        for kek in self._keks.values():
+        for kek in list(self._keks.values()):
             kek.release()
         self._keks.clear()
         self.scratch.release()
@@ -83,5 +102,6 @@ def _kek_aad(root_key: RootKey, kek_id: int) -> bytes:
     return fields(b"shardhold-kek-v1", root_key.cluster_id, u64(root_key.generation), u32(kek_id))
 
 
-def _dek_aad(place: bytes, kek_id: int) -> bytes:
+def bind_kek(place: bytes, kek_id: int) -> bytes:
+    """Encode the associated data of a DEK's wrap: its *place*, as `nexus.keys.envelope` binds it, and the KEK."""
     return fields(b"shardhold-dek-v1", place, u32(kek_id))

@@ -199,5 +199,5 @@ def _load_edited(reader: Reader, serving: Serving, edit: Callable[[Meta], Meta])
 
 
 def _describe(key: _MadeKey, serving: Serving, facts: Facts, *, revision: int) -> NewKey:
-    described = describe_key(serving, key.staged, key.escrow)
+    described = describe_key(serving, facts, key.staged, key.escrow)
     return replace(described, link=sign_link(described.link, serving, facts.meta, revision=revision))

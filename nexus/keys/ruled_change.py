@@ -17,6 +17,9 @@ from nexus.store.protocol import ControlRow, Meta, Reader, Store, Writer
 # Decides by the facts, and by the revision that the change will have.
 Rule = Callable[[Facts, int], Change | Refused]
 
+# Decides by the facts, and by what else it reads within the change. It may change rows that are no control rows.
+Decide = Callable[[Writer, Facts], Change | Refused]
+
 
 def load_facts(reader: Reader, root_key: RootKey) -> Facts:
     """Load what rules look at, in the form of today.
@@ -75,8 +78,25 @@ def commit_rule(
         StoreLostError, CorruptRowError: The store is not as *serving* was proved on it; not committed.
     """
 
+    return commit_decision(
+        store, serving, lambda writer, facts: rule(facts, writer.revision), write_entry, heir=heir, on_commit=on_commit
+    )
+
+
+def commit_decision(
+    store: Store,
+    serving: Serving,
+    decide: Decide,
+    write_entry: WriteEntry,
+    *,
+    heir: RootKey | None = None,
+    on_commit: Callable[[], None] = lambda: None,
+) -> Change:
+    """Commit what *decide* says and does, otherwise as `commit_rule`."""
+
     def change(writer: Writer) -> tuple[Change, Standing, PolicyView]:
-        decided, standing = apply_rule(writer, serving, rule, heir=heir)
+        serving.floor.check_basis(writer.basis)  # here as well: a change of no control row is not compared below
+        decided, standing = apply_rule(writer, serving, lambda facts, _: decide(writer, facts), heir=heir)
         key = heir or serving.root_key
         write_entry(writer, key)
         return decided, standing, load_view(writer, key)

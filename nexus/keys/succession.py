@@ -21,6 +21,7 @@ from nexus.keys.keyring import Keyring
 from nexus.keys.old_form import make_first_escrow
 from nexus.keys.opened import Serving, make_canary
 from nexus.keys.operation.evidence import NewKey
+from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Numbers
 from nexus.keys.root_key import ROOT_KEY_SIZE, RootKey
 from nexus.keys.successor import StagedKey
@@ -71,10 +72,13 @@ def seal_to_custodians(root_key: RootKey, recovery_key: bytes) -> records.Escrow
     return make_first_escrow(recovery_key, seal_escrow(root_key.view, recovery_key, info))
 
 
-def describe_key(serving: Serving, staged: StagedKey, escrow: records.EscrowRecord) -> NewKey:
-    """Return the rows of a new root key, with its link unsigned; nothing of it is secret."""
+def describe_key(serving: Serving, facts: Facts, staged: StagedKey, escrow: records.EscrowRecord) -> NewKey:
+    """Return what the rows of a new root key are made of, with its link unsigned; nothing of it is secret.
+
+    The KEKs that *facts* have are wrapped anew; one that is retired may be in memory yet.
+    """
     root_key, old, new = staged.root_key, serving.keyring, staged.keyring
-    wraps = {kek_id: old.wrap_kek(kek_id, root_key) for kek_id in old.list_keks()}
+    wraps = {kek_id: old.wrap_kek(kek_id, root_key) for kek_id in map(int, facts.keyring.keks)}
     wraps[new.current_id] = new.wrap_kek(new.current_id, root_key)
     canary = make_canary(root_key.cluster_id, new)
     return NewKey(root_key.kcv, wraps, escrow, canary, _make_link(root_key, escrow))

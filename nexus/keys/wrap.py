@@ -16,7 +16,7 @@ from typing import Self
 from cryptography.exceptions import InvalidTag
 
 from common.errors import DecryptionError
-from common.forms.codec import fields
+from common.forms.codec import fields, u32
 from common.keys.aead import TAG_SIZE, decrypt_once, encrypt_once
 from common.keys.derive import expand
 from common.keys.protected import ProtectedBuffer, ProtectedMemory
@@ -28,7 +28,10 @@ WRAP_SIZE = len(FORMAT) + SALT_SIZE + 32 + KEY_SIZE + TAG_SIZE
 
 # Safe because each AEAD key is derived from a random salt of its own and encrypts once. Unsafe as soon as a salt is
 # reused.
-_NONCE = bytes(12)
+NONCE = bytes(12)
+
+_PURPOSE = fields(b"shardhold-wrap-v1") + u32(SALT_SIZE)  # and the salt follows
+USE_AS_KEY, USE_AS_COMMITMENT = fields(b"key"), fields(b"commitment")
 _ZEROS = bytes(2 * KEY_SIZE)
 
 
@@ -85,11 +88,11 @@ class Loan:
 def wrap_key(key: memoryview, *, under: memoryview, aad: bytes, memory: ProtectedMemory | Scratch) -> bytes:
     """Wrap *key*, 32 bytes, under *under*, 32 bytes; return 98 bytes. *aad* binds the wrap to its place."""
     salt = os.urandom(SALT_SIZE)
-    commitment = _commitment(under, salt)
+    commitment = make_commitment(under, salt)
     ciphertext = bytearray(KEY_SIZE + TAG_SIZE)
     with memory.allocate(KEY_SIZE) as aead_key:
-        expand(under, _info(salt, b"key"), aead_key.view)
-        encrypt_once(aead_key.view, _NONCE, key, aad, ciphertext)
+        expand(under, describe_use(salt, USE_AS_KEY), aead_key.view)
+        encrypt_once(aead_key.view, NONCE, key, aad, ciphertext)
     return FORMAT + salt + commitment + bytes(ciphertext)
 
 
@@ -106,23 +109,28 @@ def unwrap_key(
             f"wrap is {len(wrap)} bytes of format {wrap[:2].hex()}, want {WRAP_SIZE} of {FORMAT.hex()}"
         )
     salt, commitment, ciphertext = wrap[2:18], wrap[18:50], wrap[50:]
-    if not hmac.compare_digest(commitment, _commitment(under, salt)):
+    if not hmac.compare_digest(commitment, make_commitment(under, salt)):
         raise DecryptionError("wrap is under another key")
     with memory.allocate(2 * KEY_SIZE) as scratch:
         aead_key, opened = scratch.view[:KEY_SIZE], scratch.view[KEY_SIZE:]
-        expand(under, _info(salt, b"key"), aead_key)
+        expand(under, describe_use(salt, USE_AS_KEY), aead_key)
         try:
             # Writes what it decrypts before it has checked the tag, so not straight to where a key is expected.
-            decrypt_once(aead_key, _NONCE, ciphertext, aad, opened)
+            decrypt_once(aead_key, NONCE, ciphertext, aad, opened)
         except InvalidTag as exc:
             raise DecryptionError("wrap does not open at this place") from exc
         into[:] = opened
 
 
-def _commitment(under: memoryview, salt: bytes) -> bytes:
+def make_commitment(under: memoryview, salt: bytes) -> bytes:
+    """Return the 32 bytes that bind a wrap to the key it is under."""
     # The first block of HKDF-Expand, as `expand` makes it, without the care that a key needs: this one is public.
-    return hmac.digest(under, _info(salt, b"commitment") + b"\x01", "sha256")
+    return hmac.digest(under, describe_use(salt, USE_AS_COMMITMENT) + b"\x01", "sha256")
 
 
-def _info(salt: bytes, use: bytes) -> bytes:
-    return fields(b"shardhold-wrap-v1", salt, use)
+def describe_use(salt: bytes, use: bytes) -> bytes:
+    """Return what HKDF-Expand gets beside the wrapping key: `fields(b"shardhold-wrap-v1", salt, …)`.
+
+    *use* is one of `USE_AS_KEY` and `USE_AS_COMMITMENT`. Put together by hand: `fields` costs as much as the HMAC.
+    """
+    return _PURPOSE + salt + use

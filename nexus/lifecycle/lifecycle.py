@@ -106,6 +106,12 @@ class Lifecycle:
                 del self._borrowed[era]
                 self._returned.notify_all()
 
+    @property
+    def borrowers(self) -> int:
+        """How many use what the nexus serves with at this moment."""
+        with self._returned:
+            return self._borrowed.total()
+
     def wait_earlier(self, *, seconds: float) -> bool:
         """Wait for everybody who borrows now, and for nobody who borrows later; return whether all are back.
 

@@ -16,11 +16,12 @@ from nexus.access.gate import Gate
 from nexus.admin.audit import Audit
 from nexus.admin.initialise import Initialisation
 from nexus.admin.operations.driver import OperationDriver
+from nexus.admin.operations.keyring_job import KeyringJob
 from nexus.admin.operations.operations import Operations
 from nexus.admin.operations.preflight import Preflights
+from nexus.admin.operations.quarantine import Quarantine
 from nexus.admin.operations.rotation_calls import RotationCalls
 from nexus.admin.operations.schedule import Schedule
-from nexus.admin.operations.scheduled_start import ScheduledStart
 from nexus.admin.operations.starter import Starter
 from nexus.admin.policies import Policies
 from nexus.admin.seal import Seal
@@ -29,6 +30,7 @@ from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
+from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Driver
 from nexus.keys.operation.schedule import Terms
 from nexus.keys.root_key import RootKey
@@ -61,6 +63,8 @@ class Core:
     audit: Audit
     operations: Operations
     driver: OperationDriver
+    job: KeyringJob
+    quarantine: Quarantine
     schedule: Schedule
     rotation_calls: RotationCalls
 
@@ -95,6 +99,16 @@ def build_core(
             driver.forget_shards()
         journal.follow(now, lifecycle)
         on_state(now)
+
+    def look_beside(facts: Facts | None) -> None:
+        if facts is None:
+            schedule.forget()
+        else:
+            schedule.look(facts)
+
+    def wake() -> None:
+        driver.wake()
+        job.wake()
 
     def follow_key() -> None:
         with lifecycle.borrow() as serving:
@@ -141,11 +155,34 @@ def build_core(
         audit_files=continuity,
     )
     unseal = Unseal(store=store, gate=gate, warden=warden, memory=memory, clock=clock, signer=signer, pin=pin)
-    schedule = Schedule(
-        terms=terms,
+    driver = OperationDriver(
+        store=store,
+        lifecycle=lifecycle,
+        warden=warden,
+        pool=pool,
+        memory=memory,
         clock=clock,
-        begin=lambda depth, reason: scheduled_start.begin(depth, reason),
-        note=journal.note,
+        driver=Driver(audit.nexus, os.urandom(16)),
+        follow_key=follow_key,
+        beside=look_beside,
+    )
+    starter = Starter(
+        store=store,
+        warden=warden,
+        driver=driver,
+        preflights=Preflights(pool, memory, clock, terms, find_disk_free),
+        memory=memory,
+        clock=clock,
+    )
+    schedule = Schedule(terms=terms, clock=clock, begin=starter.begin_scheduled, note=journal.note)
+    job = KeyringJob(
+        store=store,
+        lifecycle=lifecycle,
+        warden=warden,
+        clock=clock,
+        nexus=audit.nexus,
+        why_paused=lambda: schedule.view.hold,
+        find_rate=lambda: terms.rows_per_second,
     )
     status = Status(
         store=store,
@@ -159,25 +196,6 @@ def build_core(
         audit=audit,
         schedule=schedule,
     )
-    driver = OperationDriver(
-        store=store,
-        lifecycle=lifecycle,
-        warden=warden,
-        pool=pool,
-        memory=memory,
-        clock=clock,
-        driver=Driver(audit.nexus, os.urandom(16)),
-        follow_key=follow_key,
-    )
-    starter = Starter(
-        store=store,
-        warden=warden,
-        driver=driver,
-        preflights=Preflights(pool, memory, clock, find_disk_free=find_disk_free),
-        memory=memory,
-        clock=clock,
-    )
-    scheduled_start = ScheduledStart(store=store, warden=warden, starter=starter, clock=clock, nexus=audit.nexus)
     operations = Operations(
         store=store,
         gate=gate,
@@ -185,6 +203,8 @@ def build_core(
         pool=pool,
         driver=driver,
         starter=starter,
+        job=job,
+        schedule=schedule,
         clock=clock,
         is_keeper_id=is_keeper_id,
     )
@@ -208,6 +228,8 @@ def build_core(
         ),
         operations,
         driver,
+        job,
+        Quarantine(store=store, gate=gate, warden=warden, wake=job.wake),
         schedule,
-        RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=driver.wake),
+        RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=wake),
     )

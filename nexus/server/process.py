@@ -137,6 +137,7 @@ class Nexus:
                 log.warning("an earlier init was not completed: destroy its recovery shares and begin again")
             self._core.warden.start()
             self._core.driver.start()
+            self._core.job.start()
             while not termination.wait(_TICK_S):
                 self._core.unseal.expire()
                 self._tell_jump()
@@ -176,7 +177,7 @@ class Nexus:
             ClusterHandlers(core.status, core.initialisation, core.seal, authenticator),
             RecoveryHandlers(core.unseal, authenticator),
             AuditHandlers(core.audit, authenticator),
-            RootHandlers(core.operations, authenticator),
+            RootHandlers(core.operations, core.quarantine, core.rotation_calls, authenticator),
         )
         build = functools.partial(
             GrpcServer,
@@ -252,6 +253,7 @@ class Nexus:
 
     def _close(self) -> None:
         """Stop whatever may wait for a disk, and close the files."""
+        self._core.job.stop()
         self._core.driver.stop()
         self._core.warden.stop()
         self._core.unseal.close()

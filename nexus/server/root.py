@@ -1,60 +1,55 @@
-"""RootService: message → operations → message."""
+"""RootService: message → operations, quarantine and schedule → message."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from common.errors import InvalidArgumentError
 from common.server.edge import Call
+from nexus.access.gate import Caller
 from nexus.admin.operations.operations import Operations, OperationView
+from nexus.admin.operations.quarantine import Quarantine
 from nexus.admin.operations.reshare_plan import ResharePlan
+from nexus.admin.operations.rotate_plan import RotatePlan
+from nexus.admin.operations.rotation_calls import RotationCalls
 from nexus.keys.operation.preflight import Check
-from nexus.keys.operation.record import Depth, EndedRecord, Outcome, Step
 from nexus.keys.shard_set import Member
 from nexus.server.auth import Authenticator
+from nexus.server.root_messages import to_checks, to_generation, to_key, to_operation, to_quarantined, to_root
+from nexus.store.rewrapping import VersionKey
 from shardhold.v1 import root_pb2 as pb
 
-_DEPTHS = {Depth.RESHARE: pb.DEPTH_RESHARE}
-_STEPS = {
-    Step.PREPARED: pb.STEP_PREPARED,
-    Step.DISTRIBUTED: pb.STEP_DISTRIBUTED,
-    Step.FLIPPED: pb.STEP_FLIPPED,
+_MAX_PAGE = 1000
+_OF_RESHARES = ("threshold", "add", "remove", "lost")
+# Fields that an operation of another depth has no use for: they would be ignored, and somebody counts on them.
+_FOREIGN_FIELDS = {
+    pb.DEPTH_RESHARE: ("without_backup", "force", "suspected_since"),
+    pb.DEPTH_ROTATE: (*_OF_RESHARES, "suspected_since"),
+    pb.DEPTH_EMERGENCY: (*_OF_RESHARES, "force"),
 }
-_OUTCOMES = {Outcome.SETTLED: pb.OUTCOME_SETTLED, Outcome.ABORTED: pb.OUTCOME_ABORTED}
 
 
 class RootHandlers:
-    def __init__(self, operations: Operations, authenticator: Authenticator) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        quarantine: Quarantine,
+        rotation_calls: RotationCalls,
+        authenticator: Authenticator,
+    ) -> None:
         self._operations = operations
+        self._quarantine = quarantine
+        self._rotation_calls = rotation_calls
         self._identify = authenticator.identify
 
     def start_operation(self, call: Call, request: pb.StartOperationRequest) -> pb.StartOperationResponse:
-        if request.depth != pb.DEPTH_RESHARE:
-            raise InvalidArgumentError(f"depth: got {request.depth}, want {pb.DEPTH_RESHARE}")
-        plan = ResharePlan(
-            threshold=request.threshold,
-            add=tuple(Member(one.name, one.spiffe_id, one.address) for one in request.add),
-            remove=tuple(request.remove),
-            lost=tuple(request.lost),
-        )
-        checks, view = self._operations.reshare(
-            self._identify(call), request.operation_id, plan, request.reason, dry_run=request.dry_run
-        )
-        return pb.StartOperationResponse(checks=_to_checks(checks), operation=_to_operation(view))
+        if request.depth not in _FOREIGN_FIELDS:
+            raise InvalidArgumentError(f"depth: got {request.depth}, want one of {sorted(_FOREIGN_FIELDS)}")
+        _check_unset(request, _FOREIGN_FIELDS[request.depth])
+        begin = self._reshare if request.depth == pb.DEPTH_RESHARE else self._rotate
+        checks, view = begin(self._identify(call), request)
+        return pb.StartOperationResponse(checks=to_checks(checks), operation=to_operation(view))
 
     def get_operation(self, call: Call, _: pb.GetOperationRequest) -> pb.GetOperationResponse:
-        view = self._operations.describe(self._identify(call))
-        current = view.current
-        response = pb.GetOperationResponse(
-            generation=current.generation,
-            set_number=current.set_number,
-            threshold=current.threshold,
-            keepers=len(current.members),
-            operation=_to_operation(view.operation),
-            last=_to_ended(view.last),
-            dead_sets=view.dead_sets,
-        )
-        if current.drawn_at:
-            response.drawn_at.FromMicroseconds(current.drawn_at)
-        return response
+        return to_root(self._operations.describe(self._identify(call)))
 
     def abort_operation(self, call: Call, request: pb.AbortOperationRequest) -> pb.AbortOperationResponse:
         self._operations.abort(self._identify(call), request.operation_id, request.reason)
@@ -68,46 +63,80 @@ class RootHandlers:
             without_proof=request.without_proof,
             lost=tuple(request.lost),
         )
-        return pb.ContinueOperationResponse(operation=_to_operation(view))
+        return pb.ContinueOperationResponse(operation=to_operation(view))
+
+    def list_quarantine(self, call: Call, request: pb.ListQuarantineRequest) -> pb.ListQuarantineResponse:
+        if request.limit > _MAX_PAGE:
+            raise InvalidArgumentError(f"limit: got {request.limit}, want 0 to {_MAX_PAGE}")
+        limit = request.limit or _MAX_PAGE
+        after = _read_key(request.after) if request.HasField("after") else None
+        rows = self._quarantine.list(self._identify(call), after, limit)
+        following = to_key(rows[-1].key) if len(rows) == limit else None
+        return pb.ListQuarantineResponse(rows=map(to_quarantined, rows), next=following)
+
+    def retry_quarantined(self, call: Call, request: pb.RetryQuarantinedRequest) -> pb.RetryQuarantinedResponse:
+        self._quarantine.retry(self._identify(call), _read_named(request))
+        return pb.RetryQuarantinedResponse()
+
+    def abandon_quarantined(self, call: Call, request: pb.AbandonQuarantinedRequest) -> pb.AbandonQuarantinedResponse:
+        self._quarantine.abandon(self._identify(call), _read_named(request), request.reason)
+        return pb.AbandonQuarantinedResponse()
+
+    def pause_rotation(self, call: Call, request: pb.PauseRotationRequest) -> pb.PauseRotationResponse:
+        self._rotation_calls.pause(self._identify(call), request.reason)
+        return pb.PauseRotationResponse()
+
+    def resume_rotation(self, call: Call, _: pb.ResumeRotationRequest) -> pb.ResumeRotationResponse:
+        self._rotation_calls.resume(self._identify(call))
+        return pb.ResumeRotationResponse()
+
+    def list_generations(self, call: Call, _: pb.ListGenerationsRequest) -> pb.ListGenerationsResponse:
+        records = self._rotation_calls.history(self._identify(call))
+        return pb.ListGenerationsResponse(generations=[to_generation(*one) for one in sorted(records.items())])
+
+    def _reshare(
+        self, caller: Caller, request: pb.StartOperationRequest
+    ) -> tuple[Sequence[Check], OperationView | None]:
+        plan = ResharePlan(
+            threshold=request.threshold,
+            add=tuple(Member(one.name, one.spiffe_id, one.address) for one in request.add),
+            remove=tuple(request.remove),
+            lost=tuple(request.lost),
+        )
+        return self._operations.reshare(caller, request.operation_id, plan, request.reason, dry_run=request.dry_run)
+
+    def _rotate(
+        self, caller: Caller, request: pb.StartOperationRequest
+    ) -> tuple[Sequence[Check], OperationView | None]:
+        plan = RotatePlan(
+            is_emergency=request.depth == pb.DEPTH_EMERGENCY,
+            suspected_at=_read_moment(request),
+            is_forced=request.force,
+            without_backup=request.without_backup,
+        )
+        return self._operations.rotate(caller, request.operation_id, plan, request.reason, dry_run=request.dry_run)
 
 
-def _to_checks(checks: Sequence[Check]) -> list[pb.Check]:
-    return [pb.Check(name=one.name, detail=one.found, refusal=one.reason or "") for one in checks]
+def _check_unset(request: pb.StartOperationRequest, names: Iterable[str]) -> None:
+    given = {field.name for field, _ in request.ListFields()}
+    if wrong := [name for name in names if name in given]:
+        depth = pb.Depth.Name(request.depth).removeprefix("DEPTH_").lower()
+        raise InvalidArgumentError(f"{wrong[0]}: given, want none with the depth {depth}")
 
 
-def _to_operation(view: OperationView | None) -> pb.RootOperation | None:
-    if view is None:
-        return None
-    record = view.record
-    message = pb.RootOperation(
-        operation_id=record.id,
-        depth=_DEPTHS[record.depth],
-        step=_STEPS[record.step],
-        reason=record.reason,
-        actor=record.actor,
-        set_from=record.source.set_number,
-        set_to=record.target.set_number,
-        threshold=view.threshold,
-        keepers=view.keepers,
-        holders=view.holders,
-        quorum=record.quorum,
-        waits_for=view.waits_for,
-    )
-    message.started_at.FromMicroseconds(record.started_at)
-    message.stepped_at.FromMicroseconds(record.stepped_at)
-    return message
+def _read_moment(request: pb.StartOperationRequest) -> int:
+    """Return since when the root key is suspected, in microseconds since 1970; 0: not known."""
+    try:
+        return request.suspected_since.ToMicroseconds()
+    except ValueError as exc:
+        raise InvalidArgumentError("suspected_since: want a time of the years 1 to 9999") from exc
 
 
-def _to_ended(record: EndedRecord | None) -> pb.EndedOperation | None:
-    if record is None:
-        return None
-    message = pb.EndedOperation(
-        operation_id=record.id,
-        depth=_DEPTHS[record.depth],
-        outcome=_OUTCOMES[record.outcome],
-        detail=record.detail,
-        set_from=record.source.set_number,
-        set_to=record.target.set_number,
-    )
-    message.ended_at.FromMicroseconds(record.ended_at)
-    return message
+def _read_named(request: pb.RetryQuarantinedRequest | pb.AbandonQuarantinedRequest) -> VersionKey:
+    if not request.HasField("key"):
+        raise InvalidArgumentError("key: not given, want the version in quarantine")
+    return _read_key(request.key)
+
+
+def _read_key(key: pb.VersionKey) -> VersionKey:
+    return VersionKey(key.path, key.incarnation, key.version)

@@ -1,22 +1,25 @@
 """`pilot root`: the root key, and the work on it."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from pilot.commands import quarantine
+from pilot.commands.documents import operation_document, root_document
+from pilot.commands.following import fetch
+from pilot.commands.history import history
 from pilot.commands.operations import (
     READERS,
     WORKERS,
     DryRunOption,
     ReasonOption,
     WaitOption,
-    ended_document,
-    fetch,
     require_running,
-    show_time_of,
+    rules_named,
     start,
-    to_document,
 )
+from pilot.commands.root_status import print_operation, print_root
+from pilot.commands.rotate import rotate
 from pilot.errors import UsageError
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import Output, print_facts, print_json
@@ -39,20 +42,14 @@ def status(settings: Settings) -> None:
 
     with Connection(settings, preferred=READERS) as connection:
         answer = fetch(connection)
-    document = {
-        "generation": answer.generation,
-        "set_number": answer.set_number,
-        "threshold": answer.threshold,
-        "keepers": answer.keepers,
-        "drawn_at": show_time_of(answer.drawn_at) or None,
-        "operation": to_document(answer.operation) if answer.HasField("operation") else None,
-        "last": ended_document(answer.last) if answer.HasField("last") else None,
-        "dead_sets": answer.dead_sets,
-    }
+    document = root_document(answer)
     if settings.output is Output.JSON:
         print_json(document)
     else:
-        _print(document)
+        print_root(document)
+
+
+app.command()(with_globals(rotate))
 
 
 @app.command()
@@ -86,11 +83,15 @@ def abort(settings: Settings, reason: ReasonOption = "") -> None:
     with Connection(settings, preferred=WORKERS) as connection:
         operation = require_running(connection)
         request = pb.AbortOperationRequest(operation_id=operation.operation_id, reason=reason)
-        connection.call(connection.root.AbortOperation, request)
+        with rules_named():
+            connection.call(connection.root.AbortOperation, request)
     if settings.output is Output.JSON:
         print_json({"id": operation.operation_id.hex(), "outcome": "aborted"})
-    else:
-        print_facts({"aborted": f"set {operation.set_to} is dead, set {operation.set_from} stays"})
+        return
+    facts = {"aborted": f"set {operation.set_to} is dead, set {operation.set_from} stays"}
+    if operation.generation_from != operation.generation_to:
+        facts["root key"] = f"generation {operation.generation_to} is given up, {operation.generation_from} stays"
+    print_facts(facts)
 
 
 @app.command("continue")
@@ -129,44 +130,54 @@ def continue_(
             without_proof=without_proof,
             lost=lost or [],
         )
-        response = connection.call(connection.root.ContinueOperation, request)
-    document = to_document(response.operation) if response.HasField("operation") else None
+        with rules_named():
+            response = connection.call(connection.root.ContinueOperation, request)
+    document = operation_document(response.operation) if response.HasField("operation") else None
     if settings.output is Output.JSON:
         print_json(document)
     elif document is None:
         print_facts({"given up": ", ".join(lost or [])})
     else:
-        _print_operation(document)
+        print_operation(document)
 
 
-def _print(document: dict[str, Any]) -> None:
-    facts = {
-        "generation": str(document["generation"]),
-        "shard set": f"{document['set_number']}, {document['threshold']} of {document['keepers']} keepers"
-        + (f", drawn {document['drawn_at']}" if document["drawn_at"] else ""),
-    }
-    if (last := document["last"]) is not None:
-        sets = f"set {last['set_from']} → {last['set_to']}"
-        detail = f": {last['detail']}" if last["detail"] else ""
-        facts["last operation"] = f"{last['depth']}, {sets}, {last['outcome']} {last['ended_at']}{detail}"
-    if document["operation"] is None:
-        facts["operation"] = "none"
-    if document["dead_sets"]:
-        facts["dead sets"] = f"{document['dead_sets']}: keepers may hold a shard of them yet"
-    print_facts(facts)
-    if document["operation"] is not None:
-        _print_operation(document["operation"])
+@app.command()
+@with_globals
+def pause(
+    settings: Settings,
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Why, shown until it is resumed; at most 256 characters.")
+    ],
+) -> None:
+    """Hold the keyring job, and operations that would begin by schedule. Roles: operator, superuser.
+
+    An operation in progress goes on. The pause stays through restarts, until 'pilot root resume'.
+    """
+    from pilot.connection import Connection
+    from shardhold.v1 import root_pb2 as pb
+
+    with Connection(settings, preferred=WORKERS) as connection, rules_named():
+        connection.call(connection.root.PauseRotation, pb.PauseRotationRequest(reason=reason))
+    if settings.output is Output.JSON:
+        print_json({"paused": reason})
+    else:
+        print_facts({"paused": reason})
 
 
-def _print_operation(operation: dict[str, Any]) -> None:
-    facts = {
-        "operation": f"{operation['depth']}, set {operation['set_from']} → {operation['set_to']}",
-        "step": f"{operation['step']} since {operation['stepped_at']}",
-        "began": f"{operation['started_at']} by {operation['actor']}",
-        "holders": f"{len(operation['holders'])} of {operation['keepers']} keepers, want {operation['quorum']}",
-    }
-    if operation["reason"]:
-        facts["reason"] = operation["reason"]
-    if operation["waits_for"]:
-        facts["waits for"] = operation["waits_for"]
-    print_facts(facts)
+@app.command()
+@with_globals
+def resume(settings: Settings) -> None:
+    """End a pause. Roles: operator, superuser."""
+    from pilot.connection import Connection
+    from shardhold.v1 import root_pb2 as pb
+
+    with Connection(settings, preferred=WORKERS) as connection, rules_named():
+        connection.call(connection.root.ResumeRotation, pb.ResumeRotationRequest())
+    if settings.output is Output.JSON:
+        print_json({"paused": None})
+    else:
+        print_facts({"resumed": "the keyring job and the schedule"})
+
+
+app.command()(with_globals(history))
+app.add_typer(quarantine.app, name="quarantine")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import against, machine, other, policies, reads, sizes, starts, writes
+from tests.bench import against, machine, other, policies, reads, rewrap, sizes, starts, writes
 from tests.bench.against import COMPARES
 from tests.bench.row import Row
 from tests.bench.stage import Pace, Stage, staged
@@ -29,6 +29,7 @@ MEASURES: Mapping[str, Measure] = {
     "decision": policies.decisions,
     "put": writes.put_secret,
     "writers": writes.many_writers,
+    "rewrap": rewrap.rewrap,
     "recovery": starts.recovery,
     "refill": starts.refill,
     "memory": sizes.resident,

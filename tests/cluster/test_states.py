@@ -34,6 +34,7 @@ PATH = "states/secret"
 POLICY = policies_pb2.Policy(
     name="states", spiffe_ids=["spiffe://x/y"], paths=["nothing"], permissions=[policies_pb2.PERMISSION_READ]
 )
+VERSION = root_pb2.VersionKey(path=PATH, incarnation=ID, version=1)
 POLICY_FILE = """
 [[policy]]
 name = "states"
@@ -46,6 +47,7 @@ OK = ("OK", "", "")
 DENIED = ("PERMISSION_DENIED", "DENIED", "is not allowed")
 NO_SESSION = ("FAILED_PRECONDITION", "WRONG_STATE", "no such session")
 NO_OPERATION = ("FAILED_PRECONDITION", "NO_OPERATION", "is not in progress")
+NOT_IN_QUARANTINE = ("NOT_FOUND", "NOT_FOUND", "")
 NOT_BLOCKED = ("FAILED_PRECONDITION", "WRONG_STATE", "there is nothing to accept")
 WRONG = ("FAILED_PRECONDITION", "WRONG_STATE", "in state ")
 SEALED = ("UNAVAILABLE", "NEXUS_SEALED", "")
@@ -79,6 +81,12 @@ SERVED = {
     "GetOperation": OK,
     "AbortOperation": NO_OPERATION,
     "ContinueOperation": NO_OPERATION,
+    "ListQuarantine": OK,
+    "RetryQuarantined": NOT_IN_QUARANTINE,
+    "AbandonQuarantined": DENIED,
+    "PauseRotation": DENIED,
+    "ResumeRotation": DENIED,
+    "ListGenerations": OK,
 }
 WAITING_HELPS = {"recovering": RECOVERING, "sealed": SEALED}
 
@@ -183,6 +191,14 @@ CALLS: dict[str, Call] = {
     "ContinueOperation": lambda walk: walk.operator.root.ContinueOperation(
         root_pb2.ContinueOperationRequest(operation_id=ID, with_threshold=True)
     ),
+    "ListQuarantine": lambda walk: walk.auditor.root.ListQuarantine(root_pb2.ListQuarantineRequest()),
+    "RetryQuarantined": lambda walk: walk.operator.root.RetryQuarantined(root_pb2.RetryQuarantinedRequest(key=VERSION)),
+    "AbandonQuarantined": lambda walk: walk.operator.root.AbandonQuarantined(
+        root_pb2.AbandonQuarantinedRequest(key=VERSION)
+    ),
+    "PauseRotation": lambda walk: walk.auditor.root.PauseRotation(root_pb2.PauseRotationRequest(reason="x")),
+    "ResumeRotation": lambda walk: walk.auditor.root.ResumeRotation(root_pb2.ResumeRotationRequest()),
+    "ListGenerations": lambda walk: walk.auditor.root.ListGenerations(root_pb2.ListGenerationsRequest()),
 }
 
 

@@ -40,6 +40,8 @@ class PlayedNexus:
         self.keepers: list[cluster_pb2.KeeperInfo] = []
         self.checks: list[root_pb2.Check] = []  # of StartOperation
         self.begun = root_pb2.RootOperation()
+        self.quarantine: list[root_pb2.QuarantinedVersion] = []  # told in pages of two
+        self.history: list[root_pb2.Generation] = []
         self._told: Sequence[root_pb2.GetOperationResponse | ShardholdError] = ()
         self.errors: dict[str, ShardholdError] = {}
         self.requests: list[Any] = []
@@ -60,6 +62,15 @@ class PlayedNexus:
             (root + "GetOperation", self._tell_operation),
             (root + "AbortOperation", lambda call, request: root_pb2.AbortOperationResponse()),
             (root + "ContinueOperation", self._continue),
+            (root + "ListQuarantine", self._list_quarantine),
+            (root + "RetryQuarantined", lambda call, request: root_pb2.RetryQuarantinedResponse()),
+            (root + "AbandonQuarantined", lambda call, request: root_pb2.AbandonQuarantinedResponse()),
+            (root + "PauseRotation", lambda call, request: root_pb2.PauseRotationResponse()),
+            (root + "ResumeRotation", lambda call, request: root_pb2.ResumeRotationResponse()),
+            (
+                root + "ListGenerations",
+                lambda call, request: root_pb2.ListGenerationsResponse(generations=self.history),
+            ),
             (recovery + "StartUnseal", self._start),
             (recovery + "GetSealingKey", self._state_key),
             (recovery + "SubmitShare", self._take_share),
@@ -114,6 +125,12 @@ class PlayedNexus:
         told = self._told[0]
         assert isinstance(told, root_pb2.GetOperationResponse)
         return root_pb2.ContinueOperationResponse(operation=told.operation if told.HasField("operation") else None)
+
+    def _list_quarantine(self, call: Call, request: root_pb2.ListQuarantineRequest) -> root_pb2.ListQuarantineResponse:
+        keys = [row.key for row in self.quarantine]
+        first = keys.index(request.after) + 1 if request.HasField("after") else 0
+        rows = self.quarantine[first : first + 2]
+        return root_pb2.ListQuarantineResponse(rows=rows, next=rows[-1].key if len(rows) == 2 else None)
 
     def _session(self) -> recovery_pb2.UnsealSession:
         return recovery_pb2.UnsealSession(

@@ -148,6 +148,8 @@ class NexusCore:
         self.audit_access = core.audit
         self.operations = core.operations
         self.driver = core.driver
+        self.job = core.job
+        self.quarantine = core.quarantine
         self.schedule = core.schedule
         self.rotation_calls = core.rotation_calls
 
@@ -160,7 +162,7 @@ class NexusCore:
             ClusterHandlers(self.status, self.initialisation, self.seal, authenticator),
             RecoveryHandlers(self.unseal, authenticator),
             AuditHandlers(self.audit_access, authenticator),
-            RootHandlers(self.operations, authenticator),
+            RootHandlers(self.operations, self.quarantine, self.rotation_calls, authenticator),
         )
 
     def list_entries(self) -> list[Entry]:
@@ -196,6 +198,7 @@ class NexusCore:
         """Take it down as a process does. Again: nothing happens."""
         for keeper in self.keepers.values():
             keeper.go.set()
+        self.job.stop()
         self.driver.stop()
         self.warden.stop()
         self.unseal.close()

@@ -27,6 +27,7 @@ class FailingStore:
         self.at_write: Callable[[], object] | None = None  # called once, before the next change
         self.after_write: Callable[[], object] | None = None  # called once, when a change is committed
         self.scrubs = 0  # so far
+        self.writes = 0  # so far, those that failed as well
         self.refused: set[str] = set()  # names of threads that were refused a read
         self._store = store
 
@@ -52,6 +53,7 @@ class FailingStore:
         alone: bool = False,
         on_commit: Callable[[T], None] | None = None,
     ) -> T:
+        self.writes += 1
         at_write, self.at_write = self.at_write, None
         if at_write is not None:
             at_write()

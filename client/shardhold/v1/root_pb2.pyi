@@ -29,12 +29,20 @@ class _DepthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Depth.ValueType
     DEPTH_UNSPECIFIED: _Depth.ValueType  # 0
     DEPTH_RESHARE: _Depth.ValueType  # 1
     """New shards of the same root key; also every change of threshold and keepers."""
+    DEPTH_ROTATE: _Depth.ValueType  # 2
+    """A new root key, with its escrow and shards, and a new KEK; then every row is brought under that KEK."""
+    DEPTH_EMERGENCY: _Depth.ValueType  # 3
+    """The same because somebody else may have the root key: every value under an older KEK gets a new DEK besides."""
 
 class Depth(_Depth, metaclass=_DepthEnumTypeWrapper): ...
 
 DEPTH_UNSPECIFIED: Depth.ValueType  # 0
 DEPTH_RESHARE: Depth.ValueType  # 1
 """New shards of the same root key; also every change of threshold and keepers."""
+DEPTH_ROTATE: Depth.ValueType  # 2
+"""A new root key, with its escrow and shards, and a new KEK; then every row is brought under that KEK."""
+DEPTH_EMERGENCY: Depth.ValueType  # 3
+"""The same because somebody else may have the root key: every value under an older KEK gets a new DEK besides."""
 Global___Depth: _TypeAlias = Depth  # noqa: Y015
 
 class _Step:
@@ -83,6 +91,70 @@ OUTCOME_ABORTED: Outcome.ValueType  # 2
 """It was taken back before its flip, by a person or by the nexus."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
+class _KekState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KekStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KekState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEK_STATE_UNSPECIFIED: _KekState.ValueType  # 0
+    KEK_STATE_CURRENT: _KekState.ValueType  # 1
+    """New DEKs are wrapped under it."""
+    KEK_STATE_OLD: _KekState.ValueType  # 2
+    """Rows under it are wrapped anew."""
+    KEK_STATE_TAINTED: _KekState.ValueType  # 3
+    """Rows under it get new DEKs, and their values are sealed anew."""
+
+class KekState(_KekState, metaclass=_KekStateEnumTypeWrapper):
+    """How it stands with a KEK."""
+
+KEK_STATE_UNSPECIFIED: KekState.ValueType  # 0
+KEK_STATE_CURRENT: KekState.ValueType  # 1
+"""New DEKs are wrapped under it."""
+KEK_STATE_OLD: KekState.ValueType  # 2
+"""Rows under it are wrapped anew."""
+KEK_STATE_TAINTED: KekState.ValueType  # 3
+"""Rows under it get new DEKs, and their values are sealed anew."""
+Global___KekState: _TypeAlias = KekState  # noqa: Y015
+
+class _GenerationState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GenerationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GenerationState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GENERATION_STATE_UNSPECIFIED: _GenerationState.ValueType  # 0
+    GENERATION_STATE_PENDING: _GenerationState.ValueType  # 1
+    """An operation has made it, and has not flipped."""
+    GENERATION_STATE_ACTIVE: _GenerationState.ValueType  # 2
+    GENERATION_STATE_DECRYPT_ONLY: _GenerationState.ValueType  # 3
+    """Rows under its KEKs may be left."""
+    GENERATION_STATE_RETIRED: _GenerationState.ValueType  # 4
+    """No row depends on it any more."""
+    GENERATION_STATE_COMPROMISED: _GenerationState.ValueType  # 5
+    """Somebody else may have it."""
+    GENERATION_STATE_DESTROYED: _GenerationState.ValueType  # 6
+    GENERATION_STATE_ABORTED: _GenerationState.ValueType  # 7
+    """It was never current."""
+
+class GenerationState(_GenerationState, metaclass=_GenerationStateEnumTypeWrapper):
+    """How it stands with a root key."""
+
+GENERATION_STATE_UNSPECIFIED: GenerationState.ValueType  # 0
+GENERATION_STATE_PENDING: GenerationState.ValueType  # 1
+"""An operation has made it, and has not flipped."""
+GENERATION_STATE_ACTIVE: GenerationState.ValueType  # 2
+GENERATION_STATE_DECRYPT_ONLY: GenerationState.ValueType  # 3
+"""Rows under its KEKs may be left."""
+GENERATION_STATE_RETIRED: GenerationState.ValueType  # 4
+"""No row depends on it any more."""
+GENERATION_STATE_COMPROMISED: GenerationState.ValueType  # 5
+"""Somebody else may have it."""
+GENERATION_STATE_DESTROYED: GenerationState.ValueType  # 6
+GENERATION_STATE_ABORTED: GenerationState.ValueType  # 7
+"""It was never current."""
+Global___GenerationState: _TypeAlias = GenerationState  # noqa: Y015
+
 @_typing.final
 class StartOperationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -95,6 +167,9 @@ class StartOperationRequest(_message.Message):
     ADD_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    WITHOUT_BACKUP_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    SUSPECTED_SINCE_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.bytes
     """16 random bytes of the caller."""
     depth: Global___Depth.ValueType
@@ -102,7 +177,13 @@ class StartOperationRequest(_message.Message):
     """Why, for the audit; at most 256 printable characters, may be empty."""
     dry_run: _builtins.bool
     threshold: _builtins.int
-    """t of the new set, 2 to its number of keepers; 0: as it is."""
+    """t of the new set, 2 to its number of keepers; 0: as it is. This and the three that follow: a reshare only."""
+    without_backup: _builtins.str
+    """Why no backup is waited for, neither of the generation before nor of the new one; at most 256 printable characters.
+    Empty: one is. Not for a reshare.
+    """
+    force: _builtins.bool
+    """Rotate although the current root key is younger than the minimum age; wants a reason. A rotation only."""
     @_builtins.property
     def add(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewKeeper]:
         """Keepers that join."""
@@ -115,6 +196,10 @@ class StartOperationRequest(_message.Message):
     def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of the names to remove, those that never come back: nobody waits until they have dropped their shards."""
 
+    @_builtins.property
+    def suspected_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when somebody else may have had the root key; unset: not known. An emergency only."""
+
     def __init__(
         self,
         *,
@@ -126,10 +211,13 @@ class StartOperationRequest(_message.Message):
         add: _abc.Iterable[Global___NewKeeper] | None = ...,
         remove: _abc.Iterable[_builtins.str] | None = ...,
         lost: _abc.Iterable[_builtins.str] | None = ...,
+        without_backup: _builtins.str = ...,
+        force: _builtins.bool = ...,
+        suspected_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["suspected_since", b"suspected_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "depth", b"depth", "dry_run", b"dry_run", "lost", b"lost", "operation_id", b"operation_id", "reason", b"reason", "remove", b"remove", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "depth", b"depth", "dry_run", b"dry_run", "force", b"force", "lost", b"lost", "operation_id", b"operation_id", "reason", b"reason", "remove", b"remove", "suspected_since", b"suspected_since", "threshold", b"threshold", "without_backup", b"without_backup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -246,6 +334,12 @@ class GetOperationResponse(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     DEAD_SETS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ACTIVATED_AT_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    KEKS_FIELD_NUMBER: _builtins.int
+    NEXT_SCHEDULED_AT_FIELD_NUMBER: _builtins.int
+    NEXT_SCHEDULED_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Number of the root key."""
     set_number: _builtins.int
@@ -254,6 +348,7 @@ class GetOperationResponse(_message.Message):
     keepers: _builtins.int
     dead_sets: _builtins.int
     """Dead sets of which a keeper may hold a shard yet."""
+    next_scheduled: Global___Depth.ValueType
     @_builtins.property
     def drawn_at(self) -> _timestamp_pb2.Timestamp:
         """When the current set was drawn; unset: an older program drew it."""
@@ -266,6 +361,24 @@ class GetOperationResponse(_message.Message):
     def last(self) -> Global___EndedOperation:
         """The last one that ended; unset: none yet."""
 
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When the root key was made, and when it became the current one; unset: an older program made it."""
+
+    @_builtins.property
+    def activated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def job(self) -> Global___KeyringJob:
+        """The work of bringing rows under the current KEK; unset: every row is, and that KEK is the only one."""
+
+    @_builtins.property
+    def keks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Kek]:
+        """Every KEK, by number."""
+
+    @_builtins.property
+    def next_scheduled_at(self) -> _timestamp_pb2.Timestamp:
+        """When the next operation begins by itself, and what it is; unset: none does."""
+
     def __init__(
         self,
         *,
@@ -277,14 +390,100 @@ class GetOperationResponse(_message.Message):
         operation: Global___RootOperation | None = ...,
         last: Global___EndedOperation | None = ...,
         dead_sets: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        activated_at: _timestamp_pb2.Timestamp | None = ...,
+        job: Global___KeyringJob | None = ...,
+        keks: _abc.Iterable[Global___Kek] | None = ...,
+        next_scheduled_at: _timestamp_pb2.Timestamp | None = ...,
+        next_scheduled: Global___Depth.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drawn_at", b"drawn_at", "last", b"last", "operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "drawn_at", b"drawn_at", "job", b"job", "last", b"last", "next_scheduled_at", b"next_scheduled_at", "operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_sets", b"dead_sets", "drawn_at", b"drawn_at", "generation", b"generation", "keepers", b"keepers", "last", b"last", "operation", b"operation", "set_number", b"set_number", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "dead_sets", b"dead_sets", "drawn_at", b"drawn_at", "generation", b"generation", "job", b"job", "keepers", b"keepers", "keks", b"keks", "last", b"last", "next_scheduled", b"next_scheduled", "next_scheduled_at", b"next_scheduled_at", "operation", b"operation", "set_number", b"set_number", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetOperationResponse: _TypeAlias = GetOperationResponse  # noqa: Y015
+
+@_typing.final
+class KeyringJob(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_TOTAL_FIELD_NUMBER: _builtins.int
+    ROWS_LEFT_FIELD_NUMBER: _builtins.int
+    ROWS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    rows_total: _builtins.int
+    """Rows that were under older KEKs when it began, and those that are left, the quarantine aside."""
+    rows_left: _builtins.int
+    rows_per_second: _builtins.float
+    seconds_left: _builtins.float
+    """Unset: not known."""
+    quarantine: _builtins.int
+    """Versions that did not open and that nobody has given up."""
+    waits_for: _builtins.str
+    """What it cannot do by itself, "operation", "quarantine" or "backup"; empty: it goes on."""
+    paused: _builtins.str
+    """Who paused it and why, in words; empty: it is not paused."""
+    def __init__(
+        self,
+        *,
+        rows_total: _builtins.int = ...,
+        rows_left: _builtins.int = ...,
+        rows_per_second: _builtins.float = ...,
+        seconds_left: _builtins.float | None = ...,
+        quarantine: _builtins.int = ...,
+        waits_for: _builtins.str = ...,
+        paused: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left", "seconds_left", b"seconds_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left", "paused", b"paused", "quarantine", b"quarantine", "rows_left", b"rows_left", "rows_per_second", b"rows_per_second", "rows_total", b"rows_total", "seconds_left", b"seconds_left", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds_left: _TypeAlias = _typing.Literal["seconds_left"]  # noqa: Y015
+    _WhichOneofArgType__seconds_left: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_left) -> _WhichOneofReturnType__seconds_left | None: ...
+
+Global___KeyringJob: _TypeAlias = KeyringJob  # noqa: Y015
+
+@_typing.final
+class Kek(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ABANDONED_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    state: Global___KekState.ValueType
+    generation: _builtins.int
+    """In which it was made."""
+    abandoned: _builtins.int
+    """Versions under it that were given up."""
+    @_builtins.property
+    def verified_at(self) -> _timestamp_pb2.Timestamp:
+        """When no row was found under it; unset: not yet, or it is the current one."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        state: Global___KekState.ValueType = ...,
+        verified_at: _timestamp_pb2.Timestamp | None = ...,
+        generation: _builtins.int = ...,
+        abandoned: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verified_at", b"verified_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "generation", b"generation", "id", b"id", "state", b"state", "verified_at", b"verified_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Kek: _TypeAlias = Kek  # noqa: Y015
 
 @_typing.final
 class RootOperation(_message.Message):
@@ -304,6 +503,11 @@ class RootOperation(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     QUORUM_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
+    GENERATION_FROM_FIELD_NUMBER: _builtins.int
+    GENERATION_TO_FIELD_NUMBER: _builtins.int
+    KEK_FROM_FIELD_NUMBER: _builtins.int
+    KEK_TO_FIELD_NUMBER: _builtins.int
+    KCV_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.bytes
     depth: Global___Depth.ValueType
     step: Global___Step.ValueType
@@ -319,6 +523,13 @@ class RootOperation(_message.Message):
     """Keepers that the next step needs."""
     waits_for: _builtins.str
     """What it waits for, in words; empty: it goes on."""
+    generation_from: _builtins.int
+    """Before and after; equal in a reshare."""
+    generation_to: _builtins.int
+    kek_from: _builtins.int
+    kek_to: _builtins.int
+    kcv: _builtins.bytes
+    """Key check value of the new root key, 32 bytes, by which people can compare what they see; empty: a reshare."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -344,10 +555,15 @@ class RootOperation(_message.Message):
         holders: _abc.Iterable[_builtins.str] | None = ...,
         quorum: _builtins.int = ...,
         waits_for: _builtins.str = ...,
+        generation_from: _builtins.int = ...,
+        generation_to: _builtins.int = ...,
+        kek_from: _builtins.int = ...,
+        kek_to: _builtins.int = ...,
+        kcv: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at", "stepped_at", b"stepped_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "depth", b"depth", "holders", b"holders", "keepers", b"keepers", "operation_id", b"operation_id", "quorum", b"quorum", "reason", b"reason", "set_from", b"set_from", "set_to", b"set_to", "started_at", b"started_at", "step", b"step", "stepped_at", b"stepped_at", "threshold", b"threshold", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "depth", b"depth", "generation_from", b"generation_from", "generation_to", b"generation_to", "holders", b"holders", "kcv", b"kcv", "keepers", b"keepers", "kek_from", b"kek_from", "kek_to", b"kek_to", "operation_id", b"operation_id", "quorum", b"quorum", "reason", b"reason", "set_from", b"set_from", "set_to", b"set_to", "started_at", b"started_at", "step", b"step", "stepped_at", b"stepped_at", "threshold", b"threshold", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,6 +580,8 @@ class EndedOperation(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     SET_FROM_FIELD_NUMBER: _builtins.int
     SET_TO_FIELD_NUMBER: _builtins.int
+    GENERATION_FROM_FIELD_NUMBER: _builtins.int
+    GENERATION_TO_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.bytes
     depth: Global___Depth.ValueType
     outcome: Global___Outcome.ValueType
@@ -371,6 +589,8 @@ class EndedOperation(_message.Message):
     """Why it was taken back; empty: it was not."""
     set_from: _builtins.int
     set_to: _builtins.int
+    generation_from: _builtins.int
+    generation_to: _builtins.int
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -383,10 +603,12 @@ class EndedOperation(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         set_from: _builtins.int = ...,
         set_to: _builtins.int = ...,
+        generation_from: _builtins.int = ...,
+        generation_to: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "detail", b"detail", "ended_at", b"ended_at", "operation_id", b"operation_id", "outcome", b"outcome", "set_from", b"set_from", "set_to", b"set_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "detail", b"detail", "ended_at", b"ended_at", "generation_from", b"generation_from", "generation_to", b"generation_to", "operation_id", b"operation_id", "outcome", b"outcome", "set_from", b"set_from", "set_to", b"set_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -482,3 +704,359 @@ class ContinueOperationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ContinueOperationResponse: _TypeAlias = ContinueOperationResponse  # noqa: Y015
+
+@_typing.final
+class VersionKey(_message.Message):
+    """Names one version of a secret for ever. The row may be damaged, so these are what is stored, whatever it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    incarnation: _builtins.bytes
+    """16 bytes."""
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        incarnation: _builtins.bytes = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "path", b"path", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionKey: _TypeAlias = VersionKey  # noqa: Y015
+
+@_typing.final
+class ListQuarantineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """At most this many rows, 1 to 1000; 0: 1000."""
+    @_builtins.property
+    def after(self) -> Global___VersionKey:
+        """next of the page before; unset: the first page."""
+
+    def __init__(
+        self,
+        *,
+        after: Global___VersionKey | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQuarantineRequest: _TypeAlias = ListQuarantineRequest  # noqa: Y015
+
+@_typing.final
+class ListQuarantineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedVersion]: ...
+    @_builtins.property
+    def next(self) -> Global___VersionKey:
+        """Unset: this was the last page."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___QuarantinedVersion] | None = ...,
+        next: Global___VersionKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next", b"next"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next", b"next", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQuarantineResponse: _TypeAlias = ListQuarantineResponse  # noqa: Y015
+
+@_typing.final
+class QuarantinedVersion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    KEK_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FOUND_AT_FIELD_NUMBER: _builtins.int
+    ABANDONED_BY_FIELD_NUMBER: _builtins.int
+    kek_id: _builtins.int
+    """The KEK that it is under; there may be none of this number."""
+    reason: _builtins.str
+    """Why it did not open."""
+    abandoned_by: _builtins.str
+    """SPIFFE ID of who gave it up; empty: nobody."""
+    @_builtins.property
+    def key(self) -> Global___VersionKey: ...
+    @_builtins.property
+    def found_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        key: Global___VersionKey | None = ...,
+        kek_id: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        found_at: _timestamp_pb2.Timestamp | None = ...,
+        abandoned_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["found_at", b"found_at", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_by", b"abandoned_by", "found_at", b"found_at", "kek_id", b"kek_id", "key", b"key", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantinedVersion: _TypeAlias = QuarantinedVersion  # noqa: Y015
+
+@_typing.final
+class RetryQuarantinedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___VersionKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___VersionKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryQuarantinedRequest: _TypeAlias = RetryQuarantinedRequest  # noqa: Y015
+
+@_typing.final
+class RetryQuarantinedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryQuarantinedResponse: _TypeAlias = RetryQuarantinedResponse  # noqa: Y015
+
+@_typing.final
+class AbandonQuarantinedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for the audit; at most 256 printable characters, may be empty."""
+    @_builtins.property
+    def key(self) -> Global___VersionKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___VersionKey | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbandonQuarantinedRequest: _TypeAlias = AbandonQuarantinedRequest  # noqa: Y015
+
+@_typing.final
+class AbandonQuarantinedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbandonQuarantinedResponse: _TypeAlias = AbandonQuarantinedResponse  # noqa: Y015
+
+@_typing.final
+class PauseRotationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why; at most 256 printable characters."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRotationRequest: _TypeAlias = PauseRotationRequest  # noqa: Y015
+
+@_typing.final
+class PauseRotationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRotationResponse: _TypeAlias = PauseRotationResponse  # noqa: Y015
+
+@_typing.final
+class ResumeRotationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRotationRequest: _TypeAlias = ResumeRotationRequest  # noqa: Y015
+
+@_typing.final
+class ResumeRotationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRotationResponse: _TypeAlias = ResumeRotationResponse  # noqa: Y015
+
+@_typing.final
+class ListGenerationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGenerationsRequest: _TypeAlias = ListGenerationsRequest  # noqa: Y015
+
+@_typing.final
+class ListGenerationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Generation]:
+        """From the first one on."""
+
+    def __init__(
+        self,
+        *,
+        generations: _abc.Iterable[Global___Generation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generations", b"generations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGenerationsResponse: _TypeAlias = ListGenerationsResponse  # noqa: Y015
+
+@_typing.final
+class Generation(_message.Message):
+    """The life of one root key. Times that are unset have not come, or are not known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    KCV_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ACTIVATED_AT_FIELD_NUMBER: _builtins.int
+    RETIRED_AT_FIELD_NUMBER: _builtins.int
+    SUSPECTED_AT_FIELD_NUMBER: _builtins.int
+    FOUND_AT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    IS_EMERGENCY_FIELD_NUMBER: _builtins.int
+    WITHOUT_BACKUP_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    state: Global___GenerationState.ValueType
+    kcv: _builtins.bytes
+    """Key check value, 32 bytes."""
+    actor: _builtins.str
+    """SPIFFE ID of who made it, and why."""
+    reason: _builtins.str
+    is_emergency: _builtins.bool
+    without_backup: _builtins.str
+    """Why no backup was waited for; empty: one was, or none was wanted."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def activated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def retired_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def suspected_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when somebody else may have had it, and when that was said."""
+
+    @_builtins.property
+    def found_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        state: Global___GenerationState.ValueType = ...,
+        kcv: _builtins.bytes = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        activated_at: _timestamp_pb2.Timestamp | None = ...,
+        retired_at: _timestamp_pb2.Timestamp | None = ...,
+        suspected_at: _timestamp_pb2.Timestamp | None = ...,
+        found_at: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        is_emergency: _builtins.bool = ...,
+        without_backup: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "found_at", b"found_at", "retired_at", b"retired_at", "suspected_at", b"suspected_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "actor", b"actor", "created_at", b"created_at", "found_at", b"found_at", "generation", b"generation", "is_emergency", b"is_emergency", "kcv", b"kcv", "reason", b"reason", "retired_at", b"retired_at", "state", b"state", "suspected_at", b"suspected_at", "without_backup", b"without_backup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Generation: _TypeAlias = Generation  # noqa: Y015

@@ -56,6 +56,36 @@ class RootServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_root__pb2.ContinueOperationRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_root__pb2.ContinueOperationResponse.FromString,
                 _registered_method=True)
+        self.ListQuarantine = channel.unary_unary(
+                '/shardhold.v1.RootService/ListQuarantine',
+                request_serializer=shardhold_dot_v1_dot_root__pb2.ListQuarantineRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_root__pb2.ListQuarantineResponse.FromString,
+                _registered_method=True)
+        self.RetryQuarantined = channel.unary_unary(
+                '/shardhold.v1.RootService/RetryQuarantined',
+                request_serializer=shardhold_dot_v1_dot_root__pb2.RetryQuarantinedRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_root__pb2.RetryQuarantinedResponse.FromString,
+                _registered_method=True)
+        self.AbandonQuarantined = channel.unary_unary(
+                '/shardhold.v1.RootService/AbandonQuarantined',
+                request_serializer=shardhold_dot_v1_dot_root__pb2.AbandonQuarantinedRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_root__pb2.AbandonQuarantinedResponse.FromString,
+                _registered_method=True)
+        self.PauseRotation = channel.unary_unary(
+                '/shardhold.v1.RootService/PauseRotation',
+                request_serializer=shardhold_dot_v1_dot_root__pb2.PauseRotationRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_root__pb2.PauseRotationResponse.FromString,
+                _registered_method=True)
+        self.ResumeRotation = channel.unary_unary(
+                '/shardhold.v1.RootService/ResumeRotation',
+                request_serializer=shardhold_dot_v1_dot_root__pb2.ResumeRotationRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_root__pb2.ResumeRotationResponse.FromString,
+                _registered_method=True)
+        self.ListGenerations = channel.unary_unary(
+                '/shardhold.v1.RootService/ListGenerations',
+                request_serializer=shardhold_dot_v1_dot_root__pb2.ListGenerationsRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_root__pb2.ListGenerationsResponse.FromString,
+                _registered_method=True)
 
 
 class RootServiceServicer(object):
@@ -66,7 +96,7 @@ class RootServiceServicer(object):
     def StartOperation(self, request, context):
         """Begins an operation when every check passes, and returns once its first step is committed. The same id again returns
         the same operation. With dry_run nothing begins, and a check that refuses is no error. Only a superuser adds keepers
-        or lowers the threshold.
+        or lowers the threshold, and rotates without a backup or inside the minimum age.
         Roles: superuser, operator. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (a check refuses; the reason names it), UNAVAILABLE.
         """
@@ -99,6 +129,59 @@ class RootServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantine(self, request, context):
+        """Lists the versions of secrets that the keyring job could not open, by path, incarnation and version.
+        Roles: superuser, operator, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryQuarantined(self, request, context):
+        """Takes a version out of quarantine, so that the keyring job tries it again; also one that was given up.
+        Roles: superuser, operator. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (it is not in quarantine), FAILED_PRECONDITION (an operation
+        is in progress), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbandonQuarantined(self, request, context):
+        """Gives a version in quarantine up: its KEK may go, and nothing opens it after that. Role: superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (it is not in quarantine), FAILED_PRECONDITION (an operation
+        is in progress), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRotation(self, request, context):
+        """Holds the keyring job, and operations that would begin by schedule, until somebody resumes them. An operation in
+        progress goes on. Roles: superuser, operator. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRotation(self, request, context):
+        """Ends a pause. Roles: superuser, operator. States: ready.
+        Codes: PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGenerations(self, request, context):
+        """Tells the life of every root key, by generation. Roles: superuser, operator, auditor. States: ready.
+        Codes: PERMISSION_DENIED, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RootServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -121,6 +204,36 @@ def add_RootServiceServicer_to_server(servicer, server):
                     servicer.ContinueOperation,
                     request_deserializer=shardhold_dot_v1_dot_root__pb2.ContinueOperationRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_root__pb2.ContinueOperationResponse.SerializeToString,
+            ),
+            'ListQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantine,
+                    request_deserializer=shardhold_dot_v1_dot_root__pb2.ListQuarantineRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_root__pb2.ListQuarantineResponse.SerializeToString,
+            ),
+            'RetryQuarantined': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryQuarantined,
+                    request_deserializer=shardhold_dot_v1_dot_root__pb2.RetryQuarantinedRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_root__pb2.RetryQuarantinedResponse.SerializeToString,
+            ),
+            'AbandonQuarantined': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbandonQuarantined,
+                    request_deserializer=shardhold_dot_v1_dot_root__pb2.AbandonQuarantinedRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_root__pb2.AbandonQuarantinedResponse.SerializeToString,
+            ),
+            'PauseRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRotation,
+                    request_deserializer=shardhold_dot_v1_dot_root__pb2.PauseRotationRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_root__pb2.PauseRotationResponse.SerializeToString,
+            ),
+            'ResumeRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRotation,
+                    request_deserializer=shardhold_dot_v1_dot_root__pb2.ResumeRotationRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_root__pb2.ResumeRotationResponse.SerializeToString,
+            ),
+            'ListGenerations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGenerations,
+                    request_deserializer=shardhold_dot_v1_dot_root__pb2.ListGenerationsRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_root__pb2.ListGenerationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -233,6 +346,168 @@ class RootService(object):
             '/shardhold.v1.RootService/ContinueOperation',
             shardhold_dot_v1_dot_root__pb2.ContinueOperationRequest.SerializeToString,
             shardhold_dot_v1_dot_root__pb2.ContinueOperationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.RootService/ListQuarantine',
+            shardhold_dot_v1_dot_root__pb2.ListQuarantineRequest.SerializeToString,
+            shardhold_dot_v1_dot_root__pb2.ListQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryQuarantined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.RootService/RetryQuarantined',
+            shardhold_dot_v1_dot_root__pb2.RetryQuarantinedRequest.SerializeToString,
+            shardhold_dot_v1_dot_root__pb2.RetryQuarantinedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbandonQuarantined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.RootService/AbandonQuarantined',
+            shardhold_dot_v1_dot_root__pb2.AbandonQuarantinedRequest.SerializeToString,
+            shardhold_dot_v1_dot_root__pb2.AbandonQuarantinedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.RootService/PauseRotation',
+            shardhold_dot_v1_dot_root__pb2.PauseRotationRequest.SerializeToString,
+            shardhold_dot_v1_dot_root__pb2.PauseRotationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.RootService/ResumeRotation',
+            shardhold_dot_v1_dot_root__pb2.ResumeRotationRequest.SerializeToString,
+            shardhold_dot_v1_dot_root__pb2.ResumeRotationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGenerations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.RootService/ListGenerations',
+            shardhold_dot_v1_dot_root__pb2.ListGenerationsRequest.SerializeToString,
+            shardhold_dot_v1_dot_root__pb2.ListGenerationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

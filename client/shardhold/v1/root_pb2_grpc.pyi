@@ -38,7 +38,7 @@ class RootServiceStub:
     StartOperation: _grpc.UnaryUnaryMultiCallable[_root_pb2.StartOperationRequest, _root_pb2.StartOperationResponse]
     """Begins an operation when every check passes, and returns once its first step is committed. The same id again returns
     the same operation. With dry_run nothing begins, and a check that refuses is no error. Only a superuser adds keepers
-    or lowers the threshold.
+    or lowers the threshold, and rotates without a backup or inside the minimum age.
     Roles: superuser, operator. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (a check refuses; the reason names it), UNAVAILABLE.
     """
@@ -55,6 +55,35 @@ class RootServiceStub:
     """Lets an operation go on with less than it waits for. Roles: superuser, operator. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (there is no such operation), UNAVAILABLE.
     """
+    ListQuarantine: _grpc.UnaryUnaryMultiCallable[_root_pb2.ListQuarantineRequest, _root_pb2.ListQuarantineResponse]
+    """Lists the versions of secrets that the keyring job could not open, by path, incarnation and version.
+    Roles: superuser, operator, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
+    """
+    RetryQuarantined: _grpc.UnaryUnaryMultiCallable[_root_pb2.RetryQuarantinedRequest, _root_pb2.RetryQuarantinedResponse]
+    """Takes a version out of quarantine, so that the keyring job tries it again; also one that was given up.
+    Roles: superuser, operator. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (it is not in quarantine), FAILED_PRECONDITION (an operation
+    is in progress), UNAVAILABLE.
+    """
+    AbandonQuarantined: _grpc.UnaryUnaryMultiCallable[_root_pb2.AbandonQuarantinedRequest, _root_pb2.AbandonQuarantinedResponse]
+    """Gives a version in quarantine up: its KEK may go, and nothing opens it after that. Role: superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (it is not in quarantine), FAILED_PRECONDITION (an operation
+    is in progress), UNAVAILABLE.
+    """
+    PauseRotation: _grpc.UnaryUnaryMultiCallable[_root_pb2.PauseRotationRequest, _root_pb2.PauseRotationResponse]
+    """Holds the keyring job, and operations that would begin by schedule, until somebody resumes them. An operation in
+    progress goes on. Roles: superuser, operator. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+    """
+    ResumeRotation: _grpc.UnaryUnaryMultiCallable[_root_pb2.ResumeRotationRequest, _root_pb2.ResumeRotationResponse]
+    """Ends a pause. Roles: superuser, operator. States: ready.
+    Codes: PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+    """
+    ListGenerations: _grpc.UnaryUnaryMultiCallable[_root_pb2.ListGenerationsRequest, _root_pb2.ListGenerationsResponse]
+    """Tells the life of every root key, by generation. Roles: superuser, operator, auditor. States: ready.
+    Codes: PERMISSION_DENIED, UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class RootServiceAsyncStub(RootServiceStub):
@@ -66,7 +95,7 @@ class RootServiceAsyncStub(RootServiceStub):
     StartOperation: _aio.UnaryUnaryMultiCallable[_root_pb2.StartOperationRequest, _root_pb2.StartOperationResponse]  # type: ignore[assignment]
     """Begins an operation when every check passes, and returns once its first step is committed. The same id again returns
     the same operation. With dry_run nothing begins, and a check that refuses is no error. Only a superuser adds keepers
-    or lowers the threshold.
+    or lowers the threshold, and rotates without a backup or inside the minimum age.
     Roles: superuser, operator. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (a check refuses; the reason names it), UNAVAILABLE.
     """
@@ -83,6 +112,35 @@ class RootServiceAsyncStub(RootServiceStub):
     """Lets an operation go on with less than it waits for. Roles: superuser, operator. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (there is no such operation), UNAVAILABLE.
     """
+    ListQuarantine: _aio.UnaryUnaryMultiCallable[_root_pb2.ListQuarantineRequest, _root_pb2.ListQuarantineResponse]  # type: ignore[assignment]
+    """Lists the versions of secrets that the keyring job could not open, by path, incarnation and version.
+    Roles: superuser, operator, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
+    """
+    RetryQuarantined: _aio.UnaryUnaryMultiCallable[_root_pb2.RetryQuarantinedRequest, _root_pb2.RetryQuarantinedResponse]  # type: ignore[assignment]
+    """Takes a version out of quarantine, so that the keyring job tries it again; also one that was given up.
+    Roles: superuser, operator. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (it is not in quarantine), FAILED_PRECONDITION (an operation
+    is in progress), UNAVAILABLE.
+    """
+    AbandonQuarantined: _aio.UnaryUnaryMultiCallable[_root_pb2.AbandonQuarantinedRequest, _root_pb2.AbandonQuarantinedResponse]  # type: ignore[assignment]
+    """Gives a version in quarantine up: its KEK may go, and nothing opens it after that. Role: superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (it is not in quarantine), FAILED_PRECONDITION (an operation
+    is in progress), UNAVAILABLE.
+    """
+    PauseRotation: _aio.UnaryUnaryMultiCallable[_root_pb2.PauseRotationRequest, _root_pb2.PauseRotationResponse]  # type: ignore[assignment]
+    """Holds the keyring job, and operations that would begin by schedule, until somebody resumes them. An operation in
+    progress goes on. Roles: superuser, operator. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+    """
+    ResumeRotation: _aio.UnaryUnaryMultiCallable[_root_pb2.ResumeRotationRequest, _root_pb2.ResumeRotationResponse]  # type: ignore[assignment]
+    """Ends a pause. Roles: superuser, operator. States: ready.
+    Codes: PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+    """
+    ListGenerations: _aio.UnaryUnaryMultiCallable[_root_pb2.ListGenerationsRequest, _root_pb2.ListGenerationsResponse]  # type: ignore[assignment]
+    """Tells the life of every root key, by generation. Roles: superuser, operator, auditor. States: ready.
+    Codes: PERMISSION_DENIED, UNAVAILABLE.
+    """
 
 class RootServiceServicer(metaclass=_abc_1.ABCMeta):
     """The root key and the work on it. There is one operation at a time; the nexus drives it to its end by itself, also
@@ -97,7 +155,7 @@ class RootServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_root_pb2.StartOperationResponse, _abc.Awaitable[_root_pb2.StartOperationResponse]]:
         """Begins an operation when every check passes, and returns once its first step is committed. The same id again returns
         the same operation. With dry_run nothing begins, and a check that refuses is no error. Only a superuser adds keepers
-        or lowers the threshold.
+        or lowers the threshold, and rotates without a backup or inside the minimum age.
         Roles: superuser, operator. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (a check refuses; the reason names it), UNAVAILABLE.
         """
@@ -131,6 +189,71 @@ class RootServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_root_pb2.ContinueOperationResponse, _abc.Awaitable[_root_pb2.ContinueOperationResponse]]:
         """Lets an operation go on with less than it waits for. Roles: superuser, operator. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION (there is no such operation), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ListQuarantine(
+        self,
+        request: _root_pb2.ListQuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_root_pb2.ListQuarantineResponse, _abc.Awaitable[_root_pb2.ListQuarantineResponse]]:
+        """Lists the versions of secrets that the keyring job could not open, by path, incarnation and version.
+        Roles: superuser, operator, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryQuarantined(
+        self,
+        request: _root_pb2.RetryQuarantinedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_root_pb2.RetryQuarantinedResponse, _abc.Awaitable[_root_pb2.RetryQuarantinedResponse]]:
+        """Takes a version out of quarantine, so that the keyring job tries it again; also one that was given up.
+        Roles: superuser, operator. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (it is not in quarantine), FAILED_PRECONDITION (an operation
+        is in progress), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def AbandonQuarantined(
+        self,
+        request: _root_pb2.AbandonQuarantinedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_root_pb2.AbandonQuarantinedResponse, _abc.Awaitable[_root_pb2.AbandonQuarantinedResponse]]:
+        """Gives a version in quarantine up: its KEK may go, and nothing opens it after that. Role: superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (it is not in quarantine), FAILED_PRECONDITION (an operation
+        is in progress), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseRotation(
+        self,
+        request: _root_pb2.PauseRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_root_pb2.PauseRotationResponse, _abc.Awaitable[_root_pb2.PauseRotationResponse]]:
+        """Holds the keyring job, and operations that would begin by schedule, until somebody resumes them. An operation in
+        progress goes on. Roles: superuser, operator. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeRotation(
+        self,
+        request: _root_pb2.ResumeRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_root_pb2.ResumeRotationResponse, _abc.Awaitable[_root_pb2.ResumeRotationResponse]]:
+        """Ends a pause. Roles: superuser, operator. States: ready.
+        Codes: PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ListGenerations(
+        self,
+        request: _root_pb2.ListGenerationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_root_pb2.ListGenerationsResponse, _abc.Awaitable[_root_pb2.ListGenerationsResponse]]:
+        """Tells the life of every root key, by generation. Roles: superuser, operator, auditor. States: ready.
+        Codes: PERMISSION_DENIED, UNAVAILABLE.
         """
 
 def add_RootServiceServicer_to_server(servicer: RootServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,7 +2,7 @@
 
 1. What is next is said by `nexus.keys.operation.next_action`, from rows read anew before each action.
 2. Keys are lent for a moment at a time, so a seal waits for no keeper; what was staged in memory is wiped with them.
-3. Every commit is made under the warden's lock, and is refused if another transition came first.
+3. What it commits is `nexus.admin.operations.commits`.
 4. After a commit of unknown outcome the process ends: nobody knows what keepers have to hold.
 """
 
@@ -23,16 +23,13 @@ from common.errors import (
     WrongStateError,
 )
 from common.failpoint import around
-from common.forms.audit.entry import Entry
-from common.forms.chain import extend_chain
 from common.keys.protected import ProtectedMemory
+from nexus.admin.operations.commits import Commits, sign_flip
 from nexus.admin.operations.rehearsal import Rehearsal
 from nexus.admin.operations.surroundings import find_others, list_gone
 from nexus.keepers.pool import KeeperPool
-from nexus.keys.opened import OtherSets, Serving
+from nexus.keys.opened import Serving
 from nexus.keys.operation import transitions
-from nexus.keys.operation.change import Change
-from nexus.keys.operation.dead_sets import forget_sets
 from nexus.keys.operation.evidence import Holding, Proof
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.next_action import (
@@ -55,14 +52,11 @@ from nexus.keys.operation.next_action import (
 )
 from nexus.keys.operation.record import Driver, OperationRecord, Outcome, Step
 from nexus.keys.operation.refusal import Refused
-from nexus.keys.outbox import append_entry
-from nexus.keys.root_key import RootKey
-from nexus.keys.ruled_change import Rule, commit_rule, load_facts
-from nexus.keys.succession import sign_link
+from nexus.keys.ruled_change import load_facts
 from nexus.keys.successor import Successor
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
-from nexus.store.protocol import Store, Writer
+from nexus.store.protocol import Position, Store
 
 _GATHER_S = 5.0  # for a threshold of shards
 _PROVE_S = 2.0  # for every holder to show its shard
@@ -88,17 +82,22 @@ class OperationDriver:
         clock: Clock,
         driver: Driver,
         follow_key: Callable[[], None],
+        beside: Callable[[Facts | None], None] = lambda facts: None,
     ) -> None:
-        """*follow_key* lets the audit be signed with the root key that is current now."""
+        """*follow_key* lets the audit be signed with the root key that is current now.
+
+        *beside* is called about once a second while no operation is in progress, with the facts; None: there are none.
+        """
         self._store = store
         self._lifecycle = lifecycle
         self._warden = warden
         self._pool = pool
         self._clock = clock
-        self._follow_key = follow_key
         self._memory = Memory(driver)
+        self._commits = Commits(store, warden, clock, driver, follow_key)
         self._rehearsal = Rehearsal(pool, memory)
-        self._idle_at: tuple[int, int] | None = None  # timeline and control revision at which nothing was to do
+        self._beside = beside
+        self._idle: Facts | None = None  # at which nothing was to do
         self._ending = False
         self._has_ended = False  # somebody took an operation back
         self._expected: set[bytes] = set()  # ids of operations that are prepared here
@@ -176,7 +175,8 @@ class OperationDriver:
         was_running = self._memory.seen is not None  # then a seal, or the unseal that follows, may have ended it
         is_scrub_due = was_running or self._memory.is_scrub_due
         self._memory = Memory(self._memory.driver, is_scrub_due=is_scrub_due)
-        self._idle_at = None
+        self._idle = None
+        self._beside(None)
         self.seen_step = None
         return _IDLE_S, ""
 
@@ -185,16 +185,26 @@ class OperationDriver:
         self._wipe_replaced()
         with self._lifecycle.borrow() as serving, self._store.read() as reader:
             position = reader.load_position()
-            if self._idle_at == (position.timeline, position.control_revision) and not self._is_scrub_wanted:
-                return _IDLE_S
-            facts = load_facts(reader, serving.root_key)
+            is_idle = self._is_idle_at(position)
+            facts = self._idle if is_idle and self._idle is not None else load_facts(reader, serving.root_key)
+        if is_idle:
+            self._beside(facts)
+            return _IDLE_S
         self._hand_out(serving, facts)
         self._observe(facts)
         action = next_action(facts, self._memory, self._make_view(facts))
         if facts.operation is None and isinstance(action, Wait):
-            self._idle_at = (facts.meta.timeline, facts.meta.control_revision)
+            self._idle = facts
+            self._beside(facts)
         self.waits_for = self._describe(facts, action)
         return self._act(action, facts, serving)
+
+    def _is_idle_at(self, position: Position) -> bool:
+        """Whether nothing was to do at the control revision of *position*."""
+        if self._idle is None or self._is_scrub_wanted:
+            return False
+        meta = self._idle.meta
+        return (meta.timeline, meta.control_revision) == (position.timeline, position.control_revision)
 
     @property
     def _is_scrub_wanted(self) -> bool:
@@ -266,7 +276,8 @@ class OperationDriver:
             case Commit(transition=transition):
                 self._commit(transition, facts, serving)
             case Abort(why=why):
-                self._abort(facts, why)
+                self._commits.abort(_require(facts), why)
+                self._memory = replace(self._memory, is_scrub_due=True)
         return 0.0
 
     def _put_mark(self, facts: Facts) -> float:
@@ -300,7 +311,7 @@ class OperationDriver:
                 return self._rehearsal.prove(reader.load_meta(), reader.load_controls())
         revision = facts.meta.revision + 1
         with self._lifecycle.borrow() as serving:
-            link = _sign_link(record, serving, facts, revision)
+            link = sign_flip(record, serving, facts, revision)
         flip = transitions.make_flip(facts, record, link=link, revision=revision, at=self._now)
         if isinstance(flip, Refused):
             raise OperationRefusedError(flip.text, reason=flip.reason)
@@ -327,81 +338,24 @@ class OperationDriver:
             raise StoreUnavailableError("what was deleted cannot be overwritten yet: the store is busy")
         self._memory = replace(self._memory, is_scrub_due=False)
 
-    def _abort(self, facts: Facts, why: str) -> None:
-        ticket = _require(facts).ticket
-        with around("abort.commit"):
-            self._change(lambda facts, _: transitions.abort(facts, ticket, detail=why, at=self._now), "root.abort", why)
-        self._memory = replace(self._memory, is_scrub_due=True)
-
     def _commit(self, transition: Transition, facts: Facts, serving: Serving) -> None:
         match transition:
             case Transition.FORGET_SETS:
-                gone = list_gone(facts, self._pool)
-                with around("forget.commit"):
-                    self._change(lambda facts, _: forget_sets(facts, gone), "root.forget-sets")
+                self._commits.forget_sets(list_gone(facts, self._pool))
             case Transition.HEAL:
-                rows = ", ".join(facts.needed_damaged)
-                with around("heal.commit"):
-                    self._change(lambda facts, _: transitions.heal(facts), "root.heal", f"do not verify: {rows}")
-                self._memory = replace(self._memory, is_scrub_due=True)
+                self._commits.heal(facts)
             case Transition.TAKE_OVER:
-                with around("takeover.commit"):
-                    self._step_on(facts, "root.takeover", transitions.take_over)
+                self._commits.take_over(_require(facts))
             case Transition.DISTRIBUTE:
-                holders = self._make_view(facts).holders
-                with around("distribute.commit"):
-                    self._step_on(
-                        facts, "root.distribute", transitions.distribute, proof=self._memory.proof, holders=holders
-                    )
+                self._commits.distribute(_require(facts), self._memory.proof, self._make_view(facts).holders)
             case Transition.FLIP:
-                self._flip(facts, serving)
+                self._commits.flip(
+                    _require(facts), serving, self._memory.proof, lambda facts: self._make_view(facts).holders
+                )
             case Transition.SETTLE:
-                with around("settle.commit"):
-                    self._step_on(facts, "root.settle", transitions.settle, proof=self._memory.proof)
-                self._memory = replace(self._memory, is_scrub_due=True)
-
-    def _step_on(
-        self, facts: Facts, action: str, transition: Callable[..., Change | Refused], **evidence: object
-    ) -> None:
-        record = _require(facts)
-
-        def rule(facts: Facts, _: int) -> Change | Refused:
-            return transition(facts, record.ticket, driver=self.driver, at=self._now, **evidence)
-
-        self._change(rule, action, _describe(record))
-
-    def _flip(self, facts: Facts, serving: Serving) -> None:
-        record, pending = _require(facts), serving.others.pending
-        if pending is None or (pending.key is not None) is not record.depth.renews_key:
-            raise WrongStateError("the new set or key was withdrawn meanwhile")
-        replaced = serving.shard_set.record.set_id
-        chain = serving.chain
-
-        def rule(facts: Facts, revision: int) -> Change | Refused:
-            nonlocal chain
-            link = _sign_link(record, serving, facts, revision)
-            chain = extend_chain(serving.chain, [link] if link else [])
-            return transitions.flip(
-                facts,
-                record.ticket,
-                driver=self.driver,
-                proof=self._memory.proof,
-                holders=self._make_view(facts).holders,
-                link=link,
-                revision=revision,
-                at=self._now,
-            )
-
-        def succeed() -> None:
-            serving.succeed(pending, chain, OtherSets(kept=frozenset({replaced})))
-
-        with around("flip.commit"):
-            self._change(rule, "root.flip", _describe(record), heir=pending.root_key, on_commit=succeed)
-        if record.depth.renews_key:
-            with around("flip.signer"):
-                self._follow_key()
-        with around("flip.mark-after"):
-            self._warden.keep_again()
+                self._commits.settle(_require(facts), self._memory.proof)
+        if transition in (Transition.HEAL, Transition.SETTLE):
+            self._memory = replace(self._memory, is_scrub_due=True)
 
     def _wipe_replaced(self) -> None:
         """Wipe what a flip has replaced, once everybody is back who borrowed it."""
@@ -410,25 +364,6 @@ class OperationDriver:
                 return
         if self._lifecycle.wait_earlier(seconds=_RETURN_S):
             serving.wipe_replaced()
-
-    def _change(
-        self,
-        rule: Rule,
-        action: str,
-        detail: str = "",
-        *,
-        heir: RootKey | None = None,
-        on_commit: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Commit what *rule* says with an entry of the nexus itself (rule 3)."""
-
-        def write_entry(writer: Writer, key: RootKey) -> None:
-            entry = Entry(at=self._now, actor="", action=action, detail=detail)
-            append_entry(writer, key, self.driver.nexus, entry.encode())
-
-        self._warden.change(
-            lambda serving: commit_rule(self._store, serving, rule, write_entry, heir=heir, on_commit=on_commit)
-        )
 
     @property
     def _now(self) -> int:
@@ -460,16 +395,3 @@ def _is_flipped(facts: Facts) -> bool:
 def _is_aborted(facts: Facts) -> bool:
     """Whether the last operation was taken back."""
     return facts.ended is not None and facts.ended.outcome is Outcome.ABORTED
-
-
-def _sign_link(record: OperationRecord, serving: Serving, facts: Facts, revision: int) -> bytes:
-    """Return the link that the flip adds, empty: the root key stays."""
-    return sign_link(record.link, serving, facts.meta, revision=revision) if record.link else b""
-
-
-def _describe(record: OperationRecord) -> str:
-    if record.depth.renews_key:
-        keys = f"generation {record.source.generation} → {record.target.generation}"
-        return f"{record.depth} {record.id.hex()[:8]}, {keys}"
-    sets = f"set {record.source.set_number} → {record.target.set_number}"
-    return f"{record.depth} {record.id.hex()[:8]}, {sets}"

@@ -10,9 +10,12 @@ from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.access.roles import Role
 from nexus.admin.operations.driver import OperationDriver
+from nexus.admin.operations.keyring_job import KeyringJob
+from nexus.admin.operations.progress import JobView
 from nexus.admin.operations.reshare_plan import ResharePlan, check_names, check_plan, choose_members
 from nexus.admin.operations.rotate_plan import RotatePlan, check_rotate_plan
-from nexus.admin.operations.starter import Beginning, Starter, find_begun
+from nexus.admin.operations.schedule import Schedule
+from nexus.admin.operations.starter import ID_SIZE, Beginning, Starter, find_begun
 from nexus.admin.seal import check_reason
 from nexus.keepers.plan import list_members
 from nexus.keepers.pool import KeeperPool
@@ -26,12 +29,11 @@ from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.preflight import Check, find_refusals
 from nexus.keys.operation.record import Depth, EndedRecord, OperationRecord, Waiver, WaiverKind
 from nexus.keys.operation.refusal import Refused
+from nexus.keys.operation.schedule import Scheduled
 from nexus.keys.records import GenerationRecord, KeyringRecord, ShardSetRecord
 from nexus.keys.ruled_change import Rule, commit_rule, load_facts
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Store
-
-ID_SIZE = 16  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class RootView:
     generation: GenerationRecord | None  # None: its row does not verify
     keyring: KeyringRecord
     operation: OperationView | None
+    job: JobView | None  # None: every row is under the current KEK, and that is alone
+    next: Scheduled | None  # what begins by itself; None: nothing does
     last: EndedRecord | None  # None: none has ended yet
     dead_sets: int  # of which a keeper may hold a shard yet
 
@@ -70,6 +74,8 @@ class Operations:
         pool: KeeperPool,
         driver: OperationDriver,
         starter: Starter,
+        job: KeyringJob,
+        schedule: Schedule,
         clock: Clock,
         is_keeper_id: Callable[[str], bool],
     ) -> None:
@@ -79,6 +85,8 @@ class Operations:
         self._pool = pool
         self._driver = driver
         self._starter = starter
+        self._job = job
+        self._schedule = schedule
         self._clock = clock
         self._is_keeper_id = is_keeper_id
 
@@ -145,6 +153,8 @@ class Operations:
                 facts.generations.get(facts.generation),
                 facts.keyring,
                 self._view(facts),
+                self._job.view(),
+                self._schedule.view.next,
                 facts.ended,
                 len(find_droppable(facts)),
             )

@@ -8,6 +8,8 @@ from common.keys.protected import ProtectedMemory
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.operation.evidence import Preflight
 from nexus.keys.operation.record import Depth
+from nexus.keys.operation.schedule import Terms
+from nexus.keys.operation.windows import is_open
 from nexus.keys.shard_set import Member
 
 _PROBE_S = 3.0  # for every keeper to answer
@@ -21,25 +23,27 @@ class Preflights:
     """Thread-safe. *find_disk_free* gives the bytes that the disk of the store has left."""
 
     def __init__(
-        self, pool: KeeperPool, memory: ProtectedMemory, clock: Clock, *, find_disk_free: Callable[[], int]
+        self, pool: KeeperPool, memory: ProtectedMemory, clock: Clock, terms: Terms, find_disk_free: Callable[[], int]
     ) -> None:
         self._pool = pool
         self._memory = memory
         self._clock = clock
+        self._terms = terms
         self._find_disk_free = find_disk_free
 
     def measure(self, members: Sequence[Member], depth: Depth, *, is_escrow_proved: bool) -> Preflight:
         """Ask *members*, which may be new, how they are, and measure the rest; takes at most some seconds."""
         reports = self._pool.probe(members, seconds=_PROBE_S)
+        now = to_micros(self._clock.now())
         return Preflight(
-            now=to_micros(self._clock.now()),
+            now=now,
             reachable=frozenset(name for name, status in reports.items() if status.reachable and not status.fault),
             too_old=frozenset(name for name, status in reports.items() if status.is_too_old),
             is_escrow_proved=is_escrow_proved,
             backup=None,
-            backup_max_age=0,
-            minimum_age=0,
-            is_in_window=True,
+            backup_max_age=self._terms.backup_max_age,
+            minimum_age=self._terms.minimum_age,
+            is_in_window=is_open(self._terms.windows, now),
             disk_free=self._find_disk_free(),
             disk_wanted=_DISK_WANTED_FOR_ROWS if depth.renews_key else _DISK_WANTED,
             memory_free=self._memory.free,

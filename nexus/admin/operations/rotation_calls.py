@@ -8,6 +8,7 @@ from common.failpoint import around
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.admin.seal import check_reason
+from nexus.keys.keyed_read import read_with_key
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.settings import Hold, find_hold, pause, resume
@@ -64,8 +65,7 @@ class RotationCalls:
     def history(self, caller: Caller) -> Mapping[int, GenerationRecord]:
         """Return the generations of the root key by number, ascending; those whose row does not verify are missing."""
         with self._gate.keyed_call(calls.LIST_GENERATIONS, caller) as (_, serving):
-            with self._store.read() as reader:
-                facts = load_facts(reader, serving.root_key)
+            facts = read_with_key(self._store, serving, load_facts)
             return dict(sorted(facts.generations.items()))
 
     def _commit(self, rule: Rule, record: CallRecord) -> None:

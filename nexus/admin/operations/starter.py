@@ -6,34 +6,40 @@
 3. Until the commit, what was made exists in memory only, and is wiped when anything fails.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from common.clock import Clock, to_micros
-from common.errors import RecoveringError, WrongStateError
+from common.errors import OperationRefusedError, RecoveringError, WrongStateError
 from common.failpoint import around
+from common.forms.audit.entry import Entry
 from common.keys.protected import ProtectedMemory
 from nexus.admin.operations.driver import OperationDriver
 from nexus.admin.operations.preflight import Preflights
+from nexus.keepers.plan import list_members
 from nexus.keys.opened import Serving
 from nexus.keys.operation import transitions
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.dead_sets import give_up
 from nexus.keys.operation.evidence import Order, Preflight, Staged
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.preflight import Check, check_all
-from nexus.keys.operation.record import Driver, Numbers, OperationRecord
+from nexus.keys.operation.preflight import Check, check_all, find_refusals
+from nexus.keys.operation.record import Depth, Driver, Numbers, OperationRecord
 from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.staging import next_numbers
-from nexus.keys.outbox import WriteEntry
+from nexus.keys.outbox import WriteEntry, append_entry
 from nexus.keys.records import EscrowRecord, SetState
+from nexus.keys.root_key import RootKey
 from nexus.keys.ruled_change import commit_rule, load_facts
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.keys.succession import describe_key, find_recovery_key, is_escrow_possible, make_key, seal_to_custodians
 from nexus.keys.successor import StagedKey, Successor
 from nexus.lifecycle.renewal import is_due
 from nexus.lifecycle.warden import Warden
-from nexus.store.protocol import Store
+from nexus.store.protocol import Store, Writer
+
+ID_SIZE = 16  # bytes of the id of an operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,23 @@ class Starter:
             _release(key)
         self._driver.wake()
 
+    def begin_scheduled(self, depth: Depth, why: str) -> None:
+        """Begin what the schedule wants, for the keepers and the threshold of now; raises as `begin`."""
+        facts, _ = self._warden.change(self._load_standing)
+        current, nexus = facts.current_set, self._driver.driver.nexus
+        names = tuple(member.name for member in current.members)
+        order = Order(depth, names, current.threshold, actor="", reason=why, is_scheduled=True)
+        beginning = Beginning(os.urandom(ID_SIZE), order, list_members(current), current.set_id)
+        checks, preflight = self.check(beginning)
+        if (refused := next(find_refusals(checks), None)) is not None:
+            raise OperationRefusedError(refused.text, reason=refused.reason)
+
+        def write_entry(writer: Writer, key: RootKey) -> None:
+            entry = Entry(at=self._now, actor="", action="root.start", detail=f"scheduled {depth}: {why}")
+            append_entry(writer, key, nexus, entry.encode())
+
+        self.begin(beginning, preflight, write_entry)
+
     def _make_key(self) -> "_MadeKey":
         with around("prepare.key"):
             numbers, cluster_id, recovery_key = self._warden.change(self._plan_key)
@@ -139,7 +162,7 @@ class Starter:
         facts = self._load_facts(serving)
         if find_begun(facts, beginning.operation_id) is not None:
             return False  # the same call, made twice at once
-        new_key = None if key is None else describe_key(serving, key.staged, key.escrow)
+        new_key = None if key is None else describe_key(serving, facts, key.staged, key.escrow)
         successor = Successor(self._draw(serving, facts, beginning, key), None if key is None else key.staged)
 
         def rule(facts: Facts, _: int) -> Change | Refused:

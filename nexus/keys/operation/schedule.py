@@ -43,6 +43,7 @@ class Terms:
     windows: tuple[Window, ...] = ()  # empty: at any time
     reshare_interval: int = 0
     backup_max_age: int = 7 * DAY
+    rows_per_second: int = 0  # that the keyring job brings at most; 0: as calls in flight allow
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,12 @@ DESIGN = {
     "GetOperation": ("root.status", "superuser operator auditor", "", "ready"),
     "AbortOperation": ("root.abort", "superuser operator", "", "ready"),
     "ContinueOperation": ("root.continue", "superuser operator", "", "ready"),
+    "ListQuarantine": ("quarantine.list", "superuser operator auditor", "", "ready"),
+    "RetryQuarantined": ("quarantine.retry", "superuser operator", "", "ready"),
+    "AbandonQuarantined": ("quarantine.abandon", "superuser", "", "ready"),
+    "PauseRotation": ("root.pause", "superuser operator", "", "ready"),
+    "ResumeRotation": ("root.resume", "superuser operator", "", "ready"),
+    "ListGenerations": ("root.history", "superuser operator auditor", "", "ready"),
 }
 # Design §8: what has to work while the audit cannot be written.
 FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress", "AcceptNewChain", "AbortOperation"}

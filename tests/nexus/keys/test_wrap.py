@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DecryptionError
+from common.forms.codec import fields
 from common.keys.protected import Level, ProtectedMemory
-from nexus.keys.wrap import WRAP_SIZE, unwrap_key, wrap_key
+from nexus.keys.wrap import SALT_SIZE, USE_AS_COMMITMENT, USE_AS_KEY, WRAP_SIZE, describe_use, unwrap_key, wrap_key
 
 MEMORY = ProtectedMemory(highest=Level.LOCKED)
 KEY = os.urandom(32)
@@ -89,3 +90,10 @@ def test_a_wrap_of_the_wrong_size_is_refused(size: int) -> None:
 def test_no_two_wraps_share_a_salt() -> None:
     """The AEAD key is used once, which is what makes the fixed nonce safe."""
     assert len({wrap()[2:18] for _ in range(100)}) == 100
+
+
+def test_what_derives_the_keys_of_a_wrap_is_the_encoding_of_its_parts() -> None:
+    """It is put together by hand, byte for byte as the codec does."""
+    salt = bytes(range(SALT_SIZE))
+    assert describe_use(salt, USE_AS_KEY) == fields(b"shardhold-wrap-v1", salt, b"key")
+    assert describe_use(salt, USE_AS_COMMITMENT) == fields(b"shardhold-wrap-v1", salt, b"commitment")

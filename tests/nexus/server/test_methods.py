@@ -35,6 +35,7 @@ POLICY = policies_pb2.Policy(
     name="p", spiffe_ids=[APP.spiffe_id], paths=["x"], permissions=[policies_pb2.PERMISSION_READ]
 )
 HASHES = [cluster_pb2.ShareHash(salt=bytes(16), digest=os.urandom(32)) for _ in range(3)]
+VERSION = root_pb2.VersionKey(path=PATH, incarnation=bytes(16), version=1)
 
 # A well-formed request for each RPC. One that is missing here fails the walk.
 REQUESTS: Mapping[str, Callable[[], Message]] = {
@@ -68,6 +69,12 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "GetOperation": lambda: root_pb2.GetOperationRequest(),
     "AbortOperation": lambda: root_pb2.AbortOperationRequest(operation_id=bytes(16)),
     "ContinueOperation": lambda: root_pb2.ContinueOperationRequest(operation_id=bytes(16), with_threshold=True),
+    "ListQuarantine": lambda: root_pb2.ListQuarantineRequest(),
+    "RetryQuarantined": lambda: root_pb2.RetryQuarantinedRequest(key=VERSION),
+    "AbandonQuarantined": lambda: root_pb2.AbandonQuarantinedRequest(key=VERSION),
+    "PauseRotation": lambda: root_pb2.PauseRotationRequest(reason="test"),
+    "ResumeRotation": lambda: root_pb2.ResumeRotationRequest(),
+    "ListGenerations": lambda: root_pb2.ListGenerationsRequest(),
 }
 CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.errors import OperationRefusedError, RecoveringError
+from common.errors import OperationRefusedError, RecoveringError, WrongStateError
 from shardhold.v1 import root_pb2
 from shardhold.v1.root_pb2 import GetOperationResponse, RootOperation
 from tests.kit.authority import Authority
@@ -78,12 +78,16 @@ def test_status_when_nothing_was_ever_begun(nexus: PlayedNexus, reach: list[str]
     ]
     assert json.loads(run_pilot("root", "status", "-o", "json", *reach).out) == {
         "generation": 1,
+        "created_at": None,
+        "activated_at": None,
         "set_number": 1,
         "threshold": 3,
         "keepers": 5,
         "drawn_at": None,
         "operation": None,
         "last": None,
+        "keyring_job": None,
+        "keks": [],
         "dead_sets": 0,
     }
 
@@ -114,6 +118,11 @@ def test_status_during_an_operation(nexus: PlayedNexus, reach: list[str]) -> Non
         "actor": ALICE,
         "started_at": TOLD_AT,
         "stepped_at": TOLD_AT,
+        "generation_from": 0,
+        "generation_to": 0,
+        "kcv": None,
+        "kek_from": 0,
+        "kek_to": 0,
         "set_from": 4,
         "set_to": 5,
         "threshold": 3,
@@ -143,6 +152,8 @@ def test_status_after_an_operation(nexus: PlayedNexus, reach: list[str]) -> None
             "outcome": "aborted",
             "detail": "wrong day",
             "ended_at": TOLD_AT,
+            "generation_from": 0,
+            "generation_to": 0,
             "set_from": 4,
             "set_to": 5,
         },
@@ -294,10 +305,36 @@ def test_a_dry_run_that_passes(nexus: PlayedNexus, reach: list[str]) -> None:
 
 
 def test_a_reshare_that_is_refused(nexus: PlayedNexus, reach: list[str]) -> None:
-    """The nexus's sentence is shown."""
+    """The nexus's sentence is shown, and the name of the rule."""
     nexus.errors["StartOperation"] = OperationRefusedError("keepers: 3 of 5 reachable", reason="KEEPERS_SHORT")
     told = run_pilot("root", "reshare", *reach)
-    assert (told.code, "pilot: error: keepers: 3 of 5 reachable" in told.err) == (1, True)
+    assert (told.code, told.err) == (1, "pilot: error: keepers: 3 of 5 reachable (KEEPERS_SHORT)\n")
+
+
+@pytest.mark.parametrize(
+    ("rpc", "command"),
+    [
+        ("AbortOperation", ("abort",)),
+        ("ContinueOperation", ("continue", "--with-threshold")),
+        ("PauseRotation", ("pause", "--reason", "x")),
+        ("ResumeRotation", ("resume",)),
+        ("RetryQuarantined", ("quarantine", "retry", "a/b", "1", "--incarnation", "00")),
+        ("AbandonQuarantined", ("quarantine", "abandon", "a/b", "1", "--incarnation", "00", "--reason", "x")),
+    ],
+)
+def test_every_refusal_names_its_rule(nexus: PlayedNexus, reach: list[str], rpc: str, command: tuple[str, ...]) -> None:
+    """Which stands in the documentation."""
+    nexus.tell(running())
+    nexus.errors[rpc] = OperationRefusedError("it is too late", reason="OPERATION_FLIPPED")
+    told = run_pilot("root", *command, *reach)
+    assert (told.code, told.err) == (1, "pilot: error: it is too late (OPERATION_FLIPPED)\n")
+
+
+def test_a_wrong_state_is_no_rule(nexus: PlayedNexus, reach: list[str]) -> None:
+    """Its general reason says nothing to a person."""
+    nexus.errors["StartOperation"] = WrongStateError("the operation has ended: it is settled")
+    told = run_pilot("root", "reshare", *reach)
+    assert told.err.splitlines()[0] == "pilot: error: the operation has ended: it is settled"
 
 
 def test_an_abort_names_the_operation_that_was_looked_at(nexus: PlayedNexus, reach: list[str]) -> None:

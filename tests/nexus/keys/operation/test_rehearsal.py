@@ -80,7 +80,7 @@ class Rotation:
         self.points = [bytes(point.view) for point in points]
         for point in points:
             point.release()
-        described = describe_key(self.serving, made, make_first_escrow(NO_RECOVERY.public_key, b"sealed"))
+        described = describe_key(self.serving, self.facts, made, make_first_escrow(NO_RECOVERY.public_key, b"sealed"))
         self.link = described.link
         made.release()
         return Staged(record, numbers.kek_id, described)

@@ -1,0 +1,180 @@
+"""How the root key stands, as messages of RootService."""
+
+from collections.abc import Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from nexus.admin.operations.operations import OperationView, RootView
+from nexus.admin.operations.progress import JobView
+from nexus.keys.operation.preflight import Check
+from nexus.keys.operation.record import Depth, EndedRecord, Outcome, Step
+from nexus.keys.records import GenerationRecord, GenerationState, KekState, KeyringRecord
+from nexus.store.rewrapping import QuarantineRow, VersionKey
+from shardhold.v1 import root_pb2 as pb
+
+DEPTHS = {
+    Depth.RESHARE: pb.DEPTH_RESHARE,
+    Depth.ROTATE: pb.DEPTH_ROTATE,
+    Depth.EMERGENCY: pb.DEPTH_EMERGENCY,
+}
+STEPS = {
+    Step.PREPARED: pb.STEP_PREPARED,
+    Step.DISTRIBUTED: pb.STEP_DISTRIBUTED,
+    Step.FLIPPED: pb.STEP_FLIPPED,
+}
+OUTCOMES = {Outcome.SETTLED: pb.OUTCOME_SETTLED, Outcome.ABORTED: pb.OUTCOME_ABORTED}
+KEK_STATES = {
+    KekState.CURRENT: pb.KEK_STATE_CURRENT,
+    KekState.OLD: pb.KEK_STATE_OLD,
+    KekState.TAINTED: pb.KEK_STATE_TAINTED,
+}
+GENERATION_STATES = {
+    GenerationState.PENDING: pb.GENERATION_STATE_PENDING,
+    GenerationState.ACTIVE: pb.GENERATION_STATE_ACTIVE,
+    GenerationState.DECRYPT_ONLY: pb.GENERATION_STATE_DECRYPT_ONLY,
+    GenerationState.RETIRED: pb.GENERATION_STATE_RETIRED,
+    GenerationState.COMPROMISED: pb.GENERATION_STATE_COMPROMISED,
+    GenerationState.DESTROYED: pb.GENERATION_STATE_DESTROYED,
+    GenerationState.ABORTED: pb.GENERATION_STATE_ABORTED,
+}
+_LAST_TIME = 253_402_300_799_999_999  # microseconds since 1970: the end of the year 9999
+
+
+def to_checks(checks: Sequence[Check]) -> list[pb.Check]:
+    """Tell the lines of a preflight."""
+    return [pb.Check(name=one.name, detail=one.found, refusal=one.reason or "") for one in checks]
+
+
+def to_root(view: RootView) -> pb.GetOperationResponse:
+    """Tell how the root key stands."""
+    current, generation = view.current, view.generation
+    return pb.GetOperationResponse(
+        generation=current.generation,
+        set_number=current.set_number,
+        threshold=current.threshold,
+        keepers=len(current.members),
+        drawn_at=_to_time(current.drawn_at),
+        operation=to_operation(view.operation),
+        last=_to_ended(view.last),
+        dead_sets=view.dead_sets,
+        created_at=_to_time(generation.created_at if generation else 0),
+        activated_at=_to_time(generation.activated_at if generation else 0),
+        job=_to_job(view.job),
+        keks=_to_keks(view.keyring),
+        next_scheduled_at=_to_time(view.next.at if view.next else 0),
+        next_scheduled=DEPTHS[view.next.depth] if view.next else pb.DEPTH_UNSPECIFIED,
+    )
+
+
+def to_operation(view: OperationView | None) -> pb.RootOperation | None:
+    """Tell an operation in progress."""
+    if view is None:
+        return None
+    record = view.record
+    return pb.RootOperation(
+        operation_id=record.id,
+        depth=DEPTHS[record.depth],
+        step=STEPS[record.step],
+        reason=record.reason,
+        actor=record.actor,
+        started_at=_to_time(record.started_at),
+        stepped_at=_to_time(record.stepped_at),
+        set_from=record.source.set_number,
+        set_to=record.target.set_number,
+        threshold=view.threshold,
+        keepers=view.keepers,
+        holders=view.holders,
+        quorum=record.quorum,
+        waits_for=view.waits_for,
+        generation_from=record.source.generation,
+        generation_to=record.target.generation,
+        kek_from=record.source.kek_id,
+        kek_to=record.target.kek_id,
+        kcv=view.kcv,
+    )
+
+
+def to_generation(number: int, record: GenerationRecord) -> pb.Generation:
+    """Tell the life of one root key."""
+    return pb.Generation(
+        generation=number,
+        state=GENERATION_STATES[record.state],
+        kcv=record.kcv,
+        created_at=_to_time(record.created_at),
+        activated_at=_to_time(record.activated_at),
+        retired_at=_to_time(record.retired_at),
+        suspected_at=_to_time(record.suspected_at),
+        found_at=_to_time(record.found_at),
+        actor=record.actor,
+        reason=record.reason,
+        is_emergency=record.is_emergency,
+        without_backup=record.without_backup,
+    )
+
+
+def to_quarantined(row: QuarantineRow) -> pb.QuarantinedVersion:
+    """Tell a version that did not open."""
+    return pb.QuarantinedVersion(
+        key=to_key(row.key),
+        kek_id=row.kek_id,
+        reason=row.reason,
+        found_at=_to_time(row.found_at),
+        abandoned_by=row.abandoned_by,
+    )
+
+
+def to_key(key: VersionKey) -> pb.VersionKey:
+    """Tell what names a version."""
+    return pb.VersionKey(path=key.path, incarnation=key.incarnation, version=key.version)
+
+
+def _to_ended(record: EndedRecord | None) -> pb.EndedOperation | None:
+    if record is None:
+        return None
+    return pb.EndedOperation(
+        operation_id=record.id,
+        depth=DEPTHS[record.depth],
+        outcome=OUTCOMES[record.outcome],
+        detail=record.detail,
+        ended_at=_to_time(record.ended_at),
+        set_from=record.source.set_number,
+        set_to=record.target.set_number,
+        generation_from=record.source.generation,
+        generation_to=record.target.generation,
+    )
+
+
+def _to_job(view: JobView | None) -> pb.KeyringJob | None:
+    if view is None:
+        return None
+    return pb.KeyringJob(
+        rows_total=view.rows_total,
+        rows_left=view.rows_left,
+        rows_per_second=view.rows_per_second,
+        seconds_left=view.seconds_left,
+        quarantine=view.quarantine,
+        waits_for=view.waits_for,
+        paused=view.paused,
+    )
+
+
+def _to_keks(keyring: KeyringRecord) -> list[pb.Kek]:
+    keks = sorted((int(name), kek) for name, kek in keyring.keks.items())
+    return [
+        pb.Kek(
+            id=number,
+            state=KEK_STATES[kek.state],
+            verified_at=_to_time(kek.verified_at),
+            generation=kek.generation,
+            abandoned=kek.abandoned,
+        )
+        for number, kek in keks
+    ]
+
+
+def _to_time(microseconds: int) -> Timestamp | None:
+    """Return a moment since 1970, None for 0; nothing proves those of the quarantine, so what is too late is cut."""
+    if microseconds <= 0:
+        return None
+    microseconds = min(microseconds, _LAST_TIME)
+    return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
