@@ -37,7 +37,7 @@ _SECOND = 1_000_000  # microseconds
 
 log = structlog.get_logger("schedule")
 
-Begin = Callable[[Depth, str], None]  # raises OperationRefusedError
+Begin = Callable[[Depth, str], None]  # raises ShardholdError when it does not
 Note = Callable[[str, str, str], None]  # action, path, detail; as `Journal.note`
 
 
@@ -66,8 +66,8 @@ class _Try:
 class Schedule:
     """`look` and `forget` are called by one thread; any may ask the rest."""
 
-    def __init__(self, *, terms: Terms, clock: Clock, begin: Begin | None, note: Note) -> None:
-        """*begin* begins an operation of a depth, for a reason, or raises why it does not; None: nothing begins."""
+    def __init__(self, *, terms: Terms, clock: Clock, begin: Begin, note: Note) -> None:
+        """*begin* begins an operation of a depth, for a reason, or raises why it does not."""
         self._terms = terms
         self._clock = clock
         self._begin = begin
@@ -159,18 +159,16 @@ class Schedule:
         return passed >= RETRY_S or (bool(last.reason) and last.position != position and passed >= CHANGED_S)
 
     def _begin_due(self, facts: Facts, now: int) -> None:
-        if self._begin is None:
-            return
         position = facts.meta.timeline, facts.meta.control_revision
         for due in find_due(facts, self._terms, now, self._find_seen()):
-            if self._may_try(due.depth, position) and self._try(self._begin, due, position):
+            if self._may_try(due.depth, position) and self._try(due, position):
                 return
 
-    def _try(self, begin: Begin, due: Due, position: tuple[int, int]) -> bool:
+    def _try(self, due: Due, position: tuple[int, int]) -> bool:
         """Begin an operation; return whether it has begun."""
         before, now = self._tries.get(due.depth), self._clock.monotonic()
         try:
-            begin(due.depth, due.why)
+            self._begin(due.depth, due.why)
         except OutcomeUnknownError:
             raise
         except ShardholdError as exc:

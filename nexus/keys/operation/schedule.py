@@ -152,7 +152,12 @@ def _find_moments(facts: Facts, terms: Terms) -> Iterator[tuple[Depth, int]]:
             moment = min(moment, people_at + REST)
         yield Depth.ROTATE, max(moment, activated_at + terms.minimum_age)
     if terms.reshare_interval:
-        yield Depth.RESHARE, facts.current_set.drawn_at + terms.reshare_interval
+        yield Depth.RESHARE, _find_drawing(facts) + terms.reshare_interval
+
+
+def _find_drawing(facts: Facts) -> int:
+    """Return when the current set was drawn, else when its root key began: it may be younger; 0: neither is known."""
+    return facts.current_set.drawn_at or find_activation(facts)
 
 
 def _is_idle(facts: Facts) -> bool:
@@ -170,7 +175,7 @@ def _is_witnessed(facts: Facts, depth: Depth, terms: Terms, seen: Seen) -> bool:
 
 def _explain(facts: Facts, depth: Depth, now: int) -> str:
     if depth is Depth.RESHARE:
-        drawn_at = facts.current_set.drawn_at
+        drawn_at = _find_drawing(facts)
         return f"scheduled: the shard set is {_days(now - drawn_at)} old" if drawn_at else "scheduled"
     why = f"scheduled: the root key is {_days(now - find_activation(facts))} old"
     return f"{why}, and custodians had it" if _find_people(facts) else why

@@ -100,6 +100,8 @@ def test_what_is_due_begins_once() -> None:
     """Then the key is new, and nothing is due until it is as old again."""
     world = World(key_days=364)
     assert world.look() == []
+    tomorrow = to_micros(world.clock.now()) + DAY
+    assert world.schedule.view.next == Scheduled(Depth.ROTATE, tomorrow)
     assert world.look(days=1) == [Depth.ROTATE]
     assert world.begun[0][1] == "scheduled: the root key is 365 days old"
     assert [world.look(days=1) for _ in range(29)] == [[]] * 29
@@ -134,15 +136,6 @@ def test_a_hold_keeps_everything_until_it_ends() -> None:
     ]
     world.facts = do(paused, resume(paused))
     assert world.look() == [Depth.ROTATE]
-
-
-def test_without_a_begin_it_only_tells() -> None:
-    """What is due, and when it would begin."""
-    world = World(key_days=400)
-    schedule = Schedule(terms=BOTH, clock=world.clock, begin=None, note=lambda *_: None)
-    schedule.look(world.facts)
-    assert schedule.view.is_rotation_due
-    assert schedule.view.next == Scheduled(Depth.ROTATE, to_micros(world.clock.now()))
 
 
 def test_a_refusal_is_logged_once_and_stays_an_alarm() -> None:
