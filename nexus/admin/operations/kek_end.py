@@ -23,8 +23,8 @@ from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Store, Writer
 
-_BORROWED_S = 5.0  # to wait for everybody who may use a KEK yet
-_SCRUB_S = 5.0
+_BORROWED_S = 1.0  # to wait for everybody who may use a KEK yet, before it is tried again
+_SCRUB_S = 1.0
 
 log = structlog.get_logger("keyring-job")
 
@@ -73,9 +73,10 @@ class KekEnd:
 
     def retire(self, kek_id: int) -> None:
         """Commit that a KEK goes."""
+        backup = self._find_backup()
 
         def decide(writer: Writer, facts: Facts) -> Change | Refused:
-            return retire(facts, kek_id, count_rows(writer, kek_id), self._find_backup(), at=self._now)
+            return retire(facts, kek_id, count_rows(writer, kek_id), backup, at=self._now)
 
         with around("job.retire"):
             self._commit(decide, "root.kek-retired", f"KEK {kek_id}")

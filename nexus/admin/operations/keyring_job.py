@@ -63,9 +63,10 @@ class KeyringJob:
         why_paused: Callable[[], str] = lambda: "",
         find_rate: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """*find_rate* says how many rows a second it may bring, 0: as calls in flight allow; *why_paused* is empty: go.
+        """*nexus* is whose audit its entries go to. The others are asked at each step, outside of reads and changes.
 
-        *find_backup* returns the newest backup that was verified. *nexus* is whose audit its entries go to.
+        *find_backup* returns the newest backup that was verified. *why_paused* says why the job rests, empty: it goes
+        on. *find_rate* says how many rows a second it may bring, 0: as calls in flight allow.
         """
         self._store = store
         self._lifecycle = lifecycle
@@ -81,9 +82,7 @@ class KeyringJob:
         self._facts = FactsCache()
         self._progress = Progress(clock)
         self._cursor: tuple[int, int] | None = None  # KEK and row id of the last row of this pass
-        self._rest: tuple[Mark, float | None] | None = (
-            None  # where nothing was to do, and when to look again all the same
-        )
+        self._rest: tuple[Mark, float | None] | None = None  # where nothing was to do, and until when; None: for good
         self._quarantined: int | None = None  # versions that nobody has given up; None: to be counted
         self._is_asked = False  # somebody says that something is to do
         self._view: JobView | None = None
@@ -171,6 +170,7 @@ class KeyringJob:
         """Look at the store; None: it is as it was when nothing was to do."""
         if self._is_asked:  # before the read begins: what is asked for is committed
             self._is_asked, self._rest, self._quarantined = False, None, None
+        limit = find_batch(self._find_rate())
         with self._lifecycle.borrow() as serving:
             floor = serving.floor.position
             with self._store.read() as reader:
@@ -179,7 +179,7 @@ class KeyringJob:
                 if self._is_at_rest(position):
                     return None
                 facts = self._facts.load(reader, serving, position)
-                look = Look(serving, position, facts, rows=self._list_rows(reader, facts.kek_id))
+                look = Look(serving, position, facts, rows=self._list_rows(reader, facts.kek_id, limit))
                 if not look.rows:
                     counts = Counts({kek_id: count_rows(reader, kek_id) for kek_id in look.older_keks})
                     look = Look(serving, position, facts, counts=counts)
@@ -194,9 +194,8 @@ class KeyringJob:
         self._rest = self._quarantined = None
         return False
 
-    def _list_rows(self, reader: Reader, kek_id: int) -> list[WrappedRow]:
+    def _list_rows(self, reader: Reader, kek_id: int, limit: int) -> list[WrappedRow]:
         """List the next rows that are under one older KEK."""
-        limit = find_batch(self._find_rate())
         rows = reader.list_outdated(kek_id, after=self._cursor, limit=limit)
         if not rows and self._cursor is not None:  # what was left out is tried in the next pass
             self._cursor = None

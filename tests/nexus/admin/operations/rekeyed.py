@@ -20,9 +20,13 @@ from nexus.keys import manifest, records
 from nexus.keys.envelope import Place, seal_value
 from nexus.keys.first_rows import FIRST_KEK
 from nexus.keys.keyring import Keyring
+from nexus.keys.opened import Serving
+from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.record import Numbers
 from nexus.keys.records import KekRecord, KekState
-from nexus.keys.ruled_change import load_facts
+from nexus.keys.root_key import RootKey
+from nexus.keys.ruled_change import commit_decision, load_facts
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import VersionRow, Writer
 from nexus.store.rewrapping import QuarantineRow, VersionKey, WrappedRow
@@ -127,6 +131,33 @@ class Rekeyed:
     def check_values(self) -> None:
         """See that every value opens."""
         assert {path: self.core.vault.get(APP, path, 1).fields["value"] for path in self.values} == self.values
+
+    def flip_kek(self) -> int:
+        """Let another KEK follow, under the same root key; return its number."""
+        number = self.cluster.load()[0].last_kek_id + 1
+
+        def decide(facts: Facts, keyring: Keyring, root_key: RootKey) -> Change:
+            keks = {
+                name: msgspec.structs.replace(kek, state=KekState.OLD) if kek.state is KekState.CURRENT else kek
+                for name, kek in facts.keyring.keks.items()
+            }
+            keks[str(number)] = KekRecord(keyring.wrap_kek(number, root_key), KekState.CURRENT, facts.generation)
+            put = {(records.KEYRING, str(facts.generation)): records.encode(records.KeyringRecord(keks))}
+            return Change(msgspec.structs.replace(facts.current, kek_id=number), put, given_out=Numbers(kek_id=number))
+
+        def flip(serving: Serving) -> None:
+            keyring = serving.keyring
+            keyring.add_kek(number)
+            commit_decision(
+                self.store,
+                serving,
+                lambda _, facts: decide(facts, keyring, serving.root_key),
+                lambda writer, key: None,
+                on_commit=lambda: setattr(keyring, "current_id", number),
+            )
+
+        self.core.warden.change(flip)
+        return number
 
     def edit(self, sql: str, *parameters: object) -> None:
         """Change the database behind Shardhold's back."""

@@ -138,6 +138,32 @@ def test_calls_go_on_while_the_job_runs(make: MakeRekeyed) -> None:
     assert rekeyed.quarantine == []
 
 
+def test_keys_are_replaced_while_the_job_runs(make: MakeRekeyed) -> None:
+    """Beside puts and gets: each row comes to the newest KEK, every value opens, and no other KEK is left."""
+    rekeyed = make(rows=400)
+    job = rekeyed.core.job  # by a clock whose waits pass
+    job.start()
+
+    def work(name: int) -> None:
+        for number in range(1, 16):
+            if name == 0:
+                rekeyed.flip_kek()
+                job.wake()
+            rekeyed.put(1000 + name, b"%d" % number)
+            assert rekeyed.get(1000 + name) == b"%d" % number
+            assert rekeyed.get(25 * number) == b"value %d" % (25 * number)
+
+    with threads(work, 3):
+        pass
+    newest = str(NEW + 15)
+    wait_until(lambda: list(rekeyed.keks) == [newest] and job.view() is None)
+    wait_until(lambda: rekeyed.keyring.list_keks() == [int(newest)])
+    assert rekeyed.keks_of_rows == {int(newest): 403}
+    assert rekeyed.quarantine == []
+    rekeyed.check_values()
+    assert rekeyed.core.failures == []
+
+
 def test_no_kek_goes_while_a_row_is_under_it(rekeyed: Rekeyed) -> None:
     """Counted in the change that would delete it, whatever was read before."""
     rekeyed.work_until(lambda: bool(rekeyed.keks[str(OLD)].verified_at))
