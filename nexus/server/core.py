@@ -181,7 +181,6 @@ def build_core(
         warden=warden,
         clock=clock,
         nexus=audit.nexus,
-        why_paused=lambda: schedule.view.hold,
         find_rate=lambda: terms.rows_per_second,
     )
     status = Status(

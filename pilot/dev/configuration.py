@@ -31,6 +31,7 @@ def _nexus(directory: DevDirectory, state: State) -> str:
     tables = _shared_tables(state, "nexus") | {
         "storage": {"path": str(directory.data / "nexus.db")},
         "audit": {"directory": str(directory.audit)},
+        "rotation": {"minimum_age_days": 0},
     }
     text = _HEADER + _to_toml({"name": "nexus-1", "dev": True}, tables)
     for name in state.plan.servers:
