@@ -168,6 +168,8 @@ class Nexus:
                 is_way_back_broken=lambda: core.warden.is_way_back_broken,
                 find_step=lambda: core.driver.seen_step,
                 schedule=core.schedule,
+                job=core.job,
+                is_scrub_pending=lambda: bool(self._store.unscrubbed),
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
