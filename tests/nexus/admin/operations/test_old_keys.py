@@ -16,9 +16,10 @@ from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.carving import Loot, find_values, find_wraps, open_escrows, read_files
 from tests.nexus.admin.operations.rekeyed import TEAM
 from tests.nexus.admin.operations.reshared import NEW_ID, Resharing
+from tests.nexus.admin.operations.test_endings import no_entry
 from tests.nexus.cluster import SUPERUSERS, FoundCluster
 from tests.nexus.conftest import StartNexus
-from tests.nexus.core import APP, OPERATOR
+from tests.nexus.core import APP, OPERATOR, NexusCore
 from tests.nexus.custodians import KEY
 from tests.nexus.failing_store import FailingStore
 
@@ -163,3 +164,55 @@ def test_the_staged_keys_open_nothing_after_an_abort(carved: Carved, memory: Pro
     assert find_wraps(carved.files, staged) == []
     assert carved.open_escrows() == {carved.cluster.root_key}
     assert len(find_values(carved.files, loot)) == len(loot.deks)
+
+
+def restart_for_custodians(carved: Carved, start_nexus: StartNexus) -> NexusCore:
+    """Start another nexus, to which no keeper gives anything back."""
+    for keeper in carved.keepers:
+        keeper.is_reachable = False
+    carved.core = start_nexus(carved.keepers, store=carved.store)
+    return carved.core
+
+
+def come_to_rest(carved: Carved) -> None:
+    """Let keepers answer, and the driver do what is left."""
+    for keeper in carved.keepers:
+        keeper.is_reachable = True
+    carved.drive_to_rest()
+
+
+@ROTATE
+def test_an_unseal_that_ends_a_rotation_leaves_nothing_of_the_old_key(
+    carved: Carved, memory: ProtectedMemory, start_nexus: StartNexus
+) -> None:
+    """The process that flipped died before it was settled, and custodians brought the new key."""
+    loot = carved.take_all(memory)
+    carved.begin()
+    carved.drive_to(Step.FLIPPED)
+    core = restart_for_custodians(carved, start_nexus)
+    assert core.warden.admit(carved.prove_as_custodians(), no_entry)
+    assert carved.open_escrows() == {carved.cluster.root_key, carved.new_root_key}
+    come_to_rest(carved)
+    assert carved.open_escrows() == {carved.new_root_key}
+    assert {found.partition(" opens")[0] for found in find_wraps(carved.files, loot)} == {"KEK 2"}
+
+
+@ROTATE
+def test_accepting_an_older_store_leaves_nothing_of_the_old_key(
+    carved: Carved, memory: ProtectedMemory, start_nexus: StartNexus
+) -> None:
+    """It gives the store a new root key at once, without an operation."""
+    loot = carved.take_all(memory)
+    core = restart_for_custodians(carved, start_nexus)
+    carved.keepers[0].remembers = carved.cluster.sign_mark(1, 999, control_revision=99, set_number=2)
+    carved.keepers[0].is_reachable = True
+    wait_until(lambda: core.warden.find_newer_mark() is not None)
+    assert not core.warden.admit(carved.prove_as_custodians(), no_entry)
+    meta, _ = carved.cluster.load()
+    carved.keepers[0].remembers = None
+    assert core.warden.accept(meta.timeline, meta.revision, no_entry, actor="") == 2
+    new = bytes(core.lifecycle.require_serving().root_key.view)
+    assert carved.open_escrows() == {carved.cluster.root_key, new}
+    come_to_rest(carved)
+    assert carved.open_escrows() == {new}
+    assert {found.partition(" opens")[0] for found in find_wraps(carved.files, loot)} == {"KEK 2"}
