@@ -1,8 +1,9 @@
 """A known value and all keys of a cluster, searched for wherever nobody may ever find them.
 
-The cluster has done what it does by then: init, writes and reads, refusals of every kind, a seal and an unseal by
-custodians, kill -9 and recovery. It is looked at while sealed, after the unseal, and in the end. It logs all that it
-can: its own level is debug, and gRPC's too. Memory is not searched here, but in tests/memory.
+The cluster has done what it does by then: init, writes and reads, refusals of every kind, a rotation, a seal and an
+unseal by custodians, kill -9 and recovery. It is looked at after the rotation, while sealed, after the unseal, and in
+the end. It logs all that it can: its own level is debug, and gRPC's too. Memory is not searched here, but in
+tests/memory.
 """
 
 import contextlib
@@ -101,6 +102,7 @@ def haunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Haunted]:
         haunted.collect_keys()
         write_and_read(haunted)
         be_refused(haunted)
+        rotate(haunted)
         seal_and_unseal(haunted)
         cluster.kill("nexus")
         cluster.processes.start_instead("nexus", command_talkative(cluster, "nexus"))
@@ -157,6 +159,20 @@ def be_refused(haunted: Haunted) -> None:
     haunted.errors["pilot, value typed, = behind it"] = typed.stderr.encode()
 
 
+def rotate(haunted: Haunted) -> None:
+    """An emergency: the nexus opens every value and seals it anew, and the keepers get shards of another root key."""
+    why = ("--reason", "canaries", "--without-backup", "canaries")
+    haunted.pilot("root", "rotate", "--emergency", "--yes", *why, "--wait", stdin=b"")
+    for command in ("status", "history"):
+        haunted.pilot("root", command, stdin=b"")
+    haunted.errors["pilot root"] = b"\n".join(run.out for run in haunted.runs[-3:])
+    assert b"compromised" in haunted.errors["pilot root"]
+    haunted.cluster.wait_filled()
+    haunted.collect_keys()
+    assert haunted.cluster.workload(APP).get(PATH).fields[FIELD] == TEXT.encode()
+    haunted.look("rotated")
+
+
 def seal_and_unseal(haunted: Haunted) -> None:
     """By share cards on standard input; a wrong word and a share that is sealed for another session on the way."""
     cluster = haunted.cluster
@@ -182,7 +198,7 @@ def seal_and_unseal(haunted: Haunted) -> None:
 
 def test_files_hold_nothing(haunted: Haunted) -> None:
     """Logs of every process, database with WAL and SHM, audit, configuration: everything but the share cards."""
-    assert haunted.files.keys() == {"sealed", "unsealed", "in the end"}
+    assert haunted.files.keys() == {"rotated", "sealed", "unsealed", "in the end"}
     names = Canaries.make({"name of a field": FIELD.encode()}, {})
     for when, files in haunted.files.items():
         found = set(files)
@@ -220,7 +236,7 @@ def test_a_server_that_is_told_to_trace_does_not_start(haunted: Haunted, name: s
 
 def test_metrics_and_probes_hold_nothing(haunted: Haunted) -> None:
     """What everybody may fetch who reaches the port."""
-    assert len(haunted.pages) == 3 * 4 * len(PAGES)
+    assert len(haunted.pages) == 4 * 4 * len(PAGES)
     assert all(b"shardhold_" in page for name, page in haunted.pages.items() if name.endswith("/metrics"))
     assert haunted.canaries.find_all(haunted.pages) == {}
 
@@ -235,7 +251,7 @@ def test_errors_hold_nothing(haunted: Haunted) -> None:
 @pytest.mark.needs("memory")
 def test_processes_show_nothing(haunted: Haunted) -> None:
     """Command lines, environments and names of threads of nexus, keepers and provider."""
-    assert len(haunted.shown) == 3 * len(haunted.cluster.dev.names)
+    assert len(haunted.shown) == 4 * len(haunted.cluster.dev.names)
     assert all(b"pilot" in content or b"--config" in content for content in haunted.shown.values())
     assert haunted.canaries.find_all(haunted.shown) == {}
 
@@ -250,9 +266,10 @@ def test_pilot_shows_nothing_while_it_runs(haunted: Haunted) -> None:
 
 
 def test_every_key_is_searched_for(haunted: Haunted) -> None:
-    """The two sets of shards, from before the unseal and after it, among them."""
-    wanted = {"root key", "keyring key", "control key", "KEK 2", "recovery seed", "recovery share 5"}
-    wanted |= {f"shard of keeper-{number} in set {of}" for number in (1, 2, 3) for of in (1, 2)}
+    """Those of both root keys, and three sets of shards: of before the rotation, after it, and after the unseal."""
+    wanted = {"KEK 2", "KEK 3", "recovery seed", "recovery share 5"}
+    wanted |= {f"{name} key {generation}" for name in ("root", "keyring", "control") for generation in (1, 2)}
+    wanted |= {f"shard of keeper-{number} in set {of}" for number in (1, 2, 3) for of in (1, 2, 3)}
     assert wanted <= haunted.keys.keys()
 
 
@@ -268,12 +285,12 @@ def test_a_planted_one_is_found(haunted: Haunted, folder: str) -> None:
     """A canary is found in a file beside those that were searched, far from its beginning."""
     directory = haunted.cluster.directory
     planted = directory.root / folder / "planted"
-    planted.write_bytes(b"noise\n" * 100_000 + b"root key: " + haunted.keys["root key"].hex().encode())
+    planted.write_bytes(b"noise\n" * 100_000 + b"root key: " + haunted.keys["root key 2"].hex().encode())
     try:
         found = haunted.canaries.find_all(read_tree(directory.root, without=directory.recovery_shares))
     finally:
         planted.unlink()
-    assert {name: "root key as hex" in what for name, what in found.items()} == {
+    assert {name: "root key 2 as hex" in what for name, what in found.items()} == {
         str(planted.relative_to(directory.root)): True
     }
 

@@ -53,7 +53,7 @@ def load_stored(cluster: Cluster) -> StoredCluster:
 def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes]:
     """Open the escrow with the share cards of a folder, and derive every key that comes from the root key.
 
-    The set of *stored* says which generation's.
+    The set of *stored* says which generation's, whose number is part of every name but those of KEKs.
     """
     words = [read_words(card.read_text()) for card in sorted(recovery_shares.iterdir())]
     seed = combine(words[:3])
@@ -64,18 +64,19 @@ def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes
         keys[f"recovery share {number}"] = encode_share(share)
         keys[f"words of share {number}"] = share.encode()
         keys[f"value of share {number}"] = Share.from_mnemonic(share).value
-    keys |= {"recovery seed": seed, "root key": open_sealed(escrow, seed, escrow_info(stored.cluster_id, generation))}
-    with _opened(stored, keys["root key"]) as (root_key, keyring):
-        keys["keyring key"] = bytes(root_key.keyring_key.view)
-        keys["control key"] = bytes(root_key._control_key.view)
-        keys["request key"] = bytes(root_key._request_key.view)
-        keys["outbox key"] = bytes(root_key._outbox_key.view)
+    secret = open_sealed(escrow, seed, escrow_info(stored.cluster_id, generation))
+    keys |= {"recovery seed": seed, f"root key {generation}": secret}
+    with _opened(stored, secret) as (root_key, keyring):
+        keys[f"keyring key {generation}"] = bytes(root_key.keyring_key.view)
+        keys[f"control key {generation}"] = bytes(root_key._control_key.view)
+        keys[f"request key {generation}"] = bytes(root_key._request_key.view)
+        keys[f"outbox key {generation}"] = bytes(root_key._outbox_key.view)
         keys |= {f"KEK {number}": bytes(kek.view) for number, kek in keyring._keks.items()}
     return keys
 
 
 def derive_audit_seed(stored: StoredCluster, root_key: bytes) -> bytes:
-    """Derive the seed of the audit key, which OpenSSL keeps in its own memory while it signs, and wipes afterwards."""
+    """Derive the seed of the audit key. OpenSSL has it in memory of its own while the key is current, and wipes it."""
     with _opened(stored, root_key) as (opened, keyring), opened._derive(b"audit", keyring.memory) as seed:
         return bytes(seed.view)
 

@@ -21,7 +21,7 @@ from tests.cluster.reshares import TIMEOUT_S, Reshares
 from tests.kit.cluster import Cluster
 from tests.kit.patience import at_most
 from tests.kit.process_memory import Finding, find_keys
-from tests.kit.stored_keys import StoredCluster, derive_keys, load_stored
+from tests.kit.stored_keys import StoredCluster, derive_audit_seed, derive_keys, load_stored
 from tests.memory.scanning import find_pid
 
 pytestmark = pytest.mark.memory
@@ -37,6 +37,7 @@ class Taken:
 
     stored: StoredCluster  # as that of its set
     keys: dict[str, bytes]
+    signing: dict[str, bytes]  # the audit key; while it is current, OpenSSL has it in memory of its own
 
     def without(self, others: Mapping[str, bytes]) -> dict[str, bytes]:
         """Return the keys that are not among *others*: the KEK of before is for a while."""
@@ -99,12 +100,12 @@ class Rotation:
         """Copy the keys of the one set in this state and of its root key; nothing of custodians, who are not asked."""
         stored = load_stored(self.cluster)
         stored = replace(stored, shard_set=stored.find_set(state))
-        generation = stored.shard_set.generation
         keys = derive_keys(stored, self.cluster.directory.recovery_shares)
         kept = {name: key for name, key in keys.items() if not name.startswith(("recovery", "words", "value"))}
-        kept |= {f"shard of {name}": shard for name, shard in self.fetch(stored).items()}
-        named = {name if name.startswith("KEK") else f"{name} {generation}": key for name, key in kept.items()}
-        return Taken(stored, named)
+        number = stored.shard_set.set_number
+        shards = {f"shard of {name} in set {number}": shard for name, shard in self.fetch(stored).items()}
+        seed = derive_audit_seed(stored, keys[f"root key {stored.shard_set.generation}"])
+        return Taken(stored, kept | shards, {f"audit key {stored.shard_set.generation}": seed})
 
     def find(self, keys: Mapping[str, bytes]) -> list[tuple[str, Finding]]:
         """Search all readable pages of every process, the protected ones as well."""
@@ -162,11 +163,13 @@ def test_no_key_of_a_rotation_is_readable(rotation: Rotation) -> None:
     second = rotation.take(SetState.PENDING)
     rotation.check(held=first.keys | second.keys, gone={})
     rotation.take_back()
-    rotation.check(held=first.keys, gone=second.without(first.keys))
+    aborted = second.without(first.keys) | second.signing
+    rotation.check(held=first.keys, gone=aborted)
     with rotation.paused():
         third = rotation.take(SetState.CURRENT)
-        rotation.check(held=third.keys, gone=second.without(first.keys), leaving=first.without(third.keys))
+        rotation.check(held=third.keys, gone=aborted, leaving=first.without(third.keys))
     assert rotation.fetch(first.stored) == rotation.fetch(second.stored) == {}
     last = rotation.take(SetState.CURRENT)
     assert third.keys.keys() - last.keys.keys() == {"KEK 2"} <= first.keys.keys()
-    rotation.check(held=last.keys, gone=first.keys | second.without(first.keys))
+    rotation.check(held=last.keys, gone=first.keys | first.signing | aborted)
+    assert rotation.find(last.signing), "the search would find an audit key"
