@@ -96,6 +96,8 @@ class Rewrapper:
     def _place(self, row: WrappedRow) -> Place:
         if row.version < 0:
             raise CorruptRowError("row has a version that nothing comes to by counting")
+        if any("\udc80" <= character <= "\udcff" for character in row.path):
+            raise CorruptRowError("row has a path that does not decode")
         return Place(self._cluster_id, row.path, row.incarnation, row.version)
 
     def _open_row(self, row: WrappedRow, place: bytes) -> None:

@@ -127,7 +127,8 @@ def to_quarantined(row: QuarantineRow) -> pb.QuarantinedVersion:
 
 def to_key(key: VersionKey) -> pb.VersionKey:
     """Tell what names a version."""
-    return pb.VersionKey(path=key.path, incarnation=key.incarnation, version=key.version)
+    path = key.path.encode(errors="surrogateescape").decode(errors="backslashreplace")  # of a damaged one
+    return pb.VersionKey(path=path, incarnation=key.incarnation, version=key.version)
 
 
 def _to_ended(record: EndedRecord | None) -> pb.EndedOperation | None:

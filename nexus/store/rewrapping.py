@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 class VersionKey(NamedTuple):
     """What names one version for ever."""
 
-    path: str
+    path: str  # bytes of a damaged one that do not decode are surrogates, U+DC80 to U+DCFF
     incarnation: bytes  # 16 bytes
     version: int
 
@@ -28,7 +28,7 @@ class WrappedRow:
     """
 
     row_id: int
-    path: str
+    path: str  # as in `VersionKey`
     incarnation: bytes  # 16 bytes
     version: int
     kek_id: int

@@ -52,8 +52,9 @@ _AUDIT: Final = f"""
 _HEADS: Final = "SELECT nexus, timeline, seq, hash, revision, mac FROM audit_head"
 LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1  # integers of SQLite
 
+# Text comes as bytes: one that does not decode must not hide the other rows.
 _WRAPPED: Final = """
-    SELECT v.id, v.path, v.incarnation, v.version, v.kek_id, v.dek_id, v.wrapped_dek FROM versions AS v"""
+    SELECT v.id, CAST(v.path AS BLOB), v.incarnation, v.version, v.kek_id, v.dek_id, v.wrapped_dek FROM versions AS v"""
 _IN_QUARANTINE: Final = """EXISTS (
     SELECT 1 FROM quarantine AS q
     WHERE q.path = v.path AND q.incarnation = v.incarnation AND q.version = v.version{})"""
@@ -72,8 +73,9 @@ _UNDECIDED: Final = """
     WHERE v.path = q.path AND v.version = q.version AND v.incarnation = q.incarnation) LIMIT 1"""
 _COUNT_ABANDONED: Final = f"SELECT count(*) FROM versions AS v WHERE v.kek_id = ? AND {_ABANDONED}"
 _QUARANTINE: Final = """
-    SELECT path, incarnation, version, kek_id, reason, found_at, coalesce(abandoned_by, '') FROM quarantine
-    WHERE (path, incarnation, version) > (?, ?, ?) ORDER BY path, incarnation, version LIMIT ?"""
+    SELECT CAST(path AS BLOB), incarnation, version, kek_id, CAST(reason AS BLOB), found_at,
+        CAST(coalesce(abandoned_by, '') AS BLOB) FROM quarantine
+    WHERE (path, incarnation, version) > (CAST(? AS TEXT), ?, ?) ORDER BY path, incarnation, version LIMIT ?"""
 _BEFORE_ALL: Final = VersionKey("", b"", LOWEST)
 
 
@@ -212,11 +214,11 @@ class SqliteReader:
         rows = self._load(_OUTDATED_SAME_KEK, kek_before, row_id, kek_id, limit)
         if len(rows) < limit:
             rows += self._load(_OUTDATED_NEXT_KEKS, kek_before, kek_id, limit - len(rows))
-        return [WrappedRow(*row) for row in rows]
+        return [_to_wrapped(row) for row in rows]
 
     def scan_versions(self, *, after: int | None = None, limit: int) -> list[WrappedRow]:
         low = LOWEST if after is None else after
-        return [WrappedRow(*row) for row in self._load(_SCAN, low, limit)]
+        return [_to_wrapped(row) for row in self._load(_SCAN, low, limit)]
 
     def load_value(self, row: WrappedRow) -> bytes | None:
         sql = "SELECT value FROM versions WHERE id = ? AND kek_id = ? AND wrapped_dek = ?"
@@ -230,8 +232,9 @@ class SqliteReader:
         return self._find(_UNDER_KEK, kek_id) is not None
 
     def list_quarantine(self, *, after: VersionKey | None = None, limit: int) -> list[QuarantineRow]:
-        rows = self._load(_QUARANTINE, *(after or _BEFORE_ALL), limit)
-        return [QuarantineRow(VersionKey(*row[:3]), *row[3:]) for row in rows]
+        path, incarnation, version = after or _BEFORE_ALL
+        rows = self._load(_QUARANTINE, path.encode(errors="surrogateescape"), incarnation, version, limit)
+        return [_to_quarantined(*row) for row in rows]
 
     def has_undecided(self) -> bool:
         return self._find(_UNDECIDED) is not None
@@ -267,6 +270,18 @@ class SqliteReader:
             return self._execute(sql, parameters).fetchall()
         except SQLITE_ERRORS as exc:
             raise translate(exc, "read") from exc
+
+
+def _to_wrapped(row: Sequence[Any]) -> WrappedRow:
+    row_id, path, *rest = row
+    return WrappedRow(row_id, path.decode(errors="surrogateescape"), *rest)
+
+
+def _to_quarantined(
+    path: bytes, incarnation: bytes, version: int, kek_id: int, reason: bytes, found_at: int, abandoned_by: bytes
+) -> QuarantineRow:
+    key = VersionKey(path.decode(errors="surrogateescape"), incarnation, version)
+    return QuarantineRow(key, kek_id, reason.decode(errors="replace"), found_at, abandoned_by.decode(errors="replace"))
 
 
 def _to_secret(row: Sequence[Any]) -> SecretRow:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nexus.store.rewrapping import VersionKey
 from nexus.store.sqlite.reader import SqliteReader
 from nexus.store.sqlite.store import SqliteStore
 from tests.nexus.store.keyring_contract import CURRENT, fill, list_outdated, make_under
@@ -72,3 +73,18 @@ def test_the_work_list_reads_nothing_twice(tmp_path: Path) -> None:
             connection.set_progress_handler(None, 0)
     assert len(costs) == 20
     assert max(costs) <= 2 * costs[0]
+
+
+def test_text_that_does_not_decode_hides_no_other_row(file: Path) -> None:
+    """In neither list, on no page; it has a place of its own in the order."""
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE versions SET path = CAST(x'61ff' AS TEXT) WHERE version = 2")
+        database.execute(
+            "INSERT INTO quarantine SELECT path, incarnation, version, 2, CAST(x'ff' AS TEXT), 1, NULL FROM versions"
+        )
+    with closing(SqliteStore.open(file)) as store, store.read() as reader:
+        assert [row.path for row in reader.scan_versions(limit=9)] == ["a", "a\udcff", "a"]
+        found: list[VersionKey] = []
+        while page := reader.list_quarantine(after=found[-1] if found else None, limit=1):
+            found += [row.key for row in page]
+        assert [(key.path, key.version) for key in found] == [("a", 1), ("a", 3), ("a\udcff", 2)]
