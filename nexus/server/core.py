@@ -1,12 +1,14 @@
 """The core of a nexus: what stands between its wire and its store, audit and keepers."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common.clock import Clock
+from common.clock import Clock, to_micros
 from common.errors import WrongStateError
+from common.forms.audit.entry import Entry
 from common.keys.protected import ProtectedMemory
 from nexus.access.audit.continuity import Continuity
 from nexus.access.audit.exporter import Exporter
@@ -14,6 +16,7 @@ from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Gate
 from nexus.admin.audit import Audit
+from nexus.admin.backup.backups import Backups, BackupSetup
 from nexus.admin.initialise import Initialisation
 from nexus.admin.operations.driver import OperationDriver
 from nexus.admin.operations.keyring_job import KeyringJob
@@ -33,12 +36,13 @@ from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Driver
 from nexus.keys.operation.schedule import Terms
+from nexus.keys.outbox import append_entry
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.policy.rules import Policy
-from nexus.store.protocol import Store
+from nexus.store.protocol import Store, Writer
 from nexus.store.requests import RequestRetention
 from nexus.vault.secrets import Vault
 
@@ -67,6 +71,7 @@ class Core:
     quarantine: Quarantine
     schedule: Schedule
     rotation_calls: RotationCalls
+    backups: Backups
 
 
 def build_core(
@@ -86,17 +91,20 @@ def build_core(
     find_disk_free: Callable[[], int],
     pin: GenesisPin = _ANY,
     terms: Terms = _USUAL,
+    backup: BackupSetup | None = None,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
-    store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself.
+    store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how
+    backups are made; None: there are none.
     """
 
     def follow(now: State) -> None:
         if now is not State.READY:
             driver.forget_shards()
+            backups.end_running()
         journal.follow(now, lifecycle)
         on_state(now)
 
@@ -105,6 +113,10 @@ def build_core(
             schedule.forget()
         else:
             schedule.look(facts)
+
+    def write_backup_entry(writer: Writer, key: RootKey) -> None:
+        entry = Entry(at=to_micros(clock.now()), actor="", action="backup.make")
+        append_entry(writer, key, audit.nexus, entry.encode())
 
     def wake() -> None:
         driver.wake()
@@ -166,6 +178,17 @@ def build_core(
         follow_key=follow_key,
         beside=look_beside,
     )
+    backups = Backups(
+        setup=backup,
+        store=store,
+        gate=gate,
+        lifecycle=lifecycle,
+        warden=warden,
+        memory=memory,
+        clock=clock,
+        nexus=audit.nexus,
+    )
+    make_backup = functools.partial(backups.make_verified, write_backup_entry) if backups.is_configured else None
     starter = Starter(
         store=store,
         warden=warden,
@@ -173,6 +196,7 @@ def build_core(
         preflights=Preflights(pool, memory, clock, terms, find_disk_free),
         memory=memory,
         clock=clock,
+        make_backup=make_backup,
     )
     schedule = Schedule(terms=terms, clock=clock, begin=starter.begin_scheduled, note=journal.note)
     job = KeyringJob(
@@ -181,7 +205,7 @@ def build_core(
         warden=warden,
         clock=clock,
         nexus=audit.nexus,
-        why_paused=lambda: schedule.view.hold,
+        make_backup=make_backup,
         find_rate=lambda: terms.rows_per_second,
     )
     status = Status(
@@ -232,4 +256,5 @@ def build_core(
         Quarantine(store=store, gate=gate, warden=warden, wake=job.wake),
         schedule,
         RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=wake),
+        backups,
     )
