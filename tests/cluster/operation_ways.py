@@ -9,6 +9,7 @@ import grpc
 
 from common.failpoint import NEXUS
 from nexus.keys import records
+from nexus.keys.operation.settings import SETTINGS
 from shardhold.v1 import root_pb2 as pb
 from tests.cluster.damaged_version import DamagedVersion
 from tests.cluster.operations import REASON, Operations, wait_proofs_old
@@ -89,6 +90,17 @@ def drive(one: Try) -> None:
     """An armed nexus carries an operation out."""
     one.arm()
     one.begin()
+
+
+def back_up(one: Try) -> None:
+    """The root key of now has a backup."""
+    one.operations.back_up()
+
+
+def drive_with_backup(one: Try) -> None:
+    """An armed nexus carries an operation out, and makes a backup of the new root key."""
+    one.arm()
+    one.operations.begin(one.depth, wants_backup=True)
 
 
 def find_one(at: str) -> Act:
@@ -271,6 +283,12 @@ def resume(one: Try) -> None:
         one.cluster.superuser.root.ResumeRotation(pb.ResumeRotationRequest(), timeout=at_most(_TIMEOUT_S))
 
 
+def resume_what_is_paused(one: Try) -> None:
+    """Let them go on; they were paused if that was committed."""
+    assert (SETTINGS in one.operations.stored.load().control) is (":after:" in one.point)
+    resume(one)
+
+
 def arm(one: Try) -> None:
     """The nexus is armed, and nothing is in progress."""
     one.arm()
@@ -319,13 +337,14 @@ WAYS = {
     "job.quarantine": Way(SETTLED, SETTLED, drive, damage, mend=decide),
     "job.verify": Way(SETTLED, SETTLED, drive),
     "job.verified": Way(SETTLED, SETTLED, drive),
+    "job.backup": Way(SETTLED, SETTLED, drive_with_backup, back_up),
     "job.recount": Way(SETTLED, SETTLED, resume, give_up_and_forget),
     "job.retire": Way(SETTLED, SETTLED, drive),
     "job.forget": Way(SETTLED, SETTLED, drive),
     "job.scrub": Way(SETTLED, SETTLED, drive),
     "quarantine.retry": Way(SETTLED, SETTLED, retry, repair, mend=retry),
     "quarantine.abandon": Way(SETTLED, SETTLED, give_up, set_aside_and_arm, mend=decide),
-    "settings.commit": Way(NEVER, NEVER, pause, arm, mend=resume),
+    "settings.commit": Way(NEVER, NEVER, pause, arm, mend=resume_what_is_paused),
     "put.store": Way(SETTLED, SETTLED, begin, arm_keeper(2)),  # the first one fills it
     "fetch.answer": Way(SETTLED, SETTLED, begin, arm_keeper(1)),
     "drop.wipe": Way(SETTLED, SETTLED, begin, arm_keeper(1)),

@@ -16,7 +16,9 @@ from pilot.dev.cluster import server_command
 from pilot.dev.directory import Ports
 from pilot.dev.identities import add_identities, server_identity
 from pilot.dev.ports import HOST, choose_ports
+from shardhold.v1 import backup_pb2
 from shardhold.v1 import root_pb2 as pb
+from shardhold.v1.backup_pb2_grpc import BackupServiceStub
 from tests.cluster.ledger import Ledger
 from tests.cluster.stored_root import StoredRoot
 from tests.kit.cluster import Cluster
@@ -42,12 +44,16 @@ class Operations:
         depth: "pb.Depth.ValueType" = pb.DEPTH_RESHARE,
         *,
         operation_id: bytes = b"",
+        wants_backup: bool = False,
         threshold: int = 0,
         add: Sequence[str] = (),
         remove: Sequence[str] = (),
         lost: Sequence[str] = (),
     ) -> pb.RootOperation:
-        """Begin an operation; *add* names servers of this cluster. A new key waits for no backup, nor for its age."""
+        """Begin an operation; *add* names servers of this cluster.
+
+        The age of the root key is no matter, and backups are none unless it *wants_backup*.
+        """
         joining = [
             pb.NewKeeper(
                 name=name,
@@ -64,7 +70,7 @@ class Operations:
             remove=remove,
             lost=lost,
             reason=REASON,
-            without_backup="" if depth == pb.DEPTH_RESHARE else REASON,
+            without_backup="" if wants_backup or depth == pb.DEPTH_RESHARE else REASON,
             force=depth == pb.DEPTH_ROTATE,
         )
         self.look()  # so that there is a connection: the call itself is sent once, or never
@@ -104,6 +110,12 @@ class Operations:
         ended = self.wait_ended()
         assert (ended.operation_id, ended.outcome) == (begun.operation_id, pb.OUTCOME_SETTLED), ended
         return ended
+
+    def back_up(self) -> None:
+        """Make a backup, and verify it."""
+        backups = BackupServiceStub(self.cluster.superuser.channel)
+        name = backups.CreateBackup(backup_pb2.CreateBackupRequest(), timeout=at_most(TIMEOUT_S)).backup.name
+        backups.VerifyBackup(backup_pb2.VerifyBackupRequest(name=name), timeout=at_most(TIMEOUT_S))
 
     def wait_ended(self) -> pb.EndedOperation:
         """Wait until no operation is in progress, and return how the last one ended."""

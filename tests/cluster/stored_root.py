@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from nexus.keys import records
+from nexus.keys.backup_key import BACKUP_KEY, BackupKeyRecord
 from nexus.keys.records import GenerationState, SetState
 
 _FRAGMENT = 40  # characters of what is looked for: a longer text may be spread over pages
@@ -36,7 +37,7 @@ class RootRows:
         return {name for one, name in self.control if one == row_kind}
 
     def list_sealed(self) -> set[bytes]:
-        """Return every wrap of a KEK, and every sealed copy of a root key, as they stand in their rows."""
+        """Return every wrap but those of secrets, and every sealed copy of a root key, as they stand in their rows."""
         found = set[str]()
         for (kind, _), body in self.control.items():
             match kind:
@@ -46,6 +47,8 @@ class RootRows:
                     found |= {copy["sealed"] for copy in msgspec.json.decode(body)["copies"]}
                 case records.CANARY:
                     found.add(msgspec.json.decode(body)["wrapped_dek"])
+                case kind if kind == BACKUP_KEY[0]:
+                    found.add(msgspec.json.decode(body)["wrap"])
         return {text.encode() for text in found}
 
     def find_unrest(self) -> str:
@@ -59,6 +62,8 @@ class RootRows:
         for kind, names in wanted.items():
             if (found_names := self.list_names(kind)) != names:
                 return f"rows of {kind} are {sorted(found_names)}, want {sorted(names)}"
+        if (body := self.control.get(BACKUP_KEY)) and (under := records.decode(BackupKeyRecord, body).kek_id) != kek_id:
+            return f"the identity for backups is under KEK {under}, want {kek_id}"
         if self.keks.keys() - {kek_id} or self.quarantine:
             return f"versions by KEK are {self.keks}, in quarantine {self.quarantine}, want all under {kek_id}"
         return self._find_unrest_of_history(generation)

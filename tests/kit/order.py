@@ -8,6 +8,7 @@ LONG = (
     "test_sweeps_of_shutting.py",
     "test_operation_kills.py",
     "test_reshare.py",
+    "test_operation_rollback.py",
     "test_interrupted.py",
     "test_rollback.py",
     "test_unseal.py",
