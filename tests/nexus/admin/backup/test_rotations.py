@@ -28,7 +28,7 @@ def rotate(world: World, plan: RotatePlan = FORCED) -> None:
                 core.job.step()
             except ConflictError:
                 return False
-        return world.facts.operation is None and len(world.facts.keyring.keks) == 1
+        return world.facts.operation is None and len(core.lifecycle.require_serving().keyring.list_keks()) == 1
 
     wait_until(has_ended, what="rest")
 
