@@ -1,7 +1,7 @@
 """Failpoints stand around everything that an operation on the root key does to the store, the keepers or the keys.
 
 Found in the source, so that a new step cannot be forgotten: a point around it, a name in `common.failpoint`, and with
-the name a cell of the kill matrix (`tests/cluster/test_reshare_kills.py`).
+the name a cell of the kill matrix (`tests/cluster/test_operation_kills.py`).
 """
 
 import ast

@@ -11,18 +11,18 @@ from pilot.dev.configuration import socket_path
 from pilot.dev.identities import server_identity
 from pilot.dev.ports import HOST
 from shardhold import WorkloadAPI
-from tests.cluster.reshares import Reshares
+from tests.cluster.operations import Operations
 from tests.kit.patience import at_most
 
 _TIMEOUT_S = 5.0
 
 
-def fetch_shards(reshares: Reshares, *names: str) -> list[bytes]:
+def fetch_shards(reshares: Operations, *names: str) -> list[bytes]:
     """Fetch the shards of the current set from keepers, 33 bytes each."""
     state = reshares.cluster.dev.state
     memory = ProtectedMemory(highest=Level.LOCKED)
     cluster_id = reshares.cluster.superuser.get_status().cluster_id
-    set_id = reshares.find_current().set_id
+    set_id = reshares.stored.find_current().set_id
     shards = []
     with closing(WorkloadAPI(f"unix:{socket_path(state, 'nexus')}")) as identity:
         for name in names:

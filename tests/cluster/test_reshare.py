@@ -8,7 +8,7 @@ import pytest
 
 from shardhold.v1 import root_pb2 as pb
 from tests.cluster.held_shards import fetch_shards, rebuild
-from tests.cluster.reshares import Reshares, wait_proofs_old
+from tests.cluster.operations import Operations, wait_proofs_old
 from tests.kit.cluster import running
 from tests.kit.probes import Status
 from tests.kit.refusal import Refusal
@@ -22,10 +22,10 @@ SLOW = "keeper-3"  # stops when it is given its new shard, so that the operation
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reshares]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]:
     """Five keepers, threshold three, a sixth one that runs and is none of them, and a few secrets."""
     with running(tmp_path_factory.mktemp("reshare") / "dev") as cluster:
-        reshares = Reshares(cluster)
+        reshares = Operations(cluster)
         reshares.add_server(JOINER)
         for _ in range(3):
             assert not reshares.ledger.put()
@@ -33,14 +33,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reshares]:
 
 
 @pytest.fixture
-def reshares(shared: Reshares) -> Iterator[Reshares]:
+def reshares(shared: Operations) -> Iterator[Operations]:
     """The shared cluster, which is left whole and as it was: whatever a test did, the first five hold three of five."""
     yield shared
     cluster = shared.cluster
     cluster.processes.make_true()
     cluster.wait_ready()
     shared.wait_ended()
-    current = shared.find_current()
+    current = shared.stored.find_current()
     names = {member.name for member in current.members}
     cluster.wait_filled(*names)
     if names != FIRST or current.threshold != 3:
@@ -49,11 +49,11 @@ def reshares(shared: Reshares) -> Iterator[Reshares]:
     cluster.wait_filled()
 
 
-def test_new_shards(reshares: Reshares) -> None:
+def test_new_shards(reshares: Operations) -> None:
     """All keepers hold new shards, under new commitments; a restart recovers from them."""
-    before = reshares.find_current()
+    before = reshares.stored.find_current()
     ended = reshares.reshare()
-    after = reshares.find_current()
+    after = reshares.stored.find_current()
     assert (ended.set_from, ended.set_to) == (before.set_number, after.set_number)
     assert after.set_id != before.set_id
     assert not {one.commitment for one in before.members} & {one.commitment for one in after.members}
@@ -62,7 +62,7 @@ def test_new_shards(reshares: Reshares) -> None:
     reshares.check_world()
 
 
-def test_old_and_new_shards_do_not_combine(reshares: Reshares) -> None:
+def test_old_and_new_shards_do_not_combine(reshares: Operations) -> None:
     """Two stolen before a reshare, and one after it, give another key; three of one set give the same as ever."""
     old = fetch_shards(reshares, "keeper-1", "keeper-2", "keeper-3")
     reshares.reshare()
@@ -72,27 +72,27 @@ def test_old_and_new_shards_do_not_combine(reshares: Reshares) -> None:
     assert rebuild([old[0], *new[1:]]) != rebuild(new)
 
 
-def test_another_threshold(reshares: Reshares) -> None:
+def test_another_threshold(reshares: Operations) -> None:
     """Two of five are enough afterwards: the nexus starts without the other three."""
     reshares.reshare(threshold=2)
     cluster = reshares.cluster
     cluster.kill("keeper-1", "keeper-2", "keeper-3")
     cluster.restart_nexus()
-    assert reshares.find_current().threshold == 2
+    assert reshares.stored.find_current().threshold == 2
     reshares.ledger.check()
 
 
-def test_a_keeper_joins_and_leaves(reshares: Reshares) -> None:
+def test_a_keeper_joins_and_leaves(reshares: Operations) -> None:
     """The sixth gets a shard, and holds nothing once it has left."""
     reshares.reshare(add=[JOINER])
-    assert {one.name for one in reshares.find_current().members} == FIRST | {JOINER}
+    assert {one.name for one in reshares.stored.find_current().members} == FIRST | {JOINER}
     reshares.check_world()
     reshares.reshare(remove=[JOINER])
     reshares.check_world()
     assert reshares.list_held(JOINER) == set()
 
 
-def test_the_new_keepers_are_enough(reshares: Reshares) -> None:
+def test_the_new_keepers_are_enough(reshares: Operations) -> None:
     """A keeper takes the place of another; a restart needs none of those that left, and the store names no one else."""
     reshares.reshare(add=[JOINER], remove=["keeper-5"])
     reshares.check_world()
@@ -103,7 +103,7 @@ def test_the_new_keepers_are_enough(reshares: Reshares) -> None:
     reshares.ledger.check()
 
 
-def test_a_keeper_is_lost(reshares: Reshares) -> None:
+def test_a_keeper_is_lost(reshares: Operations) -> None:
     """Nobody waits for a dead process that an operator gives up; started again, it can join like any other."""
     cluster = reshares.cluster
     cluster.kill("keeper-5")
@@ -114,18 +114,18 @@ def test_a_keeper_is_lost(reshares: Reshares) -> None:
     reshares.check_world()
 
 
-def test_a_keeper_that_left_dead_is_given_up_later(reshares: Reshares) -> None:
+def test_a_keeper_that_left_dead_is_given_up_later(reshares: Operations) -> None:
     """Its set stays in the store until an operator says that it never comes back."""
     cluster = reshares.cluster
     cluster.kill("keeper-5")
     reshares.reshare(remove=["keeper-5"])
     reshares.check_world(is_everybody=False)
-    assert len(reshares.load_sets()) == 2
+    assert len(reshares.stored.load_sets()) == 2
     reshares.go_on(lost=["keeper-5"])
     reshares.check_world()
 
 
-def test_a_keeper_moves(reshares: Reshares) -> None:
+def test_a_keeper_moves(reshares: Operations) -> None:
     """One of the same name and identity takes its place at another address."""
     cluster = reshares.cluster
     state = cluster.dev.state
@@ -136,12 +136,12 @@ def test_a_keeper_moves(reshares: Reshares) -> None:
     cluster.restart_nexus()  # its configuration says where keepers are
     cluster.wait_filled()
     reshares.reshare(add=["keeper-4"], remove=["keeper-4"])
-    moved = next(one for one in reshares.find_current().members if one.name == "keeper-4")
+    moved = next(one for one in reshares.stored.find_current().members if one.name == "keeper-4")
     assert moved.address.endswith(f":{state.ports['keeper-4'].grpc}")
     reshares.check_world()
 
 
-def test_one_keeper_down_from_before(reshares: Reshares) -> None:
+def test_one_keeper_down_from_before(reshares: Operations) -> None:
     """It is waited for; on an operator's word the others are enough, and it gets its shard when it is back."""
     cluster = reshares.cluster
     cluster.kill("keeper-5")
@@ -156,7 +156,7 @@ def test_one_keeper_down_from_before(reshares: Reshares) -> None:
 
 
 @pytest.mark.slow
-def test_the_quorum_is_enough_after_a_minute(reshares: Reshares) -> None:
+def test_the_quorum_is_enough_after_a_minute(reshares: Operations) -> None:
     """Nobody says a word: after 60 s four of five are enough."""
     reshares.cluster.kill("keeper-5")
     reshares.begin()
@@ -164,31 +164,31 @@ def test_the_quorum_is_enough_after_a_minute(reshares: Reshares) -> None:
     assert reshares.look().last.outcome == pb.OUTCOME_SETTLED
 
 
-def test_two_keepers_down(reshares: Reshares) -> None:
+def test_two_keepers_down(reshares: Operations) -> None:
     """Nothing begins."""
     cluster = reshares.cluster
-    before = reshares.find_current()
+    before = reshares.stored.find_current()
     cluster.kill("keeper-4", "keeper-5")
     cluster.wait_status(
         "both are missed", lambda status: not any(is_reachable(status, name) for name in ("keeper-4", "keeper-5"))
     )
     with Refusal(FAILED_PRECONDITION, "KEEPERS_SHORT"):
         reshares.begin()
-    assert reshares.find_current() == before
+    assert reshares.stored.find_current() == before
 
 
-def test_abort_before_the_flip(reshares: Reshares) -> None:
+def test_abort_before_the_flip(reshares: Operations) -> None:
     """What was current stays; the new set is dead everywhere, also at the keeper that slept."""
-    before = reshares.find_current()
+    before = reshares.stored.find_current()
     hold(reshares)
     reshares.abort()
     assert reshares.look().last.outcome == pb.OUTCOME_ABORTED
     reshares.cluster.thaw(SLOW)
     reshares.check_world()
-    assert reshares.find_current() == before
+    assert reshares.stored.find_current() == before
 
 
-def test_no_abort_after_the_flip(reshares: Reshares) -> None:
+def test_no_abort_after_the_flip(reshares: Operations) -> None:
     """It is refused, and the operation settles once keepers answer again."""
     cluster = reshares.cluster
     pause_nexus(reshares, "flip.commit:after")
@@ -203,7 +203,7 @@ def test_no_abort_after_the_flip(reshares: Reshares) -> None:
     reshares.check_world()
 
 
-def test_the_same_id_begins_nothing_twice(reshares: Reshares) -> None:
+def test_the_same_id_begins_nothing_twice(reshares: Operations) -> None:
     """While it is in progress the same operation is returned, with other arguments too; another one is refused."""
     operation_id = os.urandom(16)
     hold(reshares, operation_id)
@@ -217,7 +217,7 @@ def test_the_same_id_begins_nothing_twice(reshares: Reshares) -> None:
     reshares.cluster.thaw(SLOW)
 
 
-def test_a_seal_before_the_flip_takes_it_back(reshares: Reshares) -> None:
+def test_a_seal_before_the_flip_takes_it_back(reshares: Operations) -> None:
     """After the unseal there is no operation, and one set that is new."""
     operation_id = os.urandom(16)
     hold(reshares, operation_id)
@@ -233,7 +233,7 @@ def test_a_seal_before_the_flip_takes_it_back(reshares: Reshares) -> None:
     reshares.check_world()
 
 
-def test_an_unseal_ends_what_is_flipped(reshares: Reshares) -> None:
+def test_an_unseal_ends_what_is_flipped(reshares: Operations) -> None:
     """Sealed between flip and settling: the unseal draws a set of its own, and the operation counts as settled."""
     cluster = reshares.cluster
     operation_id = os.urandom(16)
@@ -247,11 +247,11 @@ def test_an_unseal_ends_what_is_flipped(reshares: Reshares) -> None:
     cluster.unseal()
     ended = reshares.wait_ended()
     assert (ended.operation_id, ended.outcome) == (operation_id, pb.OUTCOME_SETTLED)
-    assert reshares.find_current().set_number == ended.set_to + 1
+    assert reshares.stored.find_current().set_number == ended.set_to + 1
     reshares.check_world()
 
 
-def test_a_lying_keeper_is_named_and_left_out(reshares: Reshares) -> None:
+def test_a_lying_keeper_is_named_and_left_out(reshares: Operations) -> None:
     """It gives other shards back than it was given: the reshare goes on without it, and a true one takes its shard."""
     cluster = reshares.cluster
     cluster.replace_keeper("keeper-2", "flip")
@@ -265,7 +265,7 @@ def test_a_lying_keeper_is_named_and_left_out(reshares: Reshares) -> None:
     reshares.ledger.check()
 
 
-def test_a_keeper_that_started_anew_before_the_flip(reshares: Reshares) -> None:
+def test_a_keeper_that_started_anew_before_the_flip(reshares: Operations) -> None:
     """It has lost both shards: the flip waits until it holds them again."""
     pause_nexus(reshares, "flip.mark:before")
     reshares.cluster.rerun("keeper-4")
@@ -274,22 +274,22 @@ def test_a_keeper_that_started_anew_before_the_flip(reshares: Reshares) -> None:
     reshares.check_world()
 
 
-def test_a_driver_that_slept_at_the_flip_does_no_harm(reshares: Reshares) -> None:
+def test_a_driver_that_slept_at_the_flip_does_no_harm(reshares: Operations) -> None:
     """Stopped right before the commit while three keepers are about to end: it flips by no old proof."""
     cluster = reshares.cluster
-    before = reshares.find_current()
+    before = reshares.stored.find_current()
     pause_nexus(reshares, "flip.commit:before")
     cluster.freeze(*cluster.keepers[:3])  # so that it does not hear at once that they are gone
     wait_proofs_old()
     cluster.thaw("nexus")
     reshares.wait_waiting("keeper-1")
-    assert reshares.find_current() == before
+    assert reshares.stored.find_current() == before
     cluster.rerun(*cluster.keepers[:3])
     assert reshares.wait_ended().outcome == pb.OUTCOME_SETTLED
     reshares.check_world()
 
 
-def hold(reshares: Reshares, operation_id: bytes = b"") -> None:
+def hold(reshares: Operations, operation_id: bytes = b"") -> None:
     """Begin a reshare that waits for one keeper, which sleeps from when it is given its new shard."""
     reshares.arm(SLOW, "put.store:before:2:pause")  # the first one is of the current set
     reshares.cluster.wait_filled()
@@ -298,7 +298,7 @@ def hold(reshares: Reshares, operation_id: bytes = b"") -> None:
     reshares.wait_waiting(SLOW)
 
 
-def pause_nexus(reshares: Reshares, point: str, operation_id: bytes = b"") -> None:
+def pause_nexus(reshares: Operations, point: str, operation_id: bytes = b"") -> None:
     """Begin a reshare, and return when the nexus sleeps at a point."""
     cluster = reshares.cluster
     reshares.arm("nexus", f"{point}:1:pause")

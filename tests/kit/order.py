@@ -6,8 +6,9 @@ import pytest
 LONG = (
     "test_sweeps.py",
     "test_sweeps_of_shutting.py",
-    "test_reshare_kills.py",
+    "test_operation_kills.py",
     "test_reshare.py",
+    "test_operation_rollback.py",
     "test_interrupted.py",
     "test_rollback.py",
     "test_unseal.py",

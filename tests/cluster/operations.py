@@ -1,50 +1,59 @@
-"""Reshares of a real cluster: how tests begin one, interrupt one, and look whether the world is right afterwards."""
+"""Operations on the root key of a real cluster: how tests begin one, interrupt one, and look at what it leaves."""
 
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 
 from keeper.v1.keeper_pb2 import GetStatusRequest
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
-from nexus.keys import records
 from nexus.keys.operation.transitions import MAX_AGE
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Ports
 from pilot.dev.identities import add_identities, server_identity
 from pilot.dev.ports import HOST, choose_ports
+from shardhold.v1 import backup_pb2
 from shardhold.v1 import root_pb2 as pb
+from shardhold.v1.backup_pb2_grpc import BackupServiceStub
 from tests.cluster.ledger import Ledger
+from tests.cluster.stored_root import StoredRoot
 from tests.kit.cluster import Cluster
+from tests.kit.errors import ClusterError
 from tests.kit.patience import at_most, join, patience
 from tests.kit.waiting import wait_until
 
 TIMEOUT_S = 20.0
 PAUSE_S = 0.05  # between two puts, so that the machine is not full of them
+REASON = "drill"
 
 
-class Reshares:
+class Operations:
     """What a test does with the root key of *cluster*, as its superuser, and what it finds at nexus and keepers."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.ledger = Ledger(cluster.superuser)
+        self.stored = StoredRoot(cluster.directory.data)
 
     def begin(
         self,
+        depth: "pb.Depth.ValueType" = pb.DEPTH_RESHARE,
         *,
         operation_id: bytes = b"",
+        wants_backup: bool = False,
         threshold: int = 0,
         add: Sequence[str] = (),
         remove: Sequence[str] = (),
         lost: Sequence[str] = (),
     ) -> pb.RootOperation:
-        """Begin a reshare; *add* names servers of this cluster."""
+        """Begin an operation; *add* names servers of this cluster.
+
+        The age of the root key is no matter, and backups are none unless it *wants_backup*.
+        """
         joining = [
             pb.NewKeeper(
                 name=name,
@@ -55,11 +64,14 @@ class Reshares:
         ]
         request = pb.StartOperationRequest(
             operation_id=operation_id or os.urandom(16),
-            depth=pb.DEPTH_RESHARE,
+            depth=depth,
             threshold=threshold,
             add=joining,
             remove=remove,
             lost=lost,
+            reason=REASON,
+            without_backup="" if wants_backup or depth == pb.DEPTH_RESHARE else REASON,
+            force=depth == pb.DEPTH_ROTATE,
         )
         self.look()  # so that there is a connection: the call itself is sent once, or never
         return self.cluster.superuser.root.StartOperation(request, timeout=at_most(TIMEOUT_S)).operation
@@ -92,6 +104,19 @@ class Reshares:
         assert ended.outcome == pb.OUTCOME_SETTLED, ended
         return ended
 
+    def rotate(self, depth: "pb.Depth.ValueType" = pb.DEPTH_ROTATE) -> pb.EndedOperation:
+        """Replace the root key, to the end of the operation; the keyring job goes on behind it."""
+        begun = self.begin(depth)
+        ended = self.wait_ended()
+        assert (ended.operation_id, ended.outcome) == (begun.operation_id, pb.OUTCOME_SETTLED), ended
+        return ended
+
+    def back_up(self) -> None:
+        """Make a backup, and verify it."""
+        backups = BackupServiceStub(self.cluster.superuser.channel)
+        name = backups.CreateBackup(backup_pb2.CreateBackupRequest(), timeout=at_most(TIMEOUT_S)).backup.name
+        backups.VerifyBackup(backup_pb2.VerifyBackupRequest(name=name), timeout=at_most(TIMEOUT_S))
+
     def wait_ended(self) -> pb.EndedOperation:
         """Wait until no operation is in progress, and return how the last one ended."""
         found = pb.GetOperationResponse()
@@ -107,6 +132,17 @@ class Reshares:
         self.cluster.wait("the operation has ended", has_ended, timeout=90)
         return found.last
 
+    def wait_refused(self) -> tuple[int, int]:
+        """Wait until nothing but a newer mark blocks the nexus, and return where its store stands."""
+        self.cluster.wait_status(
+            "the older store is refused",
+            lambda status: (
+                status["blocked_by"] and all("older than a rollback mark" in why for why in status["blocked_by"])
+            ),
+        )
+        status = self.cluster.superuser.get_status()
+        return status.timeline, status.revision
+
     def wait_waiting(self, words: str) -> pb.RootOperation:
         """Wait until the operation in progress waits for something that *words* are a part of."""
         self.cluster.wait(f"it waits for {words}", lambda: words in self.look().operation.waits_for)
@@ -121,28 +157,16 @@ class Reshares:
             return None
         return {one.label.set_id for one in answer.sets}
 
-    def load_sets(self) -> dict[int, records.ShardSetRecord]:
-        """Read the rows of all sets from the store's file, by set number."""
-        path = self.cluster.directory.data / "nexus.db"
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            rows = database.execute("SELECT body FROM control WHERE kind = ?", (records.SHARD_SET,)).fetchall()
-        found = [records.decode(records.ShardSetRecord, body) for (body,) in rows]
-        return {one.set_number: one for one in found}
-
-    def find_current(self) -> records.ShardSetRecord:
-        """Return the one set that is current by the store's file."""
-        (current,) = (one for one in self.load_sets().values() if one.state is records.SetState.CURRENT)
-        return current
-
     def check_world(self, *, without: Sequence[str] = (), is_everybody: bool = True) -> None:
         """Wait until nothing is left of any operation, and compare what is there with what has to be.
 
         One set is current, and its members hold it and nothing else; *without* names members that do not answer. Rows
-        of dead sets are gone, unless *is_everybody* says that some keeper never heard of it. The ledger is right.
+        of dead sets are gone, unless *is_everybody* says that some keeper never heard of it. One root key and one KEK
+        are left, and of earlier ones their history alone. The ledger is right.
         """
         self.wait_ended()
         cluster = self.cluster
-        current = self.find_current()
+        current = self.stored.find_current()
         for member in current.members:
             if member.name not in without:
                 cluster.wait(
@@ -150,9 +174,25 @@ class Reshares:
                     lambda name=member.name: self.list_held(name) == {current.set_id},  # type: ignore[misc]
                 )
         if is_everybody:
-            cluster.wait("the rows of dead sets are gone", lambda: [*self.load_sets()] == [current.set_number])
-        assert self.find_current() == current
+            cluster.wait("the rows of dead sets are gone", lambda: [*self.stored.load_sets()] == [current.set_number])
+        self.wait_rest()
+        assert self.stored.find_current() == current
         self.ledger.check()
+
+    def wait_rest(self) -> None:
+        """Wait until older KEKs are gone, and what they and older root keys wrapped is overwritten."""
+        unrest = ""
+
+        def has_come() -> bool:
+            nonlocal unrest
+            unrest = self.stored.find_unrest()
+            return not unrest
+
+        try:
+            self.cluster.wait("nothing is left of earlier keys", has_come, timeout=60)
+        except ClusterError as exc:
+            raise ClusterError(f"{exc}: {unrest}") from exc
+        self.cluster.wait("the keyring job is over", lambda: not self.look().HasField("job"))
 
     def arm(self, name: str, failpoint: str) -> None:
         """Kill a server, if it runs, and start it with a failpoint, without waiting."""
