@@ -98,8 +98,8 @@ def rotate(cluster: Cluster) -> str:
     states = [one["state"] for one in json.loads(cluster.pilot("root", "history", "-o", "json").stdout)]
     held(states == ["retired", "active"], f"generation 1 is retired and 2 is active, not {states}")
     return (
-        f"keepers held shards of both keys; ready {seconds:.1f} s after its start, the nexus finished it: generation 2 "
-        f"serves, and no row is under an older KEK; {puts} puts went on, none lost and none made twice"
+        f"killed while keepers held shards of both keys; ready {seconds:.1f} s after its start, and the rotation was "
+        f"finished: generation 2 serves, no row is under an older KEK; of {puts} puts none was lost or made twice"
     )
 
 
