@@ -9,6 +9,7 @@
     │   │   ├── OutcomeUnknownError  it may or may not have happened: the process exits
     │   │   └── StoreFileLostError   nor is that known here, but the process stays: the store's files were taken away
     │   ├── AuditUnavailableError
+    │   ├── BackupUnavailableError
     │   ├── KeeperUnreachableError
     │   ├── IdentityUnavailableError
     │   ├── OverloadedError
@@ -34,6 +35,7 @@
         ├── MixedShardsError
         ├── StatementError
         ├── ChainError
+        ├── BackupError
         ├── MarkError
         ├── WordsError
         └── ProtectionError         memory cannot be protected as configured
@@ -96,6 +98,12 @@ class AuditUnavailableError(UnavailableError):
     """The audit entry cannot be written, so the call is refused."""
 
     reason = "AUDIT_UNAVAILABLE"
+
+
+class BackupUnavailableError(UnavailableError):
+    """A backup cannot be made or read now."""
+
+    reason = "BACKUP_UNAVAILABLE"
 
 
 class KeeperUnreachableError(UnavailableError):
@@ -251,6 +259,12 @@ class ChainError(IntegrityError):
     """A chain of generations does not verify."""
 
     reason = "CHAIN"
+
+
+class BackupError(IntegrityError):
+    """A backup is not whole, not of this cluster, or nobody gave what opens it."""
+
+    reason = "BACKUP_DAMAGED"
 
 
 class MarkError(IntegrityError):

@@ -21,8 +21,9 @@ from common.config.config import (
     split_address,
 )
 from common.config.options import name_value
-from common.errors import ConfigError
+from common.errors import ConfigError, InvalidArgumentError
 from common.failpoint import NEXUS, read_failpoint
+from common.forms.bech32 import decode_recipient
 from nexus.access.roles import Roles
 from nexus.keys.operation.schedule import Terms
 from nexus.keys.operation.windows import DAY, FORM, Window, parse_window
@@ -52,6 +53,13 @@ class StorageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AuditOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # folder of the audit segments; must exist, be writable and hold nothing else
     directory: str = "/var/lib/shardhold/audit"
+
+
+class BackupOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # folder of the backups; must exist and be writable, on another disk than the data if possible; empty: no backups
+    directory: str = ""
+    # who can open backups without this cluster, as age1…; their identities belong elsewhere, never on this machine
+    recipients: tuple[str, ...] = ()
 
 
 class KeeperOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,6 +128,7 @@ class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     listen: NexusListenOptions = NexusListenOptions()
     storage: StorageOptions = StorageOptions()
     audit: AuditOptions = AuditOptions()
+    backup: BackupOptions = BackupOptions()
     roles: RoleOptions = RoleOptions()
     memory: MemoryOptions = MemoryOptions()
     shutdown: ShutdownOptions = ShutdownOptions()
@@ -149,6 +158,7 @@ def load_config(
     _check_rotation(config.rotation)
     Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)
+    _check_backup(config.backup)
     _check_folders(path, config)
     read_failpoint(config.failpoint, NEXUS, dev=config.dev)
     if config.memory.lowest_level < 2 and not config.dev:
@@ -182,12 +192,27 @@ def _read_window(index: int, text: str) -> Window:
         raise ConfigError(f"rotation.windows[{index}]: got {name_value(text)}, want {FORM}") from exc
 
 
+def _check_backup(backup: BackupOptions) -> None:
+    if bool(backup.directory) != bool(backup.recipients):
+        empty = "recipients" if backup.directory else "directory"
+        raise ConfigError(f"backup.{empty}: got nothing, want backup.directory and backup.recipients, or neither")
+    for index, recipient in enumerate(backup.recipients):
+        try:
+            decode_recipient(recipient)
+        except InvalidArgumentError as exc:
+            raise ConfigError(f"backup.recipients[{index}]: {str(exc).removeprefix('recipient: ')}") from exc
+    if len(set(backup.recipients)) < len(backup.recipients):
+        raise ConfigError("backup.recipients: one stands twice, want each once")
+
+
 def _check_folders(file: Path | None, config: NexusConfig) -> None:
-    """Look that configuration, data and audit stand apart, each with rights and a disk of its own."""
+    """Look that configuration, data, audit and backups stand apart, each with rights and a disk of its own."""
     folders = {
         "storage.path": Path(config.storage.path).parent.resolve(),
         "audit.directory": Path(config.audit.directory).resolve(),
     }
+    if config.backup.directory:
+        folders["backup.directory"] = Path(config.backup.directory).resolve()
     if file is not None:
         folders["--config"] = file.parent.resolve()
     for (name, folder), (other_name, other) in itertools.permutations(folders.items(), 2):

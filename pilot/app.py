@@ -31,6 +31,7 @@ _COMMANDS = {
     "policy": "pilot.commands.policy:app",
     "root": "pilot.commands.root:app",
     "keeper": "pilot.commands.keeper:app",
+    "backup": "pilot.commands.backup:app",
     "audit": "pilot.commands.audit:app",
     "dev": "pilot.dev.commands:app",
     "version": "pilot.commands.status:version_app",

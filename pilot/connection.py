@@ -15,6 +15,7 @@ from shardhold._errors import IdentityUnavailableError, from_rpc
 from shardhold.channel import PinnedChannel
 from shardhold.identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
 from shardhold.v1.audit_pb2_grpc import AuditServiceStub
+from shardhold.v1.backup_pb2_grpc import BackupServiceStub
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
@@ -112,6 +113,10 @@ class Connection:
     @cached_property
     def audit(self) -> AuditServiceStub:
         return AuditServiceStub(self._channel)
+
+    @cached_property
+    def backups(self) -> BackupServiceStub:
+        return BackupServiceStub(self._channel)
 
     @cached_property
     def recovery(self) -> RecoveryServiceStub:

@@ -21,7 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from common.errors import DecryptionError, InvalidArgumentError, ShardholdError, UnavailableError, WordsError
+from common.errors import (
+    BackupError,
+    BackupUnavailableError,
+    DecryptionError,
+    InvalidArgumentError,
+    ShardholdError,
+    UnavailableError,
+    WordsError,
+)
 from common.forms.codec import parse_fields
 from common.keys.protected import read_into
 from common.keys.recovery_key import OVERHEAD
@@ -31,11 +39,20 @@ TIME_LIMIT_S = 10.0  # a run takes about 0.2 s
 _READY = b"R"
 _SUCCEEDED = b"\0"
 # Errors that reach the parent unchanged; any other ends the child without an answer.
-_ERRORS: dict[bytes, type[ShardholdError]] = {b"A": InvalidArgumentError, b"D": DecryptionError, b"W": WordsError}
+_ERRORS: dict[bytes, type[ShardholdError]] = {
+    b"A": InvalidArgumentError,
+    b"B": BackupError,
+    b"D": DecryptionError,
+    b"U": BackupUnavailableError,
+    b"W": WordsError,
+}
 _LENGTH = struct.Struct(">I")
+
+Child = subprocess.Popen[bytes]
 
 _SEAL_ESCROW = b"seal-escrow"
 _OPEN_ESCROW = b"open-escrow"
+_READ_BACKUP = b"read-backup"
 _ROOT_KEY_SIZE = 32
 
 
@@ -73,8 +90,32 @@ def open_escrow(
         read_into(answer, into)
 
 
+def read_backup(
+    path: str,
+    identity: memoryview | bytes,
+    *,
+    time_limit: float,
+    on_start: Callable[[Child], None] = lambda child: None,
+) -> bytes:
+    """Read the backup at *path* through; return its contents and control rows, as `common.forms.backup.opened` decodes.
+
+    *identity* is an X25519 secret key, 32 bytes, or the content of an identity file of age. *on_start* gets the child,
+    which takes long for a large backup, so that somebody else can kill it.
+
+    Raises:
+        BackupError: It is not whole, or not for this identity.
+        BackupUnavailableError: The file cannot be read.
+        InvalidArgumentError: There is no such identity.
+        UnavailableError: The child cannot be started, died, or was not done in time.
+    """
+    with _run([_READ_BACKUP, path.encode(), identity], time_limit, on_start) as answer:
+        return _read_all(answer)
+
+
 @contextmanager
-def _run(request: Sequence[bytes | memoryview], time_limit: float) -> Iterator[int]:
+def _run(
+    request: Sequence[bytes | memoryview], time_limit: float, on_start: Callable[[Child], None] = lambda child: None
+) -> Iterator[int]:
     """Start a child, hand it *request*, and yield the descriptor of its result once it reports success."""
     try:
         child = subprocess.Popen(
@@ -94,6 +135,7 @@ def _run(request: Sequence[bytes | memoryview], time_limit: float) -> Iterator[i
     deadline.daemon = True
     deadline.start()
     try:
+        on_start(child)
         answer = child.stdout.fileno()
         if os.read(answer, 1) != _READY:
             raise EOFError("not ready")
@@ -123,6 +165,12 @@ def _write_request(fd: int, parts: Sequence[bytes | memoryview]) -> None:
             rest = piece
             while rest:
                 rest = rest[os.writev(fd, [rest]) :]
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 def _read_all(fd: int) -> bytes:
@@ -159,7 +207,17 @@ def _decode_shares(shares: Sequence[bytes]) -> list[str]:
     return decoded
 
 
-_OPERATIONS: dict[bytes, Callable[..., bytes]] = {_SEAL_ESCROW: _seal, _OPEN_ESCROW: _open}
+def _read_backup(path: bytes, identity: bytes) -> bytes:
+    from common.keys import age
+
+    return age.read_backup(path, identity)
+
+
+_OPERATIONS: dict[bytes, Callable[..., bytes]] = {
+    _SEAL_ESCROW: _seal,
+    _OPEN_ESCROW: _open,
+    _READ_BACKUP: _read_backup,
+}
 
 
 def _serve() -> NoReturn:
@@ -175,7 +233,7 @@ def _serve() -> NoReturn:
     except ShardholdError as exc:
         kind = next(letter for letter, error in _ERRORS.items() if isinstance(exc, error))
         answer = kind + str(exc).encode()
-    os.write(1, answer)
+    _write_all(1, answer)
     os._exit(0)
 
 

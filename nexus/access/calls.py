@@ -92,6 +92,10 @@ PAUSE_ROTATION = Rpc("RootService", "PauseRotation", "root.pause", None, _ADMINS
 RESUME_ROTATION = Rpc("RootService", "ResumeRotation", "root.resume", None, _ADMINS, READY_ONLY)
 LIST_GENERATIONS = Rpc("RootService", "ListGenerations", "root.history", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
 
+CREATE_BACKUP = Rpc("BackupService", "CreateBackup", "backup.create", None, _ADMINS, READY_ONLY)
+LIST_BACKUPS = Rpc("BackupService", "ListBackups", "backup.list", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
+VERIFY_BACKUP = Rpc("BackupService", "VerifyBackup", "backup.verify", None, _ADMINS, READY_ONLY)
+
 START_UNSEAL = Rpc("RecoveryService", "StartUnseal", "unseal.start", None, _CUSTODIANS, _KEYLESS)
 GET_SEALING_KEY = Rpc("RecoveryService", "GetSealingKey", "unseal.key", None, _CUSTODIANS, _KEYLESS)
 SUBMIT_SHARE = Rpc("RecoveryService", "SubmitShare", "unseal.submit", None, _CUSTODIANS, _KEYLESS)
@@ -142,6 +146,9 @@ ALL: Final[tuple[Rpc[Permission | None], ...]] = (
     PAUSE_ROTATION,
     RESUME_ROTATION,
     LIST_GENERATIONS,
+    CREATE_BACKUP,
+    LIST_BACKUPS,
+    VERIFY_BACKUP,
 )
 
 BY_FULL_NAME: Final[Mapping[str, Rpc[Permission | None]]] = {rpc.full_name: rpc for rpc in ALL}

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from common.clock import to_micros
 from common.errors import InvalidArgumentError, WrongStateError
 from common.forms.genesis import Genesis
 from common.keys.opener import seal_escrow
@@ -258,6 +259,7 @@ class Initialisation:
             timeline=FIRST_TIMELINE,
             cluster_id=meta.cluster_id,
             memory=self._memory,
+            drawn_at=to_micros(record.clock.now()),
         )
         with contextlib.ExitStack() as on_failure:
             for point in points:

@@ -47,7 +47,8 @@ class NewerMark:
     last_generation: int  # highest that any verified mark knows, as the two below
     last_set_number: int
     last_kek_id: int
-    parts_from: int | None = None  # the last generation that its chain and that of the store both know, if they part
+    parts_from: int | None = None  # the last generation that its chain and that of the store both know, if they differ
+    is_ahead: bool = False  # the chain of the store is the beginning of its own
 
     @property
     def holders(self) -> tuple[str, ...]:
@@ -57,6 +58,11 @@ class NewerMark:
     def describe(self, meta: Meta) -> str:
         """Say in words what blocks the store with *meta*."""
         mark, who = self.mark, ", ".join(self.holders)
+        if self.is_ahead:
+            return (
+                f"the store is older than a rollback mark: it is at timeline {meta.timeline}, revision {meta.revision} "
+                f"of generation {self.parts_from}, and {who} remember generation {mark.generation}"
+            )
         if self.parts_from is not None:
             return (
                 f"the root key of the store is not the one of a rollback mark: after generation {self.parts_from} the "
@@ -143,6 +149,7 @@ class KnownMarks:
             last_set_number=max(max(mark.set_number, mark.last_set_number) for mark in alive),
             last_kek_id=max(mark.last_kek_id for mark in alive),
             parts_from=_find_parting(newest.chain, chain),
+            is_ahead=newest.chain.extends(chain),
         )
 
     def list_dead(self, chain: Chain) -> list[tuple[str, Mark]]:

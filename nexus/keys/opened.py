@@ -88,6 +88,7 @@ class Serving:
     manifest_format: int = 2  # 1: an older program left it, and it is about to be made anew
     has_old_rows: bool = False  # an older program left them, and they are about to be replaced
     audit_chains: dict[str, ChainRecord | None] = field(default_factory=dict)  # by nexus; None: it does not verify
+    is_from_people: bool = False  # custodians brought the root key back
     others: OtherSets = OtherSets()
     _replaced: list[RootKey | ShardSet] = field(default_factory=list)  # somebody who borrowed before may use them yet
     _is_released: bool = False

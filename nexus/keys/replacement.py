@@ -4,7 +4,7 @@
 2. A store that was accepted gets a new root key: the chain of generations shows from then on that it went its own way,
    and marks of what came after it are of a history that was given up.
 3. The rule is `nexus.keys.operation.replacing`: an operation that is in progress ends in the same change.
-4. Rows of the old form are replaced with the root key: nothing would open them any more.
+4. Rows of the old form are replaced in the same change: a row of today beside them would hide them.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ from nexus.keys.operation.evidence import NewKey, Staged
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.operation.replacing import replace_at_once
+from nexus.keys.operation.schedule import note_people
 from nexus.keys.operation.staging import next_numbers
 from nexus.keys.outbox import WriteEntry
 from nexus.keys.records import EscrowRecord, SetState
@@ -152,6 +153,8 @@ class SetReplacement:
             )
             if isinstance(decided, Refused):
                 raise OperationRefusedError(decided.text, reason=decided.reason)
+            if serving.is_from_people and key is None:
+                decided = decided.join(Change(decided.current, note_people(facts, at=now), raises_epoch=False))
             chain = extend_chain(serving.chain, [] if new_key is None else [new_key.link])
         except BaseException:
             successor.release()
@@ -177,10 +180,9 @@ class _Draft:
         self, writer: Writer, serving: Serving, edit: Callable[[Meta], Meta], beside: Mapping[Key, bytes]
     ) -> Standing:
         put, delete = {**self.decided.put, **beside}, set(self.decided.delete)
-        if self.successor.key is not None:  # rule 4
-            renewed, outdated = find_renewal(writer, serving.root_key)
-            put = {key: body for key, body in renewed.items() if key not in delete} | put
-            delete |= outdated
+        renewed, outdated = find_renewal(writer, serving.root_key)  # rule 4
+        put = {key: body for key, body in renewed.items() if key not in delete} | put
+        delete |= outdated
         return manifest.change(
             writer,
             serving.root_key,

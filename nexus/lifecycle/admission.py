@@ -77,6 +77,7 @@ class Admission:
             raise
         with self._lock:
             try:
+                serving.is_from_people = write_entry is not None
                 self._check(serving, asked_in)
                 transition = self._judge(serving, by_custodians=write_entry is not None)
                 if transition.replaces_set and write_entry is not None:

@@ -14,6 +14,7 @@ from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Gate
 from nexus.admin.audit import Audit
+from nexus.admin.backup.backups import Backups, BackupSetup
 from nexus.admin.initialise import Initialisation
 from nexus.admin.operations.driver import OperationDriver
 from nexus.admin.operations.keyring_job import KeyringJob
@@ -67,6 +68,7 @@ class Core:
     quarantine: Quarantine
     schedule: Schedule
     rotation_calls: RotationCalls
+    backups: Backups
 
 
 def build_core(
@@ -86,17 +88,20 @@ def build_core(
     find_disk_free: Callable[[], int],
     pin: GenesisPin = _ANY,
     terms: Terms = _USUAL,
+    backup: BackupSetup | None = None,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
-    store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself.
+    store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how
+    backups are made; None: there are none.
     """
 
     def follow(now: State) -> None:
         if now is not State.READY:
             driver.forget_shards()
+            backups.end_running()
         journal.follow(now, lifecycle)
         on_state(now)
 
@@ -181,7 +186,6 @@ def build_core(
         warden=warden,
         clock=clock,
         nexus=audit.nexus,
-        why_paused=lambda: schedule.view.hold,
         find_rate=lambda: terms.rows_per_second,
     )
     status = Status(
@@ -208,6 +212,16 @@ def build_core(
         clock=clock,
         is_keeper_id=is_keeper_id,
     )
+    backups = Backups(
+        setup=backup,
+        store=store,
+        gate=gate,
+        lifecycle=lifecycle,
+        warden=warden,
+        memory=memory,
+        clock=clock,
+        nexus=audit.nexus,
+    )
     return Core(
         lifecycle,
         warden,
@@ -232,4 +246,5 @@ def build_core(
         Quarantine(store=store, gate=gate, warden=warden, wake=job.wake),
         schedule,
         RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=wake),
+        backups,
     )

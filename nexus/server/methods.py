@@ -8,12 +8,13 @@ from google.protobuf.message_factory import GetMessageClass
 from common.server.edge import Method
 from nexus.access import calls
 from nexus.server.audit import AuditHandlers
+from nexus.server.backup import BackupHandlers
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.policies import PolicyHandlers
 from nexus.server.root import RootHandlers
 from nexus.server.secrets import SecretHandlers
 from nexus.server.unseal import RecoveryHandlers
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, backup_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 
 
 def list_methods(
@@ -23,6 +24,7 @@ def list_methods(
     recovery: RecoveryHandlers,
     audit: AuditHandlers,
     root: RootHandlers,
+    backup: BackupHandlers,
 ) -> list[Method]:
     """Return name, messages and handler of every RPC; raises as `bind`."""
     return [
@@ -32,6 +34,7 @@ def list_methods(
         *bind(recovery_pb2.DESCRIPTOR.services_by_name["RecoveryService"], recovery),
         *bind(audit_pb2.DESCRIPTOR.services_by_name["AuditService"], audit),
         *bind(root_pb2.DESCRIPTOR.services_by_name["RootService"], root),
+        *bind(backup_pb2.DESCRIPTOR.services_by_name["BackupService"], backup),
     ]
 
 

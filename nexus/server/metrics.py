@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from nexus.access.audit.alarm import Alarm
+from nexus.admin.operations.keyring_job import KeyringJob
 from nexus.admin.operations.schedule import Schedule
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.operation.record import Step
@@ -28,6 +29,8 @@ class NexusCollector(Collector):
         is_way_back_broken: Callable[[], bool],
         find_step: Callable[[], Step | None],
         schedule: Schedule,
+        job: KeyringJob,
+        is_scrub_pending: Callable[[], bool],
     ) -> None:
         """*find_step* gives the step of the operation on the root key, None while there is none."""
         self._lifecycle = lifecycle
@@ -39,6 +42,8 @@ class NexusCollector(Collector):
         self._is_way_back_broken = is_way_back_broken
         self._find_step = find_step
         self._schedule = schedule
+        self._job = job
+        self._is_scrub_pending = is_scrub_pending
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("shardhold_nexus_state", "1 for the state the nexus is in", labels=["state"])
@@ -48,6 +53,7 @@ class NexusCollector(Collector):
         yield from self._collect_keepers()
         yield self._collect_step()
         yield from self._collect_rotation()
+        yield from self._collect_job()
         yield GaugeMetricFamily(
             "shardhold_recovery_lacking_shards",
             "shards that a nexus without a root key still waits for; 0 when it waits for none",
@@ -119,3 +125,15 @@ class NexusCollector(Collector):
             "1 while the root key is to be replaced: by its age, or since custodians had it",
             value=float(self._schedule.view.is_rotation_due),
         )
+
+    def _collect_job(self) -> Iterator[Metric]:
+        view, serving = self._job.view(), self._lifecycle.find_serving()
+        samples = (
+            ("rewrap_rows_left", "rows that are not under the current KEK yet", view.rows_left if view else 0),
+            ("rewrap_rows_per_second", "rows that came under the current KEK", view.rows_per_second if view else 0),
+            ("quarantine_rows", "rows that do not open, and that nobody gave up", view.quarantine if view else 0),
+            ("keks_old", "KEKs beside the current one", len(serving.keyring.list_keks()) - 1 if serving else 0),
+            ("scrub_pending", "1 while what was deleted may be in the files yet", float(self._is_scrub_pending())),
+        )
+        for name, text, value in samples:
+            yield GaugeMetricFamily(f"shardhold_{name}", text, value=value)

@@ -28,6 +28,8 @@ from common.time_limit import finish_within
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
+from nexus.admin.backup.backups import BackupSetup
+from nexus.admin.backup.directory import BackupDirectory
 from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.plan import list_leaving, list_members
 from nexus.keepers.pool import KeeperPool
@@ -38,6 +40,7 @@ from nexus.lifecycle.states import State, initial_state
 from nexus.policy.rules import superuser_policy
 from nexus.server.audit import AuditHandlers
 from nexus.server.auth import Authenticator
+from nexus.server.backup import BackupHandlers
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.core import build_core
 from nexus.server.keeper_link import GrpcKeeperLink
@@ -48,7 +51,7 @@ from nexus.server.root import RootHandlers
 from nexus.server.secrets import SecretHandlers
 from nexus.server.signer import SvidSigner
 from nexus.server.unseal import RecoveryHandlers
-from nexus.store.protocol import Meta, Phase, Store
+from nexus.store.protocol import CopiedStore, Meta, Phase, Store
 from nexus.store.sqlite.store import SqliteStore
 from shardhold.identity import IdentitySource
 
@@ -107,6 +110,7 @@ class Nexus:
             find_disk_free=lambda: shutil.disk_usage(Path(config.storage.path).parent).free,
             pin=GenesisPin(bytes.fromhex(config.genesis)),
             terms=config.rotation.terms,
+            backup=_find_backup_setup(config, self._store),
         )
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)
@@ -168,6 +172,8 @@ class Nexus:
                 is_way_back_broken=lambda: core.warden.is_way_back_broken,
                 find_step=lambda: core.driver.seen_step,
                 schedule=core.schedule,
+                job=core.job,
+                is_scrub_pending=lambda: bool(self._store.unscrubbed),
             )
         )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
@@ -178,6 +184,7 @@ class Nexus:
             RecoveryHandlers(core.unseal, authenticator),
             AuditHandlers(core.audit, authenticator),
             RootHandlers(core.operations, core.quarantine, core.rotation_calls, authenticator),
+            BackupHandlers(core.backups, authenticator),
         )
         build = functools.partial(
             GrpcServer,
@@ -254,6 +261,7 @@ class Nexus:
     def _close(self) -> None:
         """Stop whatever may wait for a disk, and close the files."""
         self._core.job.stop()
+        self._core.backups.stop()
         self._core.driver.stop()
         self._core.warden.stop()
         self._core.unseal.close()
@@ -282,6 +290,13 @@ def _find_members(store: Store, meta: Meta, config: NexusConfig) -> list[Member]
     for member in members:
         newest.setdefault(member.identity, member)
     return list(newest.values())
+
+
+def _find_backup_setup(config: NexusConfig, store: CopiedStore) -> BackupSetup | None:
+    if not config.backup.directory:
+        return None
+    directory = BackupDirectory(Path(config.backup.directory), nexus=config.name)
+    return BackupSetup(store, directory, config.backup.recipients)
 
 
 def _find_addresses(config: NexusConfig) -> dict[tuple[str, str], str]:

@@ -62,6 +62,7 @@ def to_root(view: RootView) -> pb.GetOperationResponse:
         job=_to_job(view.job),
         keks=_to_keks(view.keyring),
         next_scheduled_at=_to_time(view.next.at if view.next else 0),
+        paused=view.paused,
         next_scheduled=DEPTHS[view.next.depth] if view.next else pb.DEPTH_UNSPECIFIED,
     )
 

@@ -18,6 +18,7 @@ import enum
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from nexus.store.rewrapping import KeyringReader, KeyringWriter
@@ -147,6 +148,15 @@ class AuditHead:
     digest: bytes  # hash of the line, 32 bytes
     revision: int  # entries of changes up to it are in the files
     mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCopy:
+    """A copy of one committed state, for a process of its own that writes it as a backup."""
+
+    meta: Meta
+    path: Path
+    program: str  # module of that process, as `nexus.store.sqlite.export`
 
 
 MAX_ENTRY: Final = 64 << 10  # bytes; no entry of ours is as long
@@ -288,6 +298,18 @@ class Writer(Reader, KeyringWriter, Protocol):
 
     def save_audit_head(self, head: AuditHead) -> None:
         """Replace the head of its nexus."""
+        ...
+
+
+class CopiedStore(Protocol):
+    """A store that backups are made of. Thread-safe."""
+
+    def copy(self) -> AbstractContextManager[StoreCopy]:
+        """Copy one committed state; the copy is removed after the block. Changes go on meanwhile; a scrub waits.
+
+        Raises:
+            StoreUnavailableError: It is being copied already, or the disk refuses.
+        """
         ...
 
 

@@ -41,6 +41,7 @@ def root_document(answer: "pb.GetOperationResponse") -> dict[str, Any]:
         "keyring_job": job_document(answer.job) if answer.HasField("job") else None,
         "keks": [_kek_document(kek) for kek in answer.keks],
         "next_scheduled_at": to_text(answer.next_scheduled_at),
+        "paused": answer.paused or None,
         "next_scheduled": DEPTHS.get(answer.next_scheduled, UNKNOWN) if answer.next_scheduled else None,
         "dead_sets": answer.dead_sets,
     }

@@ -21,6 +21,8 @@ def print_root(document: dict[str, Any]) -> None:
     if document["operation"] is None:
         facts["operation"] = "none"
     facts |= _list_job(document["keyring_job"])
+    if document["paused"]:
+        facts["paused"] = document["paused"]
     if document["next_scheduled_at"]:
         facts["next"] = f"{document['next_scheduled']} {document['next_scheduled_at']}, by schedule"
     if document["dead_sets"]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pilot.dev.backups import find_recipient
 from pilot.dev.directory import DevDirectory, State
 from pilot.dev.identities import TRUST_DOMAIN, server_identity
 from pilot.dev.ports import HOST
@@ -31,6 +32,8 @@ def _nexus(directory: DevDirectory, state: State) -> str:
     tables = _shared_tables(state, "nexus") | {
         "storage": {"path": str(directory.data / "nexus.db")},
         "audit": {"directory": str(directory.audit)},
+        "rotation": {"minimum_age_days": 0},
+        "backup": {"directory": str(directory.backups), "recipients": [find_recipient(directory)]},
     }
     text = _HEADER + _to_toml({"name": "nexus-1", "dev": True}, tables)
     for name in state.plan.servers:

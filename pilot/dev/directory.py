@@ -80,6 +80,15 @@ class DevDirectory:
         return self.root / "audit"
 
     @property
+    def backups(self) -> Path:
+        return self.root / "backups"
+
+    @property
+    def backup_identity(self) -> Path:
+        """File of the identity that opens the backups, as age-keygen writes it."""
+        return self.root / "backup-identity.txt"
+
+    @property
     def recovery_shares(self) -> Path:
         return self.root / "recovery-shares"
 

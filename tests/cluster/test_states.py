@@ -17,7 +17,7 @@ from nexus.lifecycle.states import READY_ONLY
 from nexus.policy.rules import Permission
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import Plan
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, backup_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 from tests.cluster.founder import founding
 from tests.kit.cluster import Cluster
 from tests.kit.patience import at_most
@@ -87,6 +87,9 @@ SERVED = {
     "PauseRotation": DENIED,
     "ResumeRotation": DENIED,
     "ListGenerations": OK,
+    "CreateBackup": OK,
+    "ListBackups": OK,
+    "VerifyBackup": DENIED,
 }
 WAITING_HELPS = {"recovering": RECOVERING, "sealed": SEALED}
 
@@ -199,6 +202,9 @@ CALLS: dict[str, Call] = {
     "PauseRotation": lambda walk: walk.auditor.root.PauseRotation(root_pb2.PauseRotationRequest(reason="x")),
     "ResumeRotation": lambda walk: walk.auditor.root.ResumeRotation(root_pb2.ResumeRotationRequest()),
     "ListGenerations": lambda walk: walk.auditor.root.ListGenerations(root_pb2.ListGenerationsRequest()),
+    "CreateBackup": lambda walk: walk.operator.backups.CreateBackup(backup_pb2.CreateBackupRequest()),
+    "ListBackups": lambda walk: walk.auditor.backups.ListBackups(backup_pb2.ListBackupsRequest()),
+    "VerifyBackup": lambda walk: walk.auditor.backups.VerifyBackup(backup_pb2.VerifyBackupRequest()),
 }
 
 

@@ -15,6 +15,7 @@ from shardhold import IdentityUnavailableError, WorkloadAPI
 from shardhold.channel import PinnedChannel
 from shardhold.v1 import cluster_pb2, policies_pb2, recovery_pb2, root_pb2
 from shardhold.v1.audit_pb2_grpc import AuditServiceStub
+from shardhold.v1.backup_pb2_grpc import BackupServiceStub
 from shardhold.v1.cluster_pb2_grpc import ClusterServiceStub
 from shardhold.v1.policies_pb2_grpc import PolicyServiceStub
 from shardhold.v1.recovery_pb2_grpc import RecoveryServiceStub
@@ -56,6 +57,7 @@ class Person:
         self.policies = PolicyServiceStub(channel)
         self.secrets = SecretServiceStub(channel)
         self.audit = AuditServiceStub(channel)
+        self.backups = BackupServiceStub(channel)
 
     @property
     def spiffe_id(self) -> str:

@@ -20,6 +20,7 @@ from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller
 from nexus.access.roles import Roles
+from nexus.admin.backup.backups import BackupSetup
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.operation.schedule import Terms
@@ -27,6 +28,7 @@ from nexus.keys.operation.windows import DAY
 from nexus.lifecycle.states import State, initial_state
 from nexus.server.audit import AuditHandlers
 from nexus.server.auth import Authenticator
+from nexus.server.backup import BackupHandlers
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.core import build_core
 from nexus.server.methods import list_methods
@@ -96,7 +98,9 @@ class NexusCore:
         keepers: Sequence[PlayedKeeper],
         *,
         name: str = NEXUS_NAME,
+        backup: BackupSetup | None = None,
     ) -> None:
+        self.backup = backup
         self.folder = folder
         self.store = store
         self.memory = memory
@@ -134,6 +138,7 @@ class NexusCore:
             find_disk_free=lambda: self.disk_free,
             pin=pin,
             terms=TERMS,
+            backup=self.backup,
         )
         self.lifecycle = core.lifecycle
         self.warden = core.warden
@@ -152,6 +157,7 @@ class NexusCore:
         self.quarantine = core.quarantine
         self.schedule = core.schedule
         self.rotation_calls = core.rotation_calls
+        self.backups = core.backups
 
     def list_methods(self) -> list[Method]:
         """Return the table of RPCs over real handlers."""
@@ -163,6 +169,7 @@ class NexusCore:
             RecoveryHandlers(self.unseal, authenticator),
             AuditHandlers(self.audit_access, authenticator),
             RootHandlers(self.operations, self.quarantine, self.rotation_calls, authenticator),
+            BackupHandlers(self.backups, authenticator),
         )
 
     def list_entries(self) -> list[Entry]:
@@ -199,6 +206,7 @@ class NexusCore:
         for keeper in self.keepers.values():
             keeper.go.set()
         self.job.stop()
+        self.backups.stop()
         self.driver.stop()
         self.warden.stop()
         self.unseal.close()

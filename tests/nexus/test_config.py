@@ -15,6 +15,7 @@ from nexus.keys.operation.schedule import Terms
 from nexus.keys.operation.windows import DAY, parse_window
 from tests.kit.patience import at_most
 
+RECIPIENT = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"  # the example of age's README
 GOOD = """
 name = "n1"
 [identity]
@@ -71,6 +72,33 @@ def test_defaults(tmp_path: Path) -> None:
             "[identity]", '[roles]\npattern = "/x"\n[identity]', "^roles.pattern: ", id="pattern without words"
         ),
         pytest.param("[identity]", "[memory]\nlowest_level = 1\n[identity]", "^memory.lowest_level: got 1", id="plain"),
+        pytest.param(
+            "[identity]", '[backup]\ndirectory = "/b"\n[identity]', "^backup.recipients: got nothing", id="no recipient"
+        ),
+        pytest.param(
+            "[identity]",
+            f'[backup]\nrecipients = ["{RECIPIENT}"]\n[identity]',
+            "^backup.directory: got nothing",
+            id="no folder of backups",
+        ),
+        pytest.param(
+            "[identity]",
+            f'[backup]\ndirectory = "/b"\nrecipients = ["{RECIPIENT}", "age1x"]\n[identity]',
+            r"^backup.recipients\[1\]: got 'age1x', want one of age",
+            id="no recipient of age",
+        ),
+        pytest.param(
+            "[identity]",
+            f'[backup]\ndirectory = "/b"\nrecipients = ["{RECIPIENT}", "{RECIPIENT}"]\n[identity]',
+            "^backup.recipients: one stands twice",
+            id="recipient twice",
+        ),
+        pytest.param(
+            "[identity]",
+            f'[backup]\ndirectory = "/var/lib/shardhold/data/b"\nrecipients = ["{RECIPIENT}"]\n[identity]',
+            "^backup.directory: got the folder .*, want one that is not in .*, storage.path's",
+            id="backups in data",
+        ),
         pytest.param('"keeper-2"', '"Keeper 2"', r"^keepers\[1\].name: got", id="keeper that has no DNS name"),
         pytest.param('"keeper-2"', '"keeper-1"', "^keepers: name 'keeper-1' stands twice", id="keeper twice"),
         pytest.param("127.0.0.1:8444", "127.0.0.1:", r"^keepers\[1\].address: got", id="keeper without a port"),

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from common.errors import ShardholdError
 from common.server.edge import Call, GrpcServer, Method
 from pilot.__main__ import run
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, backup_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 from tests.kit.authority import Authority
 from tests.kit.credentials import write_svid
 from tests.kit.fixed_identity import FixedIdentity
@@ -21,7 +21,7 @@ from tests.kit.fixed_identity import FixedIdentity
 NASTY = "a\x1b]0;owned\x07\x9b31m\u202e\x1b[2J\r\x00z"
 NUMBERS = {FieldDescriptor.CPPTYPE_INT64: 2**63 - 1, FieldDescriptor.CPPTYPE_UINT64: 2**64 - 1}
 EXIT_CODES = range(9)
-_MODULES = (audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2)
+_MODULES = (audit_pb2, backup_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2)
 _MAX_DEPTH = 4
 
 COMMANDS = [
@@ -49,6 +49,9 @@ COMMANDS = [
     ("secret", "delete", "a/b"),
     ("policy", "list"),
     ("policy", "delete", "p", "--yes"),
+    ("backup", "create"),
+    ("backup", "list"),
+    ("backup", "verify"),
     ("audit", "tail"),
     ("audit", "verify"),
     ("audit", "accept-new-chain", "--reason", "x"),

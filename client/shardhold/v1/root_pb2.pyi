@@ -340,6 +340,7 @@ class GetOperationResponse(_message.Message):
     KEKS_FIELD_NUMBER: _builtins.int
     NEXT_SCHEDULED_AT_FIELD_NUMBER: _builtins.int
     NEXT_SCHEDULED_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Number of the root key."""
     set_number: _builtins.int
@@ -349,6 +350,8 @@ class GetOperationResponse(_message.Message):
     dead_sets: _builtins.int
     """Dead sets of which a keeper may hold a shard yet."""
     next_scheduled: Global___Depth.ValueType
+    paused: _builtins.str
+    """Why the keyring job and the schedule are on hold, and by whom; empty: they are not."""
     @_builtins.property
     def drawn_at(self) -> _timestamp_pb2.Timestamp:
         """When the current set was drawn; unset: an older program drew it."""
@@ -396,10 +399,11 @@ class GetOperationResponse(_message.Message):
         keks: _abc.Iterable[Global___Kek] | None = ...,
         next_scheduled_at: _timestamp_pb2.Timestamp | None = ...,
         next_scheduled: Global___Depth.ValueType = ...,
+        paused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "drawn_at", b"drawn_at", "job", b"job", "last", b"last", "next_scheduled_at", b"next_scheduled_at", "operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "dead_sets", b"dead_sets", "drawn_at", b"drawn_at", "generation", b"generation", "job", b"job", "keepers", b"keepers", "keks", b"keks", "last", b"last", "next_scheduled", b"next_scheduled", "next_scheduled_at", b"next_scheduled_at", "operation", b"operation", "set_number", b"set_number", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "created_at", b"created_at", "dead_sets", b"dead_sets", "drawn_at", b"drawn_at", "generation", b"generation", "job", b"job", "keepers", b"keepers", "keks", b"keks", "last", b"last", "next_scheduled", b"next_scheduled", "next_scheduled_at", b"next_scheduled_at", "operation", b"operation", "paused", b"paused", "set_number", b"set_number", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

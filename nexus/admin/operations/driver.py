@@ -193,8 +193,8 @@ class OperationDriver:
         self._hand_out(serving, facts)
         self._observe(facts)
         action = next_action(facts, self._memory, self._make_view(facts))
-        if facts.operation is None and isinstance(action, Wait):
-            self._idle = facts
+        if facts.operation is None:
+            self._idle = facts if isinstance(action, Wait) else None
             self._beside(facts)
         self.waits_for = self._describe(facts, action)
         return self._act(action, facts, serving)

@@ -35,6 +35,7 @@ from nexus.admin.operations.progress import JobView, Progress
 from nexus.admin.operations.rewrapping import Rewrapping
 from nexus.keys.operation.evidence import Backup
 from nexus.keys.operation.job import Counts, JobStep, KekRows, Retire, Rewrap, Verify, Waiting, WaitsFor, next_job_step
+from nexus.keys.operation.settings import find_hold
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Position, Reader, Store
@@ -60,19 +61,17 @@ class KeyringJob:
         clock: Clock,
         nexus: str,
         find_backup: Callable[[], Backup | None] = lambda: None,
-        why_paused: Callable[[], str] = lambda: "",
         find_rate: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """*nexus* is whose audit its entries go to. The others are asked at each step, outside of reads and changes.
 
-        *find_backup* returns the newest backup that was verified. *why_paused* says why the job rests, empty: it goes
-        on. *find_rate* says how many rows a second it may bring, 0: as calls in flight allow.
+        *find_backup* returns the newest backup that was verified. *find_rate* says how many rows a
+        second it may bring, 0: as calls in flight allow.
         """
         self._store = store
         self._lifecycle = lifecycle
         self._clock = clock
         self._find_backup = find_backup
-        self._why_paused = why_paused
         self._find_rate = find_rate
         self._rewrapping = Rewrapping(store, lifecycle, clock)
         self._scanner = Scanner(store, lifecycle)
@@ -156,7 +155,7 @@ class KeyringJob:
         if look is None:
             return _IDLE_S
         step = self._choose(look)
-        paused = self._why_paused()
+        paused = find_hold(look.facts)
         self._show(look, step, paused)
         if paused:
             return _IDLE_S
@@ -269,11 +268,15 @@ class KeyringJob:
                 for kek_id in {row.kek_id for row in found}:
                     rows = [row for row in found if row.kek_id == kek_id]
                     self._bring(look, rows, renews_deks=look.is_tainted(kek_id))
-                if self._ending or self._why_paused():
+                if self._ending or self._is_paused():
                     return
         for kek_id in look.older_keks:
             if not look.facts.keyring.keks[str(kek_id)].verified_at and not scan.open[kek_id]:
                 self._kek_end.verify(kek_id, scan)
+
+    def _is_paused(self) -> bool:
+        with self._lifecycle.borrow() as serving, self._store.read() as reader:
+            return bool(find_hold(self._facts.load(reader, serving, reader.load_position())))
 
     def _read_on(self, look: Look, scan: KekScan) -> list[WrappedRow] | None:
         """Read one page, and rest as long while calls are in flight."""

@@ -30,6 +30,7 @@ from nexus.keys.operation.preflight import Check, find_refusals
 from nexus.keys.operation.record import Depth, EndedRecord, OperationRecord, Waiver, WaiverKind
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.operation.schedule import Scheduled
+from nexus.keys.operation.settings import find_hold
 from nexus.keys.records import GenerationRecord, KeyringRecord, ShardSetRecord
 from nexus.keys.ruled_change import Rule, commit_rule, load_facts
 from nexus.lifecycle.warden import Warden
@@ -58,6 +59,7 @@ class RootView:
     operation: OperationView | None
     job: JobView | None  # None: every row is under the current KEK, and that is alone
     next: Scheduled | None  # what begins by itself; None: nothing does
+    paused: str  # why job and schedule are on hold; empty: they are not
     last: EndedRecord | None  # None: none has ended yet
     dead_sets: int  # of which a keeper may hold a shard yet
 
@@ -155,6 +157,7 @@ class Operations:
                 self._view(facts),
                 self._job.view(),
                 self._schedule.view.next,
+                find_hold(facts),
                 facts.ended,
                 len(find_droppable(facts)),
             )

@@ -121,7 +121,7 @@ class Starter:
             raise OperationRefusedError(refused.text, reason=refused.reason)
 
         def write_entry(writer: Writer, key: RootKey) -> None:
-            entry = Entry(at=self._now, actor="", action="root.start", detail=f"scheduled {depth}: {why}")
+            entry = Entry(at=self._now, actor="", action="root.start", detail=f"{depth}: {why}")
             append_entry(writer, key, nexus, entry.encode())
 
         self.begin(beginning, preflight, write_entry)

@@ -154,6 +154,15 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_copier(path: Path) -> sqlite3.Connection:
+    """Connect for copying the whole database into another file, which a connection for reads may not do.
+
+    Raises:
+        sqlite3.Error: As it comes.
+    """
+    return _connect(path)
+
+
 def truncate_wal(writer: sqlite3.Connection, *, busy_s: float = BUSY_S) -> bool:
     """Copy the WAL into the database and empty it; False: somebody reads, and still did after *busy_s*.
 

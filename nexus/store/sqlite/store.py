@@ -6,7 +6,7 @@
   closed, the file is opened afresh, and its position says what happened. If that cannot be done, every further call is
   refused. A batch of discards leaves the position where it was: its outcome is not known, and what there is of it is
   made durable before anything is committed on top.
-- A scrub empties the WAL between two batches, which it holds up for a moment; reads hold the scrub up.
+- A scrub empties the WAL between two batches, which it holds up for a moment; reads and a copying hold the scrub up.
 - No outcome leaves while a file of the store is not at its place (`nexus.store.sqlite.files`). Every further call is
   then refused. At the close SQLite still copies a lost WAL into its database; if the database itself was taken away, it
   leaves alone whatever is at the path now.
@@ -15,8 +15,8 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -25,7 +25,7 @@ import structlog
 
 from common.errors import OutcomeUnknownError, ShardholdError, StoreFileLostError, StoreUnavailableError
 from nexus.store.committer import GroupCommitter, Turn
-from nexus.store.protocol import AuditHead, OutboxRow, Position, Reader, Writer
+from nexus.store.protocol import AuditHead, OutboxRow, Position, Reader, StoreCopy, Writer
 from nexus.store.sqlite.connection import (
     SQLITE_ERRORS,
     SqliteError,
@@ -40,6 +40,7 @@ from nexus.store.sqlite.files import StoreFiles
 from nexus.store.sqlite.migrations import migrate
 from nexus.store.sqlite.pool import ReaderPool
 from nexus.store.sqlite.reader import POSITION
+from nexus.store.sqlite.snapshot import Copier
 from nexus.store.sqlite.writer import SqliteWriter
 
 T = TypeVar("T")
@@ -82,6 +83,8 @@ class SqliteStore:
         self._writing = threading.Lock()  # held while the writer is in use or replaced
         self._committer: GroupCommitter[SqliteWriter] = GroupCommitter(self._run)
         self._pool = ReaderPool(path)
+        self._copier = Copier(path)
+        self._copier.remove()
         self._refusal: tuple[type[StoreUnavailableError], str] | None = None
         self.unscrubbed = ""
         self._is_closed = False
@@ -113,6 +116,13 @@ class SqliteStore:
 
     def read(self) -> AbstractContextManager[Reader]:
         return self._pool.read()
+
+    @contextmanager
+    def copy(self) -> Iterator[StoreCopy]:
+        with self._copier.copy() as made:
+            if fault := self.find_fault():
+                raise StoreFileLostError(fault)
+            yield made
 
     def write(
         self,
@@ -168,6 +178,7 @@ class SqliteStore:
                 return
             self._is_closed = True
             self._refuse(StoreUnavailableError, "store is closed")
+            self._copier.pause(DRAIN_S)
             self._pool.drain(DRAIN_S)
             self._writer.close()
             self._lock.release()
@@ -280,13 +291,14 @@ class SqliteStore:
             sqlite3.Error: The file cannot be opened or read.
         """
         self._files.check()
-        if not self._pool.drain(DRAIN_S):
+        if not (self._copier.pause(DRAIN_S) and self._pool.drain(DRAIN_S)):
             raise StoreUnavailableError("reads in flight did not end in time")
         self._writer.close()
         self._writer = connect_writer(self._path)
         found = Position(*self._writer.execute(POSITION).fetchone())
         self._files.renew()
         self._pool.resume()
+        self._copier.resume()
         return found
 
     def _copy_wal(self) -> None:
@@ -333,6 +345,7 @@ class SqliteStore:
     def _refuse(self, error: type[StoreUnavailableError], why: str) -> None:
         self._refusal = (error, why)
         self._pool.refuse(error, why)
+        self._copier.refuse(error, why)
 
 
 def _connect_migrated(path: Path) -> sqlite3.Connection:

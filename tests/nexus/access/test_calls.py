@@ -11,10 +11,10 @@ from nexus.access.calls import ALL, BY_FULL_NAME, Rpc
 from nexus.access.roles import Role
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, backup_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 
 PROTOS = Path(__file__).parents[3] / "proto" / "shardhold" / "v1"
-CONTRACTS = [secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2, root_pb2]
+CONTRACTS = [secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2, root_pb2, backup_pb2]
 
 # Design §5 and its roles, by hand: the one other place that knows them, so that a wrong row is found.
 DESIGN = {
@@ -50,6 +50,9 @@ DESIGN = {
     "PauseRotation": ("root.pause", "superuser operator", "", "ready"),
     "ResumeRotation": ("root.resume", "superuser operator", "", "ready"),
     "ListGenerations": ("root.history", "superuser operator auditor", "", "ready"),
+    "CreateBackup": ("backup.create", "superuser operator", "", "ready"),
+    "ListBackups": ("backup.list", "superuser operator auditor", "", "ready"),
+    "VerifyBackup": ("backup.verify", "superuser operator", "", "ready"),
 }
 # Design §8: what has to work while the audit cannot be written.
 FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress", "AcceptNewChain", "AbortOperation"}

@@ -79,8 +79,8 @@ def test_an_extension_blocks_whatever_the_revision() -> None:
     newer = find(sign(CHAINS[3]), meta=raised)
     assert newer is not None
     assert newer.describe(raised) == (
-        "the root key of the store is not the one of a rollback mark: after generation 3 the store goes another way "
-        "than keeper-1 remember, who know generation 4"
+        "the store is older than a rollback mark: it is at timeline 1, revision 9999 of generation 3, and keeper-1 "
+        "remember generation 4"
     )
     assert newer.last_generation == 4
 

@@ -66,7 +66,7 @@ def test_a_mark_of_the_next_generation_blocks_until_the_older_store_is_accepted(
     keepers = cluster.keepers()
     keepers[2].remembers = sign_by_successor(cluster, revision=1)
     core = start_nexus(keepers)
-    wait_until(lambda: any("after generation 1" in line for line in core.warden.list_obstacles()))
+    wait_until(lambda: any("of generation 1, and" in line for line in core.warden.list_obstacles()))
     assert core.lifecycle.state is State.RECOVERING
 
     def accept() -> bool:

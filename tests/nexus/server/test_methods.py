@@ -24,7 +24,7 @@ from nexus.access.roles import Role
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
 from nexus.server.methods import bind
-from shardhold.v1 import audit_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
+from shardhold.v1 import audit_pb2, backup_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, STRANGER, SUPERUSER, NexusCore
 from tests.nexus.founder import PUBLIC_KEY
@@ -75,6 +75,9 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "PauseRotation": lambda: root_pb2.PauseRotationRequest(reason="test"),
     "ResumeRotation": lambda: root_pb2.ResumeRotationRequest(),
     "ListGenerations": lambda: root_pb2.ListGenerationsRequest(),
+    "CreateBackup": lambda: backup_pb2.CreateBackupRequest(),
+    "ListBackups": lambda: backup_pb2.ListBackupsRequest(),
+    "VerifyBackup": lambda: backup_pb2.VerifyBackupRequest(),
 }
 CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]
 

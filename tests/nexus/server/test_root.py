@@ -82,6 +82,7 @@ ROOT = RootView(
         rows_total=100, rows_left=40, rows_per_second=7.5, seconds_left=0.0, quarantine=1, waits_for="", paused="alice"
     ),
     next=Scheduled(Depth.RESHARE, AT),
+    paused="maintenance",
     operation=VIEW,
     last=EndedRecord(ID, Depth.ROTATE, Outcome.ABORTED, "wrong day", AT, Numbers(3, 7, 4), Numbers(4, 8, 5)),
     dead_sets=6,
@@ -230,6 +231,7 @@ def test_how_the_root_key_stands_comes_back_whole() -> None:
         ],
         next_scheduled_at=AT_TIME,
         next_scheduled=pb.DEPTH_RESHARE,
+        paused="maintenance",
     )
 
 
@@ -241,6 +243,7 @@ def test_what_there_is_not_is_unset() -> None:
         keyring=KeyringRecord({"2": KekRecord(b"", KekState.CURRENT, 1)}),
         job=None,
         next=None,
+        paused="",
         operation=None,
         last=None,
         dead_sets=0,

@@ -89,6 +89,7 @@ def test_status_when_nothing_was_ever_begun(nexus: PlayedNexus, reach: list[str]
         "keyring_job": None,
         "keks": [],
         "next_scheduled_at": None,
+        "paused": None,
         "next_scheduled": None,
         "dead_sets": 0,
     }

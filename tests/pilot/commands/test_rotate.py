@@ -270,10 +270,13 @@ def test_status_says_what_begins_by_itself(nexus: PlayedNexus, reach: list[str])
     told = ended()
     told.next_scheduled_at.CopyFrom(AT)
     told.next_scheduled = pb.DEPTH_ROTATE
+    told.paused = "freeze (alice)"
     nexus.tell(told)
-    assert f"\nnext            rotate {TOLD_AT}, by schedule\n" in run_pilot("root", "status", *reach).out
+    shown = run_pilot("root", "status", *reach).out
+    assert f"\npaused          freeze (alice)\nnext            rotate {TOLD_AT}, by schedule\n" in shown
     document = json.loads(run_pilot("root", "status", "-o", "json", *reach).out)
     assert (document["next_scheduled"], document["next_scheduled_at"]) == ("rotate", TOLD_AT)
+    assert document["paused"] == "freeze (alice)"
 
 
 def test_status_shows_the_fingerprint_and_what_the_job_waits_for(nexus: PlayedNexus, reach: list[str]) -> None:

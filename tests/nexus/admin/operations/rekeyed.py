@@ -25,7 +25,6 @@ from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Numbers
 from nexus.keys.records import KekRecord, KekState
-from nexus.keys.root_key import RootKey
 from nexus.keys.ruled_change import commit_decision, load_facts
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import VersionRow, Writer
@@ -64,7 +63,6 @@ class Rekeyed:
     store: FailingStore
     core: NexusCore
     values: dict[str, bytes]
-    paused: str = ""
     rate: float = 0.0
     clock: ManualClock = field(default_factory=ManualClock)
 
@@ -79,7 +77,6 @@ class Rekeyed:
             warden=self.core.warden,
             clock=self.clock,
             nexus=NEXUS_NAME,
-            why_paused=lambda: self.paused,
             find_rate=lambda: self.rate,
         )
 
@@ -136,24 +133,24 @@ class Rekeyed:
         """Let another KEK follow, under the same root key; return its number."""
         number = self.cluster.load()[0].last_kek_id + 1
 
-        def decide(facts: Facts, keyring: Keyring, root_key: RootKey) -> Change:
+        def decide(facts: Facts, wrap: bytes) -> Change:
             keks = {
                 name: msgspec.structs.replace(kek, state=KekState.OLD) if kek.state is KekState.CURRENT else kek
                 for name, kek in facts.keyring.keks.items()
             }
-            keks[str(number)] = KekRecord(keyring.wrap_kek(number, root_key), KekState.CURRENT, facts.generation)
+            keks[str(number)] = KekRecord(wrap, KekState.CURRENT, facts.generation)
             put = {(records.KEYRING, str(facts.generation)): records.encode(records.KeyringRecord(keks))}
             return Change(msgspec.structs.replace(facts.current, kek_id=number), put, given_out=Numbers(kek_id=number))
 
         def flip(serving: Serving) -> None:
-            keyring = serving.keyring
-            keyring.add_kek(number)
+            keyring = Keyring(serving.keyring.memory)
+            wrap = keyring.make_kek(number, serving.root_key)
             commit_decision(
                 self.store,
                 serving,
-                lambda _, facts: decide(facts, keyring, serving.root_key),
+                lambda _, facts: decide(facts, wrap),
                 lambda writer, key: None,
-                on_commit=lambda: setattr(keyring, "current_id", number),
+                on_commit=lambda: serving.keyring.take_current(keyring),
             )
 
         self.core.warden.change(flip)

@@ -22,7 +22,7 @@ from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.conftest import MakeRekeyed
 from tests.nexus.admin.operations.rekeyed import NEW, OLD, Rekeyed, find_in_files, make_key, make_rekeyed, name_path
 from tests.nexus.cluster import FoundCluster
-from tests.nexus.core import APP, OPERATOR
+from tests.nexus.core import APP, OPERATOR, SUPERUSER
 from tests.nexus.failing_store import FailingStore
 from tests.nexus.store.contract import threads
 
@@ -265,11 +265,12 @@ def test_nothing_is_made_with_keys_that_were_withdrawn(make: MakeRekeyed, opens:
 
 def test_a_paused_job_does_nothing_and_says_why(rekeyed: Rekeyed) -> None:
     """It knows what is to do, and goes on when it may."""
-    rekeyed.paused = "maintenance"
+    calls = rekeyed.core.rotation_calls
+    calls.pause(SUPERUSER, "maintenance")
     assert rekeyed.step() == 1.0
     assert rekeyed.keks_of_rows == {OLD: 12}
-    assert rekeyed.job.view() == JobView(12, 12, 0.0, None, 0, "", "maintenance")
-    rekeyed.paused = ""
+    assert rekeyed.job.view() == JobView(12, 12, 0.0, None, 0, "", f"maintenance ({SUPERUSER.spiffe_id})")
+    calls.resume(SUPERUSER)
     rekeyed.work_to_rest()
     assert rekeyed.keks_of_rows == {NEW: 12}
 

@@ -268,3 +268,13 @@ def test_every_line_of_the_audit_is_of_its_key(resharing: Resharing) -> None:
     core.exporter.export()
     core.exporter.discard()
     assert (resharing.actions(), [alarm.count for alarm in core.exporter.alarms]) == ([], [0, 0])
+
+
+def test_a_key_that_people_brought_back_is_remembered_as_such(resharing: Resharing, start_nexus: StartNexus) -> None:
+    """So that it is said that it is due; keepers bring it back without that."""
+    assert resharing.facts.generations[1].people_had_it_at == 0
+    for keeper in resharing.keepers:
+        keeper.is_reachable = False
+    resharing.core = start_nexus(resharing.keepers, store=resharing.store)
+    assert resharing.core.warden.admit(resharing.prove_as_custodians(), lambda writer, key: None)
+    assert resharing.facts.generations[1].people_had_it_at > 0

@@ -1,17 +1,20 @@
 """What status, list of keepers and metrics tell of an operation."""
 
+import os
+
 import pytest
 from prometheus_client import CollectorRegistry
 
 from common.clock import to_micros
 from nexus.access.audit.alarm import Alarm
 from nexus.admin.status import OperationStep
-from nexus.keys.operation.record import Step
+from nexus.keys.operation.record import Depth, Step
 from nexus.server.metrics import NexusCollector
+from nexus.vault.secrets import Expected
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.reshared import Resharing
 from tests.nexus.cluster import tamper
-from tests.nexus.core import AUDITOR, OPERATOR
+from tests.nexus.core import AUDITOR, OPERATOR, SUPERUSER
 
 
 def find_operation(resharing: Resharing) -> OperationStep | None:
@@ -72,6 +75,8 @@ def registry(resharing: Resharing) -> CollectorRegistry:
             outbox_alarms=(Alarm("a", core.clock), Alarm("b", core.clock)),
             is_way_back_broken=lambda: False,
             find_step=lambda: core.driver.seen_step,
+            job=core.job,
+            is_scrub_pending=lambda: bool(resharing.store.unscrubbed),
             schedule=core.schedule,
         )
     )
@@ -133,3 +138,24 @@ def test_metrics_and_status_tell_when_a_rotation_is_due(resharing: Resharing, re
     told = "root key 1 is 1001 days old, its interval is 1000 days"
     assert (read(), list_alarms()) == ((1001 * 86_400, 1), [f"rotation due: {told}"])
     assert [entry.detail for entry in core.list_all_entries() if entry.action == "rotation.due"] == [told]
+
+
+@pytest.mark.parametrize("resharing", [Depth.ROTATE], indirect=True)
+def test_metrics_tell_what_the_keyring_job_has_to_do(resharing: Resharing, registry: CollectorRegistry) -> None:
+    """Rows under the KEK of before, until it is gone."""
+
+    def read(name: str) -> float | None:
+        return registry.get_sample_value(f"shardhold_{name}")
+
+    core = resharing.core
+    core.vault.put(SUPERUSER, "team/a", {"a": b"b"}, Expected(), os.urandom(16))
+    assert (read("keks_old"), read("rewrap_rows_left")) == (0, 0)
+    resharing.begin()
+    resharing.drive_to_rest()
+    assert read("keks_old") == 1
+    core.rotation_calls.pause(SUPERUSER, "look")
+    core.job.step()
+    assert (read("rewrap_rows_left"), read("quarantine_rows"), read("scrub_pending")) == (1, 0, 0)
+    core.rotation_calls.resume(SUPERUSER)
+    wait_until(lambda: (core.job.step(), core.job.view())[1] is None)
+    assert (read("keks_old"), read("rewrap_rows_left"), read("rewrap_rows_per_second")) == (0, 0, 0)

@@ -21,6 +21,7 @@ from nexus.store.sqlite.connection import APPLICATION_ID, connect_reader, connec
 from nexus.store.sqlite.migrations import MIGRATIONS, NEWEST
 from nexus.store.sqlite.store import SqliteStore
 from tests.kit.seed import make_random
+from tests.nexus.store.audit_contract import AuditContract
 from tests.nexus.store.contract import CALLER, StoreContract, load_audit, load_meta, make_row, put, request
 from tests.nexus.store.keyring_contract import KeyringContract
 from tests.nexus.store.position_contract import PositionContract
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[4]
 WRITING = [sys.executable, "-m", "tests.nexus.store.sqlite.writing"]
 
 
-class TestSqliteStore(StoreContract, PositionContract, RequestContract, KeyringContract):
+class TestSqliteStore(StoreContract, AuditContract, PositionContract, RequestContract, KeyringContract):
     """SQLite keeps the contract of a store."""
 
     @pytest.fixture

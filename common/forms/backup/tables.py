@@ -1,0 +1,78 @@
+"""The tables of a backup, by the version of the stream. A later table joins by a new version."""
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+Value = int | str | bytes | None
+Row = tuple[Value, ...]
+
+
+class Kind(enum.Enum):
+    """The type of a column."""
+
+    INTEGER = int  # signed, 8 bytes
+    TEXT = str
+    BYTES = bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    kind: Kind
+    is_nullable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Its rows ascend by the first *key* columns; with 0 they stand in the order in which they were made."""
+
+    name: str
+    columns: tuple[Column, ...]
+    key: int
+
+
+def _columns(text: str) -> tuple[Column, ...]:
+    kinds = {"i": Kind.INTEGER, "t": Kind.TEXT, "b": Kind.BYTES}
+    pairs = (word.split(":") for word in text.split())
+    return tuple(Column(name, kinds[kind[0]], kind.endswith("?")) for name, kind in pairs)
+
+
+META: Final = Table(
+    "meta",
+    _columns(
+        "phase:t cluster_id:b sealed:i timeline:i revision:i control_revision:i last_generation:i last_set_number:i "
+        "last_kek_id:i last_init_attempt:i epoch:i generation:i kek_id:i"
+    ),
+    key=0,
+)
+CONTROL: Final = Table("control", _columns("kind:t name:t body:b digest:b"), key=2)
+
+# In this order. Times are microseconds since 1970.
+TABLES: Final = (
+    META,
+    CONTROL,
+    Table("secrets", _columns("path:t incarnation:b current_version:i updated_at:i"), key=1),
+    Table(
+        "versions",
+        _columns(
+            "path:t version:i incarnation:b kek_id:i dek_id:b wrapped_dek:b created_at:i deleted:i revision:i caller:t "
+            "value:b"
+        ),
+        key=2,
+    ),
+    Table("deletions", _columns("path:t version:i revision:i caller:t"), key=2),
+    Table(
+        "requests",
+        _columns(
+            "request_id:b caller:t rpc:t path:t generation:i mac:b? incarnation:b versions:t revision:i made_at:i"
+        ),
+        key=0,
+    ),
+    Table(
+        "quarantine",
+        _columns("path:t incarnation:b version:i kek_id:i reason:t found_at:i abandoned_by:t?"),
+        key=3,
+    ),
+    Table("audit_head", _columns("nexus:t timeline:i seq:i digest:b revision:i mac:b"), key=1),
+)

@@ -1,0 +1,194 @@
+"""`pilot backup`: make backups, list them, and check that they are whole, with or without a nexus."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pilot.commands.audit import GenesisOption, parse_genesis
+from pilot.errors import PilotError, UsageError
+from pilot.options import Settings, with_globals
+from pilot.terminal.output import Output, group_hex, print_facts, print_json, print_table, show_timestamp
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from common.forms.backup.opened import OpenedBackup
+    from shardhold.v1 import backup_pb2 as pb
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Backups: one encrypted file each, which age opens too."
+)
+
+_WORKERS = ("operator", "superuser")
+_READERS = (*_WORKERS, "auditor")
+_PATIENCE_S = 900.0  # for a call that writes or reads a whole store
+_LATEST = 253_402_300_799_000_000  # microseconds since 1970 at the end of the year 9999
+_ENCRYPTED = (b"age-encryption.org/", b"-----BEGIN AGE")  # how an identity file begins that a passphrase protects
+
+IdentityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity", metavar="FILE", help="Identity of a recipient: BACKUP is a file here.", show_default=False
+    ),
+]
+
+
+@app.command()
+@with_globals
+def create(settings: Settings) -> None:
+    """Make a backup of the state of now, in the directory of the nexus. Roles: operator, superuser."""
+    from pilot.connection import Connection
+    from shardhold.v1 import backup_pb2 as pb
+
+    with Connection(settings, preferred=_WORKERS) as connection:
+        timeout = max(settings.timeout, _PATIENCE_S)
+        answer = connection.call(connection.backups.CreateBackup, pb.CreateBackupRequest(), timeout=timeout)
+    _show(settings, answer.backup, {})
+    print("pilot: hint: 'pilot backup verify' opens it and reads it through", file=sys.stderr)
+
+
+@app.command("list")
+@with_globals
+def list_(settings: Settings) -> None:
+    """List the backups in the directory of the nexus, the newest first. Roles: operator, superuser, auditor."""
+    from pilot.connection import Connection
+    from shardhold.v1 import backup_pb2 as pb
+
+    with Connection(settings, preferred=_READERS) as connection:
+        answer = connection.call(connection.backups.ListBackups, pb.ListBackupsRequest())
+    documents = [_to_document(backup) for backup in answer.backups]
+    if settings.output is Output.JSON:
+        print_json({"backups": documents})
+        return
+    columns = ("name", "created_at", "size", "generation", "revision", "verified_at")
+    rows = [[str(document[column] or "-") for column in columns] for document in documents]
+    print_table([column.replace("_at", "") for column in columns], rows)
+
+
+@app.command()
+@with_globals
+def verify(
+    settings: Settings,
+    backup: Annotated[
+        str | None,
+        typer.Argument(metavar="[BACKUP]", help="Its name, or with --identity its file.", show_default=False),
+    ] = None,
+    identity: IdentityOption = None,
+    genesis: GenesisOption = None,
+) -> None:
+    """Check that a backup opens, is whole, and was made by the cluster: by the nexus, or here with --identity FILE.
+
+    Without BACKUP: the newest one. Roles: operator, superuser; with --identity none.
+    """
+    fingerprint = parse_genesis(genesis)
+    if identity is not None:
+        if backup is None:
+            raise UsageError("--identity needs BACKUP: the file that it opens")
+        _verify_file(settings, Path(backup), identity, fingerprint)
+        return
+    if fingerprint:
+        raise UsageError("--genesis is for --identity: a nexus knows its own")
+    from pilot.connection import Connection
+    from shardhold.v1 import backup_pb2 as pb
+
+    with Connection(settings, preferred=_WORKERS) as connection:
+        timeout = max(settings.timeout, _PATIENCE_S)
+        request = pb.VerifyBackupRequest(name=backup or "")
+        answer = connection.call(connection.backups.VerifyBackup, request, timeout=timeout)
+    _show(settings, answer.backup, answer.rows)
+
+
+def _verify_file(settings: Settings, file: Path, identity: Path, genesis: bytes) -> None:
+    """Check a file without a nexus.
+
+    Raises:
+        BackupError: It is damaged, or of somebody else.
+        PilotError: It or the identity cannot be read.
+    """
+    from common.forms.backup.header import check_signature
+    from common.forms.backup.opened import decode_opened
+    from common.keys import age
+
+    opened = decode_opened(age.read_backup(str(file).encode(), _load_identity(identity)))
+    chain = check_signature(opened.contents, genesis=genesis)
+    document = _to_offline_document(file, opened, chain.genesis.fingerprint)
+    if settings.output is Output.JSON:
+        print_json(document)
+    else:
+        shown = document | {"genesis": group_hex(chain.genesis.fingerprint)}
+        print_facts({name.replace("_", " "): _show_value(value) for name, value in shown.items()})
+    if not genesis:
+        print(
+            "pilot: hint: is the genesis the one on the share cards? --genesis compares, and else nothing ties this "
+            "backup to your cluster",
+            file=sys.stderr,
+        )
+
+
+def _load_identity(path: Path) -> bytes:
+    from common.keys.age import MAX_IDENTITY_FILE
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_IDENTITY_FILE + 1)
+    except OSError as exc:
+        raise PilotError(f"{path}: {exc.strerror}") from exc
+    if len(content) > MAX_IDENTITY_FILE:
+        raise UsageError(f"{path}: it is larger than {MAX_IDENTITY_FILE} bytes, so no identity file")
+    if content.startswith(_ENCRYPTED):
+        raise UsageError(f"{path}: a passphrase protects it", f"open it first: age -d {path}")
+    return content
+
+
+def _to_offline_document(file: Path, opened: "OpenedBackup", genesis: bytes) -> dict[str, Any]:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    header = opened.contents.header
+    created_at = Timestamp()
+    created_at.FromMicroseconds(min(header.created_at, _LATEST))
+    return {
+        "name": file.name,
+        "size": file.stat().st_size,
+        "cluster_id": header.cluster_id.hex(),
+        "genesis": genesis.hex(),
+        "timeline": header.timeline,
+        "generation": header.generation,
+        "revision": header.revision,
+        "created_at": show_timestamp(created_at),
+        "program": header.program,
+        "rows": dict(sorted(opened.contents.rows.items())),
+    }
+
+
+def _show(settings: Settings, backup: "pb.Backup", rows: Any) -> None:
+    document = _to_document(backup)
+    if rows:
+        document["rows"] = dict(sorted(rows.items()))
+    if settings.output is Output.JSON:
+        print_json(document)
+    else:
+        print_facts({name.replace("_", " "): _show_value(value) for name, value in document.items()})
+
+
+def _show_value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    return "-" if value is None else str(value)
+
+
+def _to_document(backup: "pb.Backup") -> dict[str, Any]:
+    return {
+        "name": backup.name,
+        "size": backup.size,
+        "timeline": backup.timeline,
+        "generation": backup.generation,
+        "revision": backup.revision,
+        "created_at": _to_text(backup.created_at),
+        "verified_at": _to_text(backup.verified_at),
+    }
+
+
+def _to_text(moment: "Timestamp") -> str | None:
+    return show_timestamp(moment) if moment.seconds else None
