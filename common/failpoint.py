@@ -17,6 +17,7 @@ from common.errors import ConfigError, InjectedError
 
 NEXUS: Final = frozenset(
     {
+        "prepare.backup",
         "prepare.key",
         "prepare.escrow",
         "prepare.commit",
@@ -49,6 +50,7 @@ NEXUS: Final = frozenset(
         "job.retire",
         "job.forget",
         "job.scrub",
+        "job.backup",
         "quarantine.retry",
         "quarantine.abandon",
         "settings.commit",

@@ -17,6 +17,7 @@ from common.failpoint import around
 from common.forms.chain import Chain, extend_chain
 from common.keys.protected import ProtectedMemory
 from nexus.keys import manifest
+from nexus.keys.backup_key import carry_backup_key
 from nexus.keys.floor import Standing
 from nexus.keys.manifest import Key
 from nexus.keys.opened import OtherSets, PolicyView, Serving, find_renewal, load_view
@@ -153,7 +154,10 @@ class SetReplacement:
             )
             if isinstance(decided, Refused):
                 raise OperationRefusedError(decided.text, reason=decided.reason)
-            if serving.is_from_people and key is None:
+            if key is not None:
+                new = key.staged.keyring
+                decided = carry_backup_key(decided, facts, serving.keyring, new, is_compromised=False)
+            elif serving.is_from_people:
                 decided = decided.join(Change(decided.current, note_people(facts, at=now), raises_epoch=False))
             chain = extend_chain(serving.chain, [] if new_key is None else [new_key.link])
         except BaseException:

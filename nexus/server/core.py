@@ -1,12 +1,14 @@
 """The core of a nexus: what stands between its wire and its store, audit and keepers."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common.clock import Clock
+from common.clock import Clock, to_micros
 from common.errors import WrongStateError
+from common.forms.audit.entry import Entry
 from common.keys.protected import ProtectedMemory
 from nexus.access.audit.continuity import Continuity
 from nexus.access.audit.exporter import Exporter
@@ -34,12 +36,13 @@ from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Driver
 from nexus.keys.operation.schedule import Terms
+from nexus.keys.outbox import append_entry
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.policy.rules import Policy
-from nexus.store.protocol import Store
+from nexus.store.protocol import Store, Writer
 from nexus.store.requests import RequestRetention
 from nexus.vault.secrets import Vault
 
@@ -111,6 +114,10 @@ def build_core(
         else:
             schedule.look(facts)
 
+    def write_backup_entry(writer: Writer, key: RootKey) -> None:
+        entry = Entry(at=to_micros(clock.now()), actor="", action="backup.make")
+        append_entry(writer, key, audit.nexus, entry.encode())
+
     def wake() -> None:
         driver.wake()
         job.wake()
@@ -171,6 +178,17 @@ def build_core(
         follow_key=follow_key,
         beside=look_beside,
     )
+    backups = Backups(
+        setup=backup,
+        store=store,
+        gate=gate,
+        lifecycle=lifecycle,
+        warden=warden,
+        memory=memory,
+        clock=clock,
+        nexus=audit.nexus,
+    )
+    make_backup = functools.partial(backups.make_verified, write_backup_entry) if backups.is_configured else None
     starter = Starter(
         store=store,
         warden=warden,
@@ -178,6 +196,7 @@ def build_core(
         preflights=Preflights(pool, memory, clock, terms, find_disk_free),
         memory=memory,
         clock=clock,
+        make_backup=make_backup,
     )
     schedule = Schedule(terms=terms, clock=clock, begin=starter.begin_scheduled, note=journal.note)
     job = KeyringJob(
@@ -186,6 +205,7 @@ def build_core(
         warden=warden,
         clock=clock,
         nexus=audit.nexus,
+        make_backup=make_backup,
         find_rate=lambda: terms.rows_per_second,
     )
     status = Status(
@@ -211,16 +231,6 @@ def build_core(
         schedule=schedule,
         clock=clock,
         is_keeper_id=is_keeper_id,
-    )
-    backups = Backups(
-        setup=backup,
-        store=store,
-        gate=gate,
-        lifecycle=lifecycle,
-        warden=warden,
-        memory=memory,
-        clock=clock,
-        nexus=audit.nexus,
     )
     return Core(
         lifecycle,

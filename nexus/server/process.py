@@ -260,8 +260,8 @@ class Nexus:
 
     def _close(self) -> None:
         """Stop whatever may wait for a disk, and close the files."""
+        self._core.backups.stop()  # first: a job or a driver may be waiting for it
         self._core.job.stop()
-        self._core.backups.stop()
         self._core.driver.stop()
         self._core.warden.stop()
         self._core.unseal.close()

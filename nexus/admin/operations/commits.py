@@ -12,13 +12,14 @@ from common.errors import WrongStateError
 from common.failpoint import around
 from common.forms.audit.entry import Entry
 from common.forms.chain import extend_chain
+from nexus.keys.backup_key import carry_backup_key
 from nexus.keys.opened import OtherSets, Serving
 from nexus.keys.operation import transitions
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.dead_sets import forget_sets
 from nexus.keys.operation.evidence import Holding, Proof
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.record import Driver, OperationRecord
+from nexus.keys.operation.record import Depth, Driver, OperationRecord
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.outbox import append_entry
 from nexus.keys.root_key import RootKey
@@ -85,7 +86,7 @@ class Commits:
             nonlocal chain
             link = sign_flip(record, serving, facts, revision)
             chain = extend_chain(serving.chain, [link] if link else [])
-            return transitions.flip(
+            flipped = transitions.flip(
                 facts,
                 record.ticket,
                 driver=self._driver,
@@ -95,6 +96,11 @@ class Commits:
                 revision=revision,
                 at=self._now,
             )
+            if isinstance(flipped, Refused) or pending.key is None:
+                return flipped
+            is_compromised = record.depth is Depth.EMERGENCY
+            old, new = serving.keyring, pending.key.keyring
+            return carry_backup_key(flipped, facts, old, new, is_compromised=is_compromised)
 
         def succeed() -> None:
             serving.succeed(pending, chain, OtherSets(kept=frozenset({replaced})))

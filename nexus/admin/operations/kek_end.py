@@ -1,7 +1,5 @@
 """The end of a KEK: it is verified, retired, forgotten, and what it was is overwritten."""
 
-from collections.abc import Callable
-
 import structlog
 
 from common.clock import Clock, to_micros
@@ -12,13 +10,13 @@ from nexus.admin.operations.look import count_rows
 from nexus.admin.operations.quarantine import lower_abandoned
 from nexus.keys.keyring import Keyring
 from nexus.keys.operation.change import Change
-from nexus.keys.operation.evidence import Backup
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.job import KekRows, mark_verified, retire
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.outbox import append_entry
 from nexus.keys.root_key import RootKey
 from nexus.keys.ruled_change import Decide, commit_decision
+from nexus.keys.verified_backup import find_backup
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Store, Writer
@@ -40,7 +38,6 @@ class KekEnd:
         warden: Warden,
         clock: Clock,
         nexus: str,
-        find_backup: Callable[[], Backup | None],
     ) -> None:
         """*nexus* is whose audit the entries go to."""
         self._store = store
@@ -48,7 +45,6 @@ class KekEnd:
         self._warden = warden
         self._clock = clock
         self._nexus = nexus
-        self._find_backup = find_backup
         self.is_scrub_due = False
 
     def verify(self, kek_id: int, scan: KekScan) -> None:
@@ -73,10 +69,9 @@ class KekEnd:
 
     def retire(self, kek_id: int) -> None:
         """Commit that a KEK goes."""
-        backup = self._find_backup()
 
         def decide(writer: Writer, facts: Facts) -> Change | Refused:
-            return retire(facts, kek_id, count_rows(writer, kek_id), backup, at=self._now)
+            return retire(facts, kek_id, count_rows(writer, kek_id), find_backup(facts), at=self._now)
 
         with around("job.retire"):
             self._commit(decide, "root.kek-retired", f"KEK {kek_id}")

@@ -33,9 +33,9 @@ from nexus.admin.operations.look import FactsCache, Look, Mark, count_rows, find
 from nexus.admin.operations.pace import find_batch, find_rest
 from nexus.admin.operations.progress import JobView, Progress
 from nexus.admin.operations.rewrapping import Rewrapping
-from nexus.keys.operation.evidence import Backup
 from nexus.keys.operation.job import Counts, JobStep, KekRows, Retire, Rewrap, Verify, Waiting, WaitsFor, next_job_step
 from nexus.keys.operation.settings import find_hold
+from nexus.keys.verified_backup import find_backup
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Position, Reader, Store
@@ -43,6 +43,7 @@ from nexus.store.rewrapping import VersionKey, WrappedRow
 
 _IDLE_S: Final = 1.0  # between two looks at whether anything is to do, and after what failed
 _WAITING_S: Final = 10.0  # between two looks at whether what it waits for has come, unless somebody says so
+_BACKUP_AGAIN_S: Final = 600.0  # after a backup that could not be made
 _AGAIN_S: Final = 0.01  # after somebody else was first
 _PAGE: Final = 1000  # rows of the quarantine
 
@@ -60,24 +61,23 @@ class KeyringJob:
         warden: Warden,
         clock: Clock,
         nexus: str,
-        find_backup: Callable[[], Backup | None] = lambda: None,
+        make_backup: Callable[[], object] | None = None,
         find_rate: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """*nexus* is whose audit its entries go to. The others are asked at each step, outside of reads and changes.
 
-        *find_backup* returns the newest backup that was verified. *find_rate* says how many rows a
+        *make_backup* makes a backup and verifies it, None: none are configured. *find_rate* says how many rows a
         second it may bring, 0: as calls in flight allow.
         """
         self._store = store
         self._lifecycle = lifecycle
         self._clock = clock
-        self._find_backup = find_backup
+        self._make_backup = make_backup
+        self._backup_tried_at: float | None = None  # of the monotonic clock
         self._find_rate = find_rate
         self._rewrapping = Rewrapping(store, lifecycle, clock)
         self._scanner = Scanner(store, lifecycle)
-        self._kek_end = KekEnd(
-            store=store, lifecycle=lifecycle, warden=warden, clock=clock, nexus=nexus, find_backup=find_backup
-        )
+        self._kek_end = KekEnd(store=store, lifecycle=lifecycle, warden=warden, clock=clock, nexus=nexus)
         self._facts = FactsCache()
         self._progress = Progress(clock)
         self._cursor: tuple[int, int] | None = None  # KEK and row id of the last row of this pass
@@ -203,7 +203,7 @@ class KeyringJob:
 
     def _choose(self, look: Look) -> JobStep | None:
         if not look.rows:
-            return next_job_step(look.facts, look.counts, self._find_backup())
+            return next_job_step(look.facts, look.counts, find_backup(look.facts))
         kek_id = look.rows[0].kek_id
         if str(kek_id) not in look.facts.keyring.keks:
             return Rewrap(kek_id, renews_deks=False)  # and see that it does not open
@@ -234,11 +234,26 @@ class KeyringJob:
                 self._verify(look)
             case Retire(kek_id=kek_id):
                 self._kek_end.retire(kek_id)
+            case Waiting(waits_for=WaitsFor.BACKUP) if self._may_make_backup():
+                self._back_up()
             case Waiting():
                 if (overcounted := self._find_overcounted(look)) is None:
                     return self._settle(look, until=self._clock.monotonic() + _WAITING_S)
                 self._kek_end.recount(overcounted)
         return 0.0
+
+    def _may_make_backup(self) -> bool:
+        tried_at = self._backup_tried_at
+        is_due = tried_at is None or self._clock.monotonic() - tried_at >= _BACKUP_AGAIN_S
+        return self._make_backup is not None and is_due
+
+    def _back_up(self) -> None:
+        """Make the backup that an older KEK waits for."""
+        self._backup_tried_at = self._clock.monotonic()
+        if self._make_backup is not None:
+            with around("job.backup"):
+                self._make_backup()
+            self._backup_tried_at = None
 
     def _settle(self, look: Look, *, until: float | None) -> float:
         """Rest until a control row or a key changes, somebody asks, or the moment *until*."""

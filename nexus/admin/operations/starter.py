@@ -7,7 +7,7 @@
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from common.clock import Clock, to_micros
@@ -35,6 +35,7 @@ from nexus.keys.ruled_change import commit_rule, load_facts
 from nexus.keys.shard_set import Member, ShardSet, draw_set
 from nexus.keys.succession import describe_key, find_recovery_key, is_escrow_possible, make_key, seal_to_custodians
 from nexus.keys.successor import StagedKey, Successor
+from nexus.keys.verified_backup import find_backup
 from nexus.lifecycle.renewal import is_due
 from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Store, Writer
@@ -66,11 +67,14 @@ class Starter:
         preflights: Preflights,
         memory: ProtectedMemory,
         clock: Clock,
+        make_backup: Callable[[], object] | None = None,
     ) -> None:
+        """*make_backup* makes a backup and verifies it, None: none are configured."""
         self._store = store
         self._warden = warden
         self._driver = driver
         self._preflights = preflights
+        self._make_backup = make_backup
         self._memory = memory
         self._clock = clock
 
@@ -81,7 +85,8 @@ class Starter:
             SealedError, RecoveringError, WrongStateError: The nexus is not ready.
         """
         facts, can_seal = self._warden.change(self._load_standing)
-        preflight = self._preflights.measure(beginning.members, beginning.order.depth, is_escrow_proved=can_seal)
+        depth, backup = beginning.order.depth, find_backup(facts)
+        preflight = self._preflights.measure(beginning.members, depth, is_escrow_proved=can_seal, backup=backup)
         checks = check_all(facts, beginning.order, preflight)
         return (*checks, *_check_joining(beginning.joining, preflight)), preflight
 
@@ -110,8 +115,14 @@ class Starter:
         self._driver.wake()
 
     def begin_scheduled(self, depth: Depth, why: str) -> None:
-        """Begin what the schedule wants, for the keepers and the threshold of now; raises as `begin`."""
+        """Begin what the schedule wants, for the keepers and the threshold of now; raises as `begin`.
+
+        A backup is made first, where one is wanted and can be made.
+        """
         facts, _ = self._warden.change(self._load_standing)
+        if depth.renews_key and self._make_backup is not None and self._preflights.is_backup_old(facts):
+            with around("prepare.backup"):
+                self._make_backup()
         current, nexus = facts.current_set, self._driver.driver.nexus
         names = tuple(member.name for member in current.members)
         order = Order(depth, names, current.threshold, actor="", reason=why, is_scheduled=True)

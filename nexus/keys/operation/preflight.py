@@ -140,7 +140,7 @@ def _check_backup(facts: Facts, order: Order, preflight: Preflight) -> Check:
         return Check("backup", f"waived: {order.without_backup}")
     newest, days = preflight.backup, preflight.backup_max_age // _DAY
     if newest is None or newest.generation != facts.generation:
-        return Check("backup", f"none of generation {facts.generation} is verified", Reason.BACKUP_OLD)
+        return Check("backup", f"none of generation {facts.generation} is verified: make one", Reason.BACKUP_OLD)
     age = preflight.now - newest.verified_at
     found = f"newest verified one is {age // _DAY} days old, want at most {days}"
     return Check("backup", found, Reason.BACKUP_OLD if age > preflight.backup_max_age else None)

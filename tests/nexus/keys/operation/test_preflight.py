@@ -159,6 +159,6 @@ def test_a_dry_run_names_every_check() -> None:
     checks = check_all(make_facts(), make_order(), make_preflight(reachable=frozenset({"k1"})))
     lines = {check.name: check.found for check in checks}
     assert lines["keepers"] == "1 of 5 reachable, want 4"
-    assert lines["backup"] == "none of generation 1 is verified"
+    assert lines["backup"] == "none of generation 1 is verified: make one"
     assert lines["operation"] == "none in progress"
     assert [check.name for check in checks if check.reason] == ["keepers", "backup"]
