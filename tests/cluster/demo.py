@@ -87,7 +87,7 @@ def rotate(cluster: Cluster) -> str:
     away, reshares = LOST[1], Reshares(cluster)
     cluster.kill(away)  # without it, the new key waits to become current
     with Load(cluster.workload(APP), "demo/load") as load:
-        cluster.pilot("root", "rotate", "--force", "--reason", "the demo says so", "--without-backup", "it is a demo")
+        cluster.pilot("root", "rotate", "--reason", "the demo says so", "--without-backup", "it is a demo")
         cluster.wait("both keys are held", lambda: reshares.look().operation.step == root_pb2.STEP_DISTRIBUTED)
         seconds = cluster.restart_nexus()
         cluster.run(away)
