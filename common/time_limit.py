@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from common.clock import Clock
-from common.errors import OutcomeUnknownError
+from common.errors import OutcomeUnknownError, UnavailableError
 
 T = TypeVar("T")
 
@@ -15,9 +15,13 @@ def finish_within(clock: Clock, seconds: float, work: Callable[[], T], *, name: 
 
     Raises:
         OutcomeUnknownError: *work* has not finished after *seconds*. It goes on, and may still succeed.
+        UnavailableError: There is no thread for it: it has not begun.
     """
     attempt = _Attempt(work)
-    threading.Thread(target=attempt.run, name=name, daemon=True).start()
+    try:
+        threading.Thread(target=attempt.run, name=name, daemon=True).start()
+    except RuntimeError as exc:
+        raise UnavailableError(f"{name} has not begun: no thread can be started") from exc
     if not clock.wait(attempt.is_over, seconds):
         raise OutcomeUnknownError(f"{name} has not finished after {seconds:g} s")
     return attempt.finish()

@@ -133,8 +133,8 @@ def _run(
         raise UnavailableError("the opener has no pipes")
     deadline = threading.Timer(time_limit, child.kill)
     deadline.daemon = True
-    deadline.start()
     try:
+        _start(deadline)
         on_start(child)
         answer = child.stdout.fileno()
         if os.read(answer, 1) != _READY:
@@ -156,6 +156,13 @@ def _run(
         child.stdout.close()
         child.kill()
         child.wait()
+
+
+def _start(deadline: threading.Timer) -> None:
+    try:
+        deadline.start()
+    except RuntimeError as exc:
+        raise UnavailableError("the opener has no time limit: no thread can be started") from exc
 
 
 def _write_request(fd: int, parts: Sequence[bytes | memoryview]) -> None:

@@ -34,6 +34,8 @@ POLICY = "policy"
 
 RECOVERY_COPY: Final = "recovery-key"  # kind of the copy that custodians open
 
+MAX_KEK_ID: Final = 2**32 - 1  # it is bound in 4 bytes
+
 _DIGEST_SIZE: Final = 32  # bytes of SHA-256
 _COPY_KIND: Final = re.compile(r"[a-z][a-z-]{0,31}")
 _KEK_NUMBER: Final = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
@@ -141,7 +143,7 @@ class KeyringRecord(msgspec.Struct, frozen=True):
     keks: dict[str, KekRecord]  # by KEK number, which is 1 to 2**32 - 1, in decimal
 
     def __post_init__(self) -> None:
-        if not all(_KEK_NUMBER.fullmatch(name) and int(name) < 2**32 for name in self.keks):
+        if not all(_KEK_NUMBER.fullmatch(name) and int(name) <= MAX_KEK_ID for name in self.keks):
             raise ValueError("KEK number out of range")
         if sum(kek.state is KekState.CURRENT for kek in self.keks.values()) != 1:
             raise ValueError("want exactly one current KEK")

@@ -5,6 +5,8 @@
    and marks of what came after it are of a history that was given up.
 3. The rule is `nexus.keys.operation.replacing`: an operation that is in progress ends in the same change.
 4. Rows of the old form are replaced in the same change: a row of today beside them would hide them.
+5. A new root key is planned under the warden's lock, and made and sealed to the custodians outside of it: that takes a
+   child process, for which a seal must not wait.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +26,7 @@ from nexus.keys.opened import OtherSets, PolicyView, Serving, find_renewal, load
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.evidence import NewKey, Staged
 from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.record import Numbers
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.operation.replacing import replace_at_once
 from nexus.keys.operation.schedule import note_people
@@ -40,11 +43,29 @@ _NOTHING: Mapping[Key, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
+class KeyPlan:
+    """What a new root key is made by; nothing of it is secret."""
+
+    numbers: Numbers
+    cluster_id: bytes
+    recovery_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MadeKey:
+    """A new root key, and what was sealed to the custodians. Owns the key."""
+
+    staged: StagedKey
+    escrow: EscrowRecord
+
+
+@dataclass(frozen=True, slots=True)
 class Renewal:
-    """That the root key is replaced as well, and why."""
+    """That the root key is replaced as well, by which one, and why."""
 
     actor: str  # SPIFFE ID of whoever wants it
     reason: str
+    key: MadeKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +88,15 @@ class SetReplacement:
         """Draw a new set, of a new root key with *renewal*, commit it, and let *serving* have it from here on.
 
         The set before is dead from then on, and the policies that the change leaves are in force. *edit* changes the
-        meta row with it; *beside* are other control rows of the change. On failure nothing has changed.
+        meta row with it; *beside* are other control rows of the change. On failure nothing has changed, and the new key
+        is wiped.
 
         Raises:
             StoreUnavailableError: Not committed.
             StoreLostError: The store is not as *serving* was proved on it; not committed.
-            CorruptRowError: The manifest does not verify, or a new root key would have no way back; not committed.
-            UnavailableError: The new root key could not be sealed to the custodians.
+            CorruptRowError: The manifest does not verify; not committed.
         """
-        key = None if renewal is None else self._make_key(serving, edit)
+        key = None if renewal is None else renewal.key
         pending, drawn = serving.others.pending, list[Successor]()
 
         def change(writer: Writer) -> tuple[Standing, PolicyView, Chain]:
@@ -103,14 +124,28 @@ class SetReplacement:
         if pending is not None:
             pending.release()
 
-    def _make_key(self, serving: Serving, edit: Callable[[Meta], Meta]) -> "_MadeKey":
+    def plan_key(self, serving: Serving, edit: Callable[[Meta], Meta]) -> KeyPlan:
+        """Plan a new root key for `commit` with the same *edit*.
+
+        Raises:
+            CorruptRowError: The manifest does not verify, or a new root key would have no way back.
+        """
         recovery_key = find_recovery_key(serving)
         with self.store.read() as reader:
             facts = _load_edited(reader, serving, edit)
-        staged = make_key(next_numbers(facts, renews_key=True), serving.cluster_id, self.memory)
+        return KeyPlan(next_numbers(facts, renews_key=True), serving.cluster_id, recovery_key)
+
+    def make_key(self, plan: KeyPlan) -> MadeKey:
+        """Make the new root key, which the caller owns; to be called without a lock (rule 5).
+
+        Raises:
+            CorruptRowError: No key can have these numbers.
+            UnavailableError: It could not be sealed to the custodians.
+        """
+        staged = make_key(plan.numbers, plan.cluster_id, self.memory)
         try:
             with around("accept.escrow"):
-                return _MadeKey(staged, seal_to_custodians(staged.root_key, recovery_key))
+                return MadeKey(staged, seal_to_custodians(staged.root_key, plan.recovery_key))
         except BaseException:
             staged.release()
             raise
@@ -120,7 +155,7 @@ class SetReplacement:
         writer: Writer,
         serving: Serving,
         edit: Callable[[Meta], Meta],
-        key: "_MadeKey | None",
+        key: MadeKey | None,
         renewal: Renewal | None,
     ) -> "_Draft":
         """Draw the new set, and decide what changes; nothing is written yet."""
@@ -167,12 +202,6 @@ class SetReplacement:
 
 
 @dataclass(frozen=True, slots=True)
-class _MadeKey:
-    staged: StagedKey
-    escrow: EscrowRecord
-
-
-@dataclass(frozen=True, slots=True)
 class _Draft:
     """What is about to be committed."""
 
@@ -204,6 +233,6 @@ def _load_edited(reader: Reader, serving: Serving, edit: Callable[[Meta], Meta])
     return replace(facts, meta=edit(facts.meta))
 
 
-def _describe(key: _MadeKey, serving: Serving, facts: Facts, *, revision: int) -> NewKey:
+def _describe(key: MadeKey, serving: Serving, facts: Facts, *, revision: int) -> NewKey:
     described = describe_key(serving, facts, key.staged, key.escrow)
     return replace(described, link=sign_link(described.link, serving, facts.meta, revision=revision))

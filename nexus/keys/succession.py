@@ -23,6 +23,7 @@ from nexus.keys.opened import Serving, make_canary
 from nexus.keys.operation.evidence import NewKey
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.record import Numbers
+from nexus.keys.records import MAX_KEK_ID
 from nexus.keys.root_key import ROOT_KEY_SIZE, RootKey
 from nexus.keys.successor import StagedKey
 from nexus.store.protocol import Meta
@@ -48,7 +49,13 @@ def find_recovery_key(serving: Serving) -> bytes:
 
 
 def make_key(numbers: Numbers, cluster_id: bytes, memory: ProtectedMemory) -> StagedKey:
-    """Make the root key and the KEK of *numbers*; the caller owns them."""
+    """Make the root key and the KEK of *numbers*; the caller owns them.
+
+    Raises:
+        CorruptRowError: No KEK can have this number. Nothing authenticates the ones that the store has given out.
+    """
+    if numbers.kek_id > MAX_KEK_ID:
+        raise CorruptRowError(f"the next KEK would have the number {numbers.kek_id}, want at most {MAX_KEK_ID}")
     with contextlib.ExitStack() as on_failure:
         key = memory.allocate(ROOT_KEY_SIZE)
         on_failure.callback(key.release)

@@ -128,6 +128,12 @@ def make_commitment(under: memoryview, salt: bytes) -> bytes:
     return hmac.digest(under, describe_use(salt, USE_AS_COMMITMENT) + b"\x01", "sha256")
 
 
+def is_committed(wrap: bytes, under: memoryview) -> bool:
+    """Whether *wrap* says that it is under this key, 32 bytes; no other key opens it then."""
+    salt, commitment = wrap[len(FORMAT) : len(FORMAT) + SALT_SIZE], wrap[len(FORMAT) + SALT_SIZE :][:32]
+    return hmac.compare_digest(commitment, make_commitment(under, salt))
+
+
 def describe_use(salt: bytes, use: bytes) -> bytes:
     """Return what HKDF-Expand gets beside the wrapping key: `fields(b"shardhold-wrap-v1", salt, …)`.
 

@@ -95,22 +95,35 @@ class Admission:
     def accept_older_store(self, timeline: int, revision: int, write_entry: WriteEntry, *, actor: str) -> int:
         """Accept as `Warden.accept` does."""
         with self._lock:
-            meta = self._marks.load_meta()
-            held = self._executor.held
-            newer = self._marks.find_newer(held)
-            if newer is None:
-                raise WrongStateError("no newer rollback mark blocks this nexus: there is nothing to accept")
-            if held is None:
-                raise WrongStateError("there is no root key yet: keepers or custodians have to bring it back first")
-            if (timeline, revision) != (meta.timeline, meta.revision):
-                raise ConflictError(
-                    f"store is at timeline {meta.timeline}, revision {meta.revision}; got {timeline}, {revision}"
-                )
-            transition = self._executor.find_transition(Event.OLDER_STORE_ACCEPTED)
-            renewal = Renewal(actor, f"the store of timeline {timeline}, revision {revision} was accepted")
+            held, newer = self._require_older(timeline, revision)
+            plan = self._replacement.plan_key(held, lambda meta: self._above(meta, newer))
+        key = self._replacement.make_key(plan)
+        with self._lock:
+            try:
+                held, newer = self._require_older(timeline, revision)
+                transition = self._executor.find_transition(Event.OLDER_STORE_ACCEPTED)
+            except BaseException:
+                key.staged.release()
+                raise
+            renewal = Renewal(actor, f"the store of timeline {timeline}, revision {revision} was accepted", key)
             self._replacement.commit(held, write_entry, lambda meta: self._above(meta, newer), renewal=renewal)
             self._become_ready(transition, held)
             return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
+
+    def _require_older(self, timeline: int, revision: int) -> tuple[Serving, NewerMark]:
+        """Return the key that is held, and the mark that says that the store at this position is older."""
+        meta = self._marks.load_meta()
+        held = self._executor.held
+        newer = self._marks.find_newer(held)
+        if newer is None:
+            raise WrongStateError("no newer rollback mark blocks this nexus: there is nothing to accept")
+        if held is None:
+            raise WrongStateError("there is no root key yet: keepers or custodians have to bring it back first")
+        if (timeline, revision) != (meta.timeline, meta.revision):
+            raise ConflictError(
+                f"store is at timeline {meta.timeline}, revision {meta.revision}; got {timeline}, {revision}"
+            )
+        return held, newer
 
     def require_audit_gap(self) -> str:
         """Return the gap as `Warden.require_audit_gap` does."""

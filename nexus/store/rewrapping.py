@@ -102,6 +102,10 @@ class KeyringReader(Protocol):
         """List the quarantine by path, incarnation and version; begins after a version, None: with the first."""
         ...
 
+    def has_undecided(self) -> bool:
+        """Whether a version that is still there is in quarantine, and was not abandoned."""
+        ...
+
     def count_abandoned(self, kek_id: int) -> int:
         """Count the versions under the KEK that were abandoned."""
         ...

@@ -15,6 +15,7 @@ from common.keys.sealing import OneShotKey
 from common.keys.shamir import SHARD_SIZE
 from keeper.v1 import keeper_pb2
 from keeper.v1.keeper_pb2_grpc import KeeperServiceStub
+from nexus.keys.records import MemberRecord
 from pilot.dev.configuration import socket_path
 from pilot.dev.identities import Identity
 from shardhold import WorkloadAPI
@@ -82,31 +83,35 @@ def read_process(pid: int) -> dict[str, bytes]:
 
 
 def fetch_shards(cluster: Cluster, stored: StoredCluster) -> dict[str, bytes]:
-    """Fetch every keeper's shard of the current set, as the nexus would; its y, since x is no secret."""
-    shards = {}
-    genesis = cluster.superuser.get_status().genesis
-    label: SetLabel = stored.shard_set.label(stored.cluster_id, genesis)
-    for member in stored.shard_set.members:
-        key = OneShotKey()
-        request = keeper_pb2.FetchShardRequest(
-            cluster_id=stored.cluster_id, set_id=label.set_id, public_key=key.public_bytes
-        )
-        with contextlib.closing(WorkloadAPI(f"unix:{socket_path(cluster.dev.state, 'nexus')}")) as identity:
-            address = f"127.0.0.1:{cluster.dev.state.ports[member.name].grpc}"
-            with PinnedChannel(address, identity, server_name=f"{member.name}.keeper.shardhold") as channel:
-                answer = KeeperServiceStub(channel).FetchShard(request, timeout=at_most(10))
-        info = build_fetch_info(
-            label,
-            x=member.x,
-            boot_id=answer.boot_id,
-            keeper_id=member.spiffe_id,
-            nexus_id=NEXUS_ID,
-            public_key=key.public_bytes,
-        )
-        shard = bytearray(SHARD_SIZE)
-        key.open(answer.sealed_shard, info=info, into=memoryview(shard))
-        shards[f"shard of {member.name} in set {label.set_number}"] = bytes(shard[:-1])
-    return shards
+    """Fetch every keeper's shard of the set of *stored*, as the nexus would; its y, since x is no secret."""
+    label = stored.shard_set.label(stored.cluster_id, cluster.superuser.get_status().genesis)
+    return {
+        f"shard of {member.name} in set {label.set_number}": fetch_shard(cluster, label, member)
+        for member in stored.shard_set.members
+    }
+
+
+def fetch_shard(cluster: Cluster, label: SetLabel, member: MemberRecord) -> bytes:
+    """Fetch one keeper's shard of a set, as the nexus would; its y, since x is no secret."""
+    key = OneShotKey()
+    request = keeper_pb2.FetchShardRequest(
+        cluster_id=label.cluster_id, set_id=label.set_id, public_key=key.public_bytes
+    )
+    with contextlib.closing(WorkloadAPI(f"unix:{socket_path(cluster.dev.state, 'nexus')}")) as identity:
+        address = f"127.0.0.1:{cluster.dev.state.ports[member.name].grpc}"
+        with PinnedChannel(address, identity, server_name=f"{member.name}.keeper.shardhold") as channel:
+            answer = KeeperServiceStub(channel).FetchShard(request, timeout=at_most(10))
+    info = build_fetch_info(
+        label,
+        x=member.x,
+        boot_id=answer.boot_id,
+        keeper_id=member.spiffe_id,
+        nexus_id=NEXUS_ID,
+        public_key=key.public_bytes,
+    )
+    shard = bytearray(SHARD_SIZE)
+    key.open(answer.sealed_shard, info=info, into=memoryview(shard))
+    return bytes(shard[:-1])
 
 
 @dataclass(frozen=True)

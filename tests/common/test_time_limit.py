@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from common.clock import SystemClock
-from common.errors import ConflictError, OutcomeUnknownError
+from common.errors import ConflictError, OutcomeUnknownError, UnavailableError
 from common.time_limit import finish_within
 from tests.kit.manual_clock import ManualClock
 from tests.kit.patience import at_most, patiently
@@ -43,3 +43,14 @@ def test_of_what_hangs_the_outcome_is_unknown() -> None:
     go.set()
     assert patiently(over.wait, 30)
     turning.join()
+
+
+def test_without_a_thread_it_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits gets an error of ours, which a seal takes for one that is not committed."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(UnavailableError, match="work has not begun"):
+        finish_within(SystemClock(), 30, lambda: None, name="work")

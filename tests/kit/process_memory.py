@@ -39,6 +39,7 @@ class Finding:
     form: str
     address: int
     region: str
+    is_protected: bool
 
     def __str__(self) -> str:
         return f"{self.key} as {self.form} at {self.address:#x} in {self.region or 'anonymous memory'}"
@@ -106,7 +107,7 @@ def find_keys(pid: int, keys: Mapping[str, bytes], *, also_protected: bool = Fal
     known = {pattern: (name, form) for name, key in keys.items() for form, pattern in make_forms(key).items()}
     words = _Words(known)
     return [
-        Finding(*known[pattern], address + offset, region.name)
+        Finding(*known[pattern], address + offset, region.name, region.is_protected)
         for region in list_regions(pid)
         if also_protected or not region.is_protected
         for address, piece in read_region(pid, region)

@@ -33,6 +33,12 @@ class StoredCluster:
         """Return the body of one control row."""
         return next(row.body for row in self.rows if (row.kind, row.name) == (kind, name))
 
+    def find_set(self, state: records.SetState) -> records.ShardSetRecord:
+        """Return the one set in this state."""
+        rows = [records.decode(records.ShardSetRecord, row.body) for row in self.rows if row.kind == records.SHARD_SET]
+        (found,) = (record for record in rows if record.state is state)
+        return found
+
 
 def load_stored(cluster: Cluster) -> StoredCluster:
     """Read the store of a running cluster, from this process."""
@@ -45,7 +51,10 @@ def load_stored(cluster: Cluster) -> StoredCluster:
 
 
 def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes]:
-    """Open the escrow with the share cards of a folder, and derive every key that comes from the root key."""
+    """Open the escrow with the share cards of a folder, and derive every key that comes from the root key.
+
+    The set of *stored* says which generation's.
+    """
     words = [read_words(card.read_text()) for card in sorted(recovery_shares.iterdir())]
     seed = combine(words[:3])
     generation = stored.shard_set.generation
@@ -63,6 +72,12 @@ def derive_keys(stored: StoredCluster, recovery_shares: Path) -> dict[str, bytes
         keys["outbox key"] = bytes(root_key._outbox_key.view)
         keys |= {f"KEK {number}": bytes(kek.view) for number, kek in keyring._keks.items()}
     return keys
+
+
+def derive_audit_seed(stored: StoredCluster, root_key: bytes) -> bytes:
+    """Derive the seed of the audit key, which OpenSSL keeps in its own memory while it signs, and wipes afterwards."""
+    with _opened(stored, root_key) as (opened, keyring), opened._derive(b"audit", keyring.memory) as seed:
+        return bytes(seed.view)
 
 
 def find_shards(pid: int, stored: StoredCluster) -> Iterator[tuple[str, bytes]]:

@@ -9,25 +9,20 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pilot.dev.directory import Plan
-from pilot.dev.spawn import exec_program
-from tests.kit.cluster import Cluster, running
+from tests.kit.cluster import Cluster
 from tests.kit.process_memory import find_keys, list_regions, make_forms, read_region
-from tests.kit.stored_keys import derive_keys, find_shards, load_stored
+from tests.kit.stored_keys import load_stored
 from tests.memory.last_moment import caught_at_exit
+from tests.memory.scanning import find_all_keys, find_pid, scan, serve_requests
 
 pytestmark = pytest.mark.memory
 
-REQUESTS = 1_000
 UNSEALS = 3  # each runs on a new worker, or on one that has run one before
 SCANNED = (0, UNSEALS - 1)
-CLIENTS = 16  # more than the nexus has workers, so that each of them has served some
 
 _HOLDER = """
 import sys
@@ -38,69 +33,9 @@ sys.stdin.readline()
 """
 
 
-def _pid(cluster: Cluster, name: str) -> int:
-    return cluster.dev.state.processes[name].pid
-
-
-def _serve_requests(cluster: Cluster) -> None:
-    """Make a thousand requests of all kinds, from many clients at once."""
-    cluster.allow("/memory/app", ["memory/**"], ["read", "write", "delete", "list"])
-    client = cluster.workload("/memory/app")
-
-    def work(number: int) -> None:
-        path = f"memory/{number % 50}"
-        match number % 4:
-            case 0:
-                client.put(path, {"value": os.urandom(64)})
-            case 3:
-                assert list(client.list("memory"))
-            case _:
-                assert client.get("memory/fixed").fields["value"] == b"fixed"
-
-    client.put("memory/fixed", {"value": b"fixed"})
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(work, range(REQUESTS)))
-
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(3, id="level 3", marks=pytest.mark.needs("memfd_secret")), pytest.param(2, id="level 2")],
-)
-def used_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Return a cluster after an init, requests, a refill, a recovery and requests again."""
-    plan = Plan(highest_level=request.param, lowest_level=request.param)
-    with running(tmp_path_factory.mktemp("memory") / "dev", plan, spawn=exec_program) as cluster:
-        cluster.wait_filled()
-        _serve_requests(cluster)
-        cluster.kill("keeper-1")
-        cluster.run("keeper-1")
-        cluster.wait_filled()
-        cluster.restart_nexus()
-        cluster.wait_filled()
-        _serve_requests(cluster)
-        yield cluster
-
-
-def _find_all_keys(cluster: Cluster) -> dict[str, bytes]:
-    """Return all keys that there are, with the shards of the current set where root can read them."""
-    stored = load_stored(cluster)
-    keys = derive_keys(stored, cluster.directory.recovery_shares)
-    if cluster.plan.highest_level == 2:
-        for name in ("nexus", *cluster.keepers):
-            keys |= dict(find_shards(_pid(cluster, name), stored))
-        assert {f"shard of {name}" for name in cluster.keepers} <= keys.keys()
-    return keys
-
-
-def _scan(cluster: Cluster, keys: Mapping[str, bytes]) -> list[str]:
-    """Search the readable pages of all processes."""
-    names = ("nexus", *cluster.keepers)
-    return [f"{name}: {one}" for name in names for one in find_keys(_pid(cluster, name), keys)]
-
-
 def test_no_key_is_readable(used_cluster: Cluster) -> None:
     """After requests, a refill and a recovery no readable page of nexus or keepers holds a key in any form."""
-    assert not _scan(used_cluster, _find_all_keys(used_cluster))
+    assert not scan(used_cluster, find_all_keys(used_cluster))
 
 
 def test_no_key_is_readable_after_a_seal_and_an_unseal(used_cluster: Cluster) -> None:
@@ -108,36 +43,38 @@ def test_no_key_is_readable_after_a_seal_and_an_unseal(used_cluster: Cluster) ->
 
     The earlier keys are searched for as well: what a seal leaves is as bad as what an unseal leaves.
     """
-    keys = _find_all_keys(used_cluster)
+    keys = find_all_keys(used_cluster)
     found = {}
     for number in range(UNSEALS):
         used_cluster.superuser.seal()
-        found[f"sealed, {number}"] = _scan(used_cluster, keys) if number in SCANNED else []
+        found[f"sealed, {number}"] = scan(used_cluster, keys) if number in SCANNED else []
         words = used_cluster.words
         session = used_cluster.custodian(1).start_unseal()
         for custodian in (1, 2):
             used_cluster.custodian(custodian).submit_words(session.session_id, words[custodian - 1])
-        found[f"two shares, {number}"] = _scan(used_cluster, keys) if number in SCANNED else []
+        found[f"two shares, {number}"] = scan(used_cluster, keys) if number in SCANNED else []
         used_cluster.custodian(3).submit_words(session.session_id, words[2])
         used_cluster.wait_filled()
-        later = {f"{name} (of now)": key for name, key in _find_all_keys(used_cluster).items() if "shard" in name}
-        found[f"unsealed, {number}"] = _scan(used_cluster, keys | later) if number in SCANNED else []
-    _serve_requests(used_cluster)
+        later = {f"{name} (of now)": key for name, key in find_all_keys(used_cluster).items() if "shard" in name}
+        found[f"unsealed, {number}"] = scan(used_cluster, keys | later) if number in SCANNED else []
+    serve_requests(used_cluster)
     assert not any(found.values()), "\n".join(f"{when}: {one}" for when, all_ in found.items() for one in all_)
-    assert not _scan(used_cluster, _find_all_keys(used_cluster))
+    assert not scan(used_cluster, find_all_keys(used_cluster))
 
 
 def test_what_is_no_secret_is_found(used_cluster: Cluster) -> None:
     """The scan really reads these processes: it finds the cluster id, which they all know."""
     stored = load_stored(used_cluster)
     for name in ("nexus", *used_cluster.keepers):
-        assert any(one.form == "bytes" for one in find_keys(_pid(used_cluster, name), {"id": stored.cluster_id})), name
+        assert any(one.form == "bytes" for one in find_keys(find_pid(used_cluster, name), {"id": stored.cluster_id})), (
+            name
+        )
 
 
 def test_the_stack_of_every_thread_is_searched(used_cluster: Cluster) -> None:
     """Wherever a thread waits in the kernel, its stack is in one of the regions that the scan reads."""
     for name in ("nexus", *used_cluster.keepers):
-        pid = _pid(used_cluster, name)
+        pid = find_pid(used_cluster, name)
         searched = [region for region in list_regions(pid) if not region.is_protected]
         stacks = [pointer for pointer in map(_find_stack, Path(f"/proc/{pid}/task").iterdir()) if pointer]
         assert len(stacks) > 5, name
@@ -158,7 +95,7 @@ def _find_stack(thread: Path) -> int:
 def test_protected_pages_are_where_they_should_be(used_cluster: Cluster) -> None:
     """Each process has an arena: unreadable at level 3; at level 2 locked, in no core dump and in no fork."""
     for name in ("nexus", *used_cluster.keepers):
-        pid = _pid(used_cluster, name)
+        pid = find_pid(used_cluster, name)
         protected = [region for region in list_regions(pid) if region.is_protected]
         assert protected, name
         assert sum(region.swapped for region in protected) == 0, name
@@ -173,18 +110,18 @@ def test_protected_pages_are_where_they_should_be(used_cluster: Cluster) -> None
 def test_no_core_files(used_cluster: Cluster) -> None:
     """No process may write a core file."""
     for name in ("nexus", *used_cluster.keepers):
-        limits = Path(f"/proc/{_pid(used_cluster, name)}/limits").read_text()
+        limits = Path(f"/proc/{find_pid(used_cluster, name)}/limits").read_text()
         (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
         assert core.split()[4:6] == ["0", "0"], name
 
 
 def test_what_was_protected_is_wiped_at_sigterm(used_cluster: Cluster) -> None:
     """At a stopped process's last moment no page holds a key: at level 2 root can read them all."""
-    keys = _find_all_keys(used_cluster)
+    keys = find_all_keys(used_cluster)
     for name in ("nexus", "keeper-1"):
-        with caught_at_exit(_pid(used_cluster, name)):
-            assert [str(one) for one in find_keys(_pid(used_cluster, name), keys, also_protected=True)] == []
-            assert list_regions(_pid(used_cluster, name)), "its memory was gone already"
+        with caught_at_exit(find_pid(used_cluster, name)):
+            assert [str(one) for one in find_keys(find_pid(used_cluster, name), keys, also_protected=True)] == []
+            assert list_regions(find_pid(used_cluster, name)), "its memory was gone already"
         used_cluster.wait(f"{name} ends", lambda name=name: not used_cluster.dev.is_alive(name))  # type: ignore[misc]
         assert used_cluster.dev.processes.find_exit_code(used_cluster.dev.state.processes[name]) == 0
     _bring_back(used_cluster, "nexus", "keeper-1")
@@ -192,12 +129,12 @@ def test_what_was_protected_is_wiped_at_sigterm(used_cluster: Cluster) -> None:
 
 def test_a_crash_leaves_no_core(used_cluster: Cluster) -> None:
     """Nexus and keeper die of SIGABRT without a core, although they still have their keys: level 2 shows that."""
-    keys = _find_all_keys(used_cluster)
+    keys = find_all_keys(used_cluster)
     for name, own in (("nexus", {"root key", "KEK 2"}), ("keeper-1", {"shard of keeper-1"})):
-        with caught_at_exit(_pid(used_cluster, name), signal.SIGABRT):
-            held = {one.key for one in find_keys(_pid(used_cluster, name), keys, also_protected=True)}
+        with caught_at_exit(find_pid(used_cluster, name), signal.SIGABRT):
+            held = {one.key for one in find_keys(find_pid(used_cluster, name), keys, also_protected=True)}
             assert held >= own if used_cluster.plan.highest_level == 2 else not held, name
-        assert _find_end(_pid(used_cluster, name)) == os.CLD_KILLED, name
+        assert _find_end(find_pid(used_cluster, name)) == os.CLD_KILLED, name
         used_cluster.wait(f"{name} ends", lambda name=name: not used_cluster.dev.is_alive(name))  # type: ignore[misc]
     assert not list(used_cluster.directory.root.glob("core*"))
     _bring_back(used_cluster, "nexus", "keeper-1")

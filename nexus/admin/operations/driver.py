@@ -99,7 +99,7 @@ class OperationDriver:
         self._beside = beside
         self._idle: Facts | None = None  # at which nothing was to do
         self._ending = False
-        self._has_ended = False  # somebody took an operation back
+        self._has_ended = False  # somebody took an operation back, or replaced key or set without one
         self._expected: set[bytes] = set()  # ids of operations that are prepared here
         self.waits_for = ""  # in words; empty: it goes on
         self.seen_step: Step | None = None  # of the operation in progress, as it was seen last
@@ -208,11 +208,11 @@ class OperationDriver:
 
     @property
     def _is_scrub_wanted(self) -> bool:
-        """Whether an operation was taken back, or an earlier scrub did not succeed."""
+        """Whether rows were deleted outside this driver, or an earlier scrub did not succeed."""
         return self._has_ended or bool(self._store.unscrubbed)
 
     def _observe(self, facts: Facts) -> None:
-        """Notice when a step was first seen, and when an operation was taken back."""
+        """Notice when a step was first seen, and when rows were deleted outside this driver."""
         if self._is_scrub_wanted:
             self._has_ended = False
             self._memory = replace(self._memory, is_scrub_due=True)
@@ -358,12 +358,16 @@ class OperationDriver:
             self._memory = replace(self._memory, is_scrub_due=True)
 
     def _wipe_replaced(self) -> None:
-        """Wipe what a flip has replaced, once everybody is back who borrowed it."""
+        """Wipe what was replaced, once everybody is back who borrowed it.
+
+        An unseal and the acceptance of an older store replace as a flip does, and delete rows in the same change.
+        """
         with self._lifecycle.borrow() as serving:
             if not serving.has_replaced:
                 return
         if self._lifecycle.wait_earlier(seconds=_RETURN_S):
             serving.wipe_replaced()
+            self._has_ended = True
 
     @property
     def _now(self) -> int:

@@ -1,5 +1,8 @@
 """Reads every version, without an index, to tell that nothing is left under an older KEK.
 
+A row that names the current KEK has to have a wrap under it, as the commitment of the wrap tells: its number may be
+what is damaged.
+
 Pages are short reads, so memory stays flat and nobody waits. A row may change its KEK in between, but only to the
 current one, and it keeps its place.
 """
@@ -10,6 +13,8 @@ from typing import Final
 
 from common.errors import ConflictError
 from nexus.admin.operations.look import Look, is_in_quarantine
+from nexus.keys.opened import Serving
+from nexus.keys.wrap import is_committed
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.store.protocol import Store
 from nexus.store.rewrapping import WrappedRow
@@ -23,7 +28,7 @@ class KekScan:
 
     after: int | None = None  # row id of the last one
     rows: int = 0
-    open: Counter[int] = field(default_factory=Counter)  # rows outside the quarantine, by a KEK that is not current
+    open: Counter[int] = field(default_factory=Counter)  # rows outside the quarantine that are to be brought, by KEK
 
 
 class Scanner:
@@ -48,11 +53,17 @@ class Scanner:
                 if serving is not look.serving or position.kek_id != look.facts.kek_id:
                     raise ConflictError("the keys were replaced meanwhile")
                 page = reader.scan_versions(after=scan.after, limit=_PAGE)
-                older = [row for row in page if row.kek_id != position.kek_id]
-                found = [row for row in older if not is_in_quarantine(reader, row)]
+                strange = [row for row in page if row.kek_id != position.kek_id or not is_under_current(row, serving)]
+                found = [row for row in strange if not is_in_quarantine(reader, row)]
         if not page:
             return None
         scan.after = page[-1].row_id
         scan.rows += len(page)
         scan.open.update(row.kek_id for row in found)
         return found
+
+
+def is_under_current(row: WrappedRow, serving: Serving) -> bool:
+    """Whether the wrap of a row is under the current KEK."""
+    keyring = serving.keyring
+    return is_committed(row.wrapped_dek, keyring.find_kek(keyring.current_id))

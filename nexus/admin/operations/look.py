@@ -84,9 +84,12 @@ def find_mark(position: Position) -> Mark:
 
 
 def count_rows(reader: Reader, kek_id: int) -> KekRows:
-    """Count what is under a KEK, by the index: 1 stands for one or more, but what was given up is counted exactly."""
+    """Count what is under a KEK, by the index: 1 stands for one or more, but what was given up is counted exactly.
+
+    Whatever is in quarantine and not given up may be under it: the number that its row names may be what is damaged.
+    """
     page = reader.list_outdated(kek_id + 1, after=(kek_id - 1, _HIGHEST), limit=1)
-    has_others = not page and reader.has_rows_under(kek_id)
+    has_others = reader.has_undecided() or (not page and reader.has_rows_under(kek_id))
     return KekRows(len(page), int(has_others), reader.count_abandoned(kek_id))
 
 

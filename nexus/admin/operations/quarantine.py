@@ -86,8 +86,8 @@ class Quarantine:
             def decide(writer: Writer, facts: Facts) -> Change | Refused:
                 row = _require(writer, key)
                 is_new = writer.abandon_quarantined(key, by=caller.spiffe_id)
-                if not is_new or str(row.kek_id) not in facts.keyring.keks:
-                    return _keep(facts)
+                if not is_new or row.kek_id == facts.kek_id or str(row.kek_id) not in facts.keyring.keks:
+                    return _keep(facts)  # its KEK stays, or is unknown
                 return count_abandoned(facts, row.kek_id, 1)
 
             with around("quarantine.abandon"):

@@ -78,6 +78,11 @@ class Facts:
         """Rows of sets that do not verify; the current set is not among them."""
         return {key for key in self.damaged if key[0] == records.SHARD_SET}
 
+    @property
+    def damaged_links(self) -> list[str]:
+        """Rows of the chain that do not verify, as kind/name: its next link has no certain number meanwhile."""
+        return sorted(f"{kind}/{name}" for kind, name in self.damaged if kind == records.LINK)
+
     def numbers(self, kind: str) -> list[int]:
         """Return the numbers that rows of one kind are named by, ascending; those of damaged rows are among them."""
         keys = self.bodies.keys() | self.damaged

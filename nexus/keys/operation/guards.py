@@ -102,6 +102,13 @@ def check_target(facts: Facts, record: OperationRecord) -> Refused | None:
     missing = [f"{kind}/{name}" for kind, name in wanted if (kind, name) not in facts.bodies]
     if missing:
         return Refused(Reason.CONTROL_ROW_DAMAGED, f"control row {missing[0]} does not verify")
+    return check_chain(facts)
+
+
+def check_chain(facts: Facts) -> Refused | None:
+    """Ask whether the chain in the store is whole: the next link is named by how many there are."""
+    if damaged := facts.damaged_links:
+        return Refused(Reason.CONTROL_ROW_DAMAGED, f"control row {damaged[0]} does not verify")
     return None
 
 

@@ -8,7 +8,8 @@
 5. A row that does not open goes to quarantine, by path, incarnation and version, and stays under its KEK. Somebody
    gives it up by name, or it is tried once more. The keyring counts what was given up under each KEK.
 6. A KEK goes when it is verified, nothing but rows that were given up is under it, the keyring has counted exactly
-   these, and a backup of the current generation is verified, unless that was waived.
+   these, no other row waits in quarantine (the KEK that it names may be what is damaged), and a backup of the current
+   generation is verified, unless that was waived.
 7. A generation is retired when no KEK that was made in it is left. A compromised one stays compromised.
 8. While an operation is in progress the keyring is frozen: rows are wrapped anew, and KEKs wait.
 """
@@ -32,7 +33,7 @@ class KekRows:
     """How many rows are under one KEK."""
 
     open: int = 0  # outside the quarantine
-    quarantined: int = 0  # and not given up
+    quarantined: int = 0  # and not given up, whatever KEK they name
     abandoned: int = 0  # given up by name
 
 

@@ -14,6 +14,7 @@ from nexus.keys.operation.change import Change
 from nexus.keys.operation.ending import end_operation, find_replaced
 from nexus.keys.operation.evidence import NewKey, Staged
 from nexus.keys.operation.facts import Facts
+from nexus.keys.operation.guards import check_chain
 from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.staging import check_staged, find_target, given_out, make_key_rows
 
@@ -26,6 +27,8 @@ def replace_at_once(
     *reason* says why nobody waits for a backup of a new generation. *revision* is that of the change.
     """
     if refused := check_staged(facts, staged):
+        return refused
+    if staged.key is not None and (refused := check_chain(facts)):
         return refused
     if staged.key is not None and facts.chain_length >= MAX_LINKS:
         return Refused(Reason.CHAIN_FULL, f"the chain has {facts.chain_length} links, want fewer than {MAX_LINKS}")

@@ -66,6 +66,10 @@ _OUTDATED_NEXT_KEKS: Final = f"""{_WRAPPED}
 _SCAN: Final = f"{_WRAPPED} NOT INDEXED WHERE v.id > ? ORDER BY v.id LIMIT ?"
 _ABANDONED: Final = _IN_QUARANTINE.format(" AND q.abandoned_by IS NOT NULL")
 _UNDER_KEK: Final = f"SELECT 1 FROM versions AS v WHERE v.kek_id = ? AND NOT {_ABANDONED} LIMIT 1"
+_UNDECIDED: Final = """
+    SELECT 1 FROM quarantine AS q WHERE q.abandoned_by IS NULL AND EXISTS (
+    SELECT 1 FROM versions AS v
+    WHERE v.path = q.path AND v.version = q.version AND v.incarnation = q.incarnation) LIMIT 1"""
 _COUNT_ABANDONED: Final = f"SELECT count(*) FROM versions AS v WHERE v.kek_id = ? AND {_ABANDONED}"
 _QUARANTINE: Final = """
     SELECT path, incarnation, version, kek_id, reason, found_at, coalesce(abandoned_by, '') FROM quarantine
@@ -228,6 +232,9 @@ class SqliteReader:
     def list_quarantine(self, *, after: VersionKey | None = None, limit: int) -> list[QuarantineRow]:
         rows = self._load(_QUARANTINE, *(after or _BEFORE_ALL), limit)
         return [QuarantineRow(VersionKey(*row[:3]), *row[3:]) for row in rows]
+
+    def has_undecided(self) -> bool:
+        return self._find(_UNDECIDED) is not None
 
     def count_abandoned(self, kek_id: int) -> int:
         return int(self._find(_COUNT_ABANDONED, kek_id)[0])

@@ -1,14 +1,18 @@
 """The warden of a cluster whose root key followed another one: marks of other generations, and its own."""
 
+import threading
+from pathlib import Path
+
 import pytest
 
-from common.errors import WrongStateError
+from common.errors import ShardholdError, UnavailableError, WrongStateError
 from common.forms.audit.verify import verify
 from common.forms.mark import verify_mark
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Writer
-from tests.nexus.cluster import FoundCluster
+from tests.kit.patience import at_most, join
+from tests.nexus.cluster import FoundCluster, is_wiped
 from tests.nexus.conftest import StartNexus, WaitUntil
 from tests.nexus.rotated import rotate, sign_by_successor
 
@@ -82,6 +86,43 @@ def test_a_mark_of_the_next_generation_blocks_until_the_older_store_is_accepted(
     again = start_nexus(keepers)
     wait_until(lambda: again.states == [State.READY])
     assert again.warden.find_newer_mark() is None
+
+
+def test_a_seal_does_not_wait_for_the_opener_of_an_accepted_store(
+    found: FoundCluster, start_nexus: StartNexus, wait_until: WaitUntil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child that seals the new key to the custodians may be slow; the acceptance then changes nothing."""
+    cluster = found()
+    keepers = cluster.keepers()
+    keepers[2].remembers = sign_by_successor(cluster, revision=1)
+    core = start_nexus(keepers)
+    wait_until(lambda: core.warden._executor.held is not None)
+    opener = tmp_path / "opener"
+    opener.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nuntil [ -e {tmp_path}/go ]; do sleep 0.05; done\n")
+    opener.chmod(0o700)
+    monkeypatch.setattr("common.keys.opener.sys.executable", str(opener))
+    outcomes = list[object]()
+
+    def accept() -> None:
+        meta = cluster.load()[0]
+        try:
+            outcomes.append(core.warden.accept(meta.timeline, meta.revision, no_entry, actor=""))
+        except ShardholdError as exc:
+            outcomes.append(exc)
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    wait_until((tmp_path / "asked").exists)
+    try:
+        core.warden.seal(no_entry, seconds=0)
+        assert (core.states[-1], core.failures, outcomes) == (State.SEALED, [], [])
+    finally:
+        (tmp_path / "go").touch()
+        join(accepting, at_most(10))
+    assert [type(outcome) for outcome in outcomes] == [UnavailableError]
+    core.close()
+    assert is_wiped(core.memory)
+    assert cluster.load()[0].generation == 1
 
 
 @pytest.mark.parametrize("is_early", [True, False], ids=["at the start", "while ready"])

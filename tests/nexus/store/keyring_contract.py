@@ -69,6 +69,12 @@ def list_quarantine(store: Store) -> list[QuarantineRow]:
         return reader.list_quarantine(limit=1_000)
 
 
+def has_undecided(store: Store) -> bool:
+    """Whether somebody has to decide."""
+    with store.read() as reader:
+        return reader.has_undecided()
+
+
 class KeyringContract:
     """Derive, and define `store`, as `tests.nexus.store.contract.StoreContract`."""
 
@@ -246,6 +252,18 @@ class KeyringContract:
         assert list_outdated(store) == [row]
         with store.read() as reader:
             assert (reader.count_abandoned(2), reader.has_rows_under(2)) == (0, True)
+
+    def test_a_version_is_undecided_until_it_is_abandoned_or_gone(self, store: Store) -> None:
+        """Whatever its KEK."""
+        fill(store, make_under(2, "p"), make_under(3, "q"))
+        rows = list_outdated(store)
+        assert not has_undecided(store)
+        quarantine(store, *rows)
+        assert has_undecided(store)
+        abandon(store, rows[0].key)
+        assert has_undecided(store)
+        write(store, lambda writer: writer.delete_secret("q"))
+        assert not has_undecided(store)
 
     def test_quarantine_ends_with_its_secret(self, store: Store) -> None:
         """A secret that is created anew is work, and keeps its KEK, whatever was abandoned of the one before."""

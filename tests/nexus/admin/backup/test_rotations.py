@@ -13,10 +13,12 @@ from tests.kit.waiting import wait_until
 from tests.nexus.admin.backup.world import World
 from tests.nexus.core import OPERATOR, SUPERUSER
 
+FORCED = RotatePlan(is_forced=True)
 
-def rotate(world: World, *, is_emergency: bool = False) -> None:
+
+def rotate(world: World, plan: RotatePlan = FORCED) -> None:
     """Rotate, and drive it until nothing of before is left."""
-    core, plan = world.core, RotatePlan(is_emergency, is_forced=not is_emergency)
+    core = world.core
     core.operations.rotate(SUPERUSER, os.urandom(16), plan, "drill", dry_run=False)
 
     def has_ended() -> bool:
@@ -26,7 +28,7 @@ def rotate(world: World, *, is_emergency: bool = False) -> None:
                 core.job.step()
             except ConflictError:
                 return False
-        return world.facts.operation is None and len(world.facts.keyring.keks) == 1
+        return world.facts.operation is None and len(core.lifecycle.require_serving().keyring.list_keks()) == 1
 
     wait_until(has_ended, what="rest")
 
@@ -58,11 +60,19 @@ def test_a_rotation_wants_a_backup_of_before_and_makes_one_of_after(world: World
     assert world.core.backups.verify(OPERATOR, older.name).file == older
 
 
+def test_older_backups_open_although_nobody_makes_a_newer_one(world: World) -> None:
+    """The identity followed the flip."""
+    older = world.core.backups.create(OPERATOR)
+    rotate(world, RotatePlan(is_forced=True, without_backup="drill"))
+    assert world.list_names() == [older.name]
+    assert world.core.backups.verify(OPERATOR).file == older
+
+
 def test_after_an_emergency_another_identity_opens_backups(world: World) -> None:
     """Whoever has the old root key may have the identity of before."""
     older = world.core.backups.create(OPERATOR)
     before = find_backup_key(world.facts)
-    rotate(world, is_emergency=True)
+    rotate(world, RotatePlan(is_emergency=True))
     after = find_backup_key(world.facts)
     assert before is not None
     assert after is not None

@@ -81,6 +81,27 @@ def test_rows_that_do_not_open_are_set_aside_and_the_others_go_on(make: MakeReke
     assert (view.rows_left, view.quarantine, view.waits_for) == (0, 9, "quarantine")
 
 
+@pytest.mark.parametrize("named", [1, NEW, NEW + 1, -7])
+def test_a_kek_stays_while_a_row_in_quarantine_may_be_under_it(rekeyed: Rekeyed, named: int) -> None:
+    """The number of its KEK is what was damaged: nothing says any more which one it needs."""
+    rekeyed.edit_version(3, kek_id=named)
+    rekeyed.work_to_rest()
+    assert list_keys(rekeyed) == [make_key(3)]
+    assert sorted(rekeyed.keks) == [str(OLD), str(NEW)]
+    rekeyed.edit_version(3, kek_id=OLD)
+    retry(rekeyed)
+    assert list(rekeyed.keks) == [str(NEW)]
+    rekeyed.check_values()
+
+
+@pytest.mark.parametrize("named", [1, NEW, NEW + 1])
+def test_a_row_whose_kek_is_not_known_can_be_given_up(rekeyed: Rekeyed, named: int) -> None:
+    rekeyed.edit_version(3, kek_id=named)
+    rekeyed.work_to_rest()
+    abandon(rekeyed)
+    assert list(rekeyed.keks) == [str(NEW)]
+
+
 def test_a_value_that_does_not_open_is_set_aside(make: MakeRekeyed) -> None:
     """Under a tainted KEK the values are opened as well."""
     rekeyed = make(is_tainted=True)

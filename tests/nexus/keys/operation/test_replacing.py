@@ -12,7 +12,7 @@ from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.replacing import replace_at_once
 from nexus.keys.operation.staging import next_numbers
 from nexus.keys.records import GenerationState, KekState, SetState
-from tests.nexus.keys.operation.made import NOW, bring_to, do, make_facts, make_staged
+from tests.nexus.keys.operation.made import NOW, bring_to, damage, do, make_facts, make_staged
 
 STEPS: list[Step | None] = [None, *Step]
 
@@ -72,6 +72,19 @@ def test_a_full_chain_cannot_be_continued() -> None:
     change = replace_at_once(facts, staged, actor="a", reason="r", revision=1, at=NOW)
     assert isinstance(change, Refused)
     assert change.reason is Reason.CHAIN_FULL
+
+
+@pytest.mark.parametrize("name", ["1", "7"])
+def test_a_link_that_somebody_added_is_not_counted(name: str) -> None:
+    """The new link would stand where nobody looks for it, and the chain would lead nowhere."""
+    facts = damage(make_facts(), (records.LINK, name))
+    staged = make_staged(facts, next_numbers(facts, renews_key=True))
+    change = replace_at_once(facts, staged, actor="a", reason="r", revision=1, at=NOW)
+    assert isinstance(change, Refused)
+    assert (change.reason, change.text) == (Reason.CONTROL_ROW_DAMAGED, f"control row link/{name} does not verify")
+    same = make_staged(facts, next_numbers(facts, renews_key=False), renews_key=False)
+    unsealed = replace_at_once(facts, same, actor="", reason="", revision=1, at=NOW)
+    assert not isinstance(unsealed, Refused)
 
 
 def test_what_does_not_fit_is_refused() -> None:
