@@ -1,5 +1,6 @@
 """Shows Shardhold's main job on real processes; `make demo`. Exit code 0 only if every step held."""
 
+import json
 import sys
 import tempfile
 import time
@@ -14,6 +15,9 @@ from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import OPERATOR_PATH, custodian_path
 from pilot.dev.spawn import exec_program
 from shardhold import DeniedError, Error
+from shardhold.v1 import root_pb2
+from tests.cluster.demo_load import Load
+from tests.cluster.reshares import Reshares
 from tests.kit.cluster import Cluster
 from tests.kit.errors import ClusterError
 
@@ -76,6 +80,27 @@ def refill(cluster: Cluster) -> str:
     started = time.monotonic()
     cluster.wait_filled(*LOST)
     return f"the nexus gave them their shards {time.monotonic() - started:.1f} s after they answered"
+
+
+def rotate(cluster: Cluster) -> str:
+    """Rotated the root key under load, and killed the nexus in the middle"""
+    away, reshares = LOST[1], Reshares(cluster)
+    cluster.kill(away)  # without it, the new key waits to become current
+    with Load(cluster.workload(APP), "demo/load") as load:
+        cluster.pilot("root", "rotate", "--reason", "the demo says so", "--without-backup", "it is a demo")
+        cluster.wait("both keys are held", lambda: reshares.look().operation.step == root_pb2.STEP_DISTRIBUTED)
+        seconds = cluster.restart_nexus()
+        cluster.run(away)
+        held(reshares.wait_ended().outcome == root_pb2.OUTCOME_SETTLED, "the rotation was finished")
+        cluster.wait("the older KEK is gone", lambda: len(reshares.look().keks) == 1)
+    puts = load.check()
+    held_secret(cluster)
+    states = [one["state"] for one in json.loads(cluster.pilot("root", "history", "-o", "json").stdout)]
+    held(states == ["retired", "active"], f"generation 1 is retired and 2 is active, not {states}")
+    return (
+        f"killed while keepers held shards of both keys; ready {seconds:.1f} s after its start, and the rotation was "
+        f"finished: generation 2 serves, no row is under an older KEK; of {puts} puts none was lost or made twice"
+    )
 
 
 def outvote_liar(cluster: Cluster) -> str:
@@ -145,6 +170,7 @@ STEPS: tuple[Step, ...] = (
     kill_keepers,
     kill_nexus_with_three,
     refill,
+    rotate,
     outvote_liar,
     lose_everything,
     seal,
