@@ -17,7 +17,7 @@ from pilot.dev.spawn import exec_program
 from shardhold import DeniedError, Error
 from shardhold.v1 import root_pb2
 from tests.cluster.demo_load import Load
-from tests.cluster.reshares import Reshares
+from tests.cluster.operations import Operations
 from tests.kit.cluster import Cluster
 from tests.kit.errors import ClusterError
 
@@ -84,15 +84,15 @@ def refill(cluster: Cluster) -> str:
 
 def rotate(cluster: Cluster) -> str:
     """Rotated the root key under load, and killed the nexus in the middle"""
-    away, reshares = LOST[1], Reshares(cluster)
+    away, operations = LOST[1], Operations(cluster)
     cluster.kill(away)  # without it, the new key waits to become current
     with Load(cluster.workload(APP), "demo/load") as load:
         cluster.pilot("root", "rotate", "--reason", "the demo says so", "--without-backup", "it is a demo")
-        cluster.wait("both keys are held", lambda: reshares.look().operation.step == root_pb2.STEP_DISTRIBUTED)
+        cluster.wait("both keys are held", lambda: operations.look().operation.step == root_pb2.STEP_DISTRIBUTED)
         seconds = cluster.restart_nexus()
         cluster.run(away)
-        held(reshares.wait_ended().outcome == root_pb2.OUTCOME_SETTLED, "the rotation was finished")
-        cluster.wait("the older KEK is gone", lambda: len(reshares.look().keks) == 1)
+        held(operations.wait_ended().outcome == root_pb2.OUTCOME_SETTLED, "the rotation was finished")
+        cluster.wait("the older KEK is gone", lambda: len(operations.look().keks) == 1)
     puts = load.check()
     held_secret(cluster)
     states = [one["state"] for one in json.loads(cluster.pilot("root", "history", "-o", "json").stdout)]

@@ -17,7 +17,7 @@ import pytest
 from nexus.keys.records import SetState
 from shardhold.v1 import root_pb2 as pb
 from tests.cluster.canary import fetch_shard
-from tests.cluster.reshares import TIMEOUT_S, Reshares
+from tests.cluster.operations import TIMEOUT_S, Operations
 from tests.kit.cluster import Cluster
 from tests.kit.patience import at_most
 from tests.kit.process_memory import Finding, find_keys
@@ -49,7 +49,7 @@ class Rotation:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.reshares = Reshares(cluster)
+        self.operations = Operations(cluster)
         self.genesis = cluster.superuser.get_status().genesis
         self.silent: set[str] = set()  # keepers
 
@@ -58,12 +58,12 @@ class Rotation:
         self.cluster.freeze(SILENT)
         self.silent.add(SILENT)
         self.begin()
-        self.reshares.wait_waiting(SILENT)
+        self.operations.wait_waiting(SILENT)
 
     def take_back(self) -> None:
         """Abort it, and let all keepers answer again."""
-        self.reshares.abort()
-        assert self.reshares.wait_ended().outcome == pb.OUTCOME_ABORTED
+        self.operations.abort()
+        assert self.operations.wait_ended().outcome == pb.OUTCOME_ABORTED
         self.cluster.thaw(SILENT)
         self.silent.clear()
         self.wait_at_rest()
@@ -80,18 +80,18 @@ class Rotation:
         """Rotate as far as the failpoint; go on after the block, until every row is under the new KEK."""
         with ThreadPoolExecutor(1) as pool:
             begun = pool.submit(self.begin)
-            self.reshares.wait_asleep("nexus")
+            self.operations.wait_asleep("nexus")
             yield
             self.cluster.thaw("nexus")
             begun.result()
-        assert self.reshares.wait_ended().outcome == pb.OUTCOME_SETTLED
+        assert self.operations.wait_ended().outcome == pb.OUTCOME_SETTLED
         self.wait_at_rest()
 
     def wait_at_rest(self) -> None:
         """Wait until keepers have dropped what is dead, and the keyring job has ended."""
 
         def is_at_rest() -> bool:
-            found = self.reshares.look()
+            found = self.operations.look()
             return not found.dead_sets and not found.HasField("job") and len(found.keks) == 1
 
         self.cluster.wait("rest after the rotation", is_at_rest)
@@ -146,7 +146,7 @@ class Rotation:
 def rotation(used_cluster: Cluster) -> Iterator[Rotation]:
     """A nexus that stops at the first settlement."""
     rotation = Rotation(used_cluster)
-    rotation.reshares.arm("nexus", AT_SETTLE)
+    rotation.operations.arm("nexus", AT_SETTLE)
     used_cluster.wait_ready()
     used_cluster.wait_filled()
     yield rotation

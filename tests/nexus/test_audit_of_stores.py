@@ -68,7 +68,9 @@ def test_changes_of_an_accepted_store_are_exported(
     meta = ready.cluster.load()[0]
     core.seal.accept_older_store(SUPERUSER, meta.timeline, meta.revision)
     if restarts:
-        wait_until(lambda: core.pool.count_holders() >= ready.cluster.record.threshold)  # else nobody gives the key back
+        wait_until(
+            lambda: core.pool.count_holders() >= ready.cluster.record.threshold
+        )  # else nobody gives the key back
         core = ready.core = start_nexus(ready.keepers)
         wait_until(lambda: core.states == [State.READY])
     ready.revoke()
