@@ -1,7 +1,7 @@
 """Status: what the nexus says of itself and of its keepers, to whom."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,7 +11,6 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Caller, Gate
 from nexus.access.roles import PEOPLE
 from nexus.admin.initialise import Initialisation
-from nexus.admin.operations.schedule import Schedule
 from nexus.admin.unseal import Unseal
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.plan import find_record
@@ -86,7 +85,7 @@ class Status:
         unseal: Unseal,
         memory_protection: int,
         audit: AuditLog,
-        schedule: Schedule,
+        list_alarms: Callable[[], list[str]],
     ) -> None:
         self._store = store
         self._gate = gate
@@ -97,7 +96,7 @@ class Status:
         self._unseal = unseal
         self._memory_protection = memory_protection
         self._audit = audit
-        self._schedule = schedule
+        self._list_alarms = list_alarms
 
     def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
         """Return the state, and the rest when *caller* is a person with a role."""
@@ -115,7 +114,7 @@ class Status:
                 unread.append(str(exc))
             view = ClusterView(
                 blocked_by=list(dict.fromkeys(self._warden.list_obstacles() + self._audit.list_obstacles() + unread)),
-                alarms=self._warden.list_alarms() + self._schedule.list_alarms(),
+                alarms=self._list_alarms(),
                 meta=meta,
                 facts=facts,
                 memory_protection=self._memory_protection,

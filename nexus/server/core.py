@@ -72,6 +72,7 @@ class Core:
     schedule: Schedule
     rotation_calls: RotationCalls
     backups: Backups
+    list_alarms: Callable[[], list[str]]  # what somebody has to see to although the nexus serves
 
 
 def build_core(
@@ -117,6 +118,9 @@ def build_core(
     def write_backup_entry(writer: Writer, key: RootKey) -> None:
         entry = Entry(at=to_micros(clock.now()), actor="", action="backup.make")
         append_entry(writer, key, audit.nexus, entry.encode())
+
+    def list_alarms() -> list[str]:
+        return warden.list_alarms() + schedule.list_alarms() + job.list_alarms()
 
     def wake() -> None:
         driver.wake()
@@ -218,7 +222,7 @@ def build_core(
         unseal=unseal,
         memory_protection=memory.level,
         audit=audit,
-        schedule=schedule,
+        list_alarms=list_alarms,
     )
     operations = Operations(
         store=store,
@@ -257,4 +261,5 @@ def build_core(
         schedule,
         RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=wake),
         backups,
+        list_alarms,
     )

@@ -118,7 +118,7 @@ class Nexus:
             config.listen.http,
             is_live=lambda: True,
             readiness=self._list_obstacles,
-            alarms=lambda: self._core.warden.list_alarms() + self._core.schedule.list_alarms(),
+            alarms=self._core.list_alarms,
             registry=registry,
         )
 

@@ -70,7 +70,8 @@ def follow_rows(connection: "Connection", *, is_shown: bool) -> "pb.KeyringJob |
     with _interruptible(line.end_line):
         rows, answer = _follow_rows(connection, line)
     left = answer.job.quarantine  # which is no success
-    told = f"{'re-wrapped' if left else 're-wrapped ✓'}{f' {rows:,} rows' if rows else ''}"
+    told = "re-wrapped" if left else "re-wrapped ✓"
+    told += f" {rows:,} row{'s' if rows > 1 else ''}" if rows else ""
     told += f" ({show_duration(time.monotonic() - start_at)})"
     line.finish(f"{told}  quarantine {left:,}" if left else told)
     return answer.job if answer.HasField("job") else None

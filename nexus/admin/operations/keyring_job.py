@@ -109,6 +109,11 @@ class KeyringJob:
         """Say how far the job is, as of its last step; None: every row is under the current KEK, and that is alone."""
         return self._view
 
+    def list_alarms(self) -> list[str]:
+        """Say what somebody has to see to although the nexus serves."""
+        count = self._view.quarantine if self._view is not None else 0
+        return [f"{count} versions of secrets do not open: pilot root quarantine list"] if count else []
+
     def _run(self) -> None:
         said = ""
         while not self._ending:
@@ -211,8 +216,8 @@ class KeyringJob:
 
     def _show(self, look: Look, step: JobStep | None, paused: str) -> None:
         """Let everybody see how far it is."""
-        if look.rows and not self._progress.has_begun:
-            self._progress.begin(self._count_outdated(look))
+        if look.rows and not self._progress.has_begun(look.facts.kek_id):
+            self._progress.begin(look.facts.kek_id, self._count_outdated(look))
         if self._quarantined is None:
             self._quarantined = self._count_quarantine()[1]
         if step is None and not self._quarantined:
@@ -227,7 +232,7 @@ class KeyringJob:
     def _act(self, look: Look, step: JobStep | None) -> float:
         match step:
             case None:
-                return self._settle(look, until=None)
+                return self._settle(look, until=self._clock.monotonic() + _WAITING_S if self._quarantined else None)
             case Rewrap(renews_deks=renews_deks):
                 return self._bring(look, look.rows, renews_deks=renews_deks)
             case Verify():

@@ -29,17 +29,16 @@ class Progress:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._points: deque[tuple[float, int]] = deque(maxlen=_POINTS)  # moment, and rows done by then
-        self._total: int | None = None
-        self._done = 0
+        self._kek_id = 0  # that rows are brought to; 0: no pass is under way
+        self._total = self._done = 0
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether a pass is under way."""
-        return self._total is not None
+    def has_begun(self, kek_id: int) -> bool:
+        """Whether a pass to this KEK is under way."""
+        return self._kek_id == kek_id
 
-    def begin(self, total: int) -> None:
-        """Begin a pass over *total* rows."""
-        self._total, self._done = total, 0
+    def begin(self, kek_id: int, total: int) -> None:
+        """Begin a pass over *total* rows to a KEK."""
+        self._kek_id, self._total, self._done = kek_id, total, 0
         self._points.clear()
         self._points.append((self._clock.monotonic(), 0))
 
@@ -53,12 +52,12 @@ class Progress:
 
     def end(self) -> None:
         """Forget the pass."""
-        self._total, self._done = None, 0
+        self._kek_id = self._total = self._done = 0
         self._points.clear()
 
     def view(self, *, has_rows: bool, quarantine: int, waits_for: str, paused: str) -> JobView:
         """Describe the job; *has_rows*: rows are left to bring."""
-        total = max(self._total or 0, self._done)
+        total = max(self._total, self._done)
         left = max(total - self._done, 1) if has_rows else 0
         speed = self._find_speed()
         seconds_left = left / speed if speed else None

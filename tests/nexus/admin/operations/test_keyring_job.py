@@ -198,6 +198,17 @@ def test_the_job_waits_for_a_backup_that_nobody_waived(make: MakeRekeyed) -> Non
     assert (view.waits_for, view.rows_left, view.quarantine) == ("backup", 0, 0)
 
 
+def test_rows_are_counted_anew_after_each_flip(make: MakeRekeyed) -> None:
+    """Also while an older KEK still waits for something."""
+    rekeyed = make(waives_backup=False)
+    rekeyed.work_to_rest()
+    rekeyed.flip_kek()
+    rekeyed.step()
+    view = rekeyed.job.view()
+    assert view is not None
+    assert (view.rows_total, view.rows_left) == (12, 12)
+
+
 def test_keks_wait_for_an_operation_and_rows_do_not(rekeyed: Rekeyed) -> None:
     """The keyring is frozen meanwhile; when the operation has ended, the KEK goes."""
     core = rekeyed.core

@@ -217,12 +217,13 @@ def test_what_was_given_up_may_be_deleted_with_its_secret(make: MakeRekeyed) -> 
 def test_a_secret_that_is_made_anew_takes_its_old_version_out_of_quarantine(rekeyed: Rekeyed) -> None:
     """Nobody has to decide about what does not exist."""
     damage(rekeyed)
+    assert rekeyed.job.list_alarms() == ["1 versions of secrets do not open: pilot root quarantine list"]
     rekeyed.delete(3)
     rekeyed.put(3, b"made anew")
     rekeyed.clock.advance(10)
     rekeyed.work_to_rest()
     assert list(rekeyed.keks) == [str(NEW)]
-    assert rekeyed.job.view() is None
+    assert (rekeyed.job.view(), rekeyed.job.list_alarms()) == (None, [])
 
 
 def test_nothing_is_given_up_while_an_operation_is_in_progress(rekeyed: Rekeyed) -> None:
