@@ -91,6 +91,7 @@ ABANDON_QUARANTINED = Rpc("RootService", "AbandonQuarantined", "quarantine.aband
 PAUSE_ROTATION = Rpc("RootService", "PauseRotation", "root.pause", None, _ADMINS, READY_ONLY)
 RESUME_ROTATION = Rpc("RootService", "ResumeRotation", "root.resume", None, _ADMINS, READY_ONLY)
 LIST_GENERATIONS = Rpc("RootService", "ListGenerations", "root.history", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
+LIST_IMPACT = Rpc("RootService", "ListImpact", "root.impact", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
 
 CREATE_BACKUP = Rpc("BackupService", "CreateBackup", "backup.create", None, _ADMINS, READY_ONLY)
 LIST_BACKUPS = Rpc("BackupService", "ListBackups", "backup.list", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
@@ -146,6 +147,7 @@ ALL: Final[tuple[Rpc[Permission | None], ...]] = (
     PAUSE_ROTATION,
     RESUME_ROTATION,
     LIST_GENERATIONS,
+    LIST_IMPACT,
     CREATE_BACKUP,
     LIST_BACKUPS,
     VERIFY_BACKUP,

@@ -19,6 +19,7 @@ from nexus.admin.audit import Audit
 from nexus.admin.backup.backups import Backups, BackupSetup
 from nexus.admin.initialise import Initialisation
 from nexus.admin.operations.driver import OperationDriver
+from nexus.admin.operations.impact import Impact
 from nexus.admin.operations.keyring_job import KeyringJob
 from nexus.admin.operations.operations import Operations
 from nexus.admin.operations.preflight import Preflights
@@ -71,6 +72,7 @@ class Core:
     quarantine: Quarantine
     schedule: Schedule
     rotation_calls: RotationCalls
+    impact: Impact
     backups: Backups
     list_alarms: Callable[[], list[str]]  # what somebody has to see to although the nexus serves
 
@@ -260,6 +262,7 @@ def build_core(
         Quarantine(store=store, gate=gate, warden=warden, wake=job.wake),
         schedule,
         RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=wake),
+        Impact(store, gate),
         backups,
         list_alarms,
     )

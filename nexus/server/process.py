@@ -183,7 +183,7 @@ class Nexus:
             ClusterHandlers(core.status, core.initialisation, core.seal, authenticator),
             RecoveryHandlers(core.unseal, authenticator),
             AuditHandlers(core.audit, authenticator),
-            RootHandlers(core.operations, core.quarantine, core.rotation_calls, authenticator),
+            RootHandlers(core.operations, core.quarantine, core.rotation_calls, core.impact, authenticator),
             BackupHandlers(core.backups, authenticator),
         )
         build = functools.partial(

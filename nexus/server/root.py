@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from common.errors import InvalidArgumentError
 from common.server.edge import Call
 from nexus.access.gate import Caller
+from nexus.admin.operations.impact import Impact
 from nexus.admin.operations.operations import Operations, OperationView
 from nexus.admin.operations.quarantine import Quarantine
 from nexus.admin.operations.reshare_plan import ResharePlan
@@ -13,7 +14,15 @@ from nexus.admin.operations.rotation_calls import RotationCalls
 from nexus.keys.operation.preflight import Check
 from nexus.keys.shard_set import Member
 from nexus.server.auth import Authenticator
-from nexus.server.root_messages import to_checks, to_generation, to_key, to_operation, to_quarantined, to_root
+from nexus.server.root_messages import (
+    to_checks,
+    to_generation,
+    to_impact,
+    to_key,
+    to_operation,
+    to_quarantined,
+    to_root,
+)
 from nexus.store.rewrapping import VersionKey
 from shardhold.v1 import root_pb2 as pb
 
@@ -35,11 +44,13 @@ class RootHandlers:
         operations: Operations,
         quarantine: Quarantine,
         rotation_calls: RotationCalls,
+        impact: Impact,
         authenticator: Authenticator,
     ) -> None:
         self._operations = operations
         self._quarantine = quarantine
         self._rotation_calls = rotation_calls
+        self._impact = impact
         self._identify = authenticator.identify
 
     def start_operation(self, call: Call, request: pb.StartOperationRequest) -> pb.StartOperationResponse:
@@ -95,6 +106,11 @@ class RootHandlers:
     def list_generations(self, call: Call, _: pb.ListGenerationsRequest) -> pb.ListGenerationsResponse:
         records = self._rotation_calls.history(self._identify(call))
         return pb.ListGenerationsResponse(generations=[to_generation(*one) for one in sorted(records.items())])
+
+    def list_impact(self, call: Call, request: pb.ListImpactRequest) -> pb.ListImpactResponse:
+        caller = self._identify(call)
+        page = self._impact.list_page(caller, request.generation, after=request.after, is_wanted=call.is_wanted)
+        return to_impact(page)
 
     def _reshare(
         self, caller: Caller, request: pb.StartOperationRequest

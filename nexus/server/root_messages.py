@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from nexus.admin.operations.impact import ImpactPage
 from nexus.admin.operations.operations import OperationView, RootView
 from nexus.admin.operations.progress import JobView
 from nexus.keys.operation.preflight import Check
@@ -111,6 +112,27 @@ def to_generation(number: int, record: GenerationRecord) -> pb.Generation:
         is_emergency=record.is_emergency,
         without_backup=record.without_backup,
         people_had_it_at=_to_time(record.people_had_it_at),
+    )
+
+
+def to_impact(page: ImpactPage) -> pb.ListImpactResponse:
+    """Tell a page of what a holder of a root key could read."""
+    secrets = (
+        pb.ExposedSecret(
+            path=one.path,
+            versions=one.versions,
+            newest_version=one.newest_version,
+            written_at=_to_time(one.written_at),
+            is_current=one.is_current,
+        )
+        for one in page.secrets
+    )
+    return pb.ListImpactResponse(
+        state=GENERATION_STATES[page.state] if page.state else pb.GENERATION_STATE_UNSPECIFIED,
+        until=_to_time(page.until),
+        until_revision=page.until_revision,
+        secrets=secrets,
+        next=page.next,
     )
 
 

@@ -104,6 +104,16 @@ class VersionRow:
     deleted: bool
 
 
+class VersionStamp(NamedTuple):
+    """When a version was written. Numbers are as they are stored, also where a row is damaged."""
+
+    path: str
+    version: int
+    revision: int  # of the change that wrote it
+    created_at: int  # microseconds since 1970
+    deleted: bool
+
+
 @dataclass(frozen=True, slots=True)
 class MadeByRequest:
     """What a request that changes something made."""
@@ -193,6 +203,10 @@ class Reader(KeyringReader, Protocol):
 
     def load_live_versions(self, path: str) -> list[int]:
         """Load the numbers of the versions that are not deleted, ascending."""
+        ...
+
+    def list_stamps(self, *, after: tuple[str, int], limit: int) -> list[VersionStamp]:
+        """List versions by path and number, deleted ones as well; begins after a path and number."""
         ...
 
     def list_secrets(self, prefix: str, *, after: str, limit: int, before: str = BEYOND_PATHS) -> list[SecretRow]:

@@ -8,6 +8,7 @@ from pilot.commands import quarantine
 from pilot.commands.documents import operation_document, root_document
 from pilot.commands.following import fetch
 from pilot.commands.history import history
+from pilot.commands.impact import impact
 from pilot.commands.operations import (
     READERS,
     WORKERS,
@@ -180,4 +181,5 @@ def resume(settings: Settings) -> None:
 
 
 app.command()(with_globals(history))
+app.command()(with_globals(impact))
 app.add_typer(quarantine.app, name="quarantine")

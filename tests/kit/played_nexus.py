@@ -42,6 +42,7 @@ class PlayedNexus:
         self.begun = root_pb2.RootOperation()
         self.quarantine: list[root_pb2.QuarantinedVersion] = []  # told in pages of two
         self.history: list[root_pb2.Generation] = []
+        self.impact: list[root_pb2.ListImpactResponse] = [root_pb2.ListImpactResponse()]  # page by page
         self._told: Sequence[root_pb2.GetOperationResponse | ShardholdError] = ()
         self.errors: dict[str, ShardholdError] = {}
         self.requests: list[Any] = []
@@ -71,6 +72,7 @@ class PlayedNexus:
                 root + "ListGenerations",
                 lambda call, request: root_pb2.ListGenerationsResponse(generations=self.history),
             ),
+            (root + "ListImpact", self._list_impact),
             (recovery + "StartUnseal", self._start),
             (recovery + "GetSealingKey", self._state_key),
             (recovery + "SubmitShare", self._take_share),
@@ -131,6 +133,10 @@ class PlayedNexus:
         first = keys.index(request.after) + 1 if request.HasField("after") else 0
         rows = self.quarantine[first : first + 2]
         return root_pb2.ListQuarantineResponse(rows=rows, next=rows[-1].key if len(rows) == 2 else None)
+
+    def _list_impact(self, call: Call, request: root_pb2.ListImpactRequest) -> root_pb2.ListImpactResponse:
+        begins = ["", *(page.next for page in self.impact)]
+        return self.impact[begins.index(request.after)]
 
     def _session(self) -> recovery_pb2.UnsealSession:
         return recovery_pb2.UnsealSession(

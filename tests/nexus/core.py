@@ -157,6 +157,7 @@ class NexusCore:
         self.quarantine = core.quarantine
         self.schedule = core.schedule
         self.rotation_calls = core.rotation_calls
+        self.impact = core.impact
         self.backups = core.backups
 
     def list_methods(self) -> list[Method]:
@@ -168,7 +169,7 @@ class NexusCore:
             ClusterHandlers(self.status, self.initialisation, self.seal, authenticator),
             RecoveryHandlers(self.unseal, authenticator),
             AuditHandlers(self.audit_access, authenticator),
-            RootHandlers(self.operations, self.quarantine, self.rotation_calls, authenticator),
+            RootHandlers(self.operations, self.quarantine, self.rotation_calls, self.impact, authenticator),
             BackupHandlers(self.backups, authenticator),
         )
 

@@ -37,6 +37,7 @@ COMMANDS = [
     ("root", "pause", "--reason", "x"),
     ("root", "resume"),
     ("root", "history"),
+    ("root", "impact", "--generation", "1"),
     ("root", "quarantine", "list"),
     ("root", "quarantine", "retry", "a/b", "1"),
     ("root", "quarantine", "abandon", "a/b", "1", "--incarnation", "00", "--reason", "x"),

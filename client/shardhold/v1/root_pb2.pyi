@@ -1071,3 +1071,105 @@ class Generation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Generation: _TypeAlias = Generation  # noqa: Y015
+
+@_typing.final
+class ListImpactRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Of the root key; also one that was never current."""
+    after: _builtins.str
+    """The path that the page begins after; empty: the first page."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImpactRequest: _TypeAlias = ListImpactRequest  # noqa: Y015
+
+@_typing.final
+class ListImpactResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    UNTIL_REVISION_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    state: Global___GenerationState.ValueType
+    """Unspecified: the row of this generation is missing, or does not verify."""
+    until_revision: _builtins.int
+    next: _builtins.str
+    """What the next page begins after; empty: there is none."""
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """When a later generation became current, and the revision of that change: what was written before it could be read.
+        Unset and 0: none has, so every version could be.
+        """
+
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExposedSecret]:
+        """By path. A page may be empty and still not be the last one."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___GenerationState.ValueType = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        until_revision: _builtins.int = ...,
+        secrets: _abc.Iterable[Global___ExposedSecret] | None = ...,
+        next: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next", b"next", "secrets", b"secrets", "state", b"state", "until", b"until", "until_revision", b"until_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImpactResponse: _TypeAlias = ListImpactResponse  # noqa: Y015
+
+@_typing.final
+class ExposedSecret(_message.Message):
+    """A secret with versions that could be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    NEWEST_VERSION_FIELD_NUMBER: _builtins.int
+    WRITTEN_AT_FIELD_NUMBER: _builtins.int
+    IS_CURRENT_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    versions: _builtins.int
+    """How many, deleted ones as well."""
+    newest_version: _builtins.int
+    """The last of them, and when it was written, by the clock of its time."""
+    is_current: _builtins.bool
+    """Whether the newest version that is not deleted is among them."""
+    @_builtins.property
+    def written_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        versions: _builtins.int = ...,
+        newest_version: _builtins.int = ...,
+        written_at: _timestamp_pb2.Timestamp | None = ...,
+        is_current: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["written_at", b"written_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_current", b"is_current", "newest_version", b"newest_version", "path", b"path", "versions", b"versions", "written_at", b"written_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExposedSecret: _TypeAlias = ExposedSecret  # noqa: Y015

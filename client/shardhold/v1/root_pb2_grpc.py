@@ -86,6 +86,11 @@ class RootServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_root__pb2.ListGenerationsRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_root__pb2.ListGenerationsResponse.FromString,
                 _registered_method=True)
+        self.ListImpact = channel.unary_unary(
+                '/shardhold.v1.RootService/ListImpact',
+                request_serializer=shardhold_dot_v1_dot_root__pb2.ListImpactRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_root__pb2.ListImpactResponse.FromString,
+                _registered_method=True)
 
 
 class RootServiceServicer(object):
@@ -182,6 +187,16 @@ class RootServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListImpact(self, request, context):
+        """Lists, by path, the secrets of which a holder of a root key and of a copy of the store could read versions. The
+        path of every secret is shown, whatever the policies say: whoever may call this sees the paths in the audit too.
+        Roles: superuser, operator, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there was never such a generation), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RootServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -234,6 +249,11 @@ def add_RootServiceServicer_to_server(servicer, server):
                     servicer.ListGenerations,
                     request_deserializer=shardhold_dot_v1_dot_root__pb2.ListGenerationsRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_root__pb2.ListGenerationsResponse.SerializeToString,
+            ),
+            'ListImpact': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImpact,
+                    request_deserializer=shardhold_dot_v1_dot_root__pb2.ListImpactRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_root__pb2.ListImpactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -508,6 +528,33 @@ class RootService(object):
             '/shardhold.v1.RootService/ListGenerations',
             shardhold_dot_v1_dot_root__pb2.ListGenerationsRequest.SerializeToString,
             shardhold_dot_v1_dot_root__pb2.ListGenerationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImpact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.RootService/ListImpact',
+            shardhold_dot_v1_dot_root__pb2.ListImpactRequest.SerializeToString,
+            shardhold_dot_v1_dot_root__pb2.ListImpactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -84,6 +84,12 @@ class RootServiceStub:
     """Tells the life of every root key, by generation. Roles: superuser, operator, auditor. States: ready.
     Codes: PERMISSION_DENIED, UNAVAILABLE.
     """
+    ListImpact: _grpc.UnaryUnaryMultiCallable[_root_pb2.ListImpactRequest, _root_pb2.ListImpactResponse]
+    """Lists, by path, the secrets of which a holder of a root key and of a copy of the store could read versions. The
+    path of every secret is shown, whatever the policies say: whoever may call this sees the paths in the audit too.
+    Roles: superuser, operator, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there was never such a generation), UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class RootServiceAsyncStub(RootServiceStub):
@@ -140,6 +146,12 @@ class RootServiceAsyncStub(RootServiceStub):
     ListGenerations: _aio.UnaryUnaryMultiCallable[_root_pb2.ListGenerationsRequest, _root_pb2.ListGenerationsResponse]  # type: ignore[assignment]
     """Tells the life of every root key, by generation. Roles: superuser, operator, auditor. States: ready.
     Codes: PERMISSION_DENIED, UNAVAILABLE.
+    """
+    ListImpact: _aio.UnaryUnaryMultiCallable[_root_pb2.ListImpactRequest, _root_pb2.ListImpactResponse]  # type: ignore[assignment]
+    """Lists, by path, the secrets of which a holder of a root key and of a copy of the store could read versions. The
+    path of every secret is shown, whatever the policies say: whoever may call this sees the paths in the audit too.
+    Roles: superuser, operator, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there was never such a generation), UNAVAILABLE.
     """
 
 class RootServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -254,6 +266,18 @@ class RootServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_root_pb2.ListGenerationsResponse, _abc.Awaitable[_root_pb2.ListGenerationsResponse]]:
         """Tells the life of every root key, by generation. Roles: superuser, operator, auditor. States: ready.
         Codes: PERMISSION_DENIED, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ListImpact(
+        self,
+        request: _root_pb2.ListImpactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_root_pb2.ListImpactResponse, _abc.Awaitable[_root_pb2.ListImpactResponse]]:
+        """Lists, by path, the secrets of which a holder of a root key and of a copy of the store could read versions. The
+        path of every secret is shown, whatever the policies say: whoever may call this sees the paths in the audit too.
+        Roles: superuser, operator, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (there was never such a generation), UNAVAILABLE.
         """
 
 def add_RootServiceServicer_to_server(servicer: RootServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -18,6 +18,7 @@ from nexus.store.protocol import (
     RequestRow,
     SecretRow,
     VersionRow,
+    VersionStamp,
 )
 from nexus.store.rewrapping import QuarantineRow, VersionKey, WrappedRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
@@ -36,6 +37,9 @@ _VERSION: Final = """
 _VERSION_EXACT: Final = _VERSION.format(" AND v.version = ?2")
 _VERSION_NEWEST: Final = _VERSION.format("") + " ORDER BY v.version DESC LIMIT 1"
 _SECRET: Final = "SELECT path, incarnation, current_version, updated_at FROM secrets"
+_STAMPS: Final = """
+    SELECT path, version, revision, created_at, deleted FROM versions
+    WHERE (path, version) > (?, ?) ORDER BY path, version LIMIT ?"""
 _REQUEST: Final = """
     SELECT request_id, caller, rpc, path, generation, mac, incarnation, versions, revision, made_at
     FROM requests WHERE request_id = ? AND caller = ?"""
@@ -171,6 +175,10 @@ class SqliteReader:
         versions = [version for (version,) in rows]
         _check_numbers(*versions)
         return versions
+
+    def list_stamps(self, *, after: tuple[str, int], limit: int) -> list[VersionStamp]:
+        rows = self._load(_STAMPS, *after, limit)
+        return [VersionStamp(path, number, revision, at, bool(deleted)) for path, number, revision, at, deleted in rows]
 
     def list_secrets(self, prefix: str, *, after: str, limit: int, before: str = BEYOND_PATHS) -> list[SecretRow]:
         if not prefix:

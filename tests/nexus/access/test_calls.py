@@ -50,6 +50,7 @@ DESIGN = {
     "PauseRotation": ("root.pause", "superuser operator", "", "ready"),
     "ResumeRotation": ("root.resume", "superuser operator", "", "ready"),
     "ListGenerations": ("root.history", "superuser operator auditor", "", "ready"),
+    "ListImpact": ("root.impact", "superuser operator auditor", "", "ready"),
     "CreateBackup": ("backup.create", "superuser operator", "", "ready"),
     "ListBackups": ("backup.list", "superuser operator auditor", "", "ready"),
     "VerifyBackup": ("backup.verify", "superuser operator", "", "ready"),

@@ -75,6 +75,7 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "PauseRotation": lambda: root_pb2.PauseRotationRequest(reason="test"),
     "ResumeRotation": lambda: root_pb2.ResumeRotationRequest(),
     "ListGenerations": lambda: root_pb2.ListGenerationsRequest(),
+    "ListImpact": lambda: root_pb2.ListImpactRequest(generation=1),
     "CreateBackup": lambda: backup_pb2.CreateBackupRequest(),
     "ListBackups": lambda: backup_pb2.ListBackupsRequest(),
     "VerifyBackup": lambda: backup_pb2.VerifyBackupRequest(),

@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.errors import InvalidArgumentError
 from common.server.edge import Call
+from nexus.admin.operations.impact import ExposedSecret, ImpactPage
 from nexus.admin.operations.operations import OperationView, RootView
 from nexus.admin.operations.progress import JobView
 from nexus.admin.operations.rotate_plan import RotatePlan
@@ -108,7 +109,7 @@ class Played:
 def serve(played: Played) -> RootHandlers:
     """Return handlers of which every part is *played*."""
     part = cast("Any", played)
-    return RootHandlers(part, part, part, Authenticator(ROLES))
+    return RootHandlers(part, part, part, part, Authenticator(ROLES))
 
 
 def start(**fields: Any) -> tuple[tuple[Any, ...], pb.StartOperationResponse]:
@@ -286,6 +287,26 @@ def test_the_history_is_told_from_the_first_generation_on() -> None:
         is_emergency=True,
         without_backup="none yet",
     )
+
+
+def test_what_a_holder_could_read_is_told_page_by_page() -> None:
+    """Field by field; a number of a damaged row comes back as it is."""
+    secrets = [ExposedSecret("a", 2, -(2**63), AT, True), ExposedSecret("b", 1, 1, 0, False)]
+    played = Played(ImpactPage(GenerationState.DECRYPT_ONLY, AT, 7, secrets, "c"))
+    answer = serve(played).list_impact(CALL, pb.ListImpactRequest(generation=4, after="A"))
+    assert played.asked == [("list_page", 4, ("after", "A"), ("is_wanted", CALL.is_wanted))]
+    assert answer == pb.ListImpactResponse(
+        state=pb.GENERATION_STATE_DECRYPT_ONLY,
+        until=AT_TIME,
+        until_revision=7,
+        secrets=[
+            pb.ExposedSecret(path="a", versions=2, newest_version=-(2**63), written_at=AT_TIME, is_current=True),
+            pb.ExposedSecret(path="b", versions=1, newest_version=1),
+        ],
+        next="c",
+    )
+    nothing = serve(Played(ImpactPage(None, 0, 0, [], ""))).list_impact(CALL, pb.ListImpactRequest(generation=4))
+    assert nothing == pb.ListImpactResponse()
 
 
 def rows(count: int) -> Sequence[QuarantineRow]:

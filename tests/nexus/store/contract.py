@@ -20,6 +20,7 @@ from nexus.store.protocol import (
     SecretRow,
     Store,
     VersionRow,
+    VersionStamp,
     Writer,
 )
 from tests.kit.patience import join
@@ -276,6 +277,31 @@ class StoreContract:
         put(store, make_row("a", 3))
         with store.read() as reader:
             assert [row.path for row in reader.list_secrets("", after="", limit=9)] == ["a"]
+
+    def test_stamps_say_which_change_wrote_a_version(self, store: Store) -> None:
+        """Of every version, deleted ones as well, by path and number, in pages of any size."""
+        put(store, make_row("b"))
+        put(store, make_row("a"))
+        put(store, make_row("a", 2, created_at=500))
+        store.write(lambda writer: writer.mark_deleted("a", [2], caller=CALLER))
+        put(store, make_row("a", 3))
+        whole = [
+            VersionStamp("a", 1, 2, 1_000, False),
+            VersionStamp("a", 2, 3, 500, True),
+            VersionStamp("a", 3, 5, 1_000, False),
+            VersionStamp("b", 1, 1, 1_000, False),
+        ]
+        for limit in range(1, 6):
+            found, after = list[VersionStamp](), ("", 0)
+            with store.read() as reader:
+                while page := reader.list_stamps(after=after, limit=limit):
+                    assert len(page) <= limit
+                    assert page[0][:2] > after
+                    found += page
+                    after = page[-1].path, page[-1].version
+            assert found == whole
+        with store.read() as reader:
+            assert reader.list_stamps(after=("a", 2**63 - 1), limit=9) == whole[3:]
 
     @pytest.mark.parametrize(
         "change",
