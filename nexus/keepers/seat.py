@@ -29,6 +29,7 @@ from common.errors import (
     DeniedError,
     KeeperUnreachableError,
     NotFoundError,
+    SealedError,
     SetNotNewerError,
     ShardholdError,
 )
@@ -320,6 +321,8 @@ class Seat:
     def _guarded(self, step: Callable[[], object], pause: float) -> float:
         try:
             step()
+        except SealedError:
+            pass  # what it was to give is withdrawn: another duty follows, and the keeper is at no fault
         except ShardholdError as exc:
             if not self._is_retired:
                 self._explain(exc)
@@ -354,6 +357,8 @@ class Seat:
             step()
         except (KeeperUnreachableError, BadShardError):
             raise
+        except SealedError:  # as in `_guarded`
+            return ""
         except ShardholdError as exc:
             return str(exc)
         return ""

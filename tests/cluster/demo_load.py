@@ -9,6 +9,7 @@ from tests.kit.errors import ClusterError
 from tests.kit.patience import join
 
 WRITERS = 4
+PATIENCE_S = 60.0  # of a put, while the nexus is away
 PAUSE_S = 0.005  # between two puts of one writer, so that the machine is not full of them
 
 
@@ -54,7 +55,7 @@ class Load:
             try:
                 while not self._stop.wait(PAUSE_S):
                     number = self._acknowledged[path] + 1
-                    self._client.put(path, {"value": b"%d" % number})
+                    self._client.put(path, {"value": b"%d" % number}, timeout=PATIENCE_S)
                     self._acknowledged[path] = number
             except Error as exc:
                 self._errors.append(f"{path}: {exc}")

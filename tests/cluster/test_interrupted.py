@@ -14,6 +14,7 @@ import pytest
 
 from common.keys.words import encode_share
 from pilot.dev.directory import Plan
+from tests.cluster.operations import Operations
 from tests.kit.cluster import Cluster, running
 from tests.kit.patience import at_most, patience, patiently
 
@@ -198,6 +199,7 @@ def test_accept(cluster: Cluster, acknowledged: Acknowledged) -> None:
     """Blocked as before, or accepted once: never two timelines further, and never ready without an accept."""
     acknowledged.put()
     for delay in ACCEPT_DELAYS:
+        Operations(cluster).wait_rest()  # each acceptance has a new root key, and rows to bring under it
         cluster.wait_marked()
         before = cluster.superuser.get_status()
         cluster.kill("nexus")

@@ -23,6 +23,7 @@ from nexus.policy.rules import Permission, Policy, encode_policy
 from pilot.dev.cluster import server_command
 from pilot.dev.directory import DevError, Plan
 from pilot.dev.identities import TRUST_DOMAIN
+from tests.cluster.operations import Operations
 from tests.kit.cluster import Cluster, running
 from tests.kit.patience import at_most
 from tests.kit.refusal import Refusal
@@ -57,6 +58,7 @@ class Tampered:
         self.cluster.stop("nexus")
         self.cluster.run("nexus")
         self.cluster.wait_ready()
+        Operations(self.cluster).wait_rest()  # what overwrites the files empties the WAL
         self.cluster.workload(APP).put(PATHS[0], NEWEST)
         check_whole(self)
         self.cluster.wait_marked()

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from common.clock import SystemClock
@@ -83,6 +84,23 @@ def test_an_empty_keeper_is_filled_once(bench: Bench) -> None:
     assert bench.keeper.count("put_shard") == 1
     assert bench.keeper.count("fetch_shard") == 0
     assert bench.notes == [("keeper.fill", "keeper-1", "set 1")]
+
+
+@pytest.mark.parametrize("is_pending", [False, True], ids=["a seal", "an abort"])
+def test_points_that_are_wiped_are_no_fault_of_a_keeper(bench: Bench, is_pending: bool) -> None:
+    """They were withdrawn while a seat had its shard to give; nothing is said of the keeper, nor noted in the audit."""
+    wiped = bench.cluster.make_set()
+    wiped.release()
+    if is_pending:
+        bench.keep()
+        wiped.record = msgspec.structs.replace(wiped.record, set_id=os.urandom(16))
+        plan = Plan(bench.shard_set, wiped)
+    else:
+        bench.keeper.sets.clear()
+        plan = Plan(wiped)
+    bench.seat.keep(plan, bench.book, lambda: bench.mark, EPOCH)
+    assert bench.seat.status.fault == ""
+    assert bench.notes == []
 
 
 def test_a_keeper_that_restarted_is_filled_again(bench: Bench) -> None:
