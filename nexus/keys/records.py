@@ -3,7 +3,8 @@
 import enum
 import hashlib
 import re
-from typing import Annotated, Final, TypeVar
+import threading
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -38,6 +39,8 @@ MAX_KEK_ID: Final = 2**32 - 1  # it is bound in 4 bytes
 
 _DIGEST_SIZE: Final = 32  # bytes of SHA-256
 _COPY_KIND: Final = re.compile(r"[a-z][a-z-]{0,31}")
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}  # by kind of row
+_making = threading.Lock()
 _KEK_NUMBER: Final = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 
@@ -207,9 +210,15 @@ def decode(kind: type[T], body: bytes) -> T:
     Raises:
         CorruptRowError: It is not a record of this kind.
     """
-    return decode_document(
-        lambda encoded: msgspec.json.decode(encoded, type=kind), body, refusal=f"control row is no {kind.__name__}"
-    )
+    return decode_document(_find_decoder(kind).decode, body, refusal=f"control row is no {kind.__name__}")
+
+
+def _find_decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """Return the decoder of a kind, made once: two threads that make one at once end the process (msgspec 0.22.0)."""
+    if (known := _decoders.get(kind)) is not None:
+        return known
+    with _making:
+        return _decoders.setdefault(kind, msgspec.json.Decoder(kind))
 
 
 def replace_state(record: ShardSetRecord, state: SetState) -> ShardSetRecord:

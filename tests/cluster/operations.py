@@ -1,6 +1,7 @@
 """Operations on the root key of a real cluster: how tests begin one, interrupt one, and look at what it leaves."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -204,8 +205,11 @@ class Operations:
         self.cluster.processes.start_instead(name, command)
 
     def wait_killed(self, name: str, failpoint: str) -> None:
-        """Wait until a failpoint has killed a server."""
-        self.cluster.wait(f"{failpoint} kills {name}", lambda: not self.cluster.dev.is_alive(name))
+        """Wait until a failpoint has killed a server, which did not end by anything else."""
+        dev = self.cluster.dev
+        self.cluster.wait(f"{failpoint} kills {name}", lambda: not dev.is_alive(name))
+        code = dev.processes.find_exit_code(dev.state.processes[name])
+        assert code == -signal.SIGKILL, f"{name} ended with {code}, want to be killed at {failpoint}"
 
     def wait_asleep(self, name: str) -> None:
         """Wait until a server has been stopped, as a failpoint does."""

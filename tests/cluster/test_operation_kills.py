@@ -6,7 +6,6 @@ which each cell goes one operation further, so that the start of a cell is also 
 run with TEST_ROUND a third of the cells take their turn.
 """
 
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from pilot.dev.directory import Plan
 from shardhold.v1 import root_pb2 as pb
 from tests.cluster.operation_ways import ABORTED, NEVER, RENEWED, SETTLED, WAYS, Try
 from tests.cluster.operations import Operations
-from tests.containers.rounds import ROUNDS, parse_round
+from tests.cluster.turns import list_due
 from tests.kit.cluster import running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.final]
@@ -63,12 +62,6 @@ CELLS = [
 ]
 
 
-def list_due() -> list[Cell]:
-    """Return the cells of this round, which are all of them without TEST_ROUND."""
-    number = parse_round(os.environ.get("TEST_ROUND", ""))
-    return CELLS if number is None else CELLS[number % ROUNDS :: ROUNDS]
-
-
 @pytest.fixture(scope="module")
 def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]:
     """Three keepers, threshold two, and a backup, so that there is an identity which has to follow every rotation.
@@ -88,7 +81,7 @@ def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]
         cluster.pilot("audit", "verify", "--genesis", genesis)
 
 
-@pytest.mark.parametrize("cell", list_due(), ids=str)
+@pytest.mark.parametrize("cell", list_due(CELLS), ids=str)
 def test_a_kill_at_every_point(operations: Operations, cell: Cell) -> None:
     """Every acknowledged secret is there, one set is current and held by all, and nothing of the operation is left."""
     cluster, one = operations.cluster, Try(operations, cell.depth, cell.point)

@@ -1,4 +1,7 @@
-"""A store from before an operation is put back, or one from the middle of it: keepers remember better."""
+"""A store from before an operation is put back, or one from the middle of it: keepers remember better.
+
+In a run with TEST_ROUND stores from a rotation take turns.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from nexus.keys.operation.record import OperationRecord
 from pilot.dev.directory import Plan
 from shardhold.v1 import root_pb2 as pb
 from tests.cluster.operations import Operations
+from tests.cluster.turns import list_due
 from tests.kit.cluster import running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
@@ -79,15 +83,15 @@ def put_back(operations: Operations, older: Path, *, are_shards_held: bool) -> N
     operations.check_world()
 
 
-@pytest.mark.parametrize(
-    ("older", "newer", "are_shards_held"),
-    [
-        pytest.param(BEFORE, FLIPPED, True, id="before, keepers hold both sets"),
-        pytest.param(BEFORE, SETTLED, False, id="before, keepers have the new set"),
-        pytest.param(DISTRIBUTED, SETTLED, False, id="distributed, keepers have the new set"),
-        pytest.param(FLIPPED, SETTLED, True, id="flipped, keepers have the new set"),
-    ],
-)
+STORES = [
+    pytest.param(BEFORE, FLIPPED, True, id="before, keepers hold both sets"),
+    pytest.param(BEFORE, SETTLED, False, id="before, keepers have the new set"),
+    pytest.param(DISTRIBUTED, SETTLED, False, id="distributed, keepers have the new set"),
+    pytest.param(FLIPPED, SETTLED, True, id="flipped, keepers have the new set"),
+]
+
+
+@pytest.mark.parametrize(("older", "newer", "are_shards_held"), list_due(STORES))
 def test_a_store_from_a_rotation(operations: Operations, older: str, newer: str, are_shards_held: bool) -> None:
     """It is refused; once it is accepted a new root key is current, keepers bring it back, and so do custodians."""
     go_to(operations, pb.DEPTH_ROTATE, older)

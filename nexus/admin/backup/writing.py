@@ -18,6 +18,7 @@ from nexus.store.protocol import StoreCopy
 
 TIME_LIMIT_S: Final = 3600.0  # far beyond the minute that a million secrets take
 _MAX_LINE: Final = 64 << 10  # bytes
+_DECODER: Final = msgspec.json.Decoder(Answer)
 _DIED: Final = "the backup process died, or was not done in time"
 
 
@@ -86,6 +87,6 @@ def _talk(child: Child, message: Request | Signature) -> Answer:
     try:
         child.stdin.write(msgspec.json.encode(message) + b"\n")
         child.stdin.flush()
-        return msgspec.json.decode(child.stdout.readline(_MAX_LINE), type=Answer)
+        return _DECODER.decode(child.stdout.readline(_MAX_LINE))
     except (OSError, msgspec.DecodeError) as exc:
         raise BackupUnavailableError(_DIED) from exc
