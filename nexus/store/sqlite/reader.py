@@ -208,11 +208,11 @@ class SqliteReader:
         rows = self._load(_OUTDATED_SAME_KEK, kek_before, row_id, kek_id, limit)
         if len(rows) < limit:
             rows += self._load(_OUTDATED_NEXT_KEKS, kek_before, kek_id, limit - len(rows))
-        return [WrappedRow(*row) for row in rows]
+        return list(map(WrappedRow._make, rows))
 
     def scan_versions(self, *, after: int | None = None, limit: int) -> list[WrappedRow]:
         low = LOWEST if after is None else after
-        return [WrappedRow(*row) for row in self._load(_SCAN, low, limit)]
+        return list(map(WrappedRow._make, self._load(_SCAN, low, limit)))
 
     def load_value(self, row: WrappedRow) -> bytes | None:
         sql = "SELECT value FROM versions WHERE id = ? AND kek_id = ? AND wrapped_dek = ?"
