@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import against, machine, other, policies, reads, rewrap, sizes, starts, writes
+from tests.bench import against, machine, other, policies, reads, rewrap, rotating, sizes, starts, writes
 from tests.bench.against import COMPARES
 from tests.bench.row import Row
 from tests.bench.stage import Pace, Stage, staged
@@ -30,6 +30,7 @@ MEASURES: Mapping[str, Measure] = {
     "put": writes.put_secret,
     "writers": writes.many_writers,
     "rewrap": rewrap.rewrap,
+    "rotating": rotating.rotating,
     "recovery": starts.recovery,
     "refill": starts.refill,
     "memory": sizes.resident,
