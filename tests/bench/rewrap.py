@@ -115,11 +115,16 @@ class BareLoop:
 
 def _rewrap(wrap: bytes, old: bytes, new: bytes, old_aad: bytes, new_aad: bytes) -> bytes:
     dek = _open(wrap, old, old_aad)
-    salt = os.urandom(SALT_SIZE)
-    ciphertext = ChaCha20Poly1305(_expand(new, salt, USE_AS_KEY)).encrypt(NONCE, dek, new_aad)
-    made = FORMAT + salt + _expand(new, salt, USE_AS_COMMITMENT) + ciphertext
+    made = wrap_dek(dek, new, new_aad)
     assert _open(made, new, new_aad) == dek
     return made
+
+
+def wrap_dek(dek: bytes, under: bytes, aad: bytes) -> bytes:
+    """Wrap a DEK as `nexus.keys.wrap` does, with keys that nothing protects."""
+    salt = os.urandom(SALT_SIZE)
+    ciphertext = ChaCha20Poly1305(_expand(under, salt, USE_AS_KEY)).encrypt(NONCE, dek, aad)
+    return FORMAT + salt + _expand(under, salt, USE_AS_COMMITMENT) + ciphertext
 
 
 def _open(wrap: bytes, under: bytes, aad: bytes) -> bytes:
