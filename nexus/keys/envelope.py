@@ -7,13 +7,14 @@ bound to the KEK, so that a re-wrap leaves it alone.
 """
 
 import os
+import struct
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from common.errors import DecryptionError
-from common.forms.codec import fields, u64
+from common.forms.codec import fields
 from common.keys.protected import random_into
 from nexus.keys.keyring import Keyring
 from nexus.keys.wrap import KEY_SIZE
@@ -23,6 +24,10 @@ DEK_ID_SIZE = 16
 
 # Safe because a DEK is random, made for one version, and encrypts once. Unsafe as soon as a DEK seals a second value.
 _NONCE = bytes(12)
+
+_PURPOSE = fields(b"shardhold-value-v1")
+_pack_size = struct.Struct(">I").pack
+_pack_version = struct.Struct(">IQI").pack  # with its own size before it, and that of the DEK's id after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +41,7 @@ class Place:
 
     def bind(self, dek_id: bytes) -> bytes:
         """Encode the place together with the DEK's id, as associated data."""
-        return fields(
-            b"shardhold-value-v1", self.cluster_id, self.path.encode(), self.incarnation, u64(self.version), dek_id
-        )
+        return bind_place(self.cluster_id, self.path, self.incarnation, self.version, dek_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,15 @@ class SealedValue:
     dek_id: bytes  # 16 bytes
     wrapped_dek: bytes
     value: bytes
+
+
+def bind_place(cluster_id: bytes, path: str, incarnation: bytes, version: int, dek_id: bytes) -> bytes:
+    """Encode a place as `Place.bind` does; *version* is from 0 to 2**64 - 1."""
+    # `fields` of the five, put together by hand: it takes twice as long, and every call waits for it.
+    name = path.encode()
+    size, name_size, incarnation_size = _pack_size(len(cluster_id)), _pack_size(len(name)), _pack_size(len(incarnation))
+    version_part = _pack_version(8, version, len(dek_id))
+    return b"".join((_PURPOSE, size, cluster_id, name_size, name, incarnation_size, incarnation, version_part, dek_id))
 
 
 def seal_value(body: bytes, place: Place, keyring: Keyring) -> SealedValue:

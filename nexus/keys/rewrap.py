@@ -5,7 +5,7 @@
    machine is at fault and not the row: that is a bare `IntegrityError`.
 3. Lean: DEKs and their copies are in one protected buffer for a whole batch. The keys of their wraps are not: each of
    them opens a single DEK, so they are outside the promise of protected memory. The end of a batch overwrites what the
-   last calls left on the C stack.
+   last calls left on the C stack. Salts come from the kernel for many wraps at once.
 """
 
 import hmac
@@ -20,24 +20,26 @@ from common.errors import CorruptRowError, DecryptionError, IntegrityError
 from common.keys.aead import TAG_SIZE
 from common.keys.protected import random_into, wipe_bytes
 from nexus.keys import envelope
-from nexus.keys.envelope import DEK_ID_SIZE, Place
+from nexus.keys.envelope import DEK_ID_SIZE, bind_place
 from nexus.keys.keyring import Keyring, bind_kek
 from nexus.keys.wrap import (
     FORMAT,
     KEY_SIZE,
     NONCE,
     SALT_SIZE,
+    USE_AS_COMMITMENT,
     USE_AS_KEY,
     WRAP_SIZE,
     describe_use,
-    make_commitment,
     unwrap_key,
     wrap_key,
 )
 from nexus.store.rewrapping import Reseal, Rewrap, WrappedRow
 
+_KEY_BLOCK, _COMMITMENT_BLOCK = USE_AS_KEY + b"\x01", USE_AS_COMMITMENT + b"\x01"  # the first of HKDF-Expand
 _COMMITMENT_AT: Final = len(FORMAT) + SALT_SIZE
 _CIPHERTEXT_AT: Final = WRAP_SIZE - KEY_SIZE - TAG_SIZE
+_SALTS: Final = 64  # that one call of the kernel gives: it takes as long as the cryptography of a few
 
 
 class Rewrapper:
@@ -49,6 +51,7 @@ class Rewrapper:
         self._kek_id = keyring.current_id
         self._buffer = keyring.memory.allocate(2 * KEY_SIZE)
         self._dek, self._again = self._buffer.view[:KEY_SIZE], self._buffer.view[KEY_SIZE:]
+        self._salts: list[bytes] = []  # each is taken out for its one wrap
 
     def __enter__(self) -> Self:
         return self
@@ -71,19 +74,18 @@ class Rewrapper:
             CorruptRowError, DecryptionError: The version does not open (rule 2).
             IntegrityError: What was made does not.
         """
-        place = self._place(row).bind(row.dek_id)
+        place = self._bind(row, row.dek_id)
         self._open_row(row, place)
         return Rewrap(row, self._kek_id, self._wrap(place))
 
     def reseal(self, row: WrappedRow, value: bytes) -> Reseal:
         """Seal a version, whose ciphertext is *value*, under a new DEK; raises as `rewrap`."""
-        place = self._place(row)
-        old = place.bind(row.dek_id)
+        old = self._bind(row, row.dek_id)
         self._open_row(row, old)
         body = _decrypt(self._dek, value, old)
         try:
             dek_id = os.urandom(DEK_ID_SIZE)
-            new = place.bind(dek_id)
+            new = self._bind(row, dek_id)
             random_into(self._dek)
             # Safe with a fixed nonce for the reason that `nexus.keys.envelope` gives: this DEK seals nothing else.
             sealed = envelope.FORMAT + AESGCM(self._dek).encrypt(NONCE, body, new)
@@ -93,12 +95,13 @@ class Rewrapper:
             wipe_bytes(body)
         return Reseal(row, self._kek_id, dek_id, wrapped, sealed)
 
-    def _place(self, row: WrappedRow) -> Place:
+    def _bind(self, row: WrappedRow, dek_id: bytes) -> bytes:
         if row.version < 0:
             raise CorruptRowError("row has a version that nothing comes to by counting")
-        if any("\udc80" <= character <= "\udcff" for character in row.path):
-            raise CorruptRowError("row has a path that does not decode")
-        return Place(self._cluster_id, row.path, row.incarnation, row.version)
+        try:
+            return bind_place(self._cluster_id, row.path, row.incarnation, row.version, dek_id)
+        except UnicodeEncodeError as exc:  # the path has surrogates
+            raise CorruptRowError("row has a path that does not decode") from exc
 
     def _open_row(self, row: WrappedRow, place: bytes) -> None:
         under = self._keyring.find_kek(row.kek_id)
@@ -108,21 +111,21 @@ class Rewrapper:
         """As `nexus.keys.wrap.unwrap_key`, but *into* may hold anything after a failure."""
         if len(wrap) != WRAP_SIZE or not wrap.startswith(FORMAT):
             raise DecryptionError(f"wrap is {len(wrap)} bytes of format {wrap[:2].hex()}, want {WRAP_SIZE}")
-        salt = wrap[len(FORMAT) : _COMMITMENT_AT]
-        if not hmac.compare_digest(wrap[_COMMITMENT_AT:_CIPHERTEXT_AT], make_commitment(under, salt)):
+        key, commitment = _derive(under, wrap[len(FORMAT) : _COMMITMENT_AT])
+        if not hmac.compare_digest(wrap[_COMMITMENT_AT:_CIPHERTEXT_AT], commitment):
             raise DecryptionError("wrap is under another key")
         try:
-            ChaCha20Poly1305(_derive(under, salt)).decrypt_into(NONCE, wrap[_CIPHERTEXT_AT:], aad, into)
+            ChaCha20Poly1305(key).decrypt_into(NONCE, wrap[_CIPHERTEXT_AT:], aad, into)
         except InvalidTag as exc:
             raise DecryptionError("wrap does not open at this place") from exc
 
     def _wrap(self, place: bytes) -> bytes:
         """Wrap the DEK that is in the buffer under the current KEK, open the wrap again, and compare (rule 1)."""
-        under, salt = self._keyring.find_kek(self._kek_id), os.urandom(SALT_SIZE)
+        under, salt = self._keyring.find_kek(self._kek_id), self._take_salt()
+        key, commitment = _derive(under, salt)
         aad = bind_kek(place, self._kek_id)
         # Safe with a fixed nonce: the key of a wrap comes from a salt of its own.
-        ciphertext = ChaCha20Poly1305(_derive(under, salt)).encrypt(NONCE, self._dek, aad)
-        wrap = FORMAT + salt + make_commitment(under, salt) + ciphertext
+        wrap = FORMAT + salt + commitment + ChaCha20Poly1305(key).encrypt(NONCE, self._dek, aad)
         try:
             self._open(wrap, self._keyring.find_kek(self._kek_id), aad, self._again)
         except DecryptionError as exc:
@@ -130,6 +133,12 @@ class Rewrapper:
         if not hmac.compare_digest(self._again, self._dek):
             raise IntegrityError("a new wrap opens to another key")
         return wrap
+
+    def _take_salt(self) -> bytes:
+        if not self._salts:
+            drawn = os.urandom(_SALTS * SALT_SIZE)
+            self._salts = [drawn[at : at + SALT_SIZE] for at in range(0, len(drawn), SALT_SIZE)]
+        return self._salts.pop()
 
     def _compare(self, sealed: bytes, aad: bytes, body: bytearray) -> None:
         """Open a new value with the DEK that its wrap gave back, and compare (rule 1)."""
@@ -143,9 +152,10 @@ class Rewrapper:
             raise IntegrityError("a new value opens to another one")
 
 
-def _derive(under: memoryview, salt: bytes) -> bytes:
-    """Return the key of a wrap, as `common.keys.derive.expand` makes it, without its care (rule 3)."""
-    return hmac.digest(under, describe_use(salt, USE_AS_KEY) + b"\x01", "sha256")
+def _derive(under: memoryview, salt: bytes) -> tuple[bytes, bytes]:
+    """Return key and commitment of a wrap, as `nexus.keys.wrap` makes them, without the care for the key (rule 3)."""
+    info = describe_use(salt, b"")
+    return hmac.digest(under, info + _KEY_BLOCK, "sha256"), hmac.digest(under, info + _COMMITMENT_BLOCK, "sha256")
 
 
 def _decrypt(dek: memoryview, value: bytes, aad: bytes) -> bytearray:

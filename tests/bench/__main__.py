@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import against, machine, other, policies, reads, rewrap, sizes, starts, writes
+from tests.bench import against, machine, many_rows, other, policies, reads, rewrap, rotating, sizes, starts, writes
 from tests.bench.against import COMPARES
 from tests.bench.row import Row
 from tests.bench.stage import Pace, Stage, staged
@@ -30,6 +30,8 @@ MEASURES: Mapping[str, Measure] = {
     "put": writes.put_secret,
     "writers": writes.many_writers,
     "rewrap": rewrap.rewrap,
+    "rows": many_rows.many_rows,
+    "rotating": rotating.rotating,
     "recovery": starts.recovery,
     "refill": starts.refill,
     "memory": sizes.resident,
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"only these: {' '.join(MEASURES)}")
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--quick", action="store_true", help="short rounds, under a minute")
-    pace.add_argument("--long", action="store_true", help="long rounds, and 100,000 calls for resident memory")
+    pace.add_argument("--long", action="store_true", help="long rounds, 100,000 calls, a million rows for the job")
     parser.add_argument(
         "--against", metavar="COMMIT", help=f"compare with the program of COMMIT instead; rows: {' '.join(COMPARES)}"
     )
@@ -79,9 +81,9 @@ def run(measures: Mapping[str, Measure], pace: Pace, about: str = "") -> None:
 
 def _choose_pace(*, quick: bool, long: bool) -> Pace:
     if quick:
-        return Pace(seconds=0.3, calls=5_000)
+        return Pace(seconds=0.3, calls=5_000, rows=10_000)
     if long:
-        return Pace(rounds=9, seconds=3.0, calls=100_000)
+        return Pace(rounds=9, seconds=3.0, calls=100_000, rows=1_000_000)
     return Pace()
 
 

@@ -31,6 +31,7 @@ class Load:
     per_s: float
     cpu_us: float  # of the server, for each call
     p50_us: float  # of one call, as its caller sees it
+    p99_us: float
     busy: float  # share of its core that the server used
 
 
@@ -64,6 +65,7 @@ class Driver:
             per_s=report.calls / report.seconds,
             cpu_us=used / report.calls * 1e6,
             p50_us=report.p50_us,
+            p99_us=report.p99_us,
             busy=used / report.seconds,
         )
 

@@ -28,6 +28,7 @@ class Pace:
     rounds: int = 5
     seconds: float = 1.5  # of one side of one round under load
     calls: int = 20_000  # over which resident memory is watched
+    rows: int = 20_000  # that the keyring job brings in one pass
 
 
 class Stage:

@@ -50,16 +50,15 @@ class Rewrapping:
         Raises:
             ConflictError: Other keys serve by now.
         """
-        batch, size = Batch(), 0
+        batch = Batch()
         with self._lifecycle.borrow() as serving:
             if serving is not look.serving or serving.keyring.current_id != look.facts.kek_id:
                 raise ConflictError("the keys were replaced meanwhile")
             with Rewrapper(serving.keyring, serving.cluster_id) as rewrapper:
-                for row in rows:
-                    if size >= _MAX_VALUES:
-                        break
-                    size += self._bring(rewrapper, row, batch, renews_deks=renews_deks)
-                    batch.tried += 1
+                if renews_deks:
+                    self._reseal(rewrapper, rows, batch)
+                else:
+                    _rewrap(rewrapper, rows, batch)
         return batch
 
     def write(self, look: Look, batch: Batch) -> int:
@@ -81,21 +80,20 @@ class Rewrapping:
             log.error("versions do not open, and are in quarantine", count=count, first_kek=row.kek_id, first_why=why)
         return count
 
-    def _bring(self, rewrapper: Rewrapper, row: WrappedRow, batch: Batch, *, renews_deks: bool) -> int:
-        """Make what one row needs; return how many bytes of value that is."""
-        try:
-            if not renews_deks:
-                batch.rewraps.append(rewrapper.rewrap(row))
-                return 0
-            with self._store.read() as reader:
-                value = reader.load_value(row)
-            if value is None:  # overwritten or deleted since
-                return 0
-            batch.reseals.append(rewrapper.reseal(row, value))
-            return len(value)
-        except (DecryptionError, CorruptRowError) as exc:
-            batch.bad.append((row, str(exc)))
-            return 0
+    def _reseal(self, rewrapper: Rewrapper, rows: Sequence[WrappedRow], batch: Batch) -> None:
+        size = 0
+        for row in rows:
+            if size >= _MAX_VALUES:
+                break
+            batch.tried += 1
+            try:
+                with self._store.read() as reader:
+                    value = reader.load_value(row)
+                if value is not None:  # else overwritten or deleted since
+                    batch.reseals.append(rewrapper.reseal(row, value))
+                    size += len(value)
+            except (DecryptionError, CorruptRowError) as exc:
+                batch.bad.append((row, str(exc)))
 
     def _replace(self, writer: Writer, look: Look, batch: Batch) -> None:
         self._check(writer, look)
@@ -113,3 +111,12 @@ class Rewrapping:
         look.serving.floor.check_basis(writer.basis)
         if self._lifecycle.find_serving() is not look.serving:
             raise RecoveringError("the keys of this change were withdrawn meanwhile")
+
+
+def _rewrap(rewrapper: Rewrapper, rows: Sequence[WrappedRow], batch: Batch) -> None:
+    for row in rows:
+        try:
+            batch.rewraps.append(rewrapper.rewrap(row))
+        except (DecryptionError, CorruptRowError) as exc:
+            batch.bad.append((row, str(exc)))
+    batch.tried = len(rows)

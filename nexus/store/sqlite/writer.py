@@ -1,7 +1,7 @@
 """One change to the SQLite store, inside a savepoint that its caller opens and closes."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from common.errors import ConflictError, StoreUnavailableError
@@ -142,12 +142,12 @@ class SqliteWriter(SqliteReader):
 
     def rewrap(self, rows: Sequence[Rewrap], *, epoch: int) -> int:
         self._check_job(epoch, rows)
-        return self._change_many(_REWRAP, [(row.kek_id, row.wrapped_dek, *_find_by(row.before)) for row in rows])
+        return self._change_many(_REWRAP, ((kek_id, wrap, *_find_by(before)) for before, kek_id, wrap in rows))
 
     def reseal(self, rows: Sequence[Reseal], *, epoch: int) -> int:
         self._check_job(epoch, rows)
-        sealed = ((row.kek_id, row.dek_id, row.wrapped_dek, row.value, *_find_by(row.before)) for row in rows)
-        return self._change_many(_RESEAL, list(sealed))
+        sealed = ((kek_id, dek_id, wrap, value, *_find_by(before)) for before, kek_id, dek_id, wrap, value in rows)
+        return self._change_many(_RESEAL, sealed)
 
     def quarantine(self, row: WrappedRow, *, reason: str, found_at: int) -> bool:
         return self._change(_QUARANTINE, reason, found_at, *_find_by(row)) > 0
@@ -191,8 +191,8 @@ class SqliteWriter(SqliteReader):
     def _check_job(self, epoch: int, rows: Sequence[Rewrap | Reseal]) -> None:
         if self.basis.epoch != epoch:
             raise ConflictError(f"store is at epoch {self.basis.epoch}, want {epoch}")
-        for row in rows:
-            self._check_kek(row.kek_id)
+        for kek_id in {row.kek_id for row in rows}:
+            self._check_kek(kek_id)
 
     def _check_kek(self, kek_id: int) -> None:
         current = self.basis.kek_id
@@ -203,11 +203,11 @@ class SqliteWriter(SqliteReader):
         """Return the number of rows changed."""
         return self._run(self._cursor.execute, sql, parameters)
 
-    def _change_many(self, sql: str, parameters: Sequence[tuple[object, ...]]) -> int:
+    def _change_many(self, sql: str, parameters: Iterable[tuple[object, ...]]) -> int:
         """Return the number of rows changed by all of them."""
         return self._run(self._cursor.executemany, sql, parameters)
 
-    def _run(self, execute: Callable[[str, Any], sqlite3.Cursor], sql: str, parameters: Sequence[Any]) -> int:
+    def _run(self, execute: Callable[[str, Any], sqlite3.Cursor], sql: str, parameters: Iterable[Any]) -> int:
         if self._failure is not None:
             raise StoreUnavailableError("change goes on after a statement of it failed") from self._failure
         try:

@@ -1,6 +1,5 @@
 """What the keyring job makes of one version, beside the way that the vault seals and opens it."""
 
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -86,7 +85,7 @@ def test_a_row_that_is_not_as_it_was_sealed_does_not_open(
 ) -> None:
     """The row is at fault, and the next one is as good as before."""
     row, value = seal_old(keyring, b"value")
-    damaged = dataclasses.replace(row, **change)  # type: ignore[arg-type]
+    damaged = row._replace(**change)  # type: ignore[arg-type]
     with pytest.raises(DecryptionError):
         rewrapper.rewrap(damaged)
     with pytest.raises(DecryptionError):
@@ -98,7 +97,7 @@ def test_a_kek_that_is_not_there_is_named(keyring: Keyring, rewrapper: Rewrapper
     """The row is at fault here as well."""
     row, _ = seal_old(keyring, b"value")
     with pytest.raises(CorruptRowError, match="row names KEK 7"):
-        rewrapper.rewrap(dataclasses.replace(row, kek_id=7))
+        rewrapper.rewrap(row._replace(kek_id=7))
 
 
 class WrongTwice:

@@ -1,6 +1,5 @@
 """The keyring job: every row comes to the current KEK, and the older one goes."""
 
-import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -251,7 +250,7 @@ def test_a_row_that_somebody_else_was_first_at_is_as_they_left_it(rekeyed: Rekey
     rekeyed.store.at_write = disturb
     rekeyed.step()
     assert rekeyed.store.at_write is None
-    assert rekeyed.rows[name_path(2)] == dataclasses.replace(rewrapped, kek_id=NEW, wrapped_dek=b"somebody else's")
+    assert rekeyed.rows[name_path(2)] == rewrapped._replace(kek_id=NEW, wrapped_dek=b"somebody else's")
     assert (rekeyed.get(0), rekeyed.get(1)) == (b"made anew", b"second")
     assert rekeyed.keks_of_rows == {NEW: 12}
 
