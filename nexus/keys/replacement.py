@@ -26,37 +26,19 @@ from nexus.keys.opened import OtherSets, PolicyView, Serving, find_renewal, load
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.evidence import NewKey, Staged
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.record import Numbers
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.operation.replacing import replace_at_once
 from nexus.keys.operation.schedule import note_people
 from nexus.keys.operation.staging import next_numbers
 from nexus.keys.outbox import WriteEntry
-from nexus.keys.records import EscrowRecord, SetState
+from nexus.keys.records import SetState
 from nexus.keys.ruled_change import load_facts
 from nexus.keys.shard_set import Member, ShardSet, draw_set
-from nexus.keys.succession import describe_key, find_recovery_key, make_key, seal_to_custodians, sign_link
-from nexus.keys.successor import StagedKey, Successor
+from nexus.keys.succession import KeyPlan, MadeKey, describe_key, make_key, plan_key, seal_to_custodians, sign_link
+from nexus.keys.successor import Successor
 from nexus.store.protocol import Meta, Reader, Store, Writer
 
 _NOTHING: Mapping[Key, bytes] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPlan:
-    """What a new root key is made by; nothing of it is secret."""
-
-    numbers: Numbers
-    cluster_id: bytes
-    recovery_key: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class MadeKey:
-    """A new root key, and what was sealed to the custodians. Owns the key."""
-
-    staged: StagedKey
-    escrow: EscrowRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +112,8 @@ class SetReplacement:
         Raises:
             CorruptRowError: The manifest does not verify, or a new root key would have no way back.
         """
-        recovery_key = find_recovery_key(serving)
         with self.store.read() as reader:
-            facts = _load_edited(reader, serving, edit)
-        return KeyPlan(next_numbers(facts, renews_key=True), serving.cluster_id, recovery_key)
+            return plan_key(serving, _load_edited(reader, serving, edit))
 
     def make_key(self, plan: KeyPlan) -> MadeKey:
         """Make the new root key, which the caller owns; to be called without a lock (rule 5).
@@ -142,13 +122,8 @@ class SetReplacement:
             CorruptRowError: No key can have these numbers.
             UnavailableError: It could not be sealed to the custodians.
         """
-        staged = make_key(plan.numbers, plan.cluster_id, self.memory)
-        try:
-            with around("accept.escrow"):
-                return MadeKey(staged, seal_to_custodians(staged.root_key, plan.recovery_key))
-        except BaseException:
-            staged.release()
-            raise
+        with around("accept.escrow"):
+            return seal_to_custodians(make_key(plan, self.memory), plan)
 
     def _draw(
         self,
@@ -234,5 +209,5 @@ def _load_edited(reader: Reader, serving: Serving, edit: Callable[[Meta], Meta])
 
 
 def _describe(key: MadeKey, serving: Serving, facts: Facts, *, revision: int) -> NewKey:
-    described = describe_key(serving, facts, key.staged, key.escrow)
+    described = describe_key(serving, facts, key)
     return replace(described, link=sign_link(described.link, serving, facts.meta, revision=revision))

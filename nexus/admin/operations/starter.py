@@ -25,16 +25,24 @@ from nexus.keys.operation.dead_sets import give_up
 from nexus.keys.operation.evidence import Order, Preflight, Staged
 from nexus.keys.operation.facts import Facts
 from nexus.keys.operation.preflight import Check, check_all, find_refusals
-from nexus.keys.operation.record import Depth, Driver, Numbers, OperationRecord
+from nexus.keys.operation.record import Depth, Driver, OperationRecord
 from nexus.keys.operation.refusal import Reason, Refused
 from nexus.keys.operation.staging import next_numbers
 from nexus.keys.outbox import WriteEntry, append_entry
-from nexus.keys.records import EscrowRecord, SetState
+from nexus.keys.records import SetState
 from nexus.keys.root_key import RootKey
 from nexus.keys.ruled_change import commit_rule, load_facts
 from nexus.keys.shard_set import Member, ShardSet, draw_set
-from nexus.keys.succession import describe_key, find_recovery_key, is_escrow_possible, make_key, seal_to_custodians
-from nexus.keys.successor import StagedKey, Successor
+from nexus.keys.succession import (
+    KeyPlan,
+    MadeKey,
+    describe_key,
+    is_escrow_possible,
+    make_key,
+    plan_key,
+    seal_to_custodians,
+)
+from nexus.keys.successor import Successor
 from nexus.keys.verified_backup import find_backup
 from nexus.lifecycle.renewal import is_due
 from nexus.lifecycle.warden import Warden
@@ -99,7 +107,7 @@ class Starter:
             UnavailableError: The new root key could not be sealed to the custodians.
             StoreUnavailableError: Not committed, or nobody knows.
         """
-        key: _MadeKey | None = None
+        key: MadeKey | None = None
         if beginning.order.depth.renews_key:
             key = self._make_key()
         try:
@@ -137,25 +145,19 @@ class Starter:
 
         self.begin(beginning, preflight, write_entry)
 
-    def _make_key(self) -> "_MadeKey":
+    def _make_key(self) -> MadeKey:
         with around("prepare.key"):
-            numbers, cluster_id, recovery_key = self._warden.change(self._plan_key)
-            staged = make_key(numbers, cluster_id, self._memory)
-        try:
-            with around("prepare.escrow"):
-                return _MadeKey(staged, seal_to_custodians(staged.root_key, recovery_key))
-        except BaseException:
-            staged.release()
-            raise
+            plan = self._warden.change(self._plan_key)
+        with around("prepare.escrow"):
+            return seal_to_custodians(make_key(plan, self._memory), plan)
 
     def _load_standing(self, serving: Serving) -> tuple[Facts, bool]:
         if is_due(serving):
             raise RecoveringError("rows of an older program are about to be replaced: try again in a moment")
         return self._load_facts(serving), is_escrow_possible(serving)
 
-    def _plan_key(self, serving: Serving) -> tuple[Numbers, bytes, bytes]:
-        numbers = next_numbers(self._load_facts(serving), renews_key=True)
-        return numbers, serving.cluster_id, find_recovery_key(serving)
+    def _plan_key(self, serving: Serving) -> KeyPlan:
+        return plan_key(serving, self._load_facts(serving))
 
     def _load_facts(self, serving: Serving) -> Facts:
         with self._store.read() as reader:
@@ -167,13 +169,13 @@ class Starter:
         beginning: Beginning,
         preflight: Preflight,
         write_entry: WriteEntry,
-        key: "_MadeKey | None",
+        key: MadeKey | None,
     ) -> bool:
         """Draw the new set and commit it as pending, with *serving* having what follows it; False: it has begun."""
         facts = self._load_facts(serving)
         if find_begun(facts, beginning.operation_id) is not None:
             return False  # the same call, made twice at once
-        new_key = None if key is None else describe_key(serving, facts, key.staged, key.escrow)
+        new_key = None if key is None else describe_key(serving, facts, key)
         successor = Successor(self._draw(serving, facts, beginning, key), None if key is None else key.staged)
 
         def rule(facts: Facts, _: int) -> Change | Refused:
@@ -193,7 +195,7 @@ class Starter:
             raise
         return True
 
-    def _draw(self, serving: Serving, facts: Facts, beginning: Beginning, key: "_MadeKey | None") -> ShardSet:
+    def _draw(self, serving: Serving, facts: Facts, beginning: Beginning, key: MadeKey | None) -> ShardSet:
         root_key = serving.root_key if key is None else key.staged.root_key
         record, points = draw_set(
             root_key.view,
@@ -212,12 +214,6 @@ class Starter:
     @property
     def _now(self) -> int:
         return to_micros(self._clock.now())
-
-
-@dataclass(frozen=True, slots=True)
-class _MadeKey:
-    staged: StagedKey
-    escrow: EscrowRecord
 
 
 def find_begun(facts: Facts, operation_id: bytes) -> OperationRecord | None:
@@ -250,6 +246,6 @@ def _check_joining(joining: Sequence[Member], preflight: Preflight) -> Iterator[
         yield Check("joining keepers", found, Reason.KEEPERS_SHORT if silent else None)
 
 
-def _release(key: _MadeKey | None) -> None:
+def _release(key: MadeKey | None) -> None:
     if key is not None:
         key.staged.release()

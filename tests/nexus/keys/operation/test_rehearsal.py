@@ -28,7 +28,7 @@ from nexus.keys.outbox import append_entry, is_authentic_row
 from nexus.keys.root_key import RootKey
 from nexus.keys.ruled_change import rehearse
 from nexus.keys.shard_set import draw_set
-from nexus.keys.succession import describe_key, make_key, sign_link
+from nexus.keys.succession import KeyPlan, MadeKey, describe_key, make_key, sign_link
 from nexus.store.protocol import Writer
 from tests.nexus.cluster import NO_RECOVERY, FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.keys.operation.made import DRIVER, NOW, OPERATION_ID, make_order, make_preflight
@@ -64,7 +64,7 @@ class Rotation:
     def stage(self, numbers: Numbers) -> Staged:
         """Make a new key, and draw its set."""
         cluster = self.cluster
-        made = make_key(numbers, cluster.cluster_id, cluster.memory)
+        made = make_key(KeyPlan(numbers, cluster.cluster_id, NO_RECOVERY.public_key), cluster.memory)
         self.new = bytes(made.root_key.view)
         record, points = draw_set(
             made.root_key.view,
@@ -80,7 +80,9 @@ class Rotation:
         self.points = [bytes(point.view) for point in points]
         for point in points:
             point.release()
-        described = describe_key(self.serving, self.facts, made, make_first_escrow(NO_RECOVERY.public_key, b"sealed"))
+        described = describe_key(
+            self.serving, self.facts, MadeKey(made, make_first_escrow(NO_RECOVERY.public_key, b"sealed"))
+        )
         self.link = described.link
         made.release()
         return Staged(record, numbers.kek_id, described)
@@ -209,7 +211,7 @@ def test_an_accepted_store_has_a_new_generation_at_once(rotation: Rotation) -> N
 
 def test_a_new_kek_is_current_once_it_is_taken_over(memory: ProtectedMemory) -> None:
     """The KEKs of before stay."""
-    staged = make_key(Numbers(1, 1, 9), bytes(16), memory)
+    staged = make_key(KeyPlan(Numbers(1, 1, 9), bytes(16), b""), memory)
     root_key = staged.root_key
     old, new = Keyring(memory), Keyring(memory)
     old.make_kek(2, root_key)
