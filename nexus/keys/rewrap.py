@@ -10,6 +10,7 @@
 
 import hmac
 import os
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Self
 
@@ -37,7 +38,8 @@ from nexus.keys.wrap import (
 from nexus.store.rewrapping import Reseal, Rewrap, WrappedRow
 
 _KEY_BLOCK, _COMMITMENT_BLOCK = USE_AS_KEY + b"\x01", USE_AS_COMMITMENT + b"\x01"  # the first of HKDF-Expand
-_COMMITMENT_AT: Final = len(FORMAT) + SALT_SIZE
+_SALT_AT: Final = len(FORMAT)
+_COMMITMENT_AT: Final = _SALT_AT + SALT_SIZE
 _CIPHERTEXT_AT: Final = WRAP_SIZE - KEY_SIZE - TAG_SIZE
 _SALTS: Final = 64  # that one call of the kernel gives: it takes as long as the cryptography of a few
 
@@ -51,7 +53,7 @@ class Rewrapper:
         self._kek_id = keyring.current_id
         self._buffer = keyring.memory.allocate(2 * KEY_SIZE)
         self._dek, self._again = self._buffer.view[:KEY_SIZE], self._buffer.view[KEY_SIZE:]
-        self._salts: list[bytes] = []  # each is taken out for its one wrap
+        self._salts = _draw_salts()
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +113,7 @@ class Rewrapper:
         """As `nexus.keys.wrap.unwrap_key`, but *into* may hold anything after a failure."""
         if len(wrap) != WRAP_SIZE or not wrap.startswith(FORMAT):
             raise DecryptionError(f"wrap is {len(wrap)} bytes of format {wrap[:2].hex()}, want {WRAP_SIZE}")
-        key, commitment = _derive(under, wrap[len(FORMAT) : _COMMITMENT_AT])
+        key, commitment = _derive(under, wrap[_SALT_AT:_COMMITMENT_AT])
         if not hmac.compare_digest(wrap[_COMMITMENT_AT:_CIPHERTEXT_AT], commitment):
             raise DecryptionError("wrap is under another key")
         try:
@@ -121,7 +123,7 @@ class Rewrapper:
 
     def _wrap(self, place: bytes) -> bytes:
         """Wrap the DEK that is in the buffer under the current KEK, open the wrap again, and compare (rule 1)."""
-        under, salt = self._keyring.find_kek(self._kek_id), self._take_salt()
+        under, salt = self._keyring.find_kek(self._kek_id), next(self._salts)
         key, commitment = _derive(under, salt)
         aad = bind_kek(place, self._kek_id)
         # Safe with a fixed nonce: the key of a wrap comes from a salt of its own.
@@ -134,12 +136,6 @@ class Rewrapper:
             raise IntegrityError("a new wrap opens to another key")
         return wrap
 
-    def _take_salt(self) -> bytes:
-        if not self._salts:
-            drawn = os.urandom(_SALTS * SALT_SIZE)
-            self._salts = [drawn[at : at + SALT_SIZE] for at in range(0, len(drawn), SALT_SIZE)]
-        return self._salts.pop()
-
     def _compare(self, sealed: bytes, aad: bytes, body: bytearray) -> None:
         """Open a new value with the DEK that its wrap gave back, and compare (rule 1)."""
         try:
@@ -150,6 +146,13 @@ class Rewrapper:
         wipe_bytes(again)
         if not is_same:
             raise IntegrityError("a new value opens to another one")
+
+
+def _draw_salts() -> Iterator[bytes]:
+    while True:
+        drawn = os.urandom(_SALTS * SALT_SIZE)
+        for at in range(0, len(drawn), SALT_SIZE):
+            yield drawn[at : at + SALT_SIZE]
 
 
 def _derive(under: memoryview, salt: bytes) -> tuple[bytes, bytes]:

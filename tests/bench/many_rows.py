@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 
+from nexus.admin.operations.pace import BATCH
 from nexus.keys.envelope import bind_place
 from nexus.keys.keyring import bind_kek
 from tests.bench.machine import SERVER_CORE, on_core, resident_mb
-from tests.bench.rewrap import BATCH, opened, wrap_dek
+from tests.bench.rewrap import opened, wrap_dek
 from tests.bench.rounds import Spread
 from tests.bench.row import Row, Target, at_least, megabytes, per_second
 from tests.bench.sizes import FLAT

@@ -16,6 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from common.keys.protected import Level, ProtectedMemory
+from nexus.admin.operations.pace import BATCH
 from nexus.keys.envelope import Place
 from nexus.keys.keyring import bind_kek
 from nexus.keys.wrap import FORMAT, NONCE, SALT_SIZE, USE_AS_COMMITMENT, USE_AS_KEY, describe_use
@@ -30,8 +31,7 @@ from tests.nexus.admin.operations.rekeyed import NEW, OLD, Rekeyed, make_rekeyed
 from tests.nexus.failing_store import FailingStore
 
 ROWS = 4_000  # of one round
-BATCH = 100  # as the job's
-CHUNK = 5  # batches of one side before it is the other's turn: so short that other work meets both alike
+CHUNK = 4  # batches of one side before it is the other's turn: so short that other work meets both alike
 _LIST = """
     SELECT v.id, v.path, v.incarnation, v.version, v.kek_id, v.dek_id, v.wrapped_dek FROM versions AS v
     WHERE v.kek_id = ? AND v.id > ? AND NOT EXISTS (

@@ -142,11 +142,11 @@ class SqliteWriter(SqliteReader):
 
     def rewrap(self, rows: Sequence[Rewrap], *, epoch: int) -> int:
         self._check_job(epoch, rows)
-        return self._change_many(_REWRAP, ((kek_id, wrap, *_find_by(before)) for before, kek_id, wrap in rows))
+        return self._change_many(_REWRAP, ((row.kek_id, row.wrapped_dek, *_find_by(row.before)) for row in rows))
 
     def reseal(self, rows: Sequence[Reseal], *, epoch: int) -> int:
         self._check_job(epoch, rows)
-        sealed = ((kek_id, dek_id, wrap, value, *_find_by(before)) for before, kek_id, dek_id, wrap, value in rows)
+        sealed = ((row.kek_id, row.dek_id, row.wrapped_dek, row.value, *_find_by(row.before)) for row in rows)
         return self._change_many(_RESEAL, sealed)
 
     def quarantine(self, row: WrappedRow, *, reason: str, found_at: int) -> bool:
