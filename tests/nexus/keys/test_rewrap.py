@@ -167,3 +167,10 @@ def test_a_forgotten_kek_is_wiped(keyring: Keyring) -> None:
         bytes(view)
     with pytest.raises(Exception, match="KEK 3 is current"):
         keyring.forget_kek(3)
+
+
+def test_no_salt_is_used_twice(keyring: Keyring, rewrapper: Rewrapper) -> None:
+    """Not even once the salts of one call of the kernel are used up: with a fixed nonce the key must be another one."""
+    row, _ = seal_old(keyring, b"value")
+    salts = [rewrapper.rewrap(row).wrapped_dek[2:18] for _ in range(200)]
+    assert len(set(salts)) == 200
