@@ -4,6 +4,7 @@
 takes every one, for an hour and more.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,10 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
+from grpc import RpcError, StatusCode
 
 from pilot.errors import PilotError
+from shardhold.v1 import root_pb2 as pb
+from tests.cluster.operations import Operations
 from tests.cluster.strace import Injection
 from tests.cluster.sweep import Cell, Step, Sweep
+from tests.kit.errors import ClusterError
 from tests.kit.refusal import read_outcome
 from tests.kit.seed import make_random
 
@@ -91,6 +96,29 @@ def act_unseal(sweep: Sweep) -> str:
     return outcome.reason or outcome.code.name.replace("OK", "")
 
 
+def act_rotate(sweep: Sweep) -> str:
+    """Replace the root key until nothing of the older one is left; return why that is not said to go on."""
+    operations = Operations(sweep.cluster)
+    outcome = read_outcome(lambda: operations.begin(pb.DEPTH_ROTATE))
+    if outcome.code is not StatusCode.OK:
+        return outcome.reason or outcome.code.name
+    found = pb.GetOperationResponse()
+
+    def is_over() -> bool:
+        nonlocal found
+        if not sweep.is_alive or sweep.says_audit_fails():
+            return True
+        with contextlib.suppress(RpcError):
+            found = operations.look()
+        return not found.HasField("operation") and len(found.keks) == 1
+
+    try:
+        sweep.cluster.wait("nothing of the older key is left, or the nexus is not well", is_over, timeout=15)
+    except ClusterError:
+        return found.operation.waits_for or "rows are under an older KEK"
+    return ""
+
+
 def act_start(sweep: Sweep) -> str:
     """Start it, and wait until it has recovered, or says why it is not well."""
 
@@ -134,6 +162,7 @@ STEPS = {
     "first start": Step(have_nothing, act_first_start, UNBORN, UNBORN, traces_start=True),
     "init": Step(have_uninitialised, act_init, UNBORN | BORN, BORN),
     "put": Step(have_ready, act_put, READY, READY),
+    "rotate": Step(have_ready, act_rotate, READY, READY),
     "export": Step(have_waiting_entries, lambda sweep: "", READY, READY),
     # When the seal cannot be committed, keepers are emptied all the same.
     "seal": Step(have_ready, act_seal, BORN | {"sealed"}, frozenset({"sealed"})),
@@ -141,7 +170,7 @@ STEPS = {
     "recovery": Step(have_killed, act_start, READY, READY, traces_start=True),
     "end": Step(have_waiting_entries, act_end, READY, READY),
 }
-FILLING, SHUTTING = [*STEPS][:4], [*STEPS][4:]  # one test file each, so that both run at once
+FILLING, SHUTTING = [*STEPS][:5], [*STEPS][5:]  # one test file each, so that both run at once
 FAULTS = {
     "kill": ("signal=KILL", ""),
     "EIO once": ("error=EIO", ""),

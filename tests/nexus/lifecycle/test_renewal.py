@@ -9,6 +9,7 @@ import pytest
 
 from common.errors import CorruptRowError
 from common.keys.protected import ProtectedMemory
+from nexus.admin.operations.rotate_plan import RotatePlan
 from nexus.keys.manifest import Key
 from nexus.lifecycle.renewal import is_due, renew_controls
 from nexus.lifecycle.states import State
@@ -71,6 +72,26 @@ def test_an_old_store_is_served_and_renewed(
     assert again.vault.get(SUPERUSER, PATH, 0).fields == {FIELD: VALUE}
     serving = again.lifecycle.require_serving()
     assert (serving.keyring.current_id, serving.chain) == (1, old.cluster.chain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_store_rotates(open_old: OpenOld, start_nexus: StartNexus, wait_until: WaitUntil, name: str) -> None:
+    """Its one KEK goes, its value stays, and keepers bring the new root key back."""
+    old = open_old(name)
+    keepers = old.cluster.keepers()
+    core = start_nexus(keepers, store=old.store)
+    wait_until(lambda: core.states == [State.READY] and is_renewed(core) and core.pool.count_holders() == len(keepers))
+    plan = RotatePlan(is_forced=True, without_backup="drill")
+    core.operations.rotate(SUPERUSER, os.urandom(16), plan, "drill", dry_run=False)
+    core.driver.start()
+    core.job.start()
+    serving = core.lifecycle.require_serving()
+    wait_until(lambda: core.driver.seen_step is None and serving.keyring.list_keks() == [2])
+
+    again = start_nexus(keepers, store=old.store)
+    wait_until(lambda: again.states == [State.READY])
+    assert again.lifecycle.require_serving().root_key.generation == 2
+    assert again.vault.get(SUPERUSER, PATH, 0).fields == {FIELD: VALUE}
 
 
 @pytest.mark.parametrize("name", NAMES)
