@@ -22,6 +22,7 @@ from pilot.dev.identities import SUPERUSER_PATH, Identity
 from shardhold import WorkloadAPI
 from shardhold.channel import PinnedChannel
 from shardhold.v1 import cluster_pb2, policies_pb2
+from tests.cluster.operations import Operations
 from tests.kit.cluster import Cluster, running
 from tests.kit.patience import at_most, patience
 from tests.kit.person import Person
@@ -244,6 +245,7 @@ class Elsewhere:
 def test_a_nexus_that_slept_through_a_seal_fills_no_keeper(store: Tampering) -> None:
     """It wakes with its keys, and believes that it is ready: keepers refuse its epoch, and their marks end ready."""
     cluster = store.cluster
+    Operations(cluster).wait_rest()  # else it goes on with its own changes when it wakes
     cluster.freeze("nexus")
     with Elsewhere(cluster) as elsewhere:
         cluster.wait("the second nexus is ready", elsewhere.is_ready)
