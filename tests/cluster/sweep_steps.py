@@ -22,6 +22,7 @@ from tests.cluster.operations import Operations
 from tests.cluster.strace import Injection
 from tests.cluster.sweep import Cell, Step, Sweep
 from tests.kit.errors import ClusterError
+from tests.kit.patience import patience
 from tests.kit.refusal import read_outcome
 from tests.kit.seed import make_random
 
@@ -108,8 +109,8 @@ def act_rotate(sweep: Sweep) -> str:
         nonlocal found
         if not sweep.is_alive or sweep.says_audit_fails():
             return True
-        with contextlib.suppress(RpcError):
-            found = operations.look()
+        with contextlib.suppress(RpcError):  # it may die now, and nothing waits for it then
+            found = sweep.cluster.superuser.root.GetOperation(pb.GetOperationRequest(), timeout=patience(2))
         return not found.HasField("operation") and len(found.keks) == 1
 
     try:
