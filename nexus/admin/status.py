@@ -27,6 +27,7 @@ from nexus.lifecycle.warden import Warden
 from nexus.store.protocol import Meta, Phase, Reader, Store
 
 _NO_NUMBERS: Mapping[bytes, int] = MappingProxyType({})
+_LOOKS = 3  # at a state that changes meanwhile
 _UNREAD = Meta(Phase.EMPTY, b"", False, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -101,29 +102,35 @@ class Status:
     def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
         """Return the state, and the rest when *caller* is a person with a role."""
         with self._gate.role_call(calls.GET_STATUS, caller):
-            state = self._lifecycle.state
             if caller.role not in PEOPLE:
-                return state, None
-            meta, facts, operation, newer, unread = _UNREAD, None, None, None, []
-            try:
-                with self._store.read() as reader:
-                    meta, facts = reader.load_meta(), self._find_facts(reader)
-                operation = self._find_operation()
-                newer = self._warden.find_newer_mark()
-            except StoreUnavailableError as exc:
-                unread.append(str(exc))
-            view = ClusterView(
-                blocked_by=list(dict.fromkeys(self._warden.list_obstacles() + self._audit.list_obstacles() + unread)),
-                alarms=self._list_alarms(),
-                meta=meta,
-                facts=facts,
-                memory_protection=self._memory_protection,
-                keepers=self._view_keepers(facts.shard_set if facts else None),
-                operation=self._describe_init(state, meta) or operation,
-                newer=newer,
-                unseal=self._unseal.count(),
-            )
+                return self._lifecycle.state, None
+            for _ in range(_LOOKS):
+                state = self._lifecycle.state
+                view = self._view(state)
+                if self._lifecycle.state is state:  # else it would say what blocks a nexus that is ready
+                    break
             return state, view
+
+    def _view(self, state: State) -> ClusterView:
+        meta, facts, operation, newer, unread = _UNREAD, None, None, None, []
+        try:
+            with self._store.read() as reader:
+                meta, facts = reader.load_meta(), self._find_facts(reader)
+            operation = self._find_operation()
+            newer = self._warden.find_newer_mark()
+        except StoreUnavailableError as exc:
+            unread.append(str(exc))
+        return ClusterView(
+            blocked_by=list(dict.fromkeys(self._warden.list_obstacles() + self._audit.list_obstacles() + unread)),
+            alarms=self._list_alarms(),
+            meta=meta,
+            facts=facts,
+            memory_protection=self._memory_protection,
+            keepers=self._view_keepers(facts.shard_set if facts else None),
+            operation=self._describe_init(state, meta) or operation,
+            newer=newer,
+            unseal=self._unseal.count(),
+        )
 
     def _describe_init(self, state: State, meta: Meta) -> OperationStep | None:
         if state is not State.INITIALISING:

@@ -141,3 +141,19 @@ def test_a_ready_nexus_says_that_its_audit_fails(make_nexus: MakeNexus) -> None:
         assert state is State.READY
         (blocked,) = describe(nexus, SUPERUSER).blocked_by
         assert blocked.startswith("audit entries cannot be written, so almost every call is refused: ")
+
+
+def test_a_state_that_ends_meanwhile_is_not_told_with_what_ended_it(
+    make_nexus: MakeNexus, failing: FailingStore
+) -> None:
+    """Nobody is told that a ready nexus is blocked."""
+    core = make_nexus(store=failing)
+
+    def end_ready() -> None:
+        failing.at_read = None
+        core.lifecycle.withdraw(State.RECOVERING, seconds=1)
+
+    failing.at_read = end_ready
+    state, view = core.status.describe(OPERATOR)
+    assert view is not None
+    assert (state, bool(view.blocked_by)) == (State.RECOVERING, True)
