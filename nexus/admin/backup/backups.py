@@ -32,6 +32,7 @@ from nexus.admin.backup.identity import ClusterIdentity
 from nexus.admin.backup.proof import prove_backup
 from nexus.admin.backup.writing import TIME_LIMIT_S, write_backup
 from nexus.keys import records
+from nexus.keys.keyed_read import read_with_key
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.evidence import Backup
 from nexus.keys.operation.facts import Facts
@@ -241,8 +242,8 @@ class Backups:
         return self._require_setup().directory.find(name, cluster_id=cluster_id)
 
     def _load_facts(self) -> Facts:
-        with self._lifecycle.borrow() as serving, self._store.read() as reader:
-            return load_facts(reader, serving.root_key)
+        with self._lifecycle.borrow() as serving:
+            return read_with_key(self._store, serving, load_facts)
 
     def _require_setup(self) -> BackupSetup:
         if self._setup is None:

@@ -20,6 +20,7 @@ from nexus.keys.backup_key import (
     open_backup_key,
     rewrap_backup_key,
 )
+from nexus.keys.keyed_read import read_with_key
 from nexus.keys.opened import Serving
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
@@ -79,8 +80,7 @@ class ClusterIdentity:
         """
         with self._memory.allocate(KEY_SIZE) as identity:
             with self._lifecycle.borrow() as serving:
-                with self._store.read() as reader:
-                    key = find_backup_key(load_facts(reader, serving.root_key))
+                key = find_backup_key(read_with_key(self._store, serving, load_facts))
                 if key is None:
                     raise BackupError("this cluster has made no backup: it has nothing that opens one")
                 try:
