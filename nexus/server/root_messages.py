@@ -10,6 +10,7 @@ from nexus.admin.operations.progress import JobView
 from nexus.keys.operation.preflight import Check
 from nexus.keys.operation.record import Depth, EndedRecord, Outcome, Step
 from nexus.keys.records import GenerationRecord, GenerationState, KekState, KeyringRecord
+from nexus.server.moments import to_timestamp
 from nexus.store.rewrapping import QuarantineRow, VersionKey
 from shardhold.v1 import root_pb2 as pb
 
@@ -38,7 +39,6 @@ GENERATION_STATES = {
     GenerationState.DESTROYED: pb.GENERATION_STATE_DESTROYED,
     GenerationState.ABORTED: pb.GENERATION_STATE_ABORTED,
 }
-_LAST_TIME = 253_402_300_799_999_999  # microseconds since 1970: the end of the year 9999
 
 
 def to_checks(checks: Sequence[Check]) -> list[pb.Check]:
@@ -198,8 +198,5 @@ def _to_keks(keyring: KeyringRecord) -> list[pb.Kek]:
 
 
 def _to_time(microseconds: int) -> Timestamp | None:
-    """Return a moment since 1970, None for 0; nothing proves those of the quarantine, so what is too late is cut."""
-    if microseconds <= 0:
-        return None
-    microseconds = min(microseconds, _LAST_TIME)
-    return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
+    """Return a moment since 1970, None for 0: it is not known, or has not come."""
+    return to_timestamp(microseconds) if microseconds > 0 else None

@@ -1,13 +1,10 @@
 """SecretService: message → vault → message."""
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from common.server.edge import Call
 from nexus.server.auth import Authenticator
+from nexus.server.moments import to_timestamp
 from nexus.vault.secrets import Expected, Vault
 from shardhold.v1 import secrets_pb2 as pb
-
-_LAST_TIME = 253_402_300_799_999_999  # microseconds since 1970: the end of the year 9999
 
 
 class SecretHandlers:
@@ -28,7 +25,7 @@ class SecretHandlers:
             version=secret.version,
             incarnation=secret.incarnation,
             fields=secret.fields,
-            created_at=_timestamp(secret.created_at),
+            created_at=to_timestamp(secret.created_at),
         )
 
     def list_secrets(self, call: Call, request: pb.ListSecretsRequest) -> pb.ListSecretsResponse:
@@ -44,7 +41,7 @@ class SecretHandlers:
                 path=row.path,
                 current_version=row.current_version,
                 incarnation=row.incarnation,
-                updated_at=_timestamp(row.updated_at),
+                updated_at=to_timestamp(row.updated_at),
             )
             for row in rows
         )
@@ -60,9 +57,3 @@ class SecretHandlers:
 def _expected(request: pb.PutSecretRequest | pb.DeleteSecretRequest) -> Expected:
     version = request.expected_version if request.HasField("expected_version") else None
     return Expected(version, request.expected_incarnation)
-
-
-def _timestamp(microseconds: int) -> Timestamp:
-    # Nothing proves the stored time: one out of range must not fail in the caller's conversion.
-    microseconds = min(max(microseconds, 0), _LAST_TIME)
-    return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
