@@ -84,7 +84,7 @@ class ShutdownOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RotationOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # let the nexus begin operations by itself; what is due is said all the same
     enabled: bool = True
-    # days after which the root key is replaced; 0: by hand only
+    # days after which the root key is replaced, at least minimum_age_days; 0: by hand only
     interval_days: Annotated[int, Meta(ge=0, le=36_500)] = 365
     # days that a root key stays at least; by hand only `--force` is earlier
     minimum_age_days: Annotated[int, Meta(ge=0, le=36_500)] = 30

@@ -259,7 +259,7 @@ class Operation(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"init" or "reshare"."""
+    """"init", "reshare", "rotate" or "emergency"."""
     step: _builtins.str
     """Step of the operation, in words."""
     def __init__(
