@@ -15,7 +15,7 @@ from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.admin.seal import check_reason
 from nexus.keys.operation.change import Change
 from nexus.keys.operation.facts import Facts
-from nexus.keys.operation.job import count_abandoned
+from nexus.keys.operation.job import count_abandoned, verify_again
 from nexus.keys.operation.refusal import Refused
 from nexus.keys.ruled_change import Decide, commit_decision
 from nexus.lifecycle.warden import Warden
@@ -55,7 +55,7 @@ class Quarantine:
 
         Raises:
             NotFoundError: It is not in quarantine.
-            OperationRefusedError: It was given up, and the keyring is frozen.
+            OperationRefusedError: The keyring is frozen, and an older KEK is verified, or the version was given up.
         """
         with self._gate.role_call(calls.RETRY_QUARANTINED, caller) as record:
             _describe(record, key, "")
@@ -63,7 +63,11 @@ class Quarantine:
             def decide(writer: Writer, facts: Facts) -> Change | Refused:
                 row = _require(writer, key)
                 writer.retry_quarantined(key)
-                return lower_abandoned(writer, facts, row.kek_id) if row.abandoned_by else _keep(facts)
+                lowered = lower_abandoned(writer, facts, row.kek_id) if row.abandoned_by else _keep(facts)
+                if isinstance(lowered, Refused):
+                    return lowered
+                again = verify_again(facts.after(lowered))
+                return again if isinstance(again, Refused) else lowered.join(again)
 
             with around("quarantine.retry"):
                 self._commit(decide, record)

@@ -124,6 +124,15 @@ def count_abandoned(facts: Facts, kek_id: int, added: int) -> Change | Refused:
     return _change_keyring(facts, {kek_id: {"abandoned": kek.abandoned + added}})
 
 
+def verify_again(facts: Facts) -> Change | Refused:
+    """Take back that older KEKs are verified: a row came out of quarantine, and may name another KEK than its own."""
+    verified = {kek_id: {"verified_at": 0} for kek_id, kek in _older_keks(facts) if kek.verified_at}
+    for kek_id in verified:
+        if isinstance(kek := _find_older(facts, kek_id), Refused):
+            return kek
+    return _change_keyring(facts, verified) if verified else Change(facts.current, raises_epoch=False)
+
+
 def retire(facts: Facts, kek_id: int, counted: KekRows, backup: Backup | None, *, at: int) -> Change | Refused:
     """Delete a KEK (rule 6), and retire the generations that end with it (rule 7).
 

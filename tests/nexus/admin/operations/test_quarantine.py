@@ -90,6 +90,8 @@ def test_a_kek_stays_while_a_row_in_quarantine_may_be_under_it(rekeyed: Rekeyed,
     rekeyed.work_to_rest()
     assert list_keys(rekeyed) == [make_key(3)]
     assert sorted(rekeyed.keks) == [str(OLD), str(NEW)]
+    retry(rekeyed)  # although nothing was mended
+    assert (list_keys(rekeyed), sorted(rekeyed.keks)) == ([make_key(3)], [str(OLD), str(NEW)])
     rekeyed.edit_version(3, kek_id=OLD)
     retry(rekeyed)
     assert list(rekeyed.keks) == [str(NEW)]
