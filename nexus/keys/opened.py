@@ -7,7 +7,7 @@ opens. Rows of other generations are not needed. A key that failed the proof is 
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -127,6 +127,17 @@ class Serving:
         self.manifest_format = 2
         self.enforce(view)
 
+    def stage(self, successor: Successor) -> None:
+        """Take over *successor*, whose operation is committed; one that was staged before has ended, and is wiped."""
+        with self._succeeding:
+            before, after = self.others.pending, successor
+            if self._is_released:  # a seal did not wait for this commit
+                before = after
+            else:
+                self.others = replace(self.others, pending=after)
+        if before is not None:
+            before.release()
+
     def succeed(self, successor: Successor, chain: Chain, others: OtherSets) -> None:
         """Serve with *successor*, whose change is committed, from here on; it is to be followed by `follow`.
 
@@ -147,15 +158,16 @@ class Serving:
                 self._replaced.append(before.root_key)
 
     @property
-    def has_replaced(self) -> bool:
-        """Whether a key or points that were replaced are still there."""
-        return bool(self._replaced)
+    def replaced(self) -> tuple[RootKey | ShardSet, ...]:
+        """Keys and points that were replaced, and that somebody may use yet."""
+        return tuple(self._replaced)
 
-    def wipe_replaced(self) -> None:
-        """Wipe what was replaced, once nobody uses it any more (`Lifecycle.wait_earlier`)."""
-        while self._replaced:
-            with contextlib.suppress(IndexError):  # another thread wipes as well
-                self._replaced.pop().release()
+    def wipe_replaced(self, replaced: Iterable[RootKey | ShardSet]) -> None:
+        """Wipe what was *replaced*, once nobody uses it any more (`Lifecycle.wait_earlier`)."""
+        for one in replaced:
+            one.release()
+            with contextlib.suppress(ValueError):  # another thread wipes as well
+                self._replaced.remove(one)
 
     def release(self) -> None:
         """Wipe every key."""
@@ -163,7 +175,7 @@ class Serving:
             self._is_released = True
             if self.others.pending is not None:
                 self.others.pending.release()
-            self.wipe_replaced()
+            self.wipe_replaced(self.replaced)
             self.keyring.release()
             self.root.release()
 

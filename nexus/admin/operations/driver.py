@@ -363,10 +363,9 @@ class OperationDriver:
         An unseal and the acceptance of an older store replace as a flip does, and delete rows in the same change.
         """
         with self._lifecycle.borrow() as serving:
-            if not serving.has_replaced:
-                return
-        if self._lifecycle.wait_earlier(seconds=_RETURN_S):
-            serving.wipe_replaced()
+            replaced = serving.replaced  # what comes later is waited for later
+        if replaced and self._lifecycle.wait_earlier(seconds=_RETURN_S):
+            serving.wipe_replaced(replaced)
             self._has_ended = True
 
     @property

@@ -8,7 +8,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from common.clock import Clock, to_micros
 from common.errors import OperationRefusedError, RecoveringError, WrongStateError
@@ -183,12 +183,9 @@ class Starter:
             staged = Staged(successor.shard_set.record, kek_id, new_key)
             return _begin(facts, beginning, preflight, staged, self._driver.driver, at=self._now)
 
-        def stage() -> None:
-            serving.others = replace(serving.others, pending=successor)
-
         self._driver.expect(beginning.operation_id)
         try:
-            commit_rule(self._store, serving, rule, write_entry, on_commit=stage)
+            commit_rule(self._store, serving, rule, write_entry, on_commit=lambda: serving.stage(successor))
         except BaseException:
             self._driver.expect_no_more(beginning.operation_id)
             successor.shard_set.release()

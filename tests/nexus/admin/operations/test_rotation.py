@@ -129,10 +129,10 @@ def test_the_old_key_is_wiped_once_its_last_borrower_is_back(resharing: Resharin
         resharing.drive_to(Step.FLIPPED)
         assert serving.root_key is not old
         resharing.core.driver.step()
-        assert serving.has_replaced
+        assert serving.replaced
         old.sign(b"in use")
     resharing.core.driver.step()
-    assert not serving.has_replaced
+    assert not serving.replaced
     with pytest.raises(SealedError):
         old.sign(b"wiped")
 
@@ -141,7 +141,7 @@ def test_the_old_key_is_wiped_once_its_last_borrower_is_back(resharing: Resharin
 def test_a_seal_just_after_the_flip_wipes_what_was_replaced(resharing: Resharing, memory: ProtectedMemory) -> None:
     resharing.begin()
     resharing.drive_to(Step.FLIPPED)
-    assert resharing.core.lifecycle.require_serving().has_replaced
+    assert resharing.core.lifecycle.require_serving().replaced
     resharing.core.seal.seal(OPERATOR, "", seconds=10)
     resharing.core.driver.stop()
     assert is_wiped(memory)
@@ -278,3 +278,18 @@ def test_a_key_that_people_brought_back_is_remembered_as_such(resharing: Reshari
     resharing.core = start_nexus(resharing.keepers, store=resharing.store)
     assert resharing.core.warden.admit(resharing.prove_as_custodians(), lambda writer, key: None)
     assert resharing.facts.generations[1].people_had_it_at > 0
+
+
+@ROTATE
+def test_a_key_that_was_staged_before_is_wiped_when_another_one_is_staged(resharing: Resharing) -> None:
+    """The driver has not looked since the first operation was taken back."""
+    resharing.begin()
+    serving = resharing.core.lifecycle.require_serving()
+    first = serving.others.pending
+    assert first is not None
+    assert first.root_key is not None
+    resharing.core.operations.abort(OPERATOR, NEW_ID, "no")
+    resharing.begin(operation_id=bytes(16))
+    assert serving.others.pending is not first
+    with pytest.raises(SealedError):
+        first.root_key.sign(b"wiped")
