@@ -181,12 +181,16 @@ class Backups:
         return Verified(file, opened.contents, now)
 
     def _make(self, setup: BackupSetup) -> BackupFile:
-        own = self._warden.change(self._identity.ensure).recipient
+        own, generation = self._warden.change(
+            lambda serving: (self._identity.ensure(serving), serving.chain.generation)
+        )
         with setup.store.copy() as copy:
+            if copy.meta.generation != generation:  # an emergency has given this identity up
+                raise _KeyReplacedError
             header = self._make_header(copy.meta)
             sign = functools.partial(self._sign, header.generation)
             with setup.directory.create(header) as (fd, name):
-                write_backup(copy, header, [*setup.recipients, own], fd, sign, children=self._children)
+                write_backup(copy, header, [*setup.recipients, own.recipient], fd, sign, children=self._children)
         return setup.directory.describe(name)
 
     def _make_header(self, meta: Meta) -> Header:

@@ -1,6 +1,7 @@
 """Rotations where backups are configured: one of before is wanted, one of after is made, and older ones still open."""
 
 import os
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -9,6 +10,7 @@ from nexus.admin.operations.rotate_plan import RotatePlan
 from nexus.keys.backup_key import find_backup_key
 from nexus.keys.records import GenerationState
 from nexus.keys.verified_backup import find_backup
+from nexus.store.protocol import StoreCopy
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.backup.world import World
 from tests.nexus.core import OPERATOR, SUPERUSER
@@ -79,3 +81,17 @@ def test_after_an_emergency_another_identity_opens_backups(world: World) -> None
     assert after.recipient != before.recipient
     with pytest.raises(BackupError, match="not for this identity"):
         world.core.backups.verify(OPERATOR, older.name)
+
+
+def test_an_emergency_that_comes_before_the_copy_has_its_own_identity(world: World) -> None:
+    """No backup of the new generation is for the identity that was given up."""
+
+    class Rotating:
+        def copy(self) -> AbstractContextManager[StoreCopy]:
+            world.copied = world.store
+            rotate(world, RotatePlan(is_emergency=True, without_backup="drill"))
+            return world.store.copy()
+
+    world.copied = Rotating()
+    made = world.core.backups.create(OPERATOR)
+    assert world.core.backups.verify(OPERATOR).file == made
