@@ -110,7 +110,9 @@ def _verify_file(settings: Settings, file: Path, identity: Path, genesis: bytes)
     from common.forms.backup.header import check_signature
     from common.forms.backup.opened import decode_opened
     from common.keys import age
+    from common.keys.hardening import harden_process
 
+    harden_process()  # what opens every backup is about to be in this process's memory
     opened = decode_opened(age.read_backup(str(file).encode(), _load_identity(identity)))
     chain = check_signature(opened.contents, genesis=genesis)
     document = _to_offline_document(file, opened, chain.genesis.fingerprint)
