@@ -6,7 +6,7 @@ before.
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 import pyrage
 
@@ -49,6 +49,21 @@ class _Source:
         piece = bytes(self._held[:size])
         del self._held[:size]
         return piece
+
+
+class _File:
+    """Keeps what reading a file raised."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as exc:
+            self.failure = exc  # pyrage passes on its text only
+            raise
 
 
 class _Kept:
@@ -101,8 +116,12 @@ def read_backup(path: bytes, identity: bytes) -> bytes:
     identities = list(_parse_identities(identity))
     file = Path(path.decode())
     try:
-        with file.open("rb") as source:
-            _decrypt(source, reader, identities)
+        with file.open("rb") as raw:
+            source = _File(raw)
+            try:
+                _decrypt(source, reader, identities)
+            except (OSError, pyrage.DecryptError) as exc:
+                raise source.failure or exc from exc
         contents = reader.finish()
     except OSError as exc:
         if exc.errno is None:  # pyrage's own

@@ -105,8 +105,7 @@ class BackupDirectory:
         try:
             yield fd, name
             os.fsync(fd)
-            hidden.rename(self._path / name)
-            self._sync()
+            self._publish(hidden, name)
         except OSError as exc:
             raise self._unavailable(exc) from exc
         finally:
@@ -127,8 +126,18 @@ class BackupDirectory:
 
     def _remove_left(self) -> None:
         for path in self._path.iterdir():
-            if path.name.startswith(".shardhold-") and path.name.endswith(self._suffix):
+            # The whole name: that of another nexus may end with this one's, as x.a with a.
+            if path.name.endswith(self._suffix) and _NAME.fullmatch(path.name[1 : -len(self._suffix)]):
                 path.unlink(missing_ok=True)
+
+    def _publish(self, hidden: Path, name: str) -> None:
+        """Give a synced file its name; where that is not durable, it is not listed either."""
+        hidden.rename(self._path / name)
+        try:
+            self._sync()
+        except OSError:
+            (self._path / name).unlink(missing_ok=True)
+            raise
 
     def _sync(self) -> None:
         fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)

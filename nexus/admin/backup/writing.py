@@ -67,8 +67,8 @@ def _start(program: str, fd: int, time_limit: float, children: Children) -> Iter
         raise BackupUnavailableError(f"the backup process cannot be started: {exc.strerror}") from exc
     deadline = threading.Timer(time_limit, child.kill)
     deadline.daemon = True
-    deadline.start()
     try:
+        deadline.start()
         children.adopt(child)
         yield child
     finally:

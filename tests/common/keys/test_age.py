@@ -73,6 +73,22 @@ def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path: Path) -> None:
             read_backup(str(path).encode(), FILE)
 
 
+def test_a_disk_that_fails_in_the_middle_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system says comes out: the same file may be whole on the next try."""
+
+    class Failing(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 300_000:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    many: list[Row] = [(f"app/{number:06}", b"i" * 16, 1, number) for number in range(20_000)]
+    path = write(tmp_path / "b.age", make_stream({**ROWS, "secrets": many}))
+    monkeypatch.setattr(Path, "open", lambda self, mode: Failing(str(self)))
+    with pytest.raises(BackupUnavailableError, match=r"b\.age: Input/output error"):
+        read_backup(path, FILE)
+
+
 @pytest.mark.parametrize(
     "identity",
     [

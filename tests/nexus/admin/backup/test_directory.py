@@ -1,6 +1,8 @@
 """The directory of backups: what its names say, and that a name comes last."""
 
+import errno
 import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,3 +91,31 @@ def test_a_directory_that_refuses_is_named(directory: BackupDirectory, tmp_path:
         make(directory)
     with pytest.raises(BackupUnavailableError, match="backup.directory .*No such file"):
         directory.list()
+
+
+def test_what_a_killed_process_left_goes_with_the_next_backup(directory: BackupDirectory, tmp_path: Path) -> None:
+    """Its own; that of a nexus whose name ends as this one's may be at work."""
+    name = make(directory).name
+    left, others = tmp_path / f".{name}.n1.new", tmp_path / f".{name}.x.n1.new"
+    left.touch()
+    others.touch()
+    make(directory)
+    assert not left.exists()
+    assert others.exists()
+
+
+def test_a_backup_whose_name_is_not_durable_is_none(
+    directory: BackupDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the caller was told that it failed, it is not listed."""
+    sync = os.fsync
+
+    def refuse_directories(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", refuse_directories)
+    with pytest.raises(BackupUnavailableError, match="Input/output error"):
+        make(directory)
+    assert list(tmp_path.iterdir()) == []

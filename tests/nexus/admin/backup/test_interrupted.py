@@ -72,9 +72,10 @@ def test_a_full_disk_leaves_nothing_half(world: World) -> None:
 
 def test_what_a_killed_nexus_left_is_removed(world: World) -> None:
     """Only its own: another nexus may be writing to the same directory."""
-    mine, others = ".shardhold-x.age.n1.new", ".shardhold-x.age.n2.new"
-    for name in (mine, others, "notes.txt"):
-        (world.folder / name).touch()
+    name = "shardhold-0a9d6f9c-t1-g1-r3-20250101T000000Z-25fb96c0.age"
+    mine, others = f".{name}.n1.new", f".{name}.n2.new"
+    for left in (mine, others, "notes.txt"):
+        (world.folder / left).touch()
     file = world.core.backups.create(OPERATOR)
     assert world.list_names() == sorted([others, "notes.txt", file.name])
     assert [one for one, _ in world.core.backups.list(OPERATOR)] == [file]
