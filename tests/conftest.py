@@ -75,6 +75,7 @@ PARTS: dict[str, tuple[Callable[[], bool], str]] = {
     "memfd_secret": (_has_memfd_secret, "needs Linux with memfd_secret (secretmem.enable=1) and enough RLIMIT_MEMLOCK"),
     "strace": (lambda: shutil.which("strace") is not None, "install strace: it makes the disk fail"),
     "faketime": (lambda: find_library() is not None, "install libfaketime, with apt: faketime"),
+    "age": (lambda: shutil.which("age") is not None, "install age: it opens what we encrypt"),
     "docker": (functools.cache(_has_docker), "needs a Docker engine that answers, and `docker compose` v2"),
     "tmpfs": (_may_mount, "run as root, or where users may make namespaces"),
 }

@@ -134,6 +134,15 @@ def read_backup(path: bytes, identity: bytes) -> bytes:
     return rows.encode(contents)
 
 
+def find_recipient(identity: bytes) -> str:
+    """Return whom the first identity of an identity file opens backups for.
+
+    Raises:
+        InvalidArgumentError: There is no such identity.
+    """
+    return str(next(_parse_identities(identity)).to_public())
+
+
 class _Feed:
     """The reader of a backup, as the file that pyrage writes."""
 
@@ -158,7 +167,7 @@ def _describe(why: str) -> str:
     return "it is no file of age, or cut off"
 
 
-def _parse_identities(identity: bytes) -> Iterator[object]:
+def _parse_identities(identity: bytes) -> Iterator[pyrage.x25519.Identity]:
     try:
         lines = [encode_identity(identity)] if len(identity) == KEY_SIZE else identity.decode().splitlines()
         lines = [line.strip() for line in lines]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pilot.commands import identity as identities
 from pilot.commands.audit import GenesisOption, parse_genesis
-from pilot.errors import PilotError, UsageError
+from pilot.errors import UsageError
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import Output, group_hex, print_facts, print_json, print_table, show_timestamp
 
@@ -21,11 +22,12 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Backups: one encrypted file each, which age opens too."
 )
 
+app.add_typer(identities.app, name="identity")
+
 _WORKERS = ("operator", "superuser")
 _READERS = (*_WORKERS, "auditor")
 _PATIENCE_S = 900.0  # for a call that writes or reads a whole store
 _LATEST = 253_402_300_799_000_000  # microseconds since 1970 at the end of the year 9999
-_ENCRYPTED = (b"age-encryption.org/", b"-----BEGIN AGE")  # how an identity file begins that a passphrase protects
 
 IdentityOption = Annotated[
     Path | None,
@@ -113,7 +115,7 @@ def _verify_file(settings: Settings, file: Path, identity: Path, genesis: bytes)
     from common.keys.hardening import harden_process
 
     harden_process()  # what opens every backup is about to be in this process's memory
-    opened = decode_opened(age.read_backup(str(file).encode(), _load_identity(identity)))
+    opened = decode_opened(age.read_backup(str(file).encode(), identities.load_identity(identity)))
     chain = check_signature(opened.contents, genesis=genesis)
     document = _to_offline_document(file, opened, chain.genesis.fingerprint)
     if settings.output is Output.JSON:
@@ -127,21 +129,6 @@ def _verify_file(settings: Settings, file: Path, identity: Path, genesis: bytes)
             "backup to your cluster",
             file=sys.stderr,
         )
-
-
-def _load_identity(path: Path) -> bytes:
-    from common.keys.age import MAX_IDENTITY_FILE
-
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_IDENTITY_FILE + 1)
-    except OSError as exc:
-        raise PilotError(f"{path}: {exc.strerror}") from exc
-    if len(content) > MAX_IDENTITY_FILE:
-        raise UsageError(f"{path}: it is larger than {MAX_IDENTITY_FILE} bytes, so no identity file")
-    if content.startswith(_ENCRYPTED):
-        raise UsageError(f"{path}: a passphrase protects it", f"open it first: age -d {path}")
-    return content
 
 
 def _to_offline_document(file: Path, opened: "OpenedBackup", genesis: bytes) -> dict[str, Any]:

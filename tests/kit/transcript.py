@@ -16,13 +16,13 @@ from tests.pilot.person import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 
-# Makes its stdin the controlling terminal, so that Ctrl-C reaches pilot, then becomes pilot. Tests that a shell runs in
-# the background ignore SIGINT, and pilot would inherit that.
+# Makes its stdin the controlling terminal, so that Ctrl-C reaches the program, then becomes the program. Tests that a
+# shell runs in the background ignore SIGINT, and the program would inherit that.
 _ON_A_TERMINAL = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, "-m", "pilot", *sys.argv[1:]])
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -56,13 +56,20 @@ def run_pilot(*arguments: str | Path, stdin: str = "", environ: dict[str, str] |
 def run_at_terminal(
     *arguments: str | Path, script: Sequence[tuple[str, str]] = (), environ: dict[str, str] | None = None
 ) -> Transcript:
-    """Run a command line on a terminal: for each pair wait until the first is on the screen, then type the second.
+    """Run a command line of pilot as `run_program_at_terminal` does."""
+    return run_program_at_terminal(sys.executable, "-m", "pilot", *arguments, script=script, environ=environ)
+
+
+def run_program_at_terminal(
+    *command: str | Path, script: Sequence[tuple[str, str]] = (), environ: dict[str, str] | None = None
+) -> Transcript:
+    """Run a command on a terminal: for each pair wait until the first is on the screen, then type the second.
 
     The output on stdout, which is a pipe, and that on the screen are kept apart.
     """
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", _ON_A_TERMINAL, *map(str, arguments)],
+        [sys.executable, "-c", _ON_A_TERMINAL, *map(str, command)],
         cwd=ROOT,
         env=_environ() | (environ or {}),
         start_new_session=True,

@@ -123,7 +123,7 @@ def test_a_file_is_verified_without_a_nexus(folder: Path) -> None:
         pytest.param("identity.txt", "identity.txt", [], 1, "it is no file of age", id="no backup"),
         pytest.param("forged.age", "identity.txt", [], 1, "no nexus of this cluster made it", id="forged"),
         pytest.param("b.age", "other.txt", [], 1, "not for this identity", id="another identity"),
-        pytest.param("b.age", "b.age", [], 2, "a passphrase protects it", id="encrypted identity"),
+        pytest.param("b.age", "b.age", [], 2, "not protected by a passphrase in the way", id="encrypted identity"),
         pytest.param("b.age", "forged.txt", [], 2, "holds no identity of age", id="no identity"),
         pytest.param("b.age", "none.txt", [], 1, "none.txt: No such file", id="no identity file"),
         pytest.param("none.age", "identity.txt", [], 1, "none.age: No such file", id="no file"),
