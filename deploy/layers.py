@@ -18,6 +18,7 @@ _ALONE = {
     "rich": ("pilot",),
     "shamir-mnemonic": ("nexus", "pilot"),  # recovery words: the nexus opens the escrow with them
     "typer": ("pilot",),
+    "zxcvbn-rs-py": ("pilot",),
 }
 _CONTRACT = (
     "keeper/__init__.py",
