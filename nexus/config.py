@@ -60,6 +60,16 @@ class BackupOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     directory: str = ""
     # who can open backups without this cluster, as age1…; their identities belong elsewhere, never on this machine
     recipients: tuple[str, ...] = ()
+    # hours after which the nexus makes and verifies the next backup by itself; 0: by hand only
+    interval_hours: Annotated[int, Meta(ge=0, le=8_760)] = 24
+    # of the newest backups, how many stay when others are removed; 0 here and in the next two: all stay
+    keep_last: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    # days that have a backup and of which the newest one stays
+    keep_daily: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    # weeks that have a backup and of which the newest one stays
+    keep_weekly: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    # of the newest backups, how many stay in any case
+    keep_minimum: Annotated[int, Meta(ge=1, le=10_000)] = 3
 
 
 class KeeperOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

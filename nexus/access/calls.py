@@ -96,6 +96,7 @@ LIST_IMPACT = Rpc("RootService", "ListImpact", "root.impact", None, _ADMINS | {R
 CREATE_BACKUP = Rpc("BackupService", "CreateBackup", "backup.create", None, _ADMINS, READY_ONLY)
 LIST_BACKUPS = Rpc("BackupService", "ListBackups", "backup.list", None, _ADMINS | {Role.AUDITOR}, READY_ONLY)
 VERIFY_BACKUP = Rpc("BackupService", "VerifyBackup", "backup.verify", None, _ADMINS, READY_ONLY)
+PRUNE_BACKUPS = Rpc("BackupService", "PruneBackups", "backup.prune", None, _ADMINS, READY_ONLY)
 
 START_UNSEAL = Rpc("RecoveryService", "StartUnseal", "unseal.start", None, _CUSTODIANS, _KEYLESS)
 GET_SEALING_KEY = Rpc("RecoveryService", "GetSealingKey", "unseal.key", None, _CUSTODIANS, _KEYLESS)
@@ -151,6 +152,7 @@ ALL: Final[tuple[Rpc[Permission | None], ...]] = (
     CREATE_BACKUP,
     LIST_BACKUPS,
     VERIFY_BACKUP,
+    PRUNE_BACKUPS,
 )
 
 BY_FULL_NAME: Final[Mapping[str, Rpc[Permission | None]]] = {rpc.full_name: rpc for rpc in ALL}

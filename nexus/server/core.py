@@ -17,6 +17,7 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Gate
 from nexus.admin.audit import Audit
 from nexus.admin.backup.backups import Backups, BackupSetup
+from nexus.admin.backup.schedule import BackupSchedule
 from nexus.admin.initialise import Initialisation
 from nexus.admin.operations.driver import OperationDriver
 from nexus.admin.operations.impact import Impact
@@ -74,6 +75,7 @@ class Core:
     rotation_calls: RotationCalls
     impact: Impact
     backups: Backups
+    backup_schedule: BackupSchedule
     list_alarms: Callable[[], list[str]]  # what somebody has to see to although the nexus serves
 
 
@@ -95,13 +97,14 @@ def build_core(
     pin: GenesisPin = _ANY,
     terms: Terms = _USUAL,
     backup: BackupSetup | None = None,
+    backup_interval: int = 0,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
     store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how
-    backups are made; None: there are none.
+    backups are made, None: there are none, and *backup_interval* after how many seconds; 0: never by itself.
     """
 
     def follow(now: State) -> None:
@@ -122,7 +125,8 @@ def build_core(
         append_entry(writer, key, audit.nexus, entry.encode())
 
     def list_alarms() -> list[str]:
-        return warden.list_alarms() + schedule.list_alarms() + job.list_alarms()
+        beside = schedule.list_alarms() + job.list_alarms() + backup_schedule.list_alarms()
+        return warden.list_alarms() + beside
 
     def wake() -> None:
         driver.wake()
@@ -194,6 +198,15 @@ def build_core(
         clock=clock,
         nexus=audit.nexus,
     )
+    backup_schedule = BackupSchedule(
+        backups=backups,
+        lifecycle=lifecycle,
+        clock=clock,
+        interval=backup_interval,
+        write_entry=write_backup_entry,
+        note=journal.note,
+        draw=lambda longest: longest * int.from_bytes(os.urandom(4)) / (1 << 32),
+    )
     make_backup = functools.partial(backups.make_verified, write_backup_entry) if backups.is_configured else None
     starter = Starter(
         store=store,
@@ -264,5 +277,6 @@ def build_core(
         RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=wake),
         Impact(store, gate),
         backups,
+        backup_schedule,
         list_alarms,
     )

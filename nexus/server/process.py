@@ -30,6 +30,7 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
 from nexus.admin.backup.backups import BackupSetup
 from nexus.admin.backup.directory import BackupDirectory
+from nexus.admin.backup.retention import Retention
 from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.plan import list_leaving, list_members
 from nexus.keepers.pool import KeeperPool
@@ -41,6 +42,7 @@ from nexus.policy.rules import superuser_policy
 from nexus.server.audit import AuditHandlers
 from nexus.server.auth import Authenticator
 from nexus.server.backup import BackupHandlers
+from nexus.server.backup_metrics import BackupCollector
 from nexus.server.cluster import ClusterHandlers
 from nexus.server.core import build_core
 from nexus.server.keeper_link import GrpcKeeperLink
@@ -111,6 +113,7 @@ class Nexus:
             pin=GenesisPin(bytes.fromhex(config.genesis)),
             terms=config.rotation.terms,
             backup=_find_backup_setup(config, self._store),
+            backup_interval=config.backup.interval_hours * 3600,
         )
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)
@@ -142,6 +145,7 @@ class Nexus:
             self._core.warden.start()
             self._core.driver.start()
             self._core.job.start()
+            self._core.backup_schedule.start()
             while not termination.wait(_TICK_S):
                 self._core.unseal.expire()
                 self._tell_jump()
@@ -176,6 +180,7 @@ class Nexus:
                 is_scrub_pending=lambda: bool(self._store.unscrubbed),
             )
         )
+        registry.register(BackupCollector(core.backup_schedule, self._clock))
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
         methods = list_methods(
             SecretHandlers(core.vault, authenticator),
@@ -184,7 +189,7 @@ class Nexus:
             RecoveryHandlers(core.unseal, authenticator),
             AuditHandlers(core.audit, authenticator),
             RootHandlers(core.operations, core.quarantine, core.rotation_calls, core.impact, authenticator),
-            BackupHandlers(core.backups, authenticator),
+            BackupHandlers(core.backups, core.backup_schedule, authenticator),
         )
         build = functools.partial(
             GrpcServer,
@@ -261,6 +266,7 @@ class Nexus:
     def _close(self) -> None:
         """Stop whatever may wait for a disk, and close the files."""
         self._core.backups.stop()  # first: a job or a driver may be waiting for it
+        self._core.backup_schedule.stop()
         self._core.job.stop()
         self._core.driver.stop()
         self._core.warden.stop()
@@ -296,7 +302,10 @@ def _find_backup_setup(config: NexusConfig, store: CopiedStore) -> BackupSetup |
     if not config.backup.directory:
         return None
     directory = BackupDirectory(Path(config.backup.directory), nexus=config.name)
-    return BackupSetup(store, directory, config.backup.recipients)
+    retention = Retention(
+        config.backup.keep_last, config.backup.keep_daily, config.backup.keep_weekly, config.backup.keep_minimum
+    )
+    return BackupSetup(store, directory, config.backup.recipients, retention)
 
 
 def _find_addresses(config: NexusConfig) -> dict[tuple[str, str], str]:

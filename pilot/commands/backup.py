@@ -102,6 +102,64 @@ def verify(
     _show(settings, answer.backup, answer.rows)
 
 
+@app.command()
+@with_globals
+def prune(
+    settings: Settings,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Remove the backups that the retention of the nexus does not keep. Roles: operator, superuser.
+
+    The newest that was verified always stays, and so does one with a file of its name and '.hold' beside it.
+    """
+    from pilot.connection import Connection
+    from shardhold.v1 import backup_pb2 as pb
+
+    with Connection(settings, preferred=_WORKERS) as connection:
+        answer = connection.call(connection.backups.PruneBackups, pb.PruneBackupsRequest(dry_run=dry_run))
+    documents = [_to_document(backup) for backup in answer.removed]
+    if settings.output is Output.JSON:
+        print_json({"dry_run": dry_run, "removed": documents})
+        return
+    columns = ("name", "created_at", "size")
+    rows = [[str(document[column]) for column in columns] for document in documents]
+    print_table(("would be removed" if dry_run else "removed", "created", "size"), rows)
+
+
+@app.command()
+@with_globals
+def status(settings: Settings) -> None:
+    """Show how many backups there are, how old the newest are, and when the next one is due.
+
+    Roles: operator, superuser, auditor.
+    """
+    from pilot.connection import Connection
+    from shardhold.v1 import backup_pb2 as pb
+
+    with Connection(settings, preferred=_READERS) as connection:
+        answer = connection.call(connection.backups.ListBackups, pb.ListBackupsRequest())
+    document = _to_status(answer)
+    if settings.output is Output.JSON:
+        print_json(document)
+    else:
+        print_facts({name.replace("_", " "): _show_value(value) for name, value in document.items()})
+
+
+def _to_status(answer: "pb.ListBackupsResponse") -> dict[str, Any]:
+    schedule = answer.schedule
+    verified = [backup for backup in answer.backups if backup.verified_at.seconds]
+    return {
+        "backups": len(answer.backups),
+        "held": sum(backup.held for backup in answer.backups),
+        "newest": answer.backups[0].name if answer.backups else None,
+        "verified": verified[0].name if verified else None,
+        "every_hours": schedule.interval_s // 3600 or None,
+        "next_at": _to_text(schedule.next_at),
+        "failures": schedule.failures,
+        "failure": schedule.failure or None,
+    }
+
+
 def _verify_file(settings: Settings, file: Path, identity: Path, genesis: bytes) -> None:
     """Check a file without a nexus.
 
@@ -164,6 +222,8 @@ def _show(settings: Settings, backup: "pb.Backup", rows: Any) -> None:
 def _show_value(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{count} {name}" for name, count in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "-" if value is None else str(value)
 
 
@@ -176,6 +236,7 @@ def _to_document(backup: "pb.Backup") -> dict[str, Any]:
         "revision": backup.revision,
         "created_at": _to_text(backup.created_at),
         "verified_at": _to_text(backup.verified_at),
+        "held": backup.held,
     }
 
 

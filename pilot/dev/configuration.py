@@ -33,7 +33,7 @@ def _nexus(directory: DevDirectory, state: State) -> str:
         "storage": {"path": str(directory.data / "nexus.db")},
         "audit": {"directory": str(directory.audit)},
         "rotation": {"minimum_age_days": 0},
-        "backup": {"directory": str(directory.backups), "recipients": [find_recipient(directory)]},
+        "backup": {"directory": str(directory.backups), "recipients": [find_recipient(directory)], "interval_hours": 0},
     }
     text = _HEADER + _to_toml({"name": "nexus-1", "dev": True}, tables)
     for name in state.plan.servers:

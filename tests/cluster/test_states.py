@@ -90,6 +90,7 @@ SERVED = {
     "ListImpact": OK,
     "CreateBackup": OK,
     "ListBackups": OK,
+    "PruneBackups": DENIED,
     "VerifyBackup": DENIED,
 }
 WAITING_HELPS = {"recovering": RECOVERING, "sealed": SEALED}
@@ -206,6 +207,7 @@ CALLS: dict[str, Call] = {
     "ListImpact": lambda walk: walk.auditor.root.ListImpact(root_pb2.ListImpactRequest(generation=1)),
     "CreateBackup": lambda walk: walk.operator.backups.CreateBackup(backup_pb2.CreateBackupRequest()),
     "ListBackups": lambda walk: walk.auditor.backups.ListBackups(backup_pb2.ListBackupsRequest()),
+    "PruneBackups": lambda walk: walk.auditor.backups.PruneBackups(backup_pb2.PruneBackupsRequest(dry_run=True)),
     "VerifyBackup": lambda walk: walk.auditor.backups.VerifyBackup(backup_pb2.VerifyBackupRequest()),
 }
 

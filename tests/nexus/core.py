@@ -159,6 +159,7 @@ class NexusCore:
         self.rotation_calls = core.rotation_calls
         self.impact = core.impact
         self.backups = core.backups
+        self.backup_schedule = core.backup_schedule
 
     def list_methods(self) -> list[Method]:
         """Return the table of RPCs over real handlers."""
@@ -170,7 +171,7 @@ class NexusCore:
             RecoveryHandlers(self.unseal, authenticator),
             AuditHandlers(self.audit_access, authenticator),
             RootHandlers(self.operations, self.quarantine, self.rotation_calls, self.impact, authenticator),
-            BackupHandlers(self.backups, authenticator),
+            BackupHandlers(self.backups, self.backup_schedule, authenticator),
         )
 
     def list_entries(self) -> list[Entry]:

@@ -52,6 +52,8 @@ COMMANDS = [
     ("policy", "delete", "p", "--yes"),
     ("backup", "create"),
     ("backup", "list"),
+    ("backup", "status"),
+    ("backup", "prune"),
     ("backup", "verify"),
     ("audit", "tail"),
     ("audit", "verify"),

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shardhold/v1/backup.proto\x12\x0cshardhold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13\x43reateBackupRequest\"<\n\x14\x43reateBackupResponse\x12$\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x14.shardhold.v1.Backup\"\x14\n\x12ListBackupsRequest\"<\n\x13ListBackupsResponse\x12%\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x14.shardhold.v1.Backup\"#\n\x13VerifyBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa5\x01\n\x14VerifyBackupResponse\x12$\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x14.shardhold.v1.Backup\x12:\n\x04rows\x18\x02 \x03(\x0b\x32,.shardhold.v1.VerifyBackupResponse.RowsEntry\x1a+\n\tRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xbd\x01\n\x06\x42\x61\x63kup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x10\n\x08timeline\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bverified_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x91\x02\n\rBackupService\x12U\n\x0c\x43reateBackup\x12!.shardhold.v1.CreateBackupRequest\x1a\".shardhold.v1.CreateBackupResponse\x12R\n\x0bListBackups\x12 .shardhold.v1.ListBackupsRequest\x1a!.shardhold.v1.ListBackupsResponse\x12U\n\x0cVerifyBackup\x12!.shardhold.v1.VerifyBackupRequest\x1a\".shardhold.v1.VerifyBackupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shardhold/v1/backup.proto\x12\x0cshardhold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13\x43reateBackupRequest\"<\n\x14\x43reateBackupResponse\x12$\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x14.shardhold.v1.Backup\"\x14\n\x12ListBackupsRequest\"l\n\x13ListBackupsResponse\x12%\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x14.shardhold.v1.Backup\x12.\n\x08schedule\x18\x02 \x01(\x0b\x32\x1c.shardhold.v1.BackupSchedule\"t\n\x0e\x42\x61\x63kupSchedule\x12\x12\n\ninterval_s\x18\x01 \x01(\r\x12+\n\x07next_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x04 \x01(\t\"#\n\x13VerifyBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa5\x01\n\x14VerifyBackupResponse\x12$\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x14.shardhold.v1.Backup\x12:\n\x04rows\x18\x02 \x03(\x0b\x32,.shardhold.v1.VerifyBackupResponse.RowsEntry\x1a+\n\tRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"&\n\x13PruneBackupsRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"=\n\x14PruneBackupsResponse\x12%\n\x07removed\x18\x01 \x03(\x0b\x32\x14.shardhold.v1.Backup\"\xcb\x01\n\x06\x42\x61\x63kup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x10\n\x08timeline\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bverified_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04held\x18\x08 \x01(\x08\x32\xe8\x02\n\rBackupService\x12U\n\x0c\x43reateBackup\x12!.shardhold.v1.CreateBackupRequest\x1a\".shardhold.v1.CreateBackupResponse\x12R\n\x0bListBackups\x12 .shardhold.v1.ListBackupsRequest\x1a!.shardhold.v1.ListBackupsResponse\x12U\n\x0cVerifyBackup\x12!.shardhold.v1.VerifyBackupRequest\x1a\".shardhold.v1.VerifyBackupResponse\x12U\n\x0cPruneBackups\x12!.shardhold.v1.PruneBackupsRequest\x1a\".shardhold.v1.PruneBackupsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,15 +41,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTBACKUPSREQUEST']._serialized_start=161
   _globals['_LISTBACKUPSREQUEST']._serialized_end=181
   _globals['_LISTBACKUPSRESPONSE']._serialized_start=183
-  _globals['_LISTBACKUPSRESPONSE']._serialized_end=243
-  _globals['_VERIFYBACKUPREQUEST']._serialized_start=245
-  _globals['_VERIFYBACKUPREQUEST']._serialized_end=280
-  _globals['_VERIFYBACKUPRESPONSE']._serialized_start=283
-  _globals['_VERIFYBACKUPRESPONSE']._serialized_end=448
-  _globals['_VERIFYBACKUPRESPONSE_ROWSENTRY']._serialized_start=405
-  _globals['_VERIFYBACKUPRESPONSE_ROWSENTRY']._serialized_end=448
-  _globals['_BACKUP']._serialized_start=451
-  _globals['_BACKUP']._serialized_end=640
-  _globals['_BACKUPSERVICE']._serialized_start=643
-  _globals['_BACKUPSERVICE']._serialized_end=916
+  _globals['_LISTBACKUPSRESPONSE']._serialized_end=291
+  _globals['_BACKUPSCHEDULE']._serialized_start=293
+  _globals['_BACKUPSCHEDULE']._serialized_end=409
+  _globals['_VERIFYBACKUPREQUEST']._serialized_start=411
+  _globals['_VERIFYBACKUPREQUEST']._serialized_end=446
+  _globals['_VERIFYBACKUPRESPONSE']._serialized_start=449
+  _globals['_VERIFYBACKUPRESPONSE']._serialized_end=614
+  _globals['_VERIFYBACKUPRESPONSE_ROWSENTRY']._serialized_start=571
+  _globals['_VERIFYBACKUPRESPONSE_ROWSENTRY']._serialized_end=614
+  _globals['_PRUNEBACKUPSREQUEST']._serialized_start=616
+  _globals['_PRUNEBACKUPSREQUEST']._serialized_end=654
+  _globals['_PRUNEBACKUPSRESPONSE']._serialized_start=656
+  _globals['_PRUNEBACKUPSRESPONSE']._serialized_end=717
+  _globals['_BACKUP']._serialized_start=720
+  _globals['_BACKUP']._serialized_end=923
+  _globals['_BACKUPSERVICE']._serialized_start=926
+  _globals['_BACKUPSERVICE']._serialized_end=1286
 # @@protoc_insertion_point(module_scope)

@@ -74,20 +74,58 @@ class ListBackupsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BACKUPS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]: ...
+    @_builtins.property
+    def schedule(self) -> Global___BackupSchedule: ...
     def __init__(
         self,
         *,
         backups: _abc.Iterable[Global___Backup] | None = ...,
+        schedule: Global___BackupSchedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups", "schedule", b"schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListBackupsResponse: _TypeAlias = ListBackupsResponse  # noqa: Y015
+
+@_typing.final
+class BackupSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    NEXT_AT_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    interval_s: _builtins.int
+    """Seconds; 0: no backup is made by itself."""
+    failures: _builtins.int
+    """Runs that failed since the start of the nexus."""
+    failure: _builtins.str
+    """Why the last run failed; empty: it did not."""
+    @_builtins.property
+    def next_at(self) -> _timestamp_pb2.Timestamp:
+        """When the next one is due; unset: none is, or the nexus has not looked yet."""
+
+    def __init__(
+        self,
+        *,
+        interval_s: _builtins.int = ...,
+        next_at: _timestamp_pb2.Timestamp | None = ...,
+        failures: _builtins.int = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_at", b"next_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "failures", b"failures", "interval_s", b"interval_s", "next_at", b"next_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupSchedule: _TypeAlias = BackupSchedule  # noqa: Y015
 
 @_typing.final
 class VerifyBackupRequest(_message.Message):
@@ -156,6 +194,48 @@ class VerifyBackupResponse(_message.Message):
 Global___VerifyBackupResponse: _TypeAlias = VerifyBackupResponse  # noqa: Y015
 
 @_typing.final
+class PruneBackupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Say what would be removed, and remove nothing."""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneBackupsRequest: _TypeAlias = PruneBackupsRequest  # noqa: Y015
+
+@_typing.final
+class PruneBackupsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]:
+        """What was removed, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        removed: _abc.Iterable[Global___Backup] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneBackupsResponse: _TypeAlias = PruneBackupsResponse  # noqa: Y015
+
+@_typing.final
 class Backup(_message.Message):
     """A file, as its name says; in an answer to VerifyBackup, as its content proves."""
 
@@ -168,6 +248,7 @@ class Backup(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     size: _builtins.int
     """Bytes."""
@@ -176,6 +257,8 @@ class Backup(_message.Message):
     revision: _builtins.int
     generation: _builtins.int
     """Number of the root key that the rows depend on."""
+    held: _builtins.bool
+    """A file of its name and ".hold" is beside it: no retention removes it."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -192,10 +275,11 @@ class Backup(_message.Message):
         generation: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         verified_at: _timestamp_pb2.Timestamp | None = ...,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "verified_at", b"verified_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "generation", b"generation", "name", b"name", "revision", b"revision", "size", b"size", "timeline", b"timeline", "verified_at", b"verified_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "generation", b"generation", "held", b"held", "name", b"name", "revision", b"revision", "size", b"size", "timeline", b"timeline", "verified_at", b"verified_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,11 @@ class BackupServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_backup__pb2.VerifyBackupRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_backup__pb2.VerifyBackupResponse.FromString,
                 _registered_method=True)
+        self.PruneBackups = channel.unary_unary(
+                '/shardhold.v1.BackupService/PruneBackups',
+                request_serializer=shardhold_dot_v1_dot_backup__pb2.PruneBackupsRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_backup__pb2.PruneBackupsResponse.FromString,
+                _registered_method=True)
 
 
 class BackupServiceServicer(object):
@@ -87,6 +92,16 @@ class BackupServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PruneBackups(self, request, context):
+        """Removes the backups of this cluster that the configured retention does not keep. The newest that was verified stays,
+        and so does one that is held. Roles: superuser, operator. States: ready.
+        Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no backups or no retention are configured), UNAVAILABLE (one is being
+        made, or the directory refuses).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BackupServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -104,6 +119,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.VerifyBackup,
                     request_deserializer=shardhold_dot_v1_dot_backup__pb2.VerifyBackupRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_backup__pb2.VerifyBackupResponse.SerializeToString,
+            ),
+            'PruneBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneBackups,
+                    request_deserializer=shardhold_dot_v1_dot_backup__pb2.PruneBackupsRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_backup__pb2.PruneBackupsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -189,6 +209,33 @@ class BackupService(object):
             '/shardhold.v1.BackupService/VerifyBackup',
             shardhold_dot_v1_dot_backup__pb2.VerifyBackupRequest.SerializeToString,
             shardhold_dot_v1_dot_backup__pb2.VerifyBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.BackupService/PruneBackups',
+            shardhold_dot_v1_dot_backup__pb2.PruneBackupsRequest.SerializeToString,
+            shardhold_dot_v1_dot_backup__pb2.PruneBackupsResponse.FromString,
             options,
             channel_credentials,
             insecure,

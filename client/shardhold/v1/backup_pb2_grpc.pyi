@@ -52,6 +52,12 @@ class BackupServiceStub:
     Codes: NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION (no backups are configured), DATA_LOSS (it is damaged, or
     of somebody else), UNAVAILABLE.
     """
+    PruneBackups: _grpc.UnaryUnaryMultiCallable[_backup_pb2.PruneBackupsRequest, _backup_pb2.PruneBackupsResponse]
+    """Removes the backups of this cluster that the configured retention does not keep. The newest that was verified stays,
+    and so does one that is held. Roles: superuser, operator. States: ready.
+    Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no backups or no retention are configured), UNAVAILABLE (one is being
+    made, or the directory refuses).
+    """
 
 @_typing.type_check_only
 class BackupServiceAsyncStub(BackupServiceStub):
@@ -76,6 +82,12 @@ class BackupServiceAsyncStub(BackupServiceStub):
     remembered. Roles: superuser, operator. States: ready.
     Codes: NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION (no backups are configured), DATA_LOSS (it is damaged, or
     of somebody else), UNAVAILABLE.
+    """
+    PruneBackups: _aio.UnaryUnaryMultiCallable[_backup_pb2.PruneBackupsRequest, _backup_pb2.PruneBackupsResponse]  # type: ignore[assignment]
+    """Removes the backups of this cluster that the configured retention does not keep. The newest that was verified stays,
+    and so does one that is held. Roles: superuser, operator. States: ready.
+    Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no backups or no retention are configured), UNAVAILABLE (one is being
+    made, or the directory refuses).
     """
 
 class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -116,6 +128,18 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         remembered. Roles: superuser, operator. States: ready.
         Codes: NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION (no backups are configured), DATA_LOSS (it is damaged, or
         of somebody else), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def PruneBackups(
+        self,
+        request: _backup_pb2.PruneBackupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backup_pb2.PruneBackupsResponse, _abc.Awaitable[_backup_pb2.PruneBackupsResponse]]:
+        """Removes the backups of this cluster that the configured retention does not keep. The newest that was verified stays,
+        and so does one that is held. Roles: superuser, operator. States: ready.
+        Codes: PERMISSION_DENIED, FAILED_PRECONDITION (no backups or no retention are configured), UNAVAILABLE (one is being
+        made, or the directory refuses).
         """
 
 def add_BackupServiceServicer_to_server(servicer: BackupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,7 +6,7 @@
    meanwhile, it is made anew.
 3. Verified is what opens, is whole, is signed by a generation of this cluster's own chain, and, as far as it is of the
    current generation, holds control rows that verify under the root key.
-4. The newest one that was verified is remembered (`nexus.keys.verified_backup`).
+4. The newest one that was verified is remembered (`nexus.keys.verified_backup`), and no retention removes it.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from nexus.admin.backup.children import Child, Children
 from nexus.admin.backup.directory import BackupDirectory, BackupFile
 from nexus.admin.backup.identity import ClusterIdentity
 from nexus.admin.backup.proof import prove_backup
+from nexus.admin.backup.retention import ALL, Retention, find_outdated
 from nexus.admin.backup.writing import TIME_LIMIT_S, write_backup
 from nexus.keys import records
 from nexus.keys.keyed_read import read_with_key
@@ -58,6 +59,7 @@ class BackupSetup:
     store: CopiedStore
     directory: BackupDirectory
     recipients: Sequence[str]
+    retention: Retention = ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,21 @@ class Backups:
             record.detail = file.name
             return self.check(file, record.write)
 
+    def prune_for(self, caller: Caller, *, dry_run: bool) -> Sequence[BackupFile]:
+        """Remove what retention does not keep, and return it; with *dry_run* nothing is removed.
+
+        Raises:
+            WrongStateError: None are configured, or no retention is.
+            BackupUnavailableError: Another one is being made, or the directory refuses.
+        """
+        with self._gate.role_call(calls.PRUNE_BACKUPS, caller) as record:
+            if not self._require_setup().retention.is_on:
+                raise WrongStateError("no retention is configured: backup.keep_last, keep_daily and keep_weekly are 0")
+            outdated = self.prune(dry_run=dry_run)
+            removed = "would be removed" if dry_run else "removed"
+            record.detail = f"{len(outdated)} {removed}: {', '.join(file.name for file in outdated)}"
+            return outdated
+
     def make_verified(self, write_entry: WriteEntry) -> Backup:
         """Make a backup and verify it, for the nexus itself; *write_entry* writes the audit entry of that.
 
@@ -160,6 +177,20 @@ class Backups:
             SealedError, RecoveringError, WrongStateError: The nexus is not ready.
         """
         return find_backup(self._load_facts())
+
+    def find_own(self) -> Sequence[BackupFile]:
+        """List the backups of this cluster, the newest first; raises as `list`."""
+        return self._require_setup().directory.list_of(self._cluster_id)
+
+    def prune(self, *, dry_run: bool = False) -> Sequence[BackupFile]:
+        """Remove the backups of this cluster that retention does not keep, and return them; raises as `list`."""
+        setup = self._require_setup()
+        with self._alone():
+            last = find_record(self._load_facts())
+            outdated = find_outdated(self.find_own(), setup.retention, verified=last.name if last else "")
+            if outdated and not dry_run:
+                setup.directory.remove(outdated)
+        return outdated
 
     def make(self) -> BackupFile:
         """Make a backup, as `create`."""
@@ -241,9 +272,7 @@ class Backups:
         self._warden.change(lambda serving: commit_rule(self._store, serving, rule, write_entry))
 
     def _find(self, name: str) -> BackupFile:
-        with self._lifecycle.borrow() as serving:
-            cluster_id = serving.cluster_id
-        return self._require_setup().directory.find(name, cluster_id=cluster_id)
+        return self._require_setup().directory.find(name, cluster_id=self._cluster_id)
 
     def _load_facts(self) -> Facts:
         with self._lifecycle.borrow() as serving:
@@ -262,6 +291,11 @@ class Backups:
             yield
         finally:
             self._one.release()
+
+    @property
+    def _cluster_id(self) -> bytes:
+        with self._lifecycle.borrow() as serving:
+            return serving.cluster_id
 
     @property
     def _now(self) -> int:

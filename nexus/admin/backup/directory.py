@@ -8,9 +8,9 @@ killed process left of it is removed when the next one is made.
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ _NAME: Final = re.compile(
     r"-(?P<time>\d{8}T\d{6}Z)-(?P<id>[0-9a-f]{8})\.age",
     re.ASCII,
 )
+_HOLD: Final = ".hold"
 _TIME: Final = "%Y%m%dT%H%M%SZ"
 _CLUSTER_DIGITS: Final = 8
 _ID_SIZE: Final = 4  # bytes
@@ -40,6 +41,7 @@ class BackupFile:
     generation: int
     revision: int
     created_at: int  # microseconds since 1970, to the second
+    is_held: bool = False  # a file of its name and `.hold` is beside it: it is never removed
 
     @property
     def age_key(self) -> tuple[int, int, int, str]:
@@ -60,16 +62,39 @@ class BackupDirectory:
         Raises:
             BackupUnavailableError: The directory cannot be read.
         """
-        found = []
+        found, held = list[BackupFile](), set[str]()
         try:
             with os.scandir(self._path) as entries:
                 for entry in entries:
+                    if entry.name.endswith(_HOLD):
+                        held.add(entry.name.removesuffix(_HOLD))
                     with contextlib.suppress(FileNotFoundError):
                         if (file := _read_name(entry)) is not None:
                             found.append(file)
         except OSError as exc:
             raise self._unavailable(exc) from exc
-        return sorted(found, key=lambda file: file.age_key, reverse=True)
+        files = (replace(file, is_held=file.name in held) for file in found)
+        return sorted(files, key=lambda file: file.age_key, reverse=True)
+
+    def list_of(self, cluster_id: bytes) -> Sequence[BackupFile]:
+        """List the backups of one cluster, as `list`."""
+        cluster = cluster_id.hex()[:_CLUSTER_DIGITS]
+        return [file for file in self.list() if file.cluster == cluster]
+
+    def remove(self, files: Sequence[BackupFile]) -> None:
+        """Remove backups, durably; one that is gone, or held by now, stays as it is.
+
+        Raises:
+            BackupUnavailableError: The directory refuses; some may be gone.
+        """
+        held = {file.name for file in self.list() if file.is_held}
+        try:
+            for file in files:
+                if file.name not in held:
+                    self.locate(file).unlink(missing_ok=True)
+            self._sync()
+        except OSError as exc:
+            raise self._unavailable(exc) from exc
 
     def find(self, name: str = "", *, cluster_id: bytes) -> BackupFile:
         """Return a backup; without *name*, the newest one of the cluster.

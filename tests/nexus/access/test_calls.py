@@ -54,6 +54,7 @@ DESIGN = {
     "CreateBackup": ("backup.create", "superuser operator", "", "ready"),
     "ListBackups": ("backup.list", "superuser operator auditor", "", "ready"),
     "VerifyBackup": ("backup.verify", "superuser operator", "", "ready"),
+    "PruneBackups": ("backup.prune", "superuser operator", "", "ready"),
 }
 # Design §8: what has to work while the audit cannot be written.
 FROM_THE_RESERVE = {"GetStatus", "Seal", "AbortInit", "GetProgress", "AcceptNewChain", "AbortOperation"}

@@ -79,6 +79,7 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "CreateBackup": lambda: backup_pb2.CreateBackupRequest(),
     "ListBackups": lambda: backup_pb2.ListBackupsRequest(),
     "VerifyBackup": lambda: backup_pb2.VerifyBackupRequest(),
+    "PruneBackups": lambda: backup_pb2.PruneBackupsRequest(),
 }
 CALLERS = [SUPERUSER, OPERATOR, RECOVER, AUDITOR, NEXUS, KEEPER, STRANGER]
 

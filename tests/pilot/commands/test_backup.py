@@ -30,6 +30,8 @@ class BackedUpNexus:
     def __init__(self, ca: Authority) -> None:
         self.backup = pb.Backup(name="shardhold-whole.age", size=1234, timeline=1, revision=300, generation=3)
         self.backup.created_at.FromSeconds(1_700_000_000)
+        self.schedule = pb.BackupSchedule(interval_s=86_400, failures=2, failure="its disk is full")
+        self.schedule.next_at.FromSeconds(1_700_086_400)
         name = "/shardhold.v1.BackupService/"
         methods = [
             Method(
@@ -42,7 +44,15 @@ class BackedUpNexus:
                 name + "ListBackups",
                 pb.ListBackupsRequest,
                 pb.ListBackupsResponse,
-                lambda call, request: pb.ListBackupsResponse(backups=[self.backup, pb.Backup(name=DAMAGED)]),
+                lambda call, request: pb.ListBackupsResponse(
+                    backups=[self.backup, pb.Backup(name=DAMAGED, held=True)], schedule=self.schedule
+                ),
+            ),
+            Method(
+                name + "PruneBackups",
+                pb.PruneBackupsRequest,
+                pb.PruneBackupsResponse,
+                lambda call, request: pb.PruneBackupsResponse(removed=[self.backup] if request.dry_run else []),
             ),
             Method(name + "VerifyBackup", pb.VerifyBackupRequest, pb.VerifyBackupResponse, self._verify),
         ]
@@ -92,6 +102,34 @@ def test_a_backup_is_made_listed_and_verified(reach: list[str]) -> None:
     assert [backup["name"] for backup in listed["backups"]] == ["shardhold-whole.age", DAMAGED]
     table = run_pilot("backup", "list", *reach).out.splitlines()
     assert table[0].split() == ["name", "created", "size", "generation", "revision", "verified"]
+
+
+def test_the_schedule_is_shown(reach: list[str]) -> None:
+    """How many there are, which is verified, when the next is due, and why the last run failed."""
+    told = run_pilot("backup", "status", *reach, "-o", "json")
+    assert json.loads(told.out) == {
+        "backups": 2,
+        "held": 1,
+        "newest": "shardhold-whole.age",
+        "verified": None,
+        "every_hours": 24,
+        "next_at": "2023-11-15T22:13:20Z",
+        "failures": 2,
+        "failure": "its disk is full",
+    }
+    shown = run_pilot("backup", "status", *reach).out
+    assert "every hours  24" in shown
+    assert "verified     -" in shown
+
+
+def test_prune_shows_what_goes(reach: list[str]) -> None:
+    """Without removing it, if asked so."""
+    told = run_pilot("backup", "prune", "--dry-run", *reach, "-o", "json")
+    document = json.loads(told.out)
+    assert document["dry_run"] is True
+    assert [one["name"] for one in document["removed"]] == ["shardhold-whole.age"]
+    assert "would be removed" in run_pilot("backup", "prune", "--dry-run", *reach).out
+    assert json.loads(run_pilot("backup", "prune", *reach, "-o", "json").out) == {"dry_run": False, "removed": []}
 
 
 def test_a_damaged_backup_fails(reach: list[str]) -> None:

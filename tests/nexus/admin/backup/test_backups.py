@@ -17,6 +17,8 @@ from common.forms.audit.entry import Entry
 from common.forms.backup.header import check_signature
 from common.forms.backup.opened import decode_opened
 from common.keys import age, opener
+from nexus.admin.backup.backups import BackupSetup
+from nexus.admin.backup.retention import Retention
 from nexus.keys.backup_key import find_backup_key
 from nexus.keys.operation.evidence import Backup
 from nexus.keys.verified_backup import LAST_BACKUP, find_backup, find_record
@@ -166,3 +168,23 @@ def test_an_auditor_only_looks(world: World) -> None:
             call(AUDITOR)
     assert world.core.backups.list(AUDITOR) == []
     assert LAST_BACKUP not in world.facts.bodies
+
+
+def test_prune_by_hand(world: World) -> None:
+    """It says what it would remove, and then removes that; without a retention it says what is missing."""
+    core = world.core
+    files = []
+    for _ in range(3):
+        files.append(core.backups.create(OPERATOR))
+        core.clock.advance(86_400)
+    with pytest.raises(WrongStateError, match="no retention is configured: backup.keep_last"):
+        core.backups.prune_for(OPERATOR, dry_run=False)
+    core.backups._setup = BackupSetup(world, world.directory, [RECIPIENT], Retention(last=1, minimum=1))
+    outdated = [files[1].name, files[0].name]
+    for dry_run in (True, False):
+        assert [file.name for file in core.backups.prune_for(OPERATOR, dry_run=dry_run)] == outdated
+        assert len(world.list_names()) == (3 if dry_run else 1)
+    details = [entry.detail for entry in core.list_all_entries() if entry.action == "backup.prune"]
+    assert details[-2:] == [f"2 would be removed: {', '.join(outdated)}", f"2 removed: {', '.join(outdated)}"]
+    with pytest.raises(DeniedError):
+        core.backups.prune_for(AUDITOR, dry_run=True)
