@@ -53,6 +53,23 @@ class SecretHandlers:
         )
         return pb.DeleteSecretResponse(versions=made.versions, revision=made.revision)
 
+    def patch_secret(self, call: Call, request: pb.PatchSecretRequest) -> pb.PatchSecretResponse:
+        raise NotImplementedError
+
+    def list_versions(self, call: Call, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
+        raise NotImplementedError
+
+    def undelete_secret(self, call: Call, request: pb.UndeleteSecretRequest) -> pb.UndeleteSecretResponse:
+        raise NotImplementedError
+
+    def destroy_secret(self, call: Call, request: pb.DestroySecretRequest) -> pb.DestroySecretResponse:
+        raise NotImplementedError
+
+    def update_secret_metadata(
+        self, call: Call, request: pb.UpdateSecretMetadataRequest
+    ) -> pb.UpdateSecretMetadataResponse:
+        raise NotImplementedError
+
 
 def _expected(request: pb.PutSecretRequest | pb.DeleteSecretRequest) -> Expected:
     version = request.expected_version if request.HasField("expected_version") else None
