@@ -42,10 +42,10 @@ from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
+from nexus.policy.keeping import Keeping
 from nexus.policy.rules import Policy
 from nexus.store.protocol import Store, Writer
 from nexus.store.requests import RequestRetention
-from nexus.vault.keeping import Keeping
 from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()

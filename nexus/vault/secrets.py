@@ -17,6 +17,7 @@ from common.forms.codec import u64
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
 from nexus.keys.opened import Serving
+from nexus.policy.keeping import Keeping, check_max_versions
 from nexus.policy.paths import abbreviate, check_path, check_prefix
 from nexus.store.protocol import BEYOND_VERSIONS, HistoryRow, ListedSecret, MadeByRequest, Store, VersionRow
 from nexus.vault import removing, writing
@@ -24,7 +25,6 @@ from nexus.vault.change import SecretChanges
 from nexus.vault.expected import Expected
 from nexus.vault.fields import check_fields, check_patch, decode_body, encode_body
 from nexus.vault.history import explain_missing
-from nexus.vault.keeping import Keeping, check_max_versions
 from nexus.vault.listing import Page, read_range
 from nexus.vault.requests import Request, describe_request, encode_versions
 from nexus.vault.scrubbing import SharedScrub

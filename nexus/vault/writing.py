@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from common.errors import InvalidArgumentError
+from nexus.policy.keeping import Keeping
 from nexus.store.protocol import MadeByRequest, Reader, SecretRow
 from nexus.vault.change import SecretChange, check_current
 from nexus.vault.expected import INCARNATION_SIZE, Expected
 from nexus.vault.fields import check_fields, decode_body, encode_body
 from nexus.vault.history import explain_missing, name_versions
-from nexus.vault.keeping import Keeping
 from nexus.vault.sealed import open_row, seal_row
 
 PRUNED_AT_ONCE: Final = 100  # versions, which other changes wait for; the next one goes on

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from common.errors import InvalidArgumentError
-from nexus.policy.paths import check_path
 
 DEFAULT_MAX_VERSIONS: Final = 100
 HIGHEST_MAX_VERSIONS: Final = 1_000_000
@@ -39,13 +38,3 @@ def check_max_versions(max_versions: int | None) -> int:
     if max_versions > HIGHEST_MAX_VERSIONS:
         raise InvalidArgumentError(f"max_versions: got {max_versions}, want at most {HIGHEST_MAX_VERSIONS}")
     return max_versions
-
-
-def check_prefixes(below: Mapping[str, int]) -> None:
-    """Check the prefixes of a configuration.
-
-    Raises:
-        InvalidArgumentError: One breaks a rule of paths.
-    """
-    for prefix in below:
-        check_path(prefix, name="max_versions_below")
