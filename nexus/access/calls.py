@@ -53,12 +53,21 @@ _KEYLESS = frozenset({State.RECOVERING, State.SEALED})
 
 PUT_SECRET = Rpc("SecretService", "PutSecret", "secret.write", Permission.WRITE, _BY_POLICY, READY_ONLY)
 GET_SECRET = Rpc("SecretService", "GetSecret", "secret.read", Permission.READ, _BY_POLICY, READY_ONLY)
+PATCH_SECRET = Rpc("SecretService", "PatchSecret", "secret.patch", Permission.WRITE, _BY_POLICY, READY_ONLY)
+LIST_VERSIONS = Rpc("SecretService", "ListVersions", "secret.versions", Permission.READ, _BY_POLICY, READY_ONLY)
 LIST_SECRETS = Rpc("SecretService", "ListSecrets", "secret.list", Permission.LIST, _BY_POLICY, READY_ONLY)
 DELETE_SECRET = Rpc("SecretService", "DeleteSecret", "secret.delete", Permission.DELETE, _BY_POLICY, READY_ONLY)
+UNDELETE_SECRET = Rpc("SecretService", "UndeleteSecret", "secret.undelete", Permission.WRITE, _BY_POLICY, READY_ONLY)
+DESTROY_SECRET = Rpc("SecretService", "DestroySecret", "secret.destroy", Permission.DELETE, _BY_POLICY, READY_ONLY)
+UPDATE_SECRET_METADATA = Rpc(
+    "SecretService", "UpdateSecretMetadata", "secret.metadata", Permission.WRITE, _BY_POLICY, READY_ONLY
+)
 
 APPLY_POLICIES = Rpc("PolicyService", "ApplyPolicies", "policy.apply", None, _SUPERUSER, READY_ONLY)
+GET_POLICY = Rpc("PolicyService", "GetPolicy", "policy.get", None, _SUPERUSER | {Role.AUDITOR}, READY_ONLY)
 LIST_POLICIES = Rpc("PolicyService", "ListPolicies", "policy.list", None, _SUPERUSER | {Role.AUDITOR}, READY_ONLY)
 DELETE_POLICY = Rpc("PolicyService", "DeletePolicy", "policy.delete", None, _SUPERUSER, READY_ONLY)
+EXPLAIN_ACCESS = Rpc("PolicyService", "ExplainAccess", "policy.explain", None, _SUPERUSER | {Role.AUDITOR}, READY_ONLY)
 
 GET_STATUS = Rpc("ClusterService", "GetStatus", "status.get", None, _EVERYBODY, _ALWAYS, uses_reserve=True)
 BEGIN_INIT = Rpc("ClusterService", "BeginInit", "init.begin", None, _SUPERUSER, _BEFORE_CLUSTER)
@@ -117,12 +126,19 @@ RESET_UNSEAL = Rpc(
 
 ALL: Final[tuple[Rpc[Permission | None], ...]] = (
     PUT_SECRET,
+    PATCH_SECRET,
     GET_SECRET,
     LIST_SECRETS,
+    LIST_VERSIONS,
     DELETE_SECRET,
+    UNDELETE_SECRET,
+    DESTROY_SECRET,
+    UPDATE_SECRET_METADATA,
     APPLY_POLICIES,
+    GET_POLICY,
     LIST_POLICIES,
     DELETE_POLICY,
+    EXPLAIN_ACCESS,
     GET_STATUS,
     BEGIN_INIT,
     CONFIRM_INIT,

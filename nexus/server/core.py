@@ -43,6 +43,7 @@ from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
+from nexus.policy.keeping import Keeping
 from nexus.policy.rules import Policy
 from nexus.store.protocol import Store, Writer
 from nexus.store.requests import RequestRetention
@@ -50,6 +51,7 @@ from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()
 _USUAL = Terms()
+_KEEPING = Keeping()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,15 @@ def build_core(
     terms: Terms = _USUAL,
     backup: BackupSetup | None = None,
     backup_interval: int = 0,
+    keeping: Keeping = _KEEPING,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
     store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how
-    backups are made, None: there are none, and *backup_interval* after how many seconds; 0: never by itself.
+    backups are made, None: there are none, and *backup_interval* after how many seconds; 0: never by itself. *keeping*
+    says how many versions of a secret are kept.
     """
 
     def follow(now: State) -> None:
@@ -256,7 +260,7 @@ def build_core(
         warden,
         exporter,
         gate,
-        Vault(store, gate, clock),
+        Vault(store, gate, clock, keeping),
         Policies(store, gate),
         initialisation,
         unseal,

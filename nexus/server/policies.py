@@ -36,6 +36,12 @@ class PolicyHandlers:
     def delete_policy(self, call: Call, request: pb.DeletePolicyRequest) -> pb.DeletePolicyResponse:
         return pb.DeletePolicyResponse(revision=self._policies.delete(self._identify(call), request.name))
 
+    def get_policy(self, call: Call, request: pb.GetPolicyRequest) -> pb.GetPolicyResponse:
+        raise NotImplementedError
+
+    def explain_access(self, call: Call, request: pb.ExplainAccessRequest) -> pb.ExplainAccessResponse:
+        raise NotImplementedError
+
 
 def _from_message(message: pb.Policy) -> Policy:
     unknown = [number for number in message.permissions if number not in _PERMISSIONS]

@@ -114,6 +114,7 @@ class Nexus:
             terms=config.rotation.terms,
             backup=_find_backup_setup(config, self._store),
             backup_interval=config.backup.interval_hours * 3600,
+            keeping=config.secrets.keeping,
         )
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)

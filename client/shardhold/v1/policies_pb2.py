@@ -24,29 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshardhold/v1/policies.proto\x12\x0cshardhold.v1\"h\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nspiffe_ids\x18\x02 \x03(\t\x12\r\n\x05paths\x18\x03 \x03(\t\x12-\n\x0bpermissions\x18\x04 \x03(\x0e\x32\x18.shardhold.v1.Permission\">\n\x14\x41pplyPoliciesRequest\x12&\n\x08policies\x18\x01 \x03(\x0b\x32\x14.shardhold.v1.Policy\")\n\x15\x41pplyPoliciesResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"<\n\x13ListPoliciesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x14ListPoliciesResponse\x12&\n\x08policies\x18\x01 \x03(\x0b\x32\x14.shardhold.v1.Policy\x12\x0f\n\x07\x64\x61maged\x18\x02 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"#\n\x13\x44\x65letePolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x14\x44\x65letePolicyResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04*\x7f\n\nPermission\x12\x1a\n\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPERMISSION_READ\x10\x01\x12\x14\n\x10PERMISSION_WRITE\x10\x02\x12\x15\n\x11PERMISSION_DELETE\x10\x03\x12\x13\n\x0fPERMISSION_LIST\x10\x04\x32\x97\x02\n\rPolicyService\x12X\n\rApplyPolicies\x12\".shardhold.v1.ApplyPoliciesRequest\x1a#.shardhold.v1.ApplyPoliciesResponse\x12U\n\x0cListPolicies\x12!.shardhold.v1.ListPoliciesRequest\x1a\".shardhold.v1.ListPoliciesResponse\x12U\n\x0c\x44\x65letePolicy\x12!.shardhold.v1.DeletePolicyRequest\x1a\".shardhold.v1.DeletePolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshardhold/v1/policies.proto\x12\x0cshardhold.v1\"h\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nspiffe_ids\x18\x02 \x03(\t\x12\r\n\x05paths\x18\x03 \x03(\t\x12-\n\x0bpermissions\x18\x04 \x03(\x0e\x32\x18.shardhold.v1.Permission\">\n\x14\x41pplyPoliciesRequest\x12&\n\x08policies\x18\x01 \x03(\x0b\x32\x14.shardhold.v1.Policy\"N\n\x15\x41pplyPoliciesResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x11\n\tunchanged\x18\x02 \x03(\t\x12\x10\n\x08warnings\x18\x03 \x03(\t\" \n\x10GetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x11GetPolicyResponse\x12$\n\x06policy\x18\x01 \x01(\x0b\x32\x14.shardhold.v1.Policy\"<\n\x13ListPoliciesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x14ListPoliciesResponse\x12&\n\x08policies\x18\x01 \x03(\x0b\x32\x14.shardhold.v1.Policy\x12\x0f\n\x07\x64\x61maged\x18\x02 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"#\n\x13\x44\x65letePolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x14\x44\x65letePolicyResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"e\n\x14\x45xplainAccessRequest\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12,\n\npermission\x18\x02 \x01(\x0e\x32\x18.shardhold.v1.Permission\x12\x0c\n\x04path\x18\x03 \x01(\t\"R\n\x15\x45xplainAccessResponse\x12\x12\n\nis_allowed\x18\x01 \x01(\x08\x12\x10\n\x08policies\x18\x02 \x03(\t\x12\x13\n\x0b\x65xplanation\x18\x03 \x01(\t*\x7f\n\nPermission\x12\x1a\n\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPERMISSION_READ\x10\x01\x12\x14\n\x10PERMISSION_WRITE\x10\x02\x12\x15\n\x11PERMISSION_DELETE\x10\x03\x12\x13\n\x0fPERMISSION_LIST\x10\x04\x32\xbf\x03\n\rPolicyService\x12X\n\rApplyPolicies\x12\".shardhold.v1.ApplyPoliciesRequest\x1a#.shardhold.v1.ApplyPoliciesResponse\x12L\n\tGetPolicy\x12\x1e.shardhold.v1.GetPolicyRequest\x1a\x1f.shardhold.v1.GetPolicyResponse\x12U\n\x0cListPolicies\x12!.shardhold.v1.ListPoliciesRequest\x1a\".shardhold.v1.ListPoliciesResponse\x12U\n\x0c\x44\x65letePolicy\x12!.shardhold.v1.DeletePolicyRequest\x1a\".shardhold.v1.DeletePolicyResponse\x12X\n\rExplainAccess\x12\".shardhold.v1.ExplainAccessRequest\x1a#.shardhold.v1.ExplainAccessResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shardhold.v1.policies_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PERMISSION']._serialized_start=505
-  _globals['_PERMISSION']._serialized_end=632
+  _globals['_PERMISSION']._serialized_start=822
+  _globals['_PERMISSION']._serialized_end=949
   _globals['_POLICY']._serialized_start=45
   _globals['_POLICY']._serialized_end=149
   _globals['_APPLYPOLICIESREQUEST']._serialized_start=151
   _globals['_APPLYPOLICIESREQUEST']._serialized_end=213
   _globals['_APPLYPOLICIESRESPONSE']._serialized_start=215
-  _globals['_APPLYPOLICIESRESPONSE']._serialized_end=256
-  _globals['_LISTPOLICIESREQUEST']._serialized_start=258
-  _globals['_LISTPOLICIESREQUEST']._serialized_end=318
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=320
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=424
-  _globals['_DELETEPOLICYREQUEST']._serialized_start=426
-  _globals['_DELETEPOLICYREQUEST']._serialized_end=461
-  _globals['_DELETEPOLICYRESPONSE']._serialized_start=463
-  _globals['_DELETEPOLICYRESPONSE']._serialized_end=503
-  _globals['_POLICYSERVICE']._serialized_start=635
-  _globals['_POLICYSERVICE']._serialized_end=914
+  _globals['_APPLYPOLICIESRESPONSE']._serialized_end=293
+  _globals['_GETPOLICYREQUEST']._serialized_start=295
+  _globals['_GETPOLICYREQUEST']._serialized_end=327
+  _globals['_GETPOLICYRESPONSE']._serialized_start=329
+  _globals['_GETPOLICYRESPONSE']._serialized_end=386
+  _globals['_LISTPOLICIESREQUEST']._serialized_start=388
+  _globals['_LISTPOLICIESREQUEST']._serialized_end=448
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=450
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=554
+  _globals['_DELETEPOLICYREQUEST']._serialized_start=556
+  _globals['_DELETEPOLICYREQUEST']._serialized_end=591
+  _globals['_DELETEPOLICYRESPONSE']._serialized_start=593
+  _globals['_DELETEPOLICYRESPONSE']._serialized_end=633
+  _globals['_EXPLAINACCESSREQUEST']._serialized_start=635
+  _globals['_EXPLAINACCESSREQUEST']._serialized_end=736
+  _globals['_EXPLAINACCESSRESPONSE']._serialized_start=738
+  _globals['_EXPLAINACCESSRESPONSE']._serialized_end=820
+  _globals['_POLICYSERVICE']._serialized_start=952
+  _globals['_POLICYSERVICE']._serialized_end=1399
 # @@protoc_insertion_point(module_scope)

@@ -42,6 +42,11 @@ class PolicyServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_policies__pb2.ApplyPoliciesRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_policies__pb2.ApplyPoliciesResponse.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/shardhold.v1.PolicyService/GetPolicy',
+                request_serializer=shardhold_dot_v1_dot_policies__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_policies__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
         self.ListPolicies = channel.unary_unary(
                 '/shardhold.v1.PolicyService/ListPolicies',
                 request_serializer=shardhold_dot_v1_dot_policies__pb2.ListPoliciesRequest.SerializeToString,
@@ -52,6 +57,11 @@ class PolicyServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_policies__pb2.DeletePolicyRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_policies__pb2.DeletePolicyResponse.FromString,
                 _registered_method=True)
+        self.ExplainAccess = channel.unary_unary(
+                '/shardhold.v1.PolicyService/ExplainAccess',
+                request_serializer=shardhold_dot_v1_dot_policies__pb2.ExplainAccessRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_policies__pb2.ExplainAccessResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer(object):
@@ -61,8 +71,17 @@ class PolicyServiceServicer(object):
     """
 
     def ApplyPolicies(self, request, context):
-        """Creates or replaces policies by name, all or none. Role: superuser. States: ready.
+        """Creates or replaces policies by name, all or none. When all are in force as given, nothing is changed. Role: superuser. States: ready.
         Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicy(self, request, context):
+        """Returns one policy. Roles: superuser, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (its row was changed outside Shardhold),
+        UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +103,14 @@ class PolicyServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainAccess(self, request, context):
+        """Says whether an identity may do something with a path, and why. Roles: superuser, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +118,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ApplyPolicies,
                     request_deserializer=shardhold_dot_v1_dot_policies__pb2.ApplyPoliciesRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_policies__pb2.ApplyPoliciesResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=shardhold_dot_v1_dot_policies__pb2.GetPolicyRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_policies__pb2.GetPolicyResponse.SerializeToString,
             ),
             'ListPolicies': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPolicies,
@@ -101,6 +133,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.DeletePolicy,
                     request_deserializer=shardhold_dot_v1_dot_policies__pb2.DeletePolicyRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_policies__pb2.DeletePolicyResponse.SerializeToString,
+            ),
+            'ExplainAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAccess,
+                    request_deserializer=shardhold_dot_v1_dot_policies__pb2.ExplainAccessRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_policies__pb2.ExplainAccessResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +170,33 @@ class PolicyService(object):
             '/shardhold.v1.PolicyService/ApplyPolicies',
             shardhold_dot_v1_dot_policies__pb2.ApplyPoliciesRequest.SerializeToString,
             shardhold_dot_v1_dot_policies__pb2.ApplyPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.PolicyService/GetPolicy',
+            shardhold_dot_v1_dot_policies__pb2.GetPolicyRequest.SerializeToString,
+            shardhold_dot_v1_dot_policies__pb2.GetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -187,6 +251,33 @@ class PolicyService(object):
             '/shardhold.v1.PolicyService/DeletePolicy',
             shardhold_dot_v1_dot_policies__pb2.DeletePolicyRequest.SerializeToString,
             shardhold_dot_v1_dot_policies__pb2.DeletePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.PolicyService/ExplainAccess',
+            shardhold_dot_v1_dot_policies__pb2.ExplainAccessRequest.SerializeToString,
+            shardhold_dot_v1_dot_policies__pb2.ExplainAccessResponse.FromString,
             options,
             channel_credentials,
             insecure,

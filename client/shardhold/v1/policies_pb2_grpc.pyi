@@ -37,8 +37,13 @@ class PolicyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PolicyServiceAsyncStub: ...
     ApplyPolicies: _grpc.UnaryUnaryMultiCallable[_policies_pb2.ApplyPoliciesRequest, _policies_pb2.ApplyPoliciesResponse]
-    """Creates or replaces policies by name, all or none. Role: superuser. States: ready.
+    """Creates or replaces policies by name, all or none. When all are in force as given, nothing is changed. Role: superuser. States: ready.
     Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
+    """
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_policies_pb2.GetPolicyRequest, _policies_pb2.GetPolicyResponse]
+    """Returns one policy. Roles: superuser, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (its row was changed outside Shardhold),
+    UNAVAILABLE.
     """
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_policies_pb2.ListPoliciesRequest, _policies_pb2.ListPoliciesResponse]
     """Lists policies by name, page by page. Roles: superuser, auditor. States: ready.
@@ -47,6 +52,10 @@ class PolicyServiceStub:
     DeletePolicy: _grpc.UnaryUnaryMultiCallable[_policies_pb2.DeletePolicyRequest, _policies_pb2.DeletePolicyResponse]
     """Deletes one policy. Role: superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    """
+    ExplainAccess: _grpc.UnaryUnaryMultiCallable[_policies_pb2.ExplainAccessRequest, _policies_pb2.ExplainAccessResponse]
+    """Says whether an identity may do something with a path, and why. Roles: superuser, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
     """
 
 @_typing.type_check_only
@@ -58,8 +67,13 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ApplyPolicies: _aio.UnaryUnaryMultiCallable[_policies_pb2.ApplyPoliciesRequest, _policies_pb2.ApplyPoliciesResponse]  # type: ignore[assignment]
-    """Creates or replaces policies by name, all or none. Role: superuser. States: ready.
+    """Creates or replaces policies by name, all or none. When all are in force as given, nothing is changed. Role: superuser. States: ready.
     Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
+    """
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_policies_pb2.GetPolicyRequest, _policies_pb2.GetPolicyResponse]  # type: ignore[assignment]
+    """Returns one policy. Roles: superuser, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (its row was changed outside Shardhold),
+    UNAVAILABLE.
     """
     ListPolicies: _aio.UnaryUnaryMultiCallable[_policies_pb2.ListPoliciesRequest, _policies_pb2.ListPoliciesResponse]  # type: ignore[assignment]
     """Lists policies by name, page by page. Roles: superuser, auditor. States: ready.
@@ -68,6 +82,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     DeletePolicy: _aio.UnaryUnaryMultiCallable[_policies_pb2.DeletePolicyRequest, _policies_pb2.DeletePolicyResponse]  # type: ignore[assignment]
     """Deletes one policy. Role: superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    """
+    ExplainAccess: _aio.UnaryUnaryMultiCallable[_policies_pb2.ExplainAccessRequest, _policies_pb2.ExplainAccessResponse]  # type: ignore[assignment]
+    """Says whether an identity may do something with a path, and why. Roles: superuser, auditor. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -82,8 +100,19 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policies_pb2.ApplyPoliciesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policies_pb2.ApplyPoliciesResponse, _abc.Awaitable[_policies_pb2.ApplyPoliciesResponse]]:
-        """Creates or replaces policies by name, all or none. Role: superuser. States: ready.
+        """Creates or replaces policies by name, all or none. When all are in force as given, nothing is changed. Role: superuser. States: ready.
         Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _policies_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policies_pb2.GetPolicyResponse, _abc.Awaitable[_policies_pb2.GetPolicyResponse]]:
+        """Returns one policy. Roles: superuser, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (its row was changed outside Shardhold),
+        UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -104,6 +133,16 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policies_pb2.DeletePolicyResponse, _abc.Awaitable[_policies_pb2.DeletePolicyResponse]]:
         """Deletes one policy. Role: superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainAccess(
+        self,
+        request: _policies_pb2.ExplainAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policies_pb2.ExplainAccessResponse, _abc.Awaitable[_policies_pb2.ExplainAccessResponse]]:
+        """Says whether an identity may do something with a path, and why. Roles: superuser, auditor. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, UNAVAILABLE.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,25 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _VersionState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VersionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERSION_STATE_UNSPECIFIED: _VersionState.ValueType  # 0
+    VERSION_STATE_LIVE: _VersionState.ValueType  # 1
+    VERSION_STATE_DELETED: _VersionState.ValueType  # 2
+    VERSION_STATE_DESTROYED: _VersionState.ValueType  # 3
+
+class VersionState(_VersionState, metaclass=_VersionStateEnumTypeWrapper): ...
+
+VERSION_STATE_UNSPECIFIED: VersionState.ValueType  # 0
+VERSION_STATE_LIVE: VersionState.ValueType  # 1
+VERSION_STATE_DELETED: VersionState.ValueType  # 2
+VERSION_STATE_DESTROYED: VersionState.ValueType  # 3
+Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
 
 @_typing.final
 class PutSecretRequest(_message.Message):
@@ -111,6 +131,99 @@ class PutSecretResponse(_message.Message):
 Global___PutSecretResponse: _TypeAlias = PutSecretResponse  # noqa: Y015
 
 @_typing.final
+class PatchSecretRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PATH_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELDS_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    EXPECTED_INCARNATION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """As in PutSecretRequest."""
+    expected_version: _builtins.int
+    """Check-and-set, as in PutSecretRequest; 0 is refused."""
+    expected_incarnation: _builtins.bytes
+    """16 bytes; empty: any."""
+    request_id: _builtins.bytes
+    """16 random bytes, as in PutSecretRequest."""
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """0 to 64 fields to set; what the limits of PutSecretRequest are of is the version that this makes."""
+
+    @_builtins.property
+    def removed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """0 to 64 names of fields to take out; none that is in `fields`. One that the current version lacks is no error."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        fields: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        removed_fields: _abc.Iterable[_builtins.str] | None = ...,
+        expected_version: _builtins.int | None = ...,
+        expected_incarnation: _builtins.bytes = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_incarnation", b"expected_incarnation", "expected_version", b"expected_version", "fields", b"fields", "path", b"path", "removed_fields", b"removed_fields", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+
+Global___PatchSecretRequest: _TypeAlias = PatchSecretRequest  # noqa: Y015
+
+@_typing.final
+class PatchSecretResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    incarnation: _builtins.bytes
+    """16 bytes."""
+    revision: _builtins.int
+    """Store-wide counter after this write."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        incarnation: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "revision", b"revision", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchSecretResponse: _TypeAlias = PatchSecretResponse  # noqa: Y015
+
+@_typing.final
 class GetSecretRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -197,22 +310,26 @@ class ListSecretsRequest(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_DELETED_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Whole segments, without a '/' at either end: "team" lists "team" and everything below it. Empty: everything."""
     page_size: _builtins.int
     """At most this many entries, 1 to 1000; 0: 1000."""
     page_token: _builtins.str
     """next_page_token of the page before; empty: the first page."""
+    include_deleted: _builtins.bool
+    """Also secrets of which every version is deleted, but not every one destroyed."""
     def __init__(
         self,
         *,
         prefix: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_deleted", b"include_deleted", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -250,11 +367,14 @@ class SecretEntry(_message.Message):
     CURRENT_VERSION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    NEWEST_LIVE_VERSION_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     current_version: _builtins.int
     """The newest version; it may be deleted while older ones are not."""
     incarnation: _builtins.bytes
     """16 bytes."""
+    newest_live_version: _builtins.int
+    """The newest version that is not deleted; 0: all are."""
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When the newest version was written."""
@@ -266,14 +386,119 @@ class SecretEntry(_message.Message):
         current_version: _builtins.int = ...,
         incarnation: _builtins.bytes = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        newest_live_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_version", b"current_version", "incarnation", b"incarnation", "path", b"path", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_version", b"current_version", "incarnation", b"incarnation", "newest_live_version", b"newest_live_version", "path", b"path", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SecretEntry: _TypeAlias = SecretEntry  # noqa: Y015
+
+@_typing.final
+class ListVersionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """As in PutSecretRequest."""
+    page_size: _builtins.int
+    """At most this many versions, 1 to 1000; 0: 1000."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty: the first page."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    CURRENT_VERSION_FIELD_NUMBER: _builtins.int
+    MAX_VERSIONS_FIELD_NUMBER: _builtins.int
+    MAX_VERSIONS_IS_OWN_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.bytes
+    """16 bytes."""
+    current_version: _builtins.int
+    """The newest version ever written in this incarnation."""
+    max_versions: _builtins.int
+    """How many versions are kept, deleted ones counted: a further one destroys the oldest. 0: all."""
+    max_versions_is_own: _builtins.bool
+    """Whether that was set for this secret, by UpdateSecretMetadata; else it is the configuration's."""
+    next_page_token: _builtins.str
+    """Empty: this was the last page."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionEntry]:
+        """Descending. Of what max_versions destroyed nothing is listed."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.bytes = ...,
+        current_version: _builtins.int = ...,
+        max_versions: _builtins.int = ...,
+        max_versions_is_own: _builtins.bool = ...,
+        versions: _abc.Iterable[Global___VersionEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_version", b"current_version", "incarnation", b"incarnation", "max_versions", b"max_versions", "max_versions_is_own", b"max_versions_is_own", "next_page_token", b"next_page_token", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsResponse: _TypeAlias = ListVersionsResponse  # noqa: Y015
+
+@_typing.final
+class VersionEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    DESTROYED_AT_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    state: Global___VersionState.ValueType
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was written."""
+
+    @_builtins.property
+    def destroyed_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was destroyed; unset: it is not."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        state: Global___VersionState.ValueType = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        destroyed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "destroyed_at", b"destroyed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "destroyed_at", b"destroyed_at", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionEntry: _TypeAlias = VersionEntry  # noqa: Y015
 
 @_typing.final
 class DeleteSecretRequest(_message.Message):
@@ -340,3 +565,177 @@ class DeleteSecretResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteSecretResponse: _TypeAlias = DeleteSecretResponse  # noqa: Y015
+
+@_typing.final
+class UndeleteSecretRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """As in PutSecretRequest."""
+    request_id: _builtins.bytes
+    """16 random bytes, as in PutSecretRequest."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The versions to bring back, 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "request_id", b"request_id", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteSecretRequest: _TypeAlias = UndeleteSecretRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteSecretResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Store-wide counter after this change."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ascending."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteSecretResponse: _TypeAlias = UndeleteSecretResponse  # noqa: Y015
+
+@_typing.final
+class DestroySecretRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    EXPECTED_INCARNATION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """As in PutSecretRequest."""
+    expected_version: _builtins.int
+    """Check-and-set: the version that must be current. Unset: no check; 0 is refused."""
+    expected_incarnation: _builtins.bytes
+    """16 bytes; empty: any."""
+    request_id: _builtins.bytes
+    """16 random bytes, as in PutSecretRequest."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The versions to destroy, at most 100; empty: all that are there, deleted ones as well."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
+        expected_version: _builtins.int | None = ...,
+        expected_incarnation: _builtins.bytes = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_incarnation", b"expected_incarnation", "expected_version", b"expected_version", "path", b"path", "request_id", b"request_id", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+
+Global___DestroySecretRequest: _TypeAlias = DestroySecretRequest  # noqa: Y015
+
+@_typing.final
+class DestroySecretResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Store-wide counter after this change."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ascending."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroySecretResponse: _TypeAlias = DestroySecretResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSecretMetadataRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MAX_VERSIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """As in PutSecretRequest."""
+    max_versions: _builtins.int
+    """How many versions are kept, at most 1,000,000; 0: as the configuration says. What is more is destroyed at once.
+    Unset: as it was. It stays with the path when a new incarnation begins.
+    """
+    request_id: _builtins.bytes
+    """16 random bytes, as in PutSecretRequest."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        max_versions: _builtins.int | None = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_versions", b"_max_versions", "max_versions", b"max_versions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_versions", b"_max_versions", "max_versions", b"max_versions", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_versions: _TypeAlias = _typing.Literal["max_versions"]  # noqa: Y015
+    _WhichOneofArgType__max_versions: _TypeAlias = _typing.Literal["_max_versions", b"_max_versions"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_versions) -> _WhichOneofReturnType__max_versions | None: ...
+
+Global___UpdateSecretMetadataRequest: _TypeAlias = UpdateSecretMetadataRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSecretMetadataResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Store-wide counter after this change."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSecretMetadataResponse: _TypeAlias = UpdateSecretMetadataResponse  # noqa: Y015

@@ -43,6 +43,11 @@ class SecretServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_secrets__pb2.PutSecretRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_secrets__pb2.PutSecretResponse.FromString,
                 _registered_method=True)
+        self.PatchSecret = channel.unary_unary(
+                '/shardhold.v1.SecretService/PatchSecret',
+                request_serializer=shardhold_dot_v1_dot_secrets__pb2.PatchSecretRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_secrets__pb2.PatchSecretResponse.FromString,
+                _registered_method=True)
         self.GetSecret = channel.unary_unary(
                 '/shardhold.v1.SecretService/GetSecret',
                 request_serializer=shardhold_dot_v1_dot_secrets__pb2.GetSecretRequest.SerializeToString,
@@ -53,10 +58,30 @@ class SecretServiceStub(object):
                 request_serializer=shardhold_dot_v1_dot_secrets__pb2.ListSecretsRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_secrets__pb2.ListSecretsResponse.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/shardhold.v1.SecretService/ListVersions',
+                request_serializer=shardhold_dot_v1_dot_secrets__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_secrets__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
         self.DeleteSecret = channel.unary_unary(
                 '/shardhold.v1.SecretService/DeleteSecret',
                 request_serializer=shardhold_dot_v1_dot_secrets__pb2.DeleteSecretRequest.SerializeToString,
                 response_deserializer=shardhold_dot_v1_dot_secrets__pb2.DeleteSecretResponse.FromString,
+                _registered_method=True)
+        self.UndeleteSecret = channel.unary_unary(
+                '/shardhold.v1.SecretService/UndeleteSecret',
+                request_serializer=shardhold_dot_v1_dot_secrets__pb2.UndeleteSecretRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_secrets__pb2.UndeleteSecretResponse.FromString,
+                _registered_method=True)
+        self.DestroySecret = channel.unary_unary(
+                '/shardhold.v1.SecretService/DestroySecret',
+                request_serializer=shardhold_dot_v1_dot_secrets__pb2.DestroySecretRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_secrets__pb2.DestroySecretResponse.FromString,
+                _registered_method=True)
+        self.UpdateSecretMetadata = channel.unary_unary(
+                '/shardhold.v1.SecretService/UpdateSecretMetadata',
+                request_serializer=shardhold_dot_v1_dot_secrets__pb2.UpdateSecretMetadataRequest.SerializeToString,
+                response_deserializer=shardhold_dot_v1_dot_secrets__pb2.UpdateSecretMetadataResponse.FromString,
                 _registered_method=True)
 
 
@@ -68,7 +93,7 @@ class SecretServiceServicer(object):
     """
 
     def PutSecret(self, request, context):
-        """Writes the next version of a secret. Needs the permission write on the path.
+        """Writes the next version of a secret, which has these fields and no others. Needs the permission write on the path.
         Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
         UNAVAILABLE (sealed, recovering, store or audit not writable).
@@ -77,10 +102,21 @@ class SecretServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PatchSecret(self, request, context):
+        """Writes the next version of a secret: the current one with some fields set and some taken out. Needs the permission
+        write on the path. Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT (field and limit named; no field would be left), PERMISSION_DENIED, NOT_FOUND (the secret
+        does not exist, or its newest version is deleted), ABORTED (check-and-set), DATA_LOSS (the current version does not
+        open), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSecret(self, request, context):
         """Reads the fields of one version. Needs the permission read on the path.
         Roles: workload, superuser. States: ready.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (the row does not open), UNAVAILABLE.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (the message names what is left), DATA_LOSS (the row does not open), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,10 +132,46 @@ class SecretServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DeleteSecret(self, request, context):
-        """Deletes versions of a secret, or all of them. Needs the permission delete on the path.
+    def ListVersions(self, request, context):
+        """Lists the versions of a secret, the newest first. Needs the permission read on the path.
         Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSecret(self, request, context):
+        """Marks versions of a secret as deleted, or all of them; UndeleteSecret brings them back, until a put begins a new
+        incarnation. Needs the permission delete on the path. Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteSecret(self, request, context):
+        """Brings deleted versions back. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (one of them is not there, or not deleted), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DestroySecret(self, request, context):
+        """Destroys versions, deleted or not: value and data key are gone from the files of the store before the answer. Copies
+        of the store and backups made before have them still. Needs the permission delete on the path.
+        Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE (reason NOT_SCRUBBED: the
+        versions are destroyed, but the files may have them yet; the same request again tries once more).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSecretMetadata(self, request, context):
+        """Sets how a secret is kept. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +185,11 @@ def add_SecretServiceServicer_to_server(servicer, server):
                     request_deserializer=shardhold_dot_v1_dot_secrets__pb2.PutSecretRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_secrets__pb2.PutSecretResponse.SerializeToString,
             ),
+            'PatchSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.PatchSecret,
+                    request_deserializer=shardhold_dot_v1_dot_secrets__pb2.PatchSecretRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_secrets__pb2.PatchSecretResponse.SerializeToString,
+            ),
             'GetSecret': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSecret,
                     request_deserializer=shardhold_dot_v1_dot_secrets__pb2.GetSecretRequest.FromString,
@@ -123,10 +200,30 @@ def add_SecretServiceServicer_to_server(servicer, server):
                     request_deserializer=shardhold_dot_v1_dot_secrets__pb2.ListSecretsRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_secrets__pb2.ListSecretsResponse.SerializeToString,
             ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=shardhold_dot_v1_dot_secrets__pb2.ListVersionsRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_secrets__pb2.ListVersionsResponse.SerializeToString,
+            ),
             'DeleteSecret': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSecret,
                     request_deserializer=shardhold_dot_v1_dot_secrets__pb2.DeleteSecretRequest.FromString,
                     response_serializer=shardhold_dot_v1_dot_secrets__pb2.DeleteSecretResponse.SerializeToString,
+            ),
+            'UndeleteSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteSecret,
+                    request_deserializer=shardhold_dot_v1_dot_secrets__pb2.UndeleteSecretRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_secrets__pb2.UndeleteSecretResponse.SerializeToString,
+            ),
+            'DestroySecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.DestroySecret,
+                    request_deserializer=shardhold_dot_v1_dot_secrets__pb2.DestroySecretRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_secrets__pb2.DestroySecretResponse.SerializeToString,
+            ),
+            'UpdateSecretMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSecretMetadata,
+                    request_deserializer=shardhold_dot_v1_dot_secrets__pb2.UpdateSecretMetadataRequest.FromString,
+                    response_serializer=shardhold_dot_v1_dot_secrets__pb2.UpdateSecretMetadataResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -160,6 +257,33 @@ class SecretService(object):
             '/shardhold.v1.SecretService/PutSecret',
             shardhold_dot_v1_dot_secrets__pb2.PutSecretRequest.SerializeToString,
             shardhold_dot_v1_dot_secrets__pb2.PutSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PatchSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.SecretService/PatchSecret',
+            shardhold_dot_v1_dot_secrets__pb2.PatchSecretRequest.SerializeToString,
+            shardhold_dot_v1_dot_secrets__pb2.PatchSecretResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -225,6 +349,33 @@ class SecretService(object):
             _registered_method=True)
 
     @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.SecretService/ListVersions',
+            shardhold_dot_v1_dot_secrets__pb2.ListVersionsRequest.SerializeToString,
+            shardhold_dot_v1_dot_secrets__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteSecret(request,
             target,
             options=(),
@@ -241,6 +392,87 @@ class SecretService(object):
             '/shardhold.v1.SecretService/DeleteSecret',
             shardhold_dot_v1_dot_secrets__pb2.DeleteSecretRequest.SerializeToString,
             shardhold_dot_v1_dot_secrets__pb2.DeleteSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.SecretService/UndeleteSecret',
+            shardhold_dot_v1_dot_secrets__pb2.UndeleteSecretRequest.SerializeToString,
+            shardhold_dot_v1_dot_secrets__pb2.UndeleteSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DestroySecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.SecretService/DestroySecret',
+            shardhold_dot_v1_dot_secrets__pb2.DestroySecretRequest.SerializeToString,
+            shardhold_dot_v1_dot_secrets__pb2.DestroySecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSecretMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhold.v1.SecretService/UpdateSecretMetadata',
+            shardhold_dot_v1_dot_secrets__pb2.UpdateSecretMetadataRequest.SerializeToString,
+            shardhold_dot_v1_dot_secrets__pb2.UpdateSecretMetadataResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,15 +38,22 @@ class SecretServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SecretServiceAsyncStub: ...
     PutSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.PutSecretRequest, _secrets_pb2.PutSecretResponse]
-    """Writes the next version of a secret. Needs the permission write on the path.
+    """Writes the next version of a secret, which has these fields and no others. Needs the permission write on the path.
     Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
     UNAVAILABLE (sealed, recovering, store or audit not writable).
     """
+    PatchSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.PatchSecretRequest, _secrets_pb2.PatchSecretResponse]
+    """Writes the next version of a secret: the current one with some fields set and some taken out. Needs the permission
+    write on the path. Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT (field and limit named; no field would be left), PERMISSION_DENIED, NOT_FOUND (the secret
+    does not exist, or its newest version is deleted), ABORTED (check-and-set), DATA_LOSS (the current version does not
+    open), UNAVAILABLE.
+    """
     GetSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.GetSecretRequest, _secrets_pb2.GetSecretResponse]
     """Reads the fields of one version. Needs the permission read on the path.
     Roles: workload, superuser. States: ready.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (the row does not open), UNAVAILABLE.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (the message names what is left), DATA_LOSS (the row does not open), UNAVAILABLE.
     """
     ListSecrets: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.ListSecretsRequest, _secrets_pb2.ListSecretsResponse]
     """Lists the paths below a prefix that the caller may list; others are left out without a trace. Needs the permission
@@ -54,10 +61,30 @@ class SecretServiceStub:
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
     secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
     """
-    DeleteSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]
-    """Deletes versions of a secret, or all of them. Needs the permission delete on the path.
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.ListVersionsRequest, _secrets_pb2.ListVersionsResponse]
+    """Lists the versions of a secret, the newest first. Needs the permission read on the path.
     Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    """
+    DeleteSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]
+    """Marks versions of a secret as deleted, or all of them; UndeleteSecret brings them back, until a put begins a new
+    incarnation. Needs the permission delete on the path. Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE.
+    """
+    UndeleteSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.UndeleteSecretRequest, _secrets_pb2.UndeleteSecretResponse]
+    """Brings deleted versions back. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (one of them is not there, or not deleted), UNAVAILABLE.
+    """
+    DestroySecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.DestroySecretRequest, _secrets_pb2.DestroySecretResponse]
+    """Destroys versions, deleted or not: value and data key are gone from the files of the store before the answer. Copies
+    of the store and backups made before have them still. Needs the permission delete on the path.
+    Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE (reason NOT_SCRUBBED: the
+    versions are destroyed, but the files may have them yet; the same request again tries once more).
+    """
+    UpdateSecretMetadata: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.UpdateSecretMetadataRequest, _secrets_pb2.UpdateSecretMetadataResponse]
+    """Sets how a secret is kept. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
     """
 
 @_typing.type_check_only
@@ -70,15 +97,22 @@ class SecretServiceAsyncStub(SecretServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.PutSecretRequest, _secrets_pb2.PutSecretResponse]  # type: ignore[assignment]
-    """Writes the next version of a secret. Needs the permission write on the path.
+    """Writes the next version of a secret, which has these fields and no others. Needs the permission write on the path.
     Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
     UNAVAILABLE (sealed, recovering, store or audit not writable).
     """
+    PatchSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.PatchSecretRequest, _secrets_pb2.PatchSecretResponse]  # type: ignore[assignment]
+    """Writes the next version of a secret: the current one with some fields set and some taken out. Needs the permission
+    write on the path. Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT (field and limit named; no field would be left), PERMISSION_DENIED, NOT_FOUND (the secret
+    does not exist, or its newest version is deleted), ABORTED (check-and-set), DATA_LOSS (the current version does not
+    open), UNAVAILABLE.
+    """
     GetSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.GetSecretRequest, _secrets_pb2.GetSecretResponse]  # type: ignore[assignment]
     """Reads the fields of one version. Needs the permission read on the path.
     Roles: workload, superuser. States: ready.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (the row does not open), UNAVAILABLE.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (the message names what is left), DATA_LOSS (the row does not open), UNAVAILABLE.
     """
     ListSecrets: _aio.UnaryUnaryMultiCallable[_secrets_pb2.ListSecretsRequest, _secrets_pb2.ListSecretsResponse]  # type: ignore[assignment]
     """Lists the paths below a prefix that the caller may list; others are left out without a trace. Needs the permission
@@ -86,10 +120,30 @@ class SecretServiceAsyncStub(SecretServiceStub):
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED (no policy lets the caller list anything), RESOURCE_EXHAUSTED (too many
     secrets below the prefix that the caller may not list: name a longer one), UNAVAILABLE.
     """
-    DeleteSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]  # type: ignore[assignment]
-    """Deletes versions of a secret, or all of them. Needs the permission delete on the path.
+    ListVersions: _aio.UnaryUnaryMultiCallable[_secrets_pb2.ListVersionsRequest, _secrets_pb2.ListVersionsResponse]  # type: ignore[assignment]
+    """Lists the versions of a secret, the newest first. Needs the permission read on the path.
     Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    """
+    DeleteSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]  # type: ignore[assignment]
+    """Marks versions of a secret as deleted, or all of them; UndeleteSecret brings them back, until a put begins a new
+    incarnation. Needs the permission delete on the path. Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE.
+    """
+    UndeleteSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.UndeleteSecretRequest, _secrets_pb2.UndeleteSecretResponse]  # type: ignore[assignment]
+    """Brings deleted versions back. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (one of them is not there, or not deleted), UNAVAILABLE.
+    """
+    DestroySecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.DestroySecretRequest, _secrets_pb2.DestroySecretResponse]  # type: ignore[assignment]
+    """Destroys versions, deleted or not: value and data key are gone from the files of the store before the answer. Copies
+    of the store and backups made before have them still. Needs the permission delete on the path.
+    Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE (reason NOT_SCRUBBED: the
+    versions are destroyed, but the files may have them yet; the same request again tries once more).
+    """
+    UpdateSecretMetadata: _aio.UnaryUnaryMultiCallable[_secrets_pb2.UpdateSecretMetadataRequest, _secrets_pb2.UpdateSecretMetadataResponse]  # type: ignore[assignment]
+    """Sets how a secret is kept. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
     """
 
 class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -105,10 +159,23 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secrets_pb2.PutSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.PutSecretResponse, _abc.Awaitable[_secrets_pb2.PutSecretResponse]]:
-        """Writes the next version of a secret. Needs the permission write on the path.
+        """Writes the next version of a secret, which has these fields and no others. Needs the permission write on the path.
         Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
         UNAVAILABLE (sealed, recovering, store or audit not writable).
+        """
+
+    @_abc_1.abstractmethod
+    def PatchSecret(
+        self,
+        request: _secrets_pb2.PatchSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secrets_pb2.PatchSecretResponse, _abc.Awaitable[_secrets_pb2.PatchSecretResponse]]:
+        """Writes the next version of a secret: the current one with some fields set and some taken out. Needs the permission
+        write on the path. Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT (field and limit named; no field would be left), PERMISSION_DENIED, NOT_FOUND (the secret
+        does not exist, or its newest version is deleted), ABORTED (check-and-set), DATA_LOSS (the current version does not
+        open), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -119,7 +186,7 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_secrets_pb2.GetSecretResponse, _abc.Awaitable[_secrets_pb2.GetSecretResponse]]:
         """Reads the fields of one version. Needs the permission read on the path.
         Roles: workload, superuser. States: ready.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (the row does not open), UNAVAILABLE.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (the message names what is left), DATA_LOSS (the row does not open), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -135,14 +202,58 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _secrets_pb2.ListVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secrets_pb2.ListVersionsResponse, _abc.Awaitable[_secrets_pb2.ListVersionsResponse]]:
+        """Lists the versions of a secret, the newest first. Needs the permission read on the path.
+        Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
     def DeleteSecret(
         self,
         request: _secrets_pb2.DeleteSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.DeleteSecretResponse, _abc.Awaitable[_secrets_pb2.DeleteSecretResponse]]:
-        """Deletes versions of a secret, or all of them. Needs the permission delete on the path.
-        Roles: workload, superuser. States: ready.
+        """Marks versions of a secret as deleted, or all of them; UndeleteSecret brings them back, until a put begins a new
+        incarnation. Needs the permission delete on the path. Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteSecret(
+        self,
+        request: _secrets_pb2.UndeleteSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secrets_pb2.UndeleteSecretResponse, _abc.Awaitable[_secrets_pb2.UndeleteSecretResponse]]:
+        """Brings deleted versions back. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND (one of them is not there, or not deleted), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def DestroySecret(
+        self,
+        request: _secrets_pb2.DestroySecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secrets_pb2.DestroySecretResponse, _abc.Awaitable[_secrets_pb2.DestroySecretResponse]]:
+        """Destroys versions, deleted or not: value and data key are gone from the files of the store before the answer. Copies
+        of the store and backups made before have them still. Needs the permission delete on the path.
+        Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ABORTED (check-and-set), UNAVAILABLE (reason NOT_SCRUBBED: the
+        versions are destroyed, but the files may have them yet; the same request again tries once more).
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSecretMetadata(
+        self,
+        request: _secrets_pb2.UpdateSecretMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secrets_pb2.UpdateSecretMetadataResponse, _abc.Awaitable[_secrets_pb2.UpdateSecretMetadataResponse]]:
+        """Sets how a secret is kept. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
         """
 
 def add_SecretServiceServicer_to_server(servicer: SecretServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
