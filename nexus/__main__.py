@@ -1,4 +1,5 @@
 """`nexus --config FILE [--check-config]`: run a nexus. `nexus health [--live] --config FILE`: ask it how it is.
+`nexus restore --config FILE --from BACKUP --identity FILE`: make its store from a backup.
 
 `health` asks over gRPC with the nexus's own identity, and prints the answer. It is healthy when it is ready; with
 `--live` any answer will do, as of a nexus that waits to be initialised or for its custodians: to start it again would
@@ -35,18 +36,41 @@ def main() -> None:
     """Parse the command line, and exit with the documented code."""
     open_streams()
     parser = argparse.ArgumentParser(prog="nexus", description="The server of a Shardhold cluster.")
-    parser.add_argument("command", nargs="?", choices=["health"], help="ask the nexus of this configuration how it is")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["health", "restore"],
+        help="health: ask the nexus of this configuration how it is; restore: make its store from a backup",
+    )
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
     parser.add_argument("--live", action="store_true", help="with health: it need not be ready, but has to answer")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--from", dest="backup", type=Path, metavar="BACKUP", help="with restore: the backup")
+    parser.add_argument("--identity", type=Path, metavar="FILE", help="with restore: the identity that opens it")
+    parser.add_argument(
+        "--genesis",
+        default="",
+        metavar="HEX",
+        help="with restore: the fingerprint on the share cards, if not configured",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="with restore: a store that is there is kept aside, and replaced"
+    )
     arguments = parser.parse_args()
     if arguments.live and arguments.command != "health":
         parser.error("--live belongs to 'nexus health'")
+    restores = arguments.command == "restore"
+    if restores != bool(arguments.backup and arguments.identity):
+        parser.error("'nexus restore' and --from BACKUP --identity FILE belong together")
+    if not restores and (arguments.backup or arguments.identity or arguments.genesis or arguments.replace):
+        parser.error("--from, --identity, --genesis and --replace belong to 'nexus restore'")
     try:
         config = load_config(arguments.config, os.environ)
         if arguments.check_config:
             sys.exit(0)
         logs.configure(config.log.level, config.log.format)
+        if restores:
+            end_process(_restore(config, arguments))
         end_process(_ask_health(config, live=arguments.live) if arguments.command else _run(config))
     except (ConfigError, IdentityUnavailableError) as exc:
         sys.stderr.write(f"nexus: error: {exc}\n")
@@ -62,6 +86,16 @@ def _ask_health(config: NexusConfig, *, live: bool) -> int:
     status = ask_health(address, identity, server_name=SERVER_NAME, timeout=HEALTH_TIMEOUT_S)
     sys.stdout.write(f"{status}\n")
     return 0 if live or status == SERVING else 1
+
+
+def _restore(config: NexusConfig, arguments: argparse.Namespace) -> int:
+    from nexus.server.restore import Order, find_genesis, restore
+
+    harden_process()  # what opens every backup is about to be in this process's memory
+    genesis = find_genesis(config, arguments.genesis)
+    order = Order(arguments.backup, arguments.identity, genesis, replaces=arguments.replace)
+    sys.stdout.write(restore(config, order) + "\n")
+    return 0
 
 
 def _run(config: NexusConfig) -> int:

@@ -4,15 +4,17 @@ Everything streams, and nothing is to be believed before the end: a file that wa
 before.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 import pyrage
 
 from common.errors import BackupError, BackupUnavailableError, InvalidArgumentError
+from common.forms.backup.header import Contents
 from common.forms.backup.opened import OpenedRows
 from common.forms.backup.reader import StreamReader
+from common.forms.backup.tables import Row, Table
 from common.forms.bech32 import KEY_SIZE, encode_identity
 
 MAX_IDENTITY_FILE: Final = 16 << 10  # bytes
@@ -102,27 +104,32 @@ def encrypt(pieces: Iterable[bytes], into: Sink, recipients: Sequence[str]) -> N
 
 
 def read_backup(path: bytes, identity: bytes) -> bytes:
-    """Open a backup and read it through; return its contents and control rows, encoded. For the opener.
+    """Open a backup as `read_rows`; return its contents and control rows, encoded. For the opener."""
+    rows = OpenedRows()
+    return rows.encode(read_rows(Path(path.decode()), identity, rows.take))
 
-    *identity* is an X25519 secret key, 32 bytes, or the content of an identity file of age.
+
+def read_rows(file: Path, identity: bytes, on_row: Callable[[Table, Row], None]) -> Contents:
+    """Open a backup and read it through; *on_row* hears of each row, before it is known that the backup is whole.
+
+    *identity* is an X25519 secret key, 32 bytes, or the content of an identity file of age. What *on_row* raises of
+    ours comes out as it is.
 
     Raises:
         BackupError: It is not whole, or not for this identity.
         BackupUnavailableError: The file cannot be read.
         InvalidArgumentError: There is no such identity.
     """
-    rows = OpenedRows()
-    reader = StreamReader(rows.take)
+    reader = StreamReader(on_row)
     identities = list(_parse_identities(identity))
-    file = Path(path.decode())
     try:
         with file.open("rb") as raw:
-            source = _File(raw)
+            source, sink = _File(raw), _Kept(_Feed(reader))
             try:
-                _decrypt(source, reader, identities)
+                pyrage.decrypt_io(source, sink, identities)
             except (OSError, pyrage.DecryptError) as exc:
-                raise source.failure or exc from exc
-        contents = reader.finish()
+                raise sink.failure or source.failure or exc from exc
+        return reader.finish()
     except OSError as exc:
         if exc.errno is None:  # pyrage's own
             raise BackupError(f"{file.name}: it is damaged or cut off") from exc
@@ -131,7 +138,6 @@ def read_backup(path: bytes, identity: bytes) -> bytes:
         raise BackupError(f"{file.name}: {_describe(str(exc))}") from exc
     except BackupError as exc:
         raise BackupError(f"{file.name}: {exc}") from exc
-    return rows.encode(contents)
 
 
 def find_recipient(identity: bytes) -> str:
@@ -155,10 +161,6 @@ class _Feed:
 
     def flush(self) -> None:
         pass
-
-
-def _decrypt(source: object, reader: StreamReader, identities: Sequence[object]) -> None:
-    pyrage.decrypt_io(source, _Feed(reader), identities)
 
 
 def _describe(why: str) -> str:

@@ -46,6 +46,11 @@ _ZERO_NONCE: Final = bytes(12)  # rule 2: of the file key's wrap
 _LAST_CHUNK: Final = bytes(11) + b"\x01"  # rule 2: the first chunk, which is the last
 
 
+def is_protected(content: bytes) -> bool:
+    """Say whether a file begins as one that is encrypted by age, in either of its forms."""
+    return content.startswith((_VERSION.rstrip(), b"-----BEGIN AGE"))
+
+
 def protect(content: bytes, passphrase: bytes, *, work: int = WORK) -> bytes:
     """Encrypt *content*, at most 16 KiB, to a passphrase; takes memory and time as *work* says.
 

@@ -110,12 +110,15 @@ class Admission:
             self._become_ready(transition, held)
             return held.shard_set.record.timeline  # of the set that was just drawn; the store need not be read for it
 
-    def _require_older(self, timeline: int, revision: int) -> tuple[Serving, NewerMark]:
-        """Return the key that is held, and the mark that says that the store at this position is older."""
+    def _require_older(self, timeline: int, revision: int) -> tuple[Serving, NewerMark | None]:
+        """Return the key that is held, and the mark that says that the store at this position is older.
+
+        A store that was made of a backup is older whether a keeper remembers more or not: then there is no mark.
+        """
         meta = self._marks.load_meta()
         held = self._executor.held
         newer = self._marks.find_newer(held)
-        if newer is None:
+        if newer is None and not meta.is_restored:
             raise WrongStateError("no newer rollback mark blocks this nexus: there is nothing to accept")
         if held is None:
             raise WrongStateError("there is no root key yet: keepers or custodians have to bring it back first")
@@ -128,8 +131,8 @@ class Admission:
     def require_audit_gap(self) -> str:
         """Return the gap as `Warden.require_audit_gap` does."""
         held = self._require_held_for_audit()
-        if self._marks.find_newer(held) is not None:
-            raise WrongStateError("the store is older than a mark: accepting that begins a new chain too")
+        if self._marks.find_newer(held) is not None or self._marks.load_meta().is_restored:
+            raise WrongStateError("the store is older than a mark, or restored: accepting that begins a new chain too")
         return self._obstacles.audit_gap
 
     def accept_new_chain(self, write_entry: WriteEntry) -> None:
@@ -178,7 +181,7 @@ class Admission:
 
     def _judge(self, serving: Serving, *, by_custodians: bool) -> Transition:
         gap = self._obstacles.audit_gap = self._audit.find_gap(serving)
-        if self._marks.find_newer(serving) is not None:
+        if self._marks.find_newer(serving) is not None or self._marks.load_meta().is_restored:
             return self._executor.find_transition(Event.KEY_BEHIND_MARK)
         if gap:
             return self._executor.find_transition(Event.KEY_WITHOUT_AUDIT)
@@ -199,13 +202,14 @@ class Admission:
     def _unsealed(self, meta: Meta) -> Meta:
         return replace(meta, sealed=False, epoch=self.next_epoch(meta))
 
-    def _above(self, meta: Meta, newer: NewerMark) -> Meta:
-        """Begin a new timeline, with numbers that no store of the earlier timelines has given out."""
+    def _above(self, meta: Meta, newer: NewerMark | None) -> Meta:
+        """Begin a new timeline, with numbers that no store of the earlier timelines has given out, as far as known."""
+        begun = replace(meta, sealed=False, timeline=meta.timeline + 1, epoch=self.next_epoch(meta), is_restored=False)
+        if newer is None:
+            return begun
         return replace(
-            meta,
-            sealed=False,
+            begun,
             timeline=max(meta.timeline, newer.mark.timeline) + 1,
-            epoch=self.next_epoch(meta),
             last_generation=max(meta.last_generation, newer.last_generation),
             last_set_number=max(meta.last_set_number, newer.last_set_number),
             last_kek_id=max(meta.last_kek_id, newer.last_kek_id),

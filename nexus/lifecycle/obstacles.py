@@ -83,6 +83,10 @@ class Obstacles:
     def _describe_mark(self) -> str:
         try:
             newer = self._marks.find_newer(self._executor.held)
-            return newer.describe(self._marks.load_meta()) if newer is not None else ""
+            meta = self._marks.load_meta()
+            if newer is None and meta.is_restored:
+                at = f"timeline {meta.timeline}, revision {meta.revision}"
+                return f"store was restored from a backup of {at}: a superuser has to accept that"
+            return newer.describe(meta) if newer is not None else ""
         except ShardholdError as exc:
             return str(exc)

@@ -82,6 +82,7 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
     response.cluster_id = view.meta.cluster_id
     response.timeline = view.meta.timeline
     response.revision = view.meta.revision
+    response.restored = view.meta.is_restored
     response.memory_protection = view.memory_protection
     response.keepers.extend(_to_status(keeper) for keeper in view.keepers)
     if view.operation is not None:

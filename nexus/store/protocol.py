@@ -68,6 +68,7 @@ class Meta:
     epoch: int  # up by one or more at each init, seal, unseal, new set and accepted store; never goes down
     generation: int = 0  # as in `Position`
     kek_id: int = 0  # as in `Position`
+    is_restored: bool = False  # made of a backup, which nobody has accepted yet
 
     @property
     def position(self) -> Position:

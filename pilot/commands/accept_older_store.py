@@ -55,9 +55,9 @@ def check(status: "GetStatusResponse", *, timeline: int, revision: int) -> None:
     Raises:
         PilotError: There is no newer mark, or the store is at another timeline or revision.
     """
-    if not status.HasField("newer_mark"):
+    if not (status.HasField("newer_mark") or status.restored):
         raise PilotError(
-            "no rollback mark is newer than the store: there is nothing to accept",
+            "no rollback mark is newer than the store, and it was not restored: there is nothing to accept",
             "'pilot status' shows what blocks the nexus, if anything does",
             exit_code=FAILED,
         )
@@ -90,6 +90,13 @@ def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
 def describe_loss(status: "GetStatusResponse") -> str:
     """Say what accepting loses, from which revision to which, who remembers it and since when."""
     mark = status.newer_mark
+    if not status.HasField("newer_mark"):
+        return (
+            f"The store of cluster {status.cluster_id.hex()} was restored from a backup of timeline "
+            f"{status.timeline}, revision {status.revision}. Accepting it loses for good whatever was committed after "
+            "that; no keeper that answers remembers more.\n"
+            "If a newer copy of the store or a newer backup exists, stop here and restore that one."
+        )
     if mark.timeline == status.timeline and mark.revision > status.revision:
         lost = f"revisions {status.revision + 1} to {mark.revision} ({mark.revision - status.revision} of them)"
     elif mark.timeline == status.timeline:

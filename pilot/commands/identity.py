@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -18,8 +18,6 @@ from pilot.terminal.terminal import Terminal
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Identities that open backups, protected by a passphrase."
 )
-
-_ENCRYPTED: Final = (b"age-encryption.org/", b"-----BEGIN AGE")  # how a file begins that a passphrase protects
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The identity file.", show_default=False)]
 
@@ -93,10 +91,10 @@ def load_identity(path: Path) -> bytes:
         raise PilotError(f"{path}: {exc.strerror}") from exc
     if len(content) > MAX_IDENTITY_FILE:
         raise UsageError(f"{path}: it is larger than {MAX_IDENTITY_FILE} bytes, so no identity file")
-    if not content.startswith(_ENCRYPTED):
-        return content
-    from common.keys.protected_file import check_protected, open_protected
+    from common.keys.protected_file import check_protected, is_protected, open_protected
 
+    if not is_protected(content):
+        return content
     check_protected(content)
     terminal = Terminal()
     terminal.check(f"a passphrase protects {path}: type it at a terminal, or open it first with age -d")

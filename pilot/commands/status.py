@@ -140,6 +140,7 @@ def to_document(response: "GetStatusResponse") -> dict[str, Any]:
         "memory_protection": response.memory_protection or None,
         "operation": {"kind": response.operation.kind, "step": response.operation.step} if has_operation else None,
         "newer_mark": _newer_mark_document(response),
+        "restored": response.restored,
         "unseal": _unseal_document(response),
         "keepers": [keeper_document(keeper) for keeper in response.keepers],
         "version": response.version or None,
@@ -218,6 +219,9 @@ def list_hints(document: dict[str, Any]) -> list[str]:
             "the store is older than its keepers remember: restore its newest copy, or lose what is missing with "
             f"'pilot accept-older-store {store}'"
         ]
+    if document["restored"]:
+        store = f"--timeline {document['timeline'] or 0} --revision {document['revision'] or 0}"
+        return [f"once keepers or 'pilot unseal' brought its key back: 'pilot accept-older-store {store}'"]
     if any("accept-new-chain" in line for line in document["blocked_by"]):
         return [
             "put the audit files back and start the nexus again, or accept that they are lost with "

@@ -25,55 +25,55 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashardhold/v1/cluster.proto\x12\x0cshardhold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x8f\x04\n\x11GetStatusResponse\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.shardhold.v1.State\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nblocked_by\x18\x03 \x03(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\x0c\x12\x0f\n\x07genesis\x18\x05 \x01(\x0c\x12\x12\n\ngeneration\x18\x06 \x01(\x04\x12\x17\n\x0fshard_threshold\x18\x07 \x01(\r\x12\x13\n\x0bshard_count\x18\x08 \x01(\r\x12\x12\n\nset_number\x18\t \x01(\x04\x12\x1a\n\x12recovery_threshold\x18\n \x01(\r\x12\x17\n\x0frecovery_shares\x18\x0b \x01(\r\x12\x10\n\x08timeline\x18\x0c \x01(\x04\x12\x10\n\x08revision\x18\r \x01(\x04\x12\x19\n\x11memory_protection\x18\x0e \x01(\r\x12+\n\x07keepers\x18\x0f \x03(\x0b\x32\x1a.shardhold.v1.KeeperStatus\x12*\n\toperation\x18\x10 \x01(\x0b\x32\x17.shardhold.v1.Operation\x12+\n\nnewer_mark\x18\x11 \x01(\x0b\x32\x17.shardhold.v1.NewerMark\x12,\n\x06unseal\x18\x12 \x01(\x0b\x32\x1c.shardhold.v1.UnsealProgress\x12\x0e\n\x06\x61larms\x18\x18 \x03(\t\"m\n\tNewerMark\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12+\n\x07made_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07keepers\x18\x04 \x03(\t\"3\n\x0eUnsealProgress\x12\x11\n\tsubmitted\x18\x01 \x01(\r\x12\x0e\n\x06needed\x18\x02 \x01(\r\"j\n\x0cKeeperStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\treachable\x18\x03 \x01(\x08\x12\x19\n\x11holds_current_set\x18\x04 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\"\'\n\tOperation\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\"\x93\x01\n\x10\x42\x65ginInitRequest\x12\x17\n\x0fshard_threshold\x18\x01 \x01(\r\x12\x1a\n\x12recovery_threshold\x18\x02 \x01(\r\x12\x1b\n\x13recovery_public_key\x18\x03 \x01(\x0c\x12-\n\x0cshare_hashes\x18\x04 \x03(\x0b\x32\x17.shardhold.v1.ShareHash\")\n\tShareHash\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"t\n\x11\x42\x65ginInitResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0f\n\x07genesis\x18\x03 \x01(\x0c\x12\x11\n\tchallenge\x18\x04 \x01(\x0c\x12\x16\n\x0evoided_attempt\x18\x05 \x01(\x04\"5\n\x12\x43onfirmInitRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"E\n\x13\x43onfirmInitResponse\x12\x16\n\x0ekeepers_filled\x18\x01 \x01(\r\x12\x16\n\x0ekeepers_wanted\x18\x02 \x01(\r\"#\n\x10\x41\x62ortInitRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\"\x13\n\x11\x41\x62ortInitResponse\"\x14\n\x12ListKeepersRequest\"@\n\x13ListKeepersResponse\x12)\n\x07keepers\x18\x01 \x03(\x0b\x32\x18.shardhold.v1.KeeperInfo\"\x90\x01\n\nKeeperInfo\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.shardhold.v1.KeeperStatus\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\t\n\x01x\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x19\n\x11memory_protection\x18\x05 \x01(\r\x12\x0c\n\x04sets\x18\x06 \x03(\x04\"\x1d\n\x0bSealRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"8\n\x0cSealResponse\x12\x17\n\x0fkeepers_emptied\x18\x01 \x01(\r\x12\x0f\n\x07keepers\x18\x02 \x01(\r\"=\n\x17\x41\x63\x63\x65ptOlderStoreRequest\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\",\n\x18\x41\x63\x63\x65ptOlderStoreResponse\x12\x10\n\x08timeline\x18\x01 \x01(\x04*\x88\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STATE_UNINITIALISED\x10\x01\x12\x16\n\x12STATE_INITIALISING\x10\x02\x12\x14\n\x10STATE_RECOVERING\x10\x03\x12\x10\n\x0cSTATE_SEALED\x10\x04\x12\x0f\n\x0bSTATE_READY\x10\x05\x32\xc4\x04\n\x0e\x43lusterService\x12L\n\tGetStatus\x12\x1e.shardhold.v1.GetStatusRequest\x1a\x1f.shardhold.v1.GetStatusResponse\x12L\n\tBeginInit\x12\x1e.shardhold.v1.BeginInitRequest\x1a\x1f.shardhold.v1.BeginInitResponse\x12R\n\x0b\x43onfirmInit\x12 .shardhold.v1.ConfirmInitRequest\x1a!.shardhold.v1.ConfirmInitResponse\x12L\n\tAbortInit\x12\x1e.shardhold.v1.AbortInitRequest\x1a\x1f.shardhold.v1.AbortInitResponse\x12=\n\x04Seal\x12\x19.shardhold.v1.SealRequest\x1a\x1a.shardhold.v1.SealResponse\x12\x61\n\x10\x41\x63\x63\x65ptOlderStore\x12%.shardhold.v1.AcceptOlderStoreRequest\x1a&.shardhold.v1.AcceptOlderStoreResponse\x12R\n\x0bListKeepers\x12 .shardhold.v1.ListKeepersRequest\x1a!.shardhold.v1.ListKeepersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashardhold/v1/cluster.proto\x12\x0cshardhold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xa1\x04\n\x11GetStatusResponse\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.shardhold.v1.State\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nblocked_by\x18\x03 \x03(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\x0c\x12\x0f\n\x07genesis\x18\x05 \x01(\x0c\x12\x12\n\ngeneration\x18\x06 \x01(\x04\x12\x17\n\x0fshard_threshold\x18\x07 \x01(\r\x12\x13\n\x0bshard_count\x18\x08 \x01(\r\x12\x12\n\nset_number\x18\t \x01(\x04\x12\x1a\n\x12recovery_threshold\x18\n \x01(\r\x12\x17\n\x0frecovery_shares\x18\x0b \x01(\r\x12\x10\n\x08timeline\x18\x0c \x01(\x04\x12\x10\n\x08revision\x18\r \x01(\x04\x12\x19\n\x11memory_protection\x18\x0e \x01(\r\x12+\n\x07keepers\x18\x0f \x03(\x0b\x32\x1a.shardhold.v1.KeeperStatus\x12*\n\toperation\x18\x10 \x01(\x0b\x32\x17.shardhold.v1.Operation\x12+\n\nnewer_mark\x18\x11 \x01(\x0b\x32\x17.shardhold.v1.NewerMark\x12,\n\x06unseal\x18\x12 \x01(\x0b\x32\x1c.shardhold.v1.UnsealProgress\x12\x0e\n\x06\x61larms\x18\x18 \x03(\t\x12\x10\n\x08restored\x18! \x01(\x08\"m\n\tNewerMark\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12+\n\x07made_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07keepers\x18\x04 \x03(\t\"3\n\x0eUnsealProgress\x12\x11\n\tsubmitted\x18\x01 \x01(\r\x12\x0e\n\x06needed\x18\x02 \x01(\r\"j\n\x0cKeeperStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\treachable\x18\x03 \x01(\x08\x12\x19\n\x11holds_current_set\x18\x04 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\"\'\n\tOperation\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\"\x93\x01\n\x10\x42\x65ginInitRequest\x12\x17\n\x0fshard_threshold\x18\x01 \x01(\r\x12\x1a\n\x12recovery_threshold\x18\x02 \x01(\r\x12\x1b\n\x13recovery_public_key\x18\x03 \x01(\x0c\x12-\n\x0cshare_hashes\x18\x04 \x03(\x0b\x32\x17.shardhold.v1.ShareHash\")\n\tShareHash\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"t\n\x11\x42\x65ginInitResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0f\n\x07genesis\x18\x03 \x01(\x0c\x12\x11\n\tchallenge\x18\x04 \x01(\x0c\x12\x16\n\x0evoided_attempt\x18\x05 \x01(\x04\"5\n\x12\x43onfirmInitRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"E\n\x13\x43onfirmInitResponse\x12\x16\n\x0ekeepers_filled\x18\x01 \x01(\r\x12\x16\n\x0ekeepers_wanted\x18\x02 \x01(\r\"#\n\x10\x41\x62ortInitRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\"\x13\n\x11\x41\x62ortInitResponse\"\x14\n\x12ListKeepersRequest\"@\n\x13ListKeepersResponse\x12)\n\x07keepers\x18\x01 \x03(\x0b\x32\x18.shardhold.v1.KeeperInfo\"\x90\x01\n\nKeeperInfo\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.shardhold.v1.KeeperStatus\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\t\n\x01x\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x19\n\x11memory_protection\x18\x05 \x01(\r\x12\x0c\n\x04sets\x18\x06 \x03(\x04\"\x1d\n\x0bSealRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"8\n\x0cSealResponse\x12\x17\n\x0fkeepers_emptied\x18\x01 \x01(\r\x12\x0f\n\x07keepers\x18\x02 \x01(\r\"=\n\x17\x41\x63\x63\x65ptOlderStoreRequest\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\",\n\x18\x41\x63\x63\x65ptOlderStoreResponse\x12\x10\n\x08timeline\x18\x01 \x01(\x04*\x88\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STATE_UNINITIALISED\x10\x01\x12\x16\n\x12STATE_INITIALISING\x10\x02\x12\x14\n\x10STATE_RECOVERING\x10\x03\x12\x10\n\x0cSTATE_SEALED\x10\x04\x12\x0f\n\x0bSTATE_READY\x10\x05\x32\xc4\x04\n\x0e\x43lusterService\x12L\n\tGetStatus\x12\x1e.shardhold.v1.GetStatusRequest\x1a\x1f.shardhold.v1.GetStatusResponse\x12L\n\tBeginInit\x12\x1e.shardhold.v1.BeginInitRequest\x1a\x1f.shardhold.v1.BeginInitResponse\x12R\n\x0b\x43onfirmInit\x12 .shardhold.v1.ConfirmInitRequest\x1a!.shardhold.v1.ConfirmInitResponse\x12L\n\tAbortInit\x12\x1e.shardhold.v1.AbortInitRequest\x1a\x1f.shardhold.v1.AbortInitResponse\x12=\n\x04Seal\x12\x19.shardhold.v1.SealRequest\x1a\x1a.shardhold.v1.SealResponse\x12\x61\n\x10\x41\x63\x63\x65ptOlderStore\x12%.shardhold.v1.AcceptOlderStoreRequest\x1a&.shardhold.v1.AcceptOlderStoreResponse\x12R\n\x0bListKeepers\x12 .shardhold.v1.ListKeepersRequest\x1a!.shardhold.v1.ListKeepersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shardhold.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATE']._serialized_start=1869
-  _globals['_STATE']._serialized_end=2005
+  _globals['_STATE']._serialized_start=1887
+  _globals['_STATE']._serialized_end=2023
   _globals['_GETSTATUSREQUEST']._serialized_start=77
   _globals['_GETSTATUSREQUEST']._serialized_end=95
   _globals['_GETSTATUSRESPONSE']._serialized_start=98
-  _globals['_GETSTATUSRESPONSE']._serialized_end=625
-  _globals['_NEWERMARK']._serialized_start=627
-  _globals['_NEWERMARK']._serialized_end=736
-  _globals['_UNSEALPROGRESS']._serialized_start=738
-  _globals['_UNSEALPROGRESS']._serialized_end=789
-  _globals['_KEEPERSTATUS']._serialized_start=791
-  _globals['_KEEPERSTATUS']._serialized_end=897
-  _globals['_OPERATION']._serialized_start=899
-  _globals['_OPERATION']._serialized_end=938
-  _globals['_BEGININITREQUEST']._serialized_start=941
-  _globals['_BEGININITREQUEST']._serialized_end=1088
-  _globals['_SHAREHASH']._serialized_start=1090
-  _globals['_SHAREHASH']._serialized_end=1131
-  _globals['_BEGININITRESPONSE']._serialized_start=1133
-  _globals['_BEGININITRESPONSE']._serialized_end=1249
-  _globals['_CONFIRMINITREQUEST']._serialized_start=1251
-  _globals['_CONFIRMINITREQUEST']._serialized_end=1304
-  _globals['_CONFIRMINITRESPONSE']._serialized_start=1306
-  _globals['_CONFIRMINITRESPONSE']._serialized_end=1375
-  _globals['_ABORTINITREQUEST']._serialized_start=1377
-  _globals['_ABORTINITREQUEST']._serialized_end=1412
-  _globals['_ABORTINITRESPONSE']._serialized_start=1414
-  _globals['_ABORTINITRESPONSE']._serialized_end=1433
-  _globals['_LISTKEEPERSREQUEST']._serialized_start=1435
-  _globals['_LISTKEEPERSREQUEST']._serialized_end=1455
-  _globals['_LISTKEEPERSRESPONSE']._serialized_start=1457
-  _globals['_LISTKEEPERSRESPONSE']._serialized_end=1521
-  _globals['_KEEPERINFO']._serialized_start=1524
-  _globals['_KEEPERINFO']._serialized_end=1668
-  _globals['_SEALREQUEST']._serialized_start=1670
-  _globals['_SEALREQUEST']._serialized_end=1699
-  _globals['_SEALRESPONSE']._serialized_start=1701
-  _globals['_SEALRESPONSE']._serialized_end=1757
-  _globals['_ACCEPTOLDERSTOREREQUEST']._serialized_start=1759
-  _globals['_ACCEPTOLDERSTOREREQUEST']._serialized_end=1820
-  _globals['_ACCEPTOLDERSTORERESPONSE']._serialized_start=1822
-  _globals['_ACCEPTOLDERSTORERESPONSE']._serialized_end=1866
-  _globals['_CLUSTERSERVICE']._serialized_start=2008
-  _globals['_CLUSTERSERVICE']._serialized_end=2588
+  _globals['_GETSTATUSRESPONSE']._serialized_end=643
+  _globals['_NEWERMARK']._serialized_start=645
+  _globals['_NEWERMARK']._serialized_end=754
+  _globals['_UNSEALPROGRESS']._serialized_start=756
+  _globals['_UNSEALPROGRESS']._serialized_end=807
+  _globals['_KEEPERSTATUS']._serialized_start=809
+  _globals['_KEEPERSTATUS']._serialized_end=915
+  _globals['_OPERATION']._serialized_start=917
+  _globals['_OPERATION']._serialized_end=956
+  _globals['_BEGININITREQUEST']._serialized_start=959
+  _globals['_BEGININITREQUEST']._serialized_end=1106
+  _globals['_SHAREHASH']._serialized_start=1108
+  _globals['_SHAREHASH']._serialized_end=1149
+  _globals['_BEGININITRESPONSE']._serialized_start=1151
+  _globals['_BEGININITRESPONSE']._serialized_end=1267
+  _globals['_CONFIRMINITREQUEST']._serialized_start=1269
+  _globals['_CONFIRMINITREQUEST']._serialized_end=1322
+  _globals['_CONFIRMINITRESPONSE']._serialized_start=1324
+  _globals['_CONFIRMINITRESPONSE']._serialized_end=1393
+  _globals['_ABORTINITREQUEST']._serialized_start=1395
+  _globals['_ABORTINITREQUEST']._serialized_end=1430
+  _globals['_ABORTINITRESPONSE']._serialized_start=1432
+  _globals['_ABORTINITRESPONSE']._serialized_end=1451
+  _globals['_LISTKEEPERSREQUEST']._serialized_start=1453
+  _globals['_LISTKEEPERSREQUEST']._serialized_end=1473
+  _globals['_LISTKEEPERSRESPONSE']._serialized_start=1475
+  _globals['_LISTKEEPERSRESPONSE']._serialized_end=1539
+  _globals['_KEEPERINFO']._serialized_start=1542
+  _globals['_KEEPERINFO']._serialized_end=1686
+  _globals['_SEALREQUEST']._serialized_start=1688
+  _globals['_SEALREQUEST']._serialized_end=1717
+  _globals['_SEALRESPONSE']._serialized_start=1719
+  _globals['_SEALRESPONSE']._serialized_end=1775
+  _globals['_ACCEPTOLDERSTOREREQUEST']._serialized_start=1777
+  _globals['_ACCEPTOLDERSTOREREQUEST']._serialized_end=1838
+  _globals['_ACCEPTOLDERSTORERESPONSE']._serialized_start=1840
+  _globals['_ACCEPTOLDERSTORERESPONSE']._serialized_end=1884
+  _globals['_CLUSTERSERVICE']._serialized_start=2026
+  _globals['_CLUSTERSERVICE']._serialized_end=2606
 # @@protoc_insertion_point(module_scope)

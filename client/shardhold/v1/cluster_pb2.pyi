@@ -81,6 +81,7 @@ class GetStatusResponse(_message.Message):
     NEWER_MARK_FIELD_NUMBER: _builtins.int
     UNSEAL_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     version: _builtins.str
     """Version of the server program."""
@@ -102,6 +103,8 @@ class GetStatusResponse(_message.Message):
     revision: _builtins.int
     memory_protection: _builtins.int
     """3: memfd_secret, 2: locked memory, 1: plain (development only)."""
+    restored: _builtins.bool
+    """The store was made of a backup, and nobody has accepted it yet."""
     @_builtins.property
     def blocked_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Everything from here on is empty for callers without a role. Unless the state is ready, it is what the store says,
@@ -150,10 +153,11 @@ class GetStatusResponse(_message.Message):
         newer_mark: Global___NewerMark | None = ...,
         unseal: Global___UnsealProgress | None = ...,
         alarms: _abc.Iterable[_builtins.str] | None = ...,
+        restored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["newer_mark", b"newer_mark", "operation", b"operation", "unseal", b"unseal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "blocked_by", b"blocked_by", "cluster_id", b"cluster_id", "generation", b"generation", "genesis", b"genesis", "keepers", b"keepers", "memory_protection", b"memory_protection", "newer_mark", b"newer_mark", "operation", b"operation", "recovery_shares", b"recovery_shares", "recovery_threshold", b"recovery_threshold", "revision", b"revision", "set_number", b"set_number", "shard_count", b"shard_count", "shard_threshold", b"shard_threshold", "state", b"state", "timeline", b"timeline", "unseal", b"unseal", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "blocked_by", b"blocked_by", "cluster_id", b"cluster_id", "generation", b"generation", "genesis", b"genesis", "keepers", b"keepers", "memory_protection", b"memory_protection", "newer_mark", b"newer_mark", "operation", b"operation", "recovery_shares", b"recovery_shares", "recovery_threshold", b"recovery_threshold", "restored", b"restored", "revision", b"revision", "set_number", b"set_number", "shard_count", b"shard_count", "shard_threshold", b"shard_threshold", "state", b"state", "timeline", b"timeline", "unseal", b"unseal", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

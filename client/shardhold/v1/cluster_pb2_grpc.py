@@ -125,7 +125,7 @@ class ClusterServiceServicer(object):
 
     def AcceptOlderStore(self, request, context):
         """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
-        timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark).
+        timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark, or restored).
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
         UNAVAILABLE.
         """

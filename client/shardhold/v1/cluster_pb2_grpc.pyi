@@ -62,7 +62,7 @@ class ClusterServiceStub:
     """
     AcceptOlderStore: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AcceptOlderStoreRequest, _cluster_pb2.AcceptOlderStoreResponse]
     """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
-    timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark).
+    timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark, or restored).
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
     UNAVAILABLE.
     """
@@ -105,7 +105,7 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """
     AcceptOlderStore: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AcceptOlderStoreRequest, _cluster_pb2.AcceptOlderStoreResponse]  # type: ignore[assignment]
     """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
-    timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark).
+    timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark, or restored).
     Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
     UNAVAILABLE.
     """
@@ -181,7 +181,7 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.AcceptOlderStoreResponse, _abc.Awaitable[_cluster_pb2.AcceptOlderStoreResponse]]:
         """Accepts that the store is older than a rollback mark says: what was committed after it is lost for good. Begins a new
-        timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark).
+        timeline with a new shard set. Role: superuser. States: recovering (when blocked by a newer mark, or restored).
         Codes: PERMISSION_DENIED, FAILED_PRECONDITION (not blocked, or no root key yet), ABORTED (the store is at another timeline or revision),
         UNAVAILABLE.
         """

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from common.errors import CorruptRowError
@@ -29,7 +30,8 @@ from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
 
 _META: Final = """
     SELECT phase, cluster_id, sealed, timeline, revision, control_revision,
-           last_generation, last_set_number, last_kek_id, last_init_attempt, epoch, generation, kek_id FROM meta"""
+           last_generation, last_set_number, last_kek_id, last_init_attempt, epoch, generation, kek_id,
+           restored FROM meta"""
 POSITION: Final = "SELECT timeline, revision, control_revision, epoch, generation, kek_id FROM meta"
 # One row in any case, with nothing but the position when there is no such version: the position costs 1 or 2 µs here,
 # and 3 in a query of its own.
@@ -139,12 +141,13 @@ class SqliteReader:
         row = self._find(_META)
         if row is None:
             raise CorruptRowError("store has no meta row")
-        phase, cluster_id, sealed, *numbers = row
+        phase, cluster_id, sealed, *numbers, restored = row
         _check_numbers(*numbers)
         try:
-            return Meta(Phase(phase), cluster_id, bool(sealed), *numbers)
+            meta = Meta(Phase(phase), cluster_id, bool(sealed), *numbers)
         except ValueError as exc:
             raise CorruptRowError("store's meta row has no known phase") from exc
+        return replace(meta, is_restored=True) if restored else meta
 
     def load_position(self) -> Position:
         if not self._is_known:

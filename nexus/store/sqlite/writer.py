@@ -23,7 +23,7 @@ from nexus.store.sqlite.reader import LOWEST, OUTDATED_REQUESTS, SqliteReader
 _SAVE_META: Final = """
     UPDATE meta SET phase = ?, cluster_id = ?, sealed = ?, timeline = ?, control_revision = ?,
         last_generation = ?, last_set_number = ?, last_kek_id = ?, last_init_attempt = ?, epoch = ?,
-        generation = ?, kek_id = ?"""
+        generation = ?, kek_id = ?, restored = ?"""
 _SAVE_CONTROL: Final = """
     INSERT INTO control (kind, name, body, digest) VALUES (?, ?, ?, ?)
     ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body, digest = excluded.digest"""
@@ -94,7 +94,7 @@ class SqliteWriter(SqliteReader):
     def save_meta(self, meta: Meta) -> None:
         head = (str(meta.phase), meta.cluster_id, int(meta.sealed), meta.timeline, meta.control_revision)
         last = (meta.last_generation, meta.last_set_number, meta.last_kek_id, meta.last_init_attempt)
-        self._change(_SAVE_META, *head, *last, meta.epoch, meta.generation, meta.kek_id)
+        self._change(_SAVE_META, *head, *last, meta.epoch, meta.generation, meta.kek_id, int(meta.is_restored))
         self._is_known = False
         self.standing = meta.position._replace(revision=self.basis.revision)
 

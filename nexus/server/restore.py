@@ -1,0 +1,107 @@
+"""`nexus restore`: make the store of this nexus from a backup, while no nexus runs.
+
+1. Whose backup it is is said by whoever restores: the genesis fingerprint on the share cards. A backup of another
+   cluster, and one that no nexus of this cluster signed, is refused.
+2. Nothing is at the place of the store before the whole backup was read, its digests fit and its signature verifies.
+3. The root key is not in a backup. Keepers or custodians give it back afterwards, and it proves the control rows; then
+   a superuser accepts the store, which begins a new timeline with a new root key.
+4. The identity that opens the backup is in this process's memory, which ends with it.
+"""
+
+import getpass
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from common.errors import BackupError, BackupUnavailableError, ConfigError, InvalidArgumentError
+from common.forms.backup.header import Header, check_signature
+from common.keys import age
+from common.keys.protected_file import check_protected, is_protected, open_protected
+from nexus.config import NexusConfig
+from nexus.store.protocol import Meta
+from nexus.store.sqlite.restored import store_place
+
+_FINGERPRINT_SIZE = 32  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is restored."""
+
+    backup: Path
+    identity: Path
+    genesis: bytes  # fingerprint, 32 bytes
+    replaces: bool = False  # the store that is there
+
+
+def restore(config: NexusConfig, order: Order) -> str:
+    """Make the store, and say in words what it is.
+
+    Raises:
+        WrongStateError: There is a store, and it is not to be replaced.
+        BackupError: The backup is damaged, or of somebody else; nothing has changed.
+        BackupUnavailableError, StoreUnavailableError: A file cannot be read or written; nothing has changed.
+    """
+    identity = load_identity(order.identity)
+    with store_place(Path(config.storage.path), replaces=order.replaces) as (place, present):
+        with place.begin() as store:
+            contents = age.read_rows(order.backup, identity, store.take)
+            check_signature(contents, genesis=order.genesis)
+        return describe(contents.header, present, place.path)
+
+
+def find_genesis(config: NexusConfig, given: str) -> bytes:
+    """Return the fingerprint that a backup has to begin with: as *given*, or as configured.
+
+    Raises:
+        ConfigError: It is neither given nor configured, or they differ.
+    """
+    text = "".join(given.split()).lower() or config.genesis
+    try:
+        fingerprint = bytes.fromhex(text)
+    except ValueError:
+        fingerprint = b""
+    if len(fingerprint) != _FINGERPRINT_SIZE:
+        what = f"got {given[:100]!r}" if given else "got none"
+        raise ConfigError(f"--genesis: {what}, want the 64 hex digits on the share cards: whose backup it is")
+    if config.genesis and text != config.genesis:
+        raise ConfigError("--genesis: is another one than genesis in the configuration")
+    return fingerprint
+
+
+def load_identity(path: Path) -> bytes:
+    """Return what an identity file holds; asks for the passphrase where one protects it.
+
+    Raises:
+        BackupUnavailableError: It cannot be read.
+        InvalidArgumentError: It is no identity file.
+        BackupError: The passphrase does not open it.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(age.MAX_IDENTITY_FILE + 1)
+    except OSError as exc:
+        raise BackupUnavailableError(f"{path}: {exc.strerror}") from exc
+    if len(content) > age.MAX_IDENTITY_FILE:
+        raise InvalidArgumentError(f"{path}: it is larger than {age.MAX_IDENTITY_FILE} bytes, so no identity file")
+    if not is_protected(content):
+        return content
+    check_protected(content)
+    if not sys.stdin.isatty():
+        raise BackupError(f"{path}: a passphrase protects it, and there is no terminal to ask for it")
+    return open_protected(content, getpass.getpass(f"passphrase of {path}: ").encode(errors="surrogateescape"))
+
+
+def describe(header: Header, present: Meta | None, path: Path) -> str:
+    """Say what was restored, what it replaced, and what has to come."""
+    made_at = datetime.fromtimestamp(header.created_at // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    lines = [
+        f"restored  timeline {header.timeline}, revision {header.revision}, generation {header.generation}, "
+        f"as of {made_at}",
+        f"store     {path}",
+    ]
+    if present is not None:
+        lines.append(f"replaced  timeline {present.timeline}, revision {present.revision}: kept beside it as .replaced")
+    lines.append("next      start the nexus; keepers or 'pilot unseal' give the key back; 'pilot accept-older-store'")
+    return "\n".join(lines)
