@@ -11,7 +11,7 @@ from nexus.keys import manifest, records
 from nexus.store.protocol import Store
 from tests.nexus.cluster import FoundedCluster, open_store
 
-NAMES = ("schema-1", "schema-2", "schema-3")
+NAMES = ("schema-1", "schema-2")
 PATH, FIELD, VALUE = "team/db", "password", b"hunter2"  # the secret that each holds
 
 _FOLDER = Path(__file__).parent / "old_stores"

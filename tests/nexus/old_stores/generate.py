@@ -1,8 +1,7 @@
 """Writes a store as an older program leaves it; run in the tree of that program: generate.py FOLDER NAME.
 
 NAME.sql is what `sqlite3` dumps, NAME.json the keys and shares that open it; they protect nothing. `schema-1` was made
-with commit 8d90768^, `schema-2` with 50bb6a2, the last program without generations, `schema-3` with
-0f2022d, the last one that destroyed no versions.
+with commit 8d90768^, `schema-2` with 50bb6a2, the last program without generations.
 """
 
 import json
