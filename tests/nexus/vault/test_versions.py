@@ -513,7 +513,9 @@ def test_a_listing_shows_what_is_left(nexus: NexusCore) -> None:
         pytest.param(
             "DELETE FROM versions WHERE version = 3", lambda n: patch(n, {"a": b"b"}), id="newest lost, patch"
         ),
-        pytest.param("UPDATE versions SET deleted = 1 WHERE version = 1", lambda n: undelete(n, 1), id="marks that nobody made"),
+        pytest.param(
+            "UPDATE versions SET deleted = 1 WHERE version = 1", lambda n: undelete(n, 1), id="marks that nobody made"
+        ),
     ],
 )
 def test_a_lost_version_is_damage_and_not_a_destroyed_one(
