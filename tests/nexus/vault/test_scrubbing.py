@@ -108,6 +108,15 @@ def test_a_destroy_that_is_not_scrubbed_says_so_and_can_be_repeated(
     assert [entry.outcome for _, entry in nexus.list_change_entries() if entry.action == "secret.destroy"] == ["ok"]
 
 
+def test_a_copy_that_is_being_read_holds_up_no_destroy(nexus: NexusCore, store: Store, tmp_path: Path) -> None:
+    """A backup that was begun before has the version still; nothing is left of it once the copy is removed."""
+    row = put(nexus)
+    with store.copy():  # type: ignore[attr-defined]
+        destroy(nexus, 1)
+        assert {place.split(" in ")[1] for place in find_remains(tmp_path, row)} == {"nexus.db.copy"}
+    assert find_remains(tmp_path, row) == []
+
+
 def test_a_store_that_fails_to_scrub_is_no_change_that_failed(nexus: NexusCore, failing: FailingStore) -> None:
     """STORE_UNAVAILABLE would say that nothing was destroyed."""
     put(nexus)
