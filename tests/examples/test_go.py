@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import shardhold
-from pilot.dev.configuration import socket_path
 from pilot.dev.directory import Plan
 from pilot.dev.identities import parse_workload
 from shardhold.identity import BUNDLE_FILE, SVID_FILE
@@ -67,7 +66,7 @@ class Example:
         self, *arguments: str, address: str = "", timeout_s: float = TIMEOUT_S
     ) -> Iterator["subprocess.Popen[bytes]"]:
         """Run it during the block, by default towards the nexus."""
-        command = [self._program, f"-address={address or self._cluster.dev.address}", f"-svid-dir={self.svid_dir}"]
+        command = [str(self._program), f"-address={address or self._cluster.dev.address}", f"-svid-dir={self.svid_dir}"]
         process = subprocess.Popen(
             [*command, f"-timeout={timeout_s}s", *arguments],
             stdin=subprocess.PIPE,
