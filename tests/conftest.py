@@ -69,7 +69,7 @@ def _has_docker() -> bool:
 
 def _has_go() -> bool:
     """Whether Go is there, with its plug-ins of protoc and the libraries that Debian packages for it."""
-    tools = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
+    tools = ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
     return all(map(shutil.which, tools)) and Path("/usr/share/gocode/src/google.golang.org/grpc").is_dir()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -183,7 +183,7 @@ class _Refusal(grpc.RpcError):
     def details(self) -> str:
         return ""
 
-    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+    def trailing_metadata(self) -> Any:
         return (("grpc-status-details-bin", self._status.SerializeToString()),)
 
 

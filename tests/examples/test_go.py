@@ -13,16 +13,15 @@ import pytest
 import shardhold
 from pilot.dev.directory import Plan
 from pilot.dev.identities import parse_workload
-from shardhold.identity import BUNDLE_FILE, SVID_FILE
+from shardhold.identity import BUNDLE_FILE, ENDPOINT_VARIABLE, SVID_FILE
 from tests.examples.answer_losing_relay import AnswerLosingRelay
 from tests.kit.authority import Authority
 from tests.kit.cluster import Cluster, running
-from tests.kit.credentials import write_svid
 from tests.kit.patience import at_most
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.needs("go")]
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "go"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 APP = "/team/app"
 SECRET = "team/app/db"
 VALUE = b"correct \x00\xff horse"
@@ -51,15 +50,14 @@ class Example:
     def __init__(self, program: Path, cluster: Cluster, svid_dir: Path) -> None:
         self._program = program
         self._cluster = cluster
-        self._identity = shardhold.WorkloadAPI(f"unix:{cluster.dev.add_identity(parse_workload(APP))}")
-        self.svid_dir = write_svid(svid_dir, self._identity.current())
+        self.svid_dir = svid_dir
 
-    def close(self) -> None:
-        self._identity.close()
-
-    def write(self, *names: str) -> None:
-        """Write these files of the SVID once more, by default all."""
-        write_svid(self.svid_dir, self._identity.current(), *names)
+    def write_svid(self) -> None:
+        """Write the files of the SVID, as the page says."""
+        socket = f"unix:{self._cluster.dev.add_identity(parse_workload(APP))}"
+        environ = {**os.environ, ENDPOINT_VARIABLE: socket}
+        command = [sys.executable, str(EXAMPLES / "svid_files.py"), str(self.svid_dir)]
+        subprocess.run(command, env=environ, check=True, timeout=TIMEOUT_S)
 
     @contextlib.contextmanager
     def running(
@@ -97,16 +95,15 @@ def finish(process: "subprocess.Popen[bytes]", value: bytes = VALUE) -> tuple[in
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example, built as its page says."""
     target = tmp_path_factory.mktemp("build") / "shardhold-example"
-    environ = {**os.environ, "PROTOC": f"{sys.executable} -m grpc_tools.protoc"}
-    subprocess.run([EXAMPLE / "build", target], env=environ, check=True, timeout=at_most(120))
+    subprocess.run([EXAMPLES / "go" / "build", target], check=True, timeout=at_most(120))
     return target
 
 
 @pytest.fixture
-def example(program: Path, cluster: Cluster, tmp_path: Path) -> Iterator[Example]:
+def example(program: Path, cluster: Cluster, tmp_path: Path) -> Example:
     example = Example(program, cluster, tmp_path / "svid")
-    yield example
-    example.close()
+    example.write_svid()
+    return example
 
 
 def test_it_puts_and_gets(example: Example, app: shardhold.Client) -> None:
@@ -150,7 +147,7 @@ def test_it_waits_for_a_nexus_and_reads_its_files_anew(example: Example, cluster
     with example.running("get", SECRET, "password") as process:
         cluster.start_nexus()
         assert process.poll() is None
-        example.write(SVID_FILE)
+        example.write_svid()
         assert finish(process) == (0, VALUE, "")
 
 
