@@ -51,7 +51,9 @@ REASONS: Final[Mapping[str, Advice]] = {
         _NO, "not served in the state that the nexus is in, and waiting does not change that", "`pilot status`"
     ),
     "NEXUS_RECOVERING": Advice(
-        _YES, "the nexus is recovering its root key from its keepers", "nothing; it takes seconds"
+        _YES,
+        "the nexus is recovering its root key from its keepers, which takes seconds",
+        "if it lasts, `pilot status` says what it waits for",
     ),
     "NEXUS_SEALED": Advice(
         _LATER,
