@@ -89,7 +89,7 @@ bench: $(READY)  ## Measure speed and size, each beside its baseline; AGAINST=CO
 	.venv/bin/python -m tests.bench $(if $(AGAINST),--against $(AGAINST)) $(ARGS)
 
 .PHONY: generate
-generate: $(READY)  ## Write the code that the contracts in proto/ give, and the table of docs/calls.md
+generate: $(READY)  ## Write the code that the contracts in proto/ give, and the tables of pages
 	.venv/bin/python proto/generate.py
 	.venv/bin/python docs/generate.py
 

@@ -1,53 +1,48 @@
-"""Write the table of docs/calls.md from `nexus.access.calls`: `python docs/generate.py`.
+"""Write the tables of pages that follow from the code: `python docs/generate.py`.
 
-What stands above the table is prose, and stays.
+What stands around a table is prose, and stays.
 """
 
+import functools
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nexus.access.calls import ALL, Rpc
-from nexus.access.roles import Role
-from nexus.lifecycle.states import State
-from nexus.policy.rules import Permission
+from docs.tables.calls import render_calls, render_permissions
+from docs.tables.errors import render_inside, render_reasons, render_unexplained
+from docs.tables.limits import LIMITS, render_limits
 
-PAGE = Path(__file__).parent / "calls.md"
-HEADING = "## Every call\n"
+FOLDER = Path(__file__).parent
 
-
-def render_table() -> str:
-    """Return the table of RPC × role × state, in Markdown."""
-    columns = ["RPC", "roles", "permission", *State, "in the audit", "reserve"]
-    rows = [columns, ["---"] * 3 + [":---:"] * len(State) + ["---", ":---:"], *map(_render, ALL)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-
-
-def render_page() -> str:
-    """Return the page with its table as it has to be."""
-    prose = PAGE.read_text().partition(HEADING)[0]
-    return f"{prose}{HEADING}\n{render_table()}"
+# page: {heading: what writes the first table below it}
+TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "calls.md": {"Every call": render_calls},
+    "policies.md": {"Permissions": render_permissions},
+    "limits.md": {heading: functools.partial(render_limits, heading) for heading in LIMITS},
+    "errors.md": {
+        "Reasons": render_reasons,
+        "Codes without a reason": render_unexplained,
+        "Reasons that callers do not get": render_inside,
+    },
+}
 
 
-def _render(rpc: Rpc[Permission | None]) -> list[str]:
-    return [
-        f"`{rpc.name}`",
-        _render_roles(rpc),
-        rpc.permission or "",
-        *(_mark(state in rpc.states) for state in State),
-        f"`{rpc.action}`",
-        _mark(rpc.uses_reserve),
-    ]
+def render_page(name: str) -> str:
+    """Return a page with its tables as they have to be."""
+    page = (FOLDER / name).read_text()
+    for heading, render in TABLES[name].items():
+        page = _replace_table(page, heading, render())
+    return page
 
 
-def _render_roles(rpc: Rpc[Permission | None]) -> str:
-    if len(rpc.roles) == len(Role):
-        return "all"
-    starters = rpc.roles - rpc.roles_over_others if rpc.roles_over_others else frozenset()
-    return ", ".join(f"{role} (its own)" if role in starters else role for role in Role if role in rpc.roles)
-
-
-def _mark(holds: object) -> str:
-    return "●" if holds else ""
+def _replace_table(page: str, heading: str, table: str) -> str:
+    pattern = re.compile(rf"(^#+ {re.escape(heading)}\n(?:(?!\||#).*\n)*)(?:\|.*\n)+", flags=re.M)
+    written, count = pattern.subn(lambda found: found[1] + table, page)
+    if count != 1:
+        raise ValueError(f"{heading}: got {count} tables below it, want one")
+    return written
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render_page())
+    for name in TABLES:
+        (FOLDER / name).write_text(render_page(name))

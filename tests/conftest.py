@@ -67,6 +67,12 @@ def _has_docker() -> bool:
     return all(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands)
 
 
+def _has_go() -> bool:
+    """Whether Go is there, with its plug-ins of protoc and the libraries that Debian packages for it."""
+    tools = ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
+    return all(map(shutil.which, tools)) and Path("/usr/share/gocode/src/google.golang.org/grpc").is_dir()
+
+
 # part: (whether it is there, how one gets it)
 PARTS: dict[str, tuple[Callable[[], bool], str]] = {
     # The memory of processes that made themselves non-dumpable.
@@ -76,6 +82,7 @@ PARTS: dict[str, tuple[Callable[[], bool], str]] = {
     "strace": (lambda: shutil.which("strace") is not None, "install strace: it makes the disk fail"),
     "faketime": (lambda: find_library() is not None, "install libfaketime, with apt: faketime"),
     "age": (lambda: shutil.which("age") is not None, "install age: it opens what we encrypt"),
+    "go": (functools.cache(_has_go), "install what examples/go/build names, with apt"),
     "docker": (functools.cache(_has_docker), "needs a Docker engine that answers, and `docker compose` v2"),
     "tmpfs": (_may_mount, "run as root, or where users may make namespaces"),
 }
