@@ -1,11 +1,15 @@
 """The command line: global options, and commands that are imported only when they run."""
 
 import importlib
-from typing import Any
+import sys
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from pilot import __version__
+from pilot.errors import DONE, INTERRUPTED, USAGE
+from pilot.help import add_help
 from pilot.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
@@ -18,6 +22,8 @@ from pilot.options import (
     UnnamedOption,
 )
 from pilot.terminal.output import Output
+from pilot.terminal.report import wants_json
+from pilot.usage import BaseUsageError, describe_usage
 
 # Command → module and name of its typer.Typer.
 _COMMANDS = {
@@ -51,6 +57,7 @@ class _LazyGroup(TyperGroup):
             module, _, name = _COMMANDS[cmd_name].partition(":")
             command = typer.main.get_command(getattr(importlib.import_module(module), name))
             command.name = cmd_name
+            add_help(command, cmd_name)
             self.commands[cmd_name] = command
         return self.commands[cmd_name]
 
@@ -60,10 +67,45 @@ app = typer.Typer(
     name="pilot",
     help="Run a Shardhold cluster and manage its secrets.",
     no_args_is_help=True,
+    suggest_commands=False,  # pilot.usage does
     # A traceback with locals would show secrets.
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Raises:
+        PilotError: It failed, or cannot be parsed.
+        KeyboardInterrupt: It was interrupted, or a question met the end of the input.
+        BrokenPipeError: Nobody reads its output any more.
+    """
+    command = typer.main.get_command(app)
+    add_help(command)
+    try:
+        code = command(arguments, prog_name="pilot", standalone_mode=False)
+    except typer.Abort as exc:
+        raise KeyboardInterrupt from exc
+    except BaseUsageError as exc:
+        if type(exc).__name__ == "NoArgsIsHelpError" and not wants_json(arguments):
+            print(getattr(exc, "message", ""), file=sys.stderr)
+            return USAGE
+        raise describe_usage(exc) from exc
+    except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # typer and rich end the process on it, with code 1
+            raise exc.__context__ from None
+        raise
+    if code == INTERRUPTED:  # typer catches Ctrl-C itself and returns this code
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else DONE
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pilot {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -75,6 +117,9 @@ def _set_up(
     unnamed_authorities: UnnamedOption = None,
     timeout: TimeoutOption = None,
     role: RoleOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = Settings(
         output=output or Output.TABLE,

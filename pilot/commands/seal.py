@@ -78,7 +78,7 @@ def explain(error: "Error") -> PilotError:
             "the nexus has wiped its keys and stops, but the store may not have recorded the seal: a restart may "
             "recover the keys. Keep it down, repair the store, start it, and seal again"
         )
-    return PilotError(str(described), hint, *described.hints, exit_code=described.exit_code)
+    return PilotError(str(described), hint, *described.hints, exit_code=described.exit_code, reason=described.reason)
 
 
 def _print(settings: Settings, response: "SealResponse") -> None:

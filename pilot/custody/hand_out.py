@@ -14,6 +14,7 @@ from common.errors import WordsError
 from common.keys.recovery_key import ShareHash
 from common.keys.words import RecoveryShare, encode_share, read_share
 from pilot.custody.card import Card, read_words
+from pilot.custody.words_entry import ask_words
 from pilot.errors import PilotError, UsageError
 from pilot.terminal.terminal import Terminal
 
@@ -80,15 +81,15 @@ class ScreenCustodians:
                 self._terminal.ask("press Enter once every word is written down and compared; this is not shown again ")
 
     def read_back(self, check: ShareCheck) -> list[str]:
-        """Ask a threshold of custodians for their words, hidden, each until the words are right."""
+        """Ask a threshold of custodians for their words, hidden, each until they are of this attempt."""
         self._terminal.say(
             f"Proof: {check.threshold} custodians now enter the words from their cards. Nothing is shown."
         )
         shares: dict[int, str] = {}
         while len(shares) < check.threshold:
-            typed = self._terminal.ask_hidden(f"words of a custodian ({len(shares) + 1} of {check.threshold}): ")
+            typed = ask_words(self._terminal, f"Words of a custodian ({len(shares) + 1} of {check.threshold}).")
             try:
-                share = check.check(typed)
+                share = check.check(typed.words)
             except WordsError as exc:
                 self._terminal.say(f"not accepted: {exc}")
                 continue
