@@ -67,7 +67,6 @@ app = typer.Typer(
     name="pilot",
     help="Run a Shardhold cluster and manage its secrets.",
     no_args_is_help=True,
-    suggest_commands=False,  # pilot.usage does
     # A traceback with locals would show secrets.
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,

@@ -18,6 +18,8 @@ from pilot.custody.words_entry import ask_words
 from pilot.errors import PilotError, UsageError
 from pilot.terminal.terminal import Terminal
 
+_LINES_BELOW = 4  # a card: a blank one, a question of up to two, and the cursor's
+
 
 class ShareCheck:
     """Tells whether typed words are a share of this attempt, by the hashes that the nexus has."""
@@ -77,8 +79,16 @@ class ScreenCustodians:
             )
             self._attempt = f"attempt {card.attempt}, genesis {card.genesis[:4].hex(' ', 2)} …"
             self._shown.append(card.number)
-            with self._terminal.alone(card.format()):
-                self._terminal.ask("press Enter once every word is written down and compared; this is not shown again ")
+            self._show(card)
+
+    def _show(self, card: Card) -> None:
+        room = None if self._terminal.lines is None else self._terminal.lines - _LINES_BELOW
+        *others, last = card.format_pages(self._terminal.columns, room)
+        for page in others:
+            with self._terminal.alone(page):
+                self._terminal.ask("press Enter once this is copied; the rest of the card follows ")
+        with self._terminal.alone(last):
+            self._terminal.ask("press Enter once every word is written down and compared; this is not shown again ")
 
     def read_back(self, check: ShareCheck) -> list[str]:
         """Ask a threshold of custodians for their words, hidden, each until they are of this attempt."""

@@ -120,7 +120,8 @@ def ask_words(terminal: Terminal, prompt: str) -> RecoveryShare:
             while entry.share is None:
                 complaint = entry.press(read())
                 if complaint:
-                    terminal.show_on_line(f"{complaint}\n")
+                    terminal.show_on_line("")
+                    terminal.say(complaint)
                 if complaint or entry.prompt != shown:
                     shown = entry.prompt
                     terminal.show_on_line(shown)

@@ -41,6 +41,14 @@ def report(error: PilotError, *, as_json: bool = False) -> None:
                 print_hint(hint)
 
 
+def read_message(written: str) -> str:
+    """Return the message of the error that a pilot with `-o json` wrote to stderr; else all that it wrote."""
+    try:
+        return str(json.loads(written)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return written.strip()
+
+
 def print_hint(text: str) -> None:
     """Print what to do next."""
     _print(f"pilot: hint: {text}")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from typing import TextIO
 
 _NARROWEST = 10  # columns; in fewer nothing can be read
@@ -11,13 +12,22 @@ _LEAD = re.compile(r"\s*(?:- )?")  # of a line: its indent, and the dash of a li
 
 def count_columns(stream: TextIO) -> int | None:
     """Return how wide the terminal behind *stream* is; None: it is no terminal, or does not say. COLUMNS wins."""
+    return _read_size("COLUMNS", stream, lambda size: size.columns)
+
+
+def count_lines(stream: TextIO) -> int | None:
+    """Return how high the terminal behind *stream* is; None: it is no terminal, or does not say. LINES wins."""
+    return _read_size("LINES", stream, lambda size: size.lines)
+
+
+def _read_size(variable: str, stream: TextIO, choose: Callable[[os.terminal_size], int]) -> int | None:
     if not stream.isatty():
         return None
-    told = os.environ.get("COLUMNS", "")
+    told = os.environ.get(variable, "")
     if told.isdecimal() and int(told) > 0:
         return int(told)
     try:
-        return os.get_terminal_size(stream.fileno()).columns or None
+        return choose(os.get_terminal_size(stream.fileno())) or None
     except OSError:
         return None
 

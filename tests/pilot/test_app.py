@@ -424,6 +424,8 @@ def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
     [
         pytest.param('"$@" version > /dev/full', 1, "cannot write the output: No space", id="stdout full"),
         pytest.param('"$@" --help > /dev/full', 1, "cannot write the output: No space", id="help, stdout full"),
+        pytest.param('"$@" status --help > /dev/full', 1, "cannot write the output: No space", id="its help as well"),
+        pytest.param('"$@" --version > /dev/full', 1, "cannot write the output: No space", id="version, stdout full"),
         pytest.param('"$@" version >&-', 1, "cannot write the output: Bad file descriptor", id="stdout closed"),
         pytest.param('"$@" secret put a/b v=- <&-', 2, "standard input: Bad file descriptor", id="stdin closed"),
         pytest.param('"$@" policy apply - <&-', 2, "-: Bad file descriptor", id="policies, stdin closed"),
@@ -436,6 +438,13 @@ def test_streams_that_are_closed_or_full(command: str, exit_code: int, err: str)
     done = run_in_shell(command)
     assert (done.returncode, done.stdout) == (exit_code, "")
     assert done.stderr.startswith(f"pilot: error: {err}")
+
+
+def test_a_full_disk_for_programs() -> None:
+    """It is an error in JSON as any other."""
+    done = run_in_shell('"$@" version -o json > /dev/full')
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, error["message"].startswith("cannot write the output: No space")) == (1, True)
 
 
 @pytest.mark.parametrize("stderr", ["2> /dev/full", "2>&-"])

@@ -159,6 +159,27 @@ def test_without_a_terminal_nobody_is_asked() -> None:
         ScreenCustodians(Terminal(source, screen)).prepare()
 
 
+def test_a_card_that_is_higher_than_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown in parts, each alone, so that no word scrolls away; questions wrap as well."""
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("LINES", "24")
+    person = Person()
+    person.act(
+        ("custodian 1 of 1: press Enter", ""),
+        ("press Enter once this is copied", ""),
+        ("press Enter once this is copied", ""),
+        ("press Enter once every word", ""),
+    )
+    ScreenCustodians(person.terminal).hand_out(make_cards(SHARES[:1], threshold=1))
+    seen = person.leave().replace("\r\n", "\n").split("\x1b[?1049h")[1:]
+    screens = [re.sub(r"\x1b\[[?0-9]*[A-Za-z]", "", screen) for screen in seen]
+    for screen in screens:
+        assert screen.count("\n") < 24
+        assert max(map(len, screen.splitlines())) <= 50
+    assert len(screens) == 3
+    assert read_words(screens[2]) == SHARES[0]
+
+
 def test_custodians_at_a_screen() -> None:
     """Each card is shown alone and cleared away; words are asked for hidden, until enough people's are right."""
     person = Person()

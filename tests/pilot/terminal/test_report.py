@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pilot.errors import PilotError
-from pilot.terminal.report import print_hint, print_note, report, wants_json
+from pilot.terminal.report import print_hint, print_note, read_message, report, wants_json
 
 
 class Screen(io.StringIO):
@@ -36,6 +36,21 @@ def test_an_error_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(line) == {
         "error": {"message": "A\x1b[2J", "hint": "one\ntwo", "reason": "NEXUS_SEALED", "exit_code": 5}
     }
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        pytest.param('{"error": {"message": "no way", "hint": null}}\n', "no way", id="an error"),
+        pytest.param("pilot: warning: something else\n", "pilot: warning: something else", id="something else"),
+        pytest.param("[]", "[]", id="another document"),
+        pytest.param('{"error": "x"}', '{"error": "x"}', id="another error"),
+        pytest.param("", "", id="nothing"),
+    ],
+)
+def test_reading_an_error(written: str, message: str) -> None:
+    """What pilot wrote for a program is read back, and anything else is passed on."""
+    assert read_message(written) == message
 
 
 def test_people_on_a_terminal_get_lines_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
