@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from pilot import __version__
-from pilot.errors import DONE, INTERRUPTED, USAGE
+from pilot.errors import DONE, INTERRUPTED, USAGE, PilotError
 from pilot.help import add_help
 from pilot.options import (
     DEFAULT_ADDRESS,
@@ -61,6 +61,13 @@ class _LazyGroup(TyperGroup):
             self.commands[cmd_name] = command
         return self.commands[cmd_name]
 
+    def invoke(self, ctx: Any) -> Any:
+        # Before typer makes exit codes of them, which a command may have from a program that it ran.
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError) as exc:
+            raise PilotError("interrupted", exit_code=INTERRUPTED) from exc
+
 
 app = typer.Typer(
     cls=_LazyGroup,
@@ -77,16 +84,13 @@ def run_command(arguments: list[str]) -> int:
     """Run one command line and return its exit code.
 
     Raises:
-        PilotError: It failed, or cannot be parsed.
-        KeyboardInterrupt: It was interrupted, or a question met the end of the input.
+        PilotError: It failed, was interrupted, or cannot be parsed.
         BrokenPipeError: Nobody reads its output any more.
     """
     command = typer.main.get_command(app)
     add_help(command)
     try:
         code = command(arguments, prog_name="pilot", standalone_mode=False)
-    except typer.Abort as exc:
-        raise KeyboardInterrupt from exc
     except BaseUsageError as exc:
         if type(exc).__name__ == "NoArgsIsHelpError" and not wants_json(arguments):
             print(getattr(exc, "message", ""), file=sys.stderr)
@@ -96,8 +100,6 @@ def run_command(arguments: list[str]) -> int:
         if isinstance(exc.__context__, BrokenPipeError):  # typer and rich end the process on it, with code 1
             raise exc.__context__ from None
         raise
-    if code == INTERRUPTED:  # typer catches Ctrl-C itself and returns this code
-        raise KeyboardInterrupt
     return code if isinstance(code, int) else DONE
 
 

@@ -55,7 +55,7 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "dev kill": "pilot dev kill keeper-2",
         "dev restart": "pilot dev restart nexus",
         "dev env": 'eval "$(pilot dev env)"',
-        "dev exec": "pilot dev exec --as team/app -- python app.py",
-        "dev identity": "pilot dev identity --as team/app",
+        "dev exec": "pilot dev exec --as /team/app -- python app.py",
+        "dev identity": "pilot dev identity --as /team/app",
     }
 )

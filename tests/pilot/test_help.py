@@ -19,7 +19,7 @@ CONTEXT = typer.Context(ROOT, info_name="pilot")
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> list[Any]:
     """Return every command and group below, with the words that one types for it."""
-    children = getattr(command, "list_commands", lambda _: [])(CONTEXT)
+    children: list[str] = getattr(command, "list_commands", lambda _: [])(CONTEXT)
     found = [pytest.param(command, path, id=" ".join(path) or "pilot")]
     return found + [one for name in children for one in walk(command.get_command(CONTEXT, name), (*path, name))]
 
