@@ -84,6 +84,15 @@ def test_an_open_place_is_asked_for_until_it_is_filled() -> None:
     assert entry.share is not None
 
 
+def test_an_open_place_is_asked_for_after_the_last_word() -> None:
+    """Without Enter too."""
+    entry = WordsEntry()
+    type_into(entry, " ".join(["xyzzy", *TYPED[1:]]) + " ")
+    assert entry.prompt == "32 of 33 words, now word 1: "
+    type_into(entry, f"{TYPED[0]} ")
+    assert entry.share is not None
+
+
 def test_backspace_opens_a_place_again() -> None:
     """A word that filled an open place is taken back to that place."""
     entry = WordsEntry()

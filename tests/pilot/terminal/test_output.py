@@ -286,6 +286,21 @@ WIDE_ROWS = [
         id="policies",
     ),
     pytest.param(("", "check", "what was found", "rule"), ("✓", "keepers", "5 of 5 " * 12, "TOO_YOUNG"), id="checks"),
+    pytest.param(
+        ("nexus", "timeline", "segments", "lines", "signed through", "hash of the last line"),
+        ("nexus-1", "1", "12", "48211", "48200", "ab" * 32),
+        id="audit",
+    ),
+    pytest.param(
+        ("KEK", "state", "generation", "verified", "given up"),
+        ("3f2a9c1e", "current", "3", "2026-11-30T08:00:00Z", "2026-11-30T08:00:00Z"),
+        id="keys",
+    ),
+    pytest.param(
+        ("backup", "created", "generation", "timeline", "revision", "bytes", "fault"),
+        ("shardhold-20261130T080000Z-00000017.age", "2026-11-30T08:00:00Z", "3", "1", "17", "20480", "its file is not whole"),
+        id="backups",
+    ),
     pytest.param(("p",), ("x" * 200,), id="one column"),
     pytest.param(tuple("abcdefghijkl"), tuple(["2026-11-30T08:00:00Z"] * 12), id="many columns"),
 ]
