@@ -62,7 +62,7 @@ def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
     people = f"{status.recovery_threshold} of its {status.recovery_shares} custodians" if known else "its custodians"
     warning = (
         f"Sealing cluster {cluster_id or '(its nexus does not say which)'}: no secret is served from now on, the nexus "
-        f"wipes its keys, and the\nkeepers drop their shards. No restart brings it back, only {people} can."
+        f"wipes its keys, and the keepers drop their shards. No restart brings it back, only {people} can."
     )
     question = f"type {shown}, or the word seal" if shown else "type the word seal"
     answers = ("seal", shown) if shown else ("seal",)
