@@ -298,7 +298,15 @@ WIDE_ROWS = [
     ),
     pytest.param(
         ("backup", "created", "generation", "timeline", "revision", "bytes", "fault"),
-        ("shardhold-20261130T080000Z-00000017.age", "2026-11-30T08:00:00Z", "3", "1", "17", "20480", "its file is not whole"),
+        (
+            "shardhold-20261130T080000Z-00000017.age",
+            "2026-11-30T08:00:00Z",
+            "3",
+            "1",
+            "17",
+            "20480",
+            "its file is not whole",
+        ),
         id="backups",
     ),
     pytest.param(("p",), ("x" * 200,), id="one column"),
