@@ -1,4 +1,5 @@
 """`keeper --config FILE [--check-config]`: run a keeper. `keeper health --config FILE`: ask it how it is.
+`keeper --version`: say which one this is.
 
 Exit codes: 0 ended as told, or serving; 1 failed, or not serving; 2 wrong configuration, before a port is opened.
 A keeper writes no file. What it holds is wiped when it ends, and gone when it is killed.
@@ -20,6 +21,7 @@ from common.server.descriptors import allow_descriptors
 from common.server.health import SERVING, ask_health
 from common.server.identity import wait_for_identity
 from common.server.termination import Termination, end_process, open_streams, report_crashes
+from keeper import __version__
 from keeper.config import KeeperConfig, load_config
 
 _HEALTH_TIMEOUT_S = 3.0
@@ -31,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="keeper", description="Holds one shard of a Shardhold cluster's root key.")
     parser.add_argument("command", nargs="?", choices=["health"], help="ask the keeper of this configuration how it is")
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     arguments = parser.parse_args()
     try:

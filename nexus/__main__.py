@@ -1,5 +1,6 @@
 """`nexus --config FILE [--check-config]`: run a nexus. `nexus health [--live] --config FILE`: ask it how it is.
 `nexus restore --config FILE --from BACKUP --identity FILE`: make its store from a backup.
+`nexus --version`: say which one this is.
 
 `health` asks over gRPC with the nexus's own identity, and prints the answer. It is healthy when it is ready; with
 `--live` any answer will do, as of a nexus that waits to be initialised or for its custodians: to start it again would
@@ -25,6 +26,7 @@ from common.server.descriptors import allow_descriptors
 from common.server.health import SERVING, ask_health
 from common.server.identity import open_identity, wait_for_identity
 from common.server.termination import Termination, end_process, open_streams, report_crashes
+from nexus import __version__
 from nexus.config import NexusConfig, load_config
 from shardhold.identity import IdentityUnavailableError
 
@@ -44,6 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
     parser.add_argument("--live", action="store_true", help="with health: it need not be ready, but has to answer")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     parser.add_argument("--from", dest="backup", type=Path, metavar="BACKUP", help="with restore: the backup")
     parser.add_argument("--identity", type=Path, metavar="FILE", help="with restore: the identity that opens it")

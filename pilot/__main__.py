@@ -3,20 +3,15 @@
 import logging
 import os
 import sys
-from typing import NoReturn, cast
+from typing import NoReturn
 
 # Errors say in words what grpc's own lines on stderr say in C++ terms. grpc reads this when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-import typer
-
 from common.server.termination import end_process
-from pilot.app import app
-from pilot.errors import FAILED, INTERRUPTED, USAGE, PilotError, UsageError, report
+from pilot.errors import INTERRUPTED, NO_READER, PilotError
+from pilot.terminal.report import report, wants_json
 from pilot.terminal.streams import drop_output, is_write_fault, open_missing
-
-# The base of typer's usage errors, taken from a public subclass: its own module differs between versions.
-_BaseUsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
 def main() -> NoReturn:
@@ -28,38 +23,31 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line and return its exit code; `pilot.errors` has the table."""
     try:
-        code = app(arguments, prog_name="pilot", standalone_mode=False)
+        code = _run(arguments)
         print(end="", flush=True)  # if the reader is gone, it shows here
+        return code
     except PilotError as exc:
-        report(exc)
-        return exc.exit_code
-    except _BaseUsageError as exc:
-        return _report_usage(exc)
-    except typer.Abort:
-        code = INTERRUPTED
+        error = exc
+    except KeyboardInterrupt:
+        error = PilotError("interrupted", exit_code=INTERRUPTED)
     except OSError as exc:
         if not is_write_fault(exc):
             raise
         drop_output()
-        if not isinstance(exc, BrokenPipeError):  # a reader that is gone knows it
-            report(PilotError(f"cannot write the output: {exc.strerror}"))
-        return FAILED
-    if code == INTERRUPTED:  # typer catches Ctrl-C itself and returns this code
-        print("pilot: error: interrupted", file=sys.stderr)
-    return code if isinstance(code, int) else 0
+        if isinstance(exc, BrokenPipeError):  # whoever left knows it
+            return NO_READER
+        error = PilotError(f"cannot write the output: {exc.strerror}")
+    report(error, as_json=wants_json(arguments))
+    return error.exit_code
 
 
-def _report_usage(error: Exception) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(getattr(error, "message", ""), file=sys.stderr)
-        return USAGE
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "pilot"
-    message = str(getattr(error, "format_message", error.__str__)()).replace("Value error, ", "")
-    report(UsageError(message, f"'{command} --help' shows its usage"))
-    return USAGE
+def _run(arguments: list[str]) -> int:
+    # Imported here: Ctrl-C may come this early.
+    from pilot.app import run_command
+
+    return run_command(arguments)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """The command line: global options, and commands that are imported only when they run."""
 
 import importlib
-from typing import Any
+import sys
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from pilot import __version__
+from pilot.errors import DONE, INTERRUPTED, USAGE, PilotError
+from pilot.help import add_help
 from pilot.options import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
@@ -18,6 +22,8 @@ from pilot.options import (
     UnnamedOption,
 )
 from pilot.terminal.output import Output
+from pilot.terminal.report import wants_json
+from pilot.usage import BaseUsageError, describe_usage
 
 # Command → module and name of its typer.Typer.
 _COMMANDS = {
@@ -51,8 +57,16 @@ class _LazyGroup(TyperGroup):
             module, _, name = _COMMANDS[cmd_name].partition(":")
             command = typer.main.get_command(getattr(importlib.import_module(module), name))
             command.name = cmd_name
+            add_help(command, cmd_name)
             self.commands[cmd_name] = command
         return self.commands[cmd_name]
+
+    def invoke(self, ctx: Any) -> Any:
+        # Before typer makes exit codes of them, which a command may have from a program that it ran.
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError) as exc:
+            raise PilotError("interrupted", exit_code=INTERRUPTED) from exc
 
 
 app = typer.Typer(
@@ -66,6 +80,35 @@ app = typer.Typer(
 )
 
 
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Raises:
+        PilotError: It failed, was interrupted, or cannot be parsed.
+        BrokenPipeError: Nobody reads its output any more.
+    """
+    command = typer.main.get_command(app)
+    add_help(command)
+    try:
+        code = command(arguments, prog_name="pilot", standalone_mode=False)
+    except BaseUsageError as exc:
+        if type(exc).__name__ == "NoArgsIsHelpError" and not wants_json(arguments):
+            print(getattr(exc, "message", ""), file=sys.stderr)
+            return USAGE
+        raise describe_usage(exc) from exc
+    except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # typer and rich end the process on it, with code 1
+            raise exc.__context__ from None
+        raise
+    return code if isinstance(code, int) else DONE
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pilot {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _set_up(
     context: typer.Context,
@@ -75,6 +118,9 @@ def _set_up(
     unnamed_authorities: UnnamedOption = None,
     timeout: TimeoutOption = None,
     role: RoleOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = Settings(
         output=output or Output.TABLE,

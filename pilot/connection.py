@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 
 from pilot.errors import UNAVAILABLE, PilotError, UsageError
-from pilot.options import Settings
+from pilot.options import Settings, complete_address
 from pilot.terminal.output import show_time
 from shardhold._errors import IdentityUnavailableError, from_rpc
 from shardhold.channel import PinnedChannel
@@ -83,9 +83,10 @@ class Connection:
     """A connection to the nexus as one caller. *preferred* are the roles that the command works with, best first."""
 
     def __init__(self, settings: Settings, *, preferred: Sequence[str] = ()) -> None:
+        address = complete_address(settings.address)
         self._settings = settings
         self._identity = open_identity(settings, preferred=preferred)
-        self._channel = PinnedChannel(settings.address, self._identity, server_name=SERVER_NAME)
+        self._channel = PinnedChannel(address, self._identity, server_name=SERVER_NAME)
 
     def __enter__(self) -> Self:
         return self

@@ -1,44 +1,58 @@
-"""What pilot says when something fails, and with which exit code.
+"""What pilot says when something fails, and with which exit code."""
 
-| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | error |
-| 2 | usage: the command line, a file or an argument breaks a rule |
-| 3 | not found |
-| 4 | denied |
-| 5 | sealed or unavailable |
-| 6, 7, 8 | with `pilot status --exit-code`: sealed; recovering or blocked; not initialised |
-| 127 | `pilot dev exec` cannot run its command |
-| 130 | interrupted with Ctrl-C |
-"""
-
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from common.errors import ConfigError, InvalidArgumentError, ShardholdError
-from pilot.plain import clean
 
 if TYPE_CHECKING:
     from shardhold._errors import Error
 
-FAILED = 1
-USAGE = 2
-NOT_FOUND = 3
-DENIED = 4
-UNAVAILABLE = 5
-INTERRUPTED = 130
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_FOUND: Final = 3
+DENIED: Final = 4
+UNAVAILABLE: Final = 5
+SEALED: Final = 6
+WAITING: Final = 7
+NO_CLUSTER: Final = 8
+CANNOT_RUN: Final = 127
+INTERRUPTED: Final = 130  # 128 and SIGINT, as shells have it
+NO_READER: Final = 141  # 128 and SIGPIPE
+
+# `pilot --help` shows this table, and docs/exit-codes.md says more about each.
+EXIT_CODES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        DONE: "done",
+        FAILED: "failed",
+        USAGE: "usage: the command line, an argument or a file breaks a rule",
+        NOT_FOUND: "not found",
+        DENIED: "denied",
+        UNAVAILABLE: "unavailable: sealed, recovering, or not reached",
+        SEALED: "status --exit-code: sealed",
+        WAITING: "status --exit-code: recovering or blocked",
+        NO_CLUSTER: "status --exit-code: uninitialised or initialising",
+        CANNOT_RUN: "dev exec: the command cannot be run",
+        INTERRUPTED: "interrupted with Ctrl-C",
+        NO_READER: "nobody reads the output any more",
+    }
+)
 
 
 class PilotError(Exception):
-    """An error, with hints on what to do about it, one line each."""
+    """An error, with hints on what to do about it, one line each.
 
-    def __init__(self, message: str, *hints: str, exit_code: int = FAILED) -> None:
+    *reason* is the stable name that the nexus gives an error, such as NEXUS_SEALED; empty for errors of pilot itself.
+    """
+
+    def __init__(self, message: str, *hints: str, exit_code: int = FAILED, reason: str = "") -> None:
         super().__init__(message)
         self.hints = tuple(hint for hint in hints if hint)
         self.exit_code = exit_code
+        self.reason = reason
 
 
 class UsageError(PilotError):
@@ -46,14 +60,6 @@ class UsageError(PilotError):
 
     def __init__(self, message: str, *hints: str) -> None:
         super().__init__(message, *hints, exit_code=USAGE)
-
-
-def report(error: PilotError) -> None:
-    """Print an error and its hints to stderr, if that takes anything: lower case, no full stop."""
-    with suppress(OSError):
-        print(f"pilot: error: {clean(_tidy(str(error)))}", file=sys.stderr)
-        for hint in error.hints:
-            print(f"pilot: hint: {clean(_tidy(hint))}", file=sys.stderr)
 
 
 @contextmanager
@@ -67,7 +73,7 @@ def described() -> Iterator[None]:
         raise _describe_encoding(exc.encoding) from None  # not chained: *exc* holds the text, which may be a value
     except ShardholdError as exc:
         is_usage = isinstance(exc, InvalidArgumentError | ConfigError)
-        raise PilotError(str(exc), exit_code=USAGE if is_usage else FAILED) from exc
+        raise PilotError(str(exc), exit_code=USAGE if is_usage else FAILED, reason=exc.reason) from exc
     except Exception as exc:
         # Imported only now, since it imports grpc.
         from shardhold._errors import Error
@@ -103,19 +109,10 @@ def describe(error: "Error") -> PilotError:
     hints = [error.hint or hint]
     if isinstance(error, sdk.IdentityUnavailableError):
         hints.append("SVID files are named with --svid-dir; a cluster of 'pilot dev' with: eval \"$(pilot dev env)\"")
-    return PilotError(error.message, *hints, exit_code=exit_code)
+    return PilotError(error.message, *hints, exit_code=exit_code, reason=error.reason)
 
 
 def _describe_encoding(encoding: str) -> PilotError:
     if encoding.lower() in ("utf-8", "utf8"):
         return UsageError("what was typed, or given as an argument, is not UTF-8")
     return PilotError(f"the output encoding {encoding} cannot show this result", "set PYTHONIOENCODING=utf-8")
-
-
-def _tidy(text: str) -> str:
-    """Lower the first letter of an ordinary word (not of NAMES, I/O or BeginInit) and drop a full stop."""
-    text = text.strip()
-    text = text[:-1] if text.endswith(".") and not text.endswith("..") else text
-    first = text.split(maxsplit=1)[0] if text else ""
-    is_word = first[:1].isupper() and first[1:].islower()
-    return text[0].lower() + text[1:] if is_word else text

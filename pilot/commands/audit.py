@@ -14,6 +14,7 @@ from pilot.errors import PilotError, UsageError
 from pilot.options import LARGEST_NUMBER, Settings, with_globals
 from pilot.plain import clean, escape_json
 from pilot.terminal.output import Output, print_facts, print_json, print_table, show_time
+from pilot.terminal.report import print_hint
 
 if TYPE_CHECKING:
     from common.forms.audit.verify import KnownLine, Report
@@ -273,9 +274,9 @@ def _print_report(settings: Settings, report: "Report") -> None:
         keys = ("nexus", "timeline", "segments", "lines", "signed_through", "hash")
         print_table(columns, [[str(chain[key] or "-") for key in keys] for chain in document["chains"]])
     for line in report.accepted:
-        print(f"pilot: hint: line {line.seq}: {clean(line.entry.actor)} accepted a new chain", file=sys.stderr)
+        print_hint(f"line {line.seq}: {line.entry.actor} accepted a new chain")
     if not any(chain.signed for chain in report.chains):
-        print("pilot: hint: no line is signed yet: nothing ties this audit to the genesis", file=sys.stderr)
+        print_hint("no line is signed yet: nothing ties this audit to the genesis")
     if report.faults:
         fault = report.faults[0]
         place = f"{fault.file}, line {fault.line}: " if fault.file else ""

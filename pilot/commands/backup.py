@@ -1,6 +1,5 @@
 """`pilot backup`: make backups, list them, and check that they are whole, with or without a nexus."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ from pilot.commands.audit import GenesisOption, parse_genesis
 from pilot.errors import UsageError
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import Output, group_hex, print_facts, print_json, print_table, show_timestamp
+from pilot.terminal.report import print_hint
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -48,7 +48,7 @@ def create(settings: Settings) -> None:
         timeout = max(settings.timeout, _PATIENCE_S)
         answer = connection.call(connection.backups.CreateBackup, pb.CreateBackupRequest(), timeout=timeout)
     _show(settings, answer.backup, {})
-    print("pilot: hint: 'pilot backup verify' opens it and reads it through", file=sys.stderr)
+    print_hint("'pilot backup verify' opens it and reads it through")
 
 
 @app.command("list")
@@ -182,10 +182,9 @@ def _verify_file(settings: Settings, file: Path, identity: Path, genesis: bytes)
         shown = document | {"genesis": group_hex(chain.genesis.fingerprint)}
         print_facts({name.replace("_", " "): _show_value(value) for name, value in shown.items()})
     if not genesis:
-        print(
-            "pilot: hint: is the genesis the one on the share cards? --genesis compares, and else nothing ties this "
-            "backup to your cluster",
-            file=sys.stderr,
+        print_hint(
+            "is the genesis the one on the share cards? --genesis compares, and else nothing ties this backup to your "
+            "cluster"
         )
 
 

@@ -1,6 +1,5 @@
 """Following an operation on the root key, and the keyring job after it, through restarts of the nexus."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pilot.commands.documents import OUTCOMES, STEPS, job_document
 from pilot.errors import INTERRUPTED, PilotError
-from pilot.plain import clean
 from pilot.terminal.output import group_hex
 from pilot.terminal.progress import ProgressLine, render_bar, show_duration
+from pilot.terminal.report import print_hint
 
 if TYPE_CHECKING:
     from pilot.connection import Connection
@@ -164,7 +163,7 @@ class _Hints:
         if now - self._waiting_since >= _HINT_S and why != self._told:
             self._told = why
             self._end_line()
-            print(f"pilot: hint: {datetime.now(UTC):%H:%M:%SZ} {clean(why)}", file=sys.stderr)
+            print_hint(f"{datetime.now(UTC):%H:%M:%SZ} {why}")
 
 
 class _Steps:

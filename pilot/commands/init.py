@@ -1,7 +1,6 @@
 """`pilot init`: create a cluster, with its recovery key in the hands of custodians."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from pilot.errors import UsageError
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import Output, group_hex, print_facts, print_json, show_name
+from pilot.terminal.report import print_note
 from pilot.terminal.signals import signals_as_interrupt
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def init(
         if if_needed and (state := calls.load_state(waits=True).name) not in BEFORE_COMMIT:
             _print_left_alone(settings, state)
             return
-        ceremony = Ceremony(calls, custodians, clock=SystemClock(), say=_say)
+        ceremony = Ceremony(calls, custodians, clock=SystemClock(), say=print_note)
         initialised = ceremony.run(plan)
     _print(settings, plan, initialised, shares_dir)
 
@@ -182,7 +182,7 @@ def _print(settings: Settings, plan: "InitPlan", initialised: "Initialised", sha
             }
         )
     if shares_dir is not None:
-        _say(
+        print_note(
             f"{shares_dir} holds all {plan.recovery_shares} recovery shares in one place: anyone who reads "
             f"{plan.recovery_threshold} of its files and the store has every secret. Give each custodian one file, and "
             "delete the files here"
@@ -202,7 +202,3 @@ def _describe_keepers(initialised: "Initialised") -> str:
     if initialised.keepers_filled < initialised.keepers_wanted:
         return f"{initialised.keepers_filled} of {initialised.keepers_wanted} wanted hold their shards; others follow"
     return f"{initialised.keepers_filled} hold their shards"
-
-
-def _say(text: str) -> None:
-    print(f"pilot: {text}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """An operation on the root key, as pilot begins it, awaits its end and shows it."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from pilot.errors import PilotError
 from pilot.options import Settings
 from pilot.plain import clean
 from pilot.terminal.output import Output, print_json, print_table
+from pilot.terminal.report import print_hint
 
 if TYPE_CHECKING:
     from pilot.connection import Connection
@@ -111,7 +111,7 @@ def _show_begun(settings: Settings, operation: "pb.RootOperation") -> None:
         return
     show_fingerprint(operation)
     print(f"{name_change(operation)}  {STEPS.get(operation.step, UNKNOWN)} ✓")
-    print(f"pilot: hint: {GOES_ON}", file=sys.stderr)
+    print_hint(GOES_ON)
 
 
 def _await(settings: Settings, connection: "Connection", begun: "pb.RootOperation") -> None:
@@ -145,4 +145,4 @@ def _check_left(job: "pb.KeyringJob") -> None:
         count = "1 version" if job.quarantine == 1 else f"{job.quarantine:,} versions"
         raise PilotError(f"{count} did not open: in quarantine", "'pilot root quarantine list' says which")
     if job.waits_for:
-        print(f"pilot: hint: older KEKs are kept; the keyring job waits for: {clean(job.waits_for)}", file=sys.stderr)
+        print_hint(f"older KEKs are kept; the keyring job waits for: {job.waits_for}")

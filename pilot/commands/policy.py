@@ -38,7 +38,7 @@ _KEYS = ("name", "spiffe_ids", "paths", "permissions")
 @with_globals
 def apply(
     settings: Settings,
-    file: Annotated[str, typer.Argument(metavar="FILE", help=r"TOML with [\[policy]] tables; -: standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="TOML with [[policy]] tables; -: standard input.")],
     if_ready: Annotated[
         bool,
         typer.Option("--if-ready", help="For automation: leave a nexus that waits for its key alone and exit with 0."),

@@ -62,7 +62,7 @@ def ask(terminal: "Terminal", status: "GetStatusResponse") -> None:
     people = f"{status.recovery_threshold} of its {status.recovery_shares} custodians" if known else "its custodians"
     warning = (
         f"Sealing cluster {cluster_id or '(its nexus does not say which)'}: no secret is served from now on, the nexus "
-        f"wipes its keys, and the\nkeepers drop their shards. No restart brings it back, only {people} can."
+        f"wipes its keys, and the keepers drop their shards. No restart brings it back, only {people} can."
     )
     question = f"type {shown}, or the word seal" if shown else "type the word seal"
     answers = ("seal", shown) if shown else ("seal",)
@@ -78,7 +78,7 @@ def explain(error: "Error") -> PilotError:
             "the nexus has wiped its keys and stops, but the store may not have recorded the seal: a restart may "
             "recover the keys. Keep it down, repair the store, start it, and seal again"
         )
-    return PilotError(str(described), hint, *described.hints, exit_code=described.exit_code)
+    return PilotError(str(described), hint, *described.hints, exit_code=described.exit_code, reason=described.reason)
 
 
 def _print(settings: Settings, response: "SealResponse") -> None:

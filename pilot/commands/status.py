@@ -1,12 +1,11 @@
 """`pilot status`, `pilot whoami`, `pilot version`: what is running, and who asks."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pilot import __version__
-from pilot.errors import FAILED
+from pilot.errors import DONE, FAILED, NO_CLUSTER, SEALED, WAITING
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import (
     Output,
@@ -18,6 +17,7 @@ from pilot.terminal.output import (
     show_time,
     show_timestamp,
 )
+from pilot.terminal.report import print_hint
 
 if TYPE_CHECKING:
     from shardhold.v1.cluster_pb2 import GetStatusResponse, KeeperStatus
@@ -29,9 +29,6 @@ version_app = typer.Typer(add_completion=False)
 MEMORY_PROTECTION = {3: "3 (memfd_secret)", 2: "2 (locked)", 1: "1 (plain, for development)", 0: ""}
 _ANY_ROLE = ("operator", "superuser", "auditor", "recover")
 
-
-# With --exit-code; 0 when the nexus serves.
-SEALED, WAITING, NO_CLUSTER = 6, 7, 8
 _EXIT_CODES = {
     "sealed": SEALED,
     "recovering": WAITING,
@@ -104,14 +101,14 @@ def version(settings: Settings) -> None:
 def find_exit_code(document: dict[str, Any]) -> int:
     """Return what `--exit-code` makes of a status: 0 if calls are served."""
     if document["state"] == "ready":
-        return WAITING if document["blocked_by"] else 0
+        return WAITING if document["blocked_by"] else DONE
     return _EXIT_CODES.get(document["state"], FAILED)
 
 
 def _print(document: dict[str, Any]) -> None:
     print_facts(to_facts(document))
     for hint in list_hints(document):
-        print(f"pilot: hint: {hint}", file=sys.stderr)
+        print_hint(hint)
     if document["keepers"]:
         print()
         print_table(("keeper", "address", "shard", "fault"), [to_row(keeper) for keeper in document["keepers"]])

@@ -11,13 +11,16 @@ from typer.core import TyperGroup
 from pilot.errors import PilotError, UsageError
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import Output, group_hex, print_facts, print_json
+from pilot.terminal.report import print_note
 from pilot.terminal.signals import signals_as_interrupt
+from pilot.usage import ask_if_meant, find_alike
 
 if TYPE_CHECKING:
     from pilot.custody.unseal_calls import Recovery
     from shardhold.v1.recovery_pb2 import GetProgressResponse, SubmitShareResponse
 
 _LEAD = "lead"  # what `pilot unseal` does without a command
+_NAMES = ("start", "submit", "status", "exclude", "reset")
 _CUSTODIANS = ("recover", "operator", "superuser")
 
 
@@ -30,6 +33,8 @@ class _UnsealGroup(TyperGroup):
         if not is_named and not ctx.resilient_parsing:
             if named := [arg for arg in args if arg in self.commands]:
                 raise UsageError(f"options go before 'unseal', or after 'unseal {named[0]}'")
+            if args and (meant := find_alike(args[0], _NAMES)):  # not repeated: it may be a word of a share
+                raise UsageError("no such command of 'pilot unseal'", ask_if_meant(meant))
             args = [_LEAD, *args]
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
@@ -169,7 +174,7 @@ def _take_share(
     harden_process()  # words are about to be in this process's memory
     given = read_given_share(arguments, sys.stdin.buffer)
     with signals_as_interrupt(), _connect(settings, _CUSTODIANS, nexus_id) as recovery:
-        unsealing = Unsealing(recovery, terminal=Terminal(), say=_say)
+        unsealing = Unsealing(recovery, terminal=Terminal(), say=print_note)
         accepted = unsealing.run(given, genesis=expected, starts=starts)
     _print_accepted(settings, accepted)
 
@@ -254,8 +259,4 @@ def _print_accepted(settings: Settings, accepted: "SubmitShareResponse") -> None
             }
         )
     if not missing and not accepted.ready:
-        _say("the root key is proved, but the nexus is blocked: 'pilot status' says by what, and what to do")
-
-
-def _say(text: str) -> None:
-    print(f"pilot: {text}", file=sys.stderr)
+        print_note("the root key is proved, but the nexus is blocked: 'pilot status' says by what, and what to do")

@@ -230,11 +230,10 @@ class Ceremony:
 
 def _explain(failure: BaseException, *hints: str, exit_code: int | None = None) -> PilotError:
     """Return an error that says what happened, and then what is true now."""
-    if isinstance(failure, Error):
-        described = describe(failure)
-        return PilotError(str(described), *hints, *described.hints, exit_code=exit_code or described.exit_code)
-    if isinstance(failure, PilotError):
-        return PilotError(str(failure), *hints, *failure.hints, exit_code=exit_code or failure.exit_code)
+    known = describe(failure) if isinstance(failure, Error) else failure
+    if isinstance(known, PilotError):
+        exit_code = exit_code or known.exit_code
+        return PilotError(str(known), *hints, *known.hints, exit_code=exit_code, reason=known.reason)
     if isinstance(failure, KeyboardInterrupt | EOFError):
         return PilotError("interrupted", *hints, exit_code=INTERRUPTED)
     return PilotError(str(failure), *hints, exit_code=exit_code or 1)

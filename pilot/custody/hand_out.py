@@ -14,8 +14,11 @@ from common.errors import WordsError
 from common.keys.recovery_key import ShareHash
 from common.keys.words import RecoveryShare, encode_share, read_share
 from pilot.custody.card import Card, read_words
+from pilot.custody.words_entry import ask_words
 from pilot.errors import PilotError, UsageError
 from pilot.terminal.terminal import Terminal
+
+_LINES_BELOW = 4  # a card: a blank one, a question of up to two, and the cursor's
 
 
 class ShareCheck:
@@ -76,19 +79,27 @@ class ScreenCustodians:
             )
             self._attempt = f"attempt {card.attempt}, genesis {card.genesis[:4].hex(' ', 2)} …"
             self._shown.append(card.number)
-            with self._terminal.alone(card.format()):
-                self._terminal.ask("press Enter once every word is written down and compared; this is not shown again ")
+            self._show(card)
+
+    def _show(self, card: Card) -> None:
+        room = None if self._terminal.lines is None else self._terminal.lines - _LINES_BELOW
+        *others, last = card.format_pages(self._terminal.columns, room)
+        for page in others:
+            with self._terminal.alone(page):
+                self._terminal.ask("press Enter once this is copied; the rest of the card follows ")
+        with self._terminal.alone(last):
+            self._terminal.ask("press Enter once every word is written down and compared; this is not shown again ")
 
     def read_back(self, check: ShareCheck) -> list[str]:
-        """Ask a threshold of custodians for their words, hidden, each until the words are right."""
+        """Ask a threshold of custodians for their words, hidden, each until they are of this attempt."""
         self._terminal.say(
             f"Proof: {check.threshold} custodians now enter the words from their cards. Nothing is shown."
         )
         shares: dict[int, str] = {}
         while len(shares) < check.threshold:
-            typed = self._terminal.ask_hidden(f"words of a custodian ({len(shares) + 1} of {check.threshold}): ")
+            typed = ask_words(self._terminal, f"Words of a custodian ({len(shares) + 1} of {check.threshold}).")
             try:
-                share = check.check(typed)
+                share = check.check(typed.words)
             except WordsError as exc:
                 self._terminal.say(f"not accepted: {exc}")
                 continue

@@ -125,6 +125,7 @@ class Unsealing:
                     "'pilot unseal status' shows whether the share arrived, 'pilot status' whether the nexus is ready",
                     *described.hints,
                     exit_code=described.exit_code,
+                    reason=described.reason,
                 ) from exc
 
 

@@ -30,6 +30,7 @@ from pilot.dev.probes import says_yes, wait_until
 from pilot.dev.processes import Processes, ProcessRecord
 from pilot.dev.spawn import Spawn, exec_program, run_captured
 from pilot.errors import UNAVAILABLE, USAGE
+from pilot.terminal.report import read_message
 
 IDENTITY = "identity"  # the provider's name among the processes
 START_TIMEOUT_S = 30.0  # a start takes a second; on a busy machine many
@@ -175,7 +176,7 @@ class DevCluster:
         """
         done = self.run_pilot(["status", "-o", "json"])
         if done.returncode != 0:
-            raise DevError("pilot status failed", hint=done.stderr.strip(), exit_code=UNAVAILABLE)
+            raise DevError("pilot status failed", hint=read_message(done.stderr), exit_code=UNAVAILABLE)
         status: dict[str, Any] = json.loads(done.stdout)
         return status
 

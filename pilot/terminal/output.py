@@ -5,13 +5,19 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pilot.errors import PilotError
 from pilot.plain import clean, escape_json
+from pilot.terminal.wrapping import count_columns, wrap
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
+
+_READABLE: Final = 20  # columns that a long cell needs at least, so that a moment fits
+_FACTS_GAP: Final = 2  # columns
+_TABLE_GAP: Final = 3  # columns, rich's
+_HEIGHT: Final = 25  # lines; a table is printed whole, however long it is
 
 
 class Output(enum.StrEnum):
@@ -27,14 +33,20 @@ def print_json(document: Any) -> None:
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
-    """Print names and values in two columns."""
-    width = max(map(len, facts), default=0)
-    for name, value in facts.items():
-        print(f"{name:<{width}}  {clean(value)}".rstrip())
+    """Print names and values in two columns; on a terminal, long values wrap in theirs."""
+    _print_facts(facts, count_columns(sys.stdout))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their columns, at full width unless a terminal limits it."""
+    """Print rows under their columns, at full width unless a terminal limits it.
+
+    Long cells are folded where that leaves each column wide enough to read; else each row becomes facts of its own.
+    """
+    width = count_columns(sys.stdout)
+    cells = [[clean(cell) for cell in row] for row in rows]
+    if width is not None and not _fits(columns, cells, width):
+        _print_rows(columns, cells, width)
+        return
     # Imported here: only tables need it.
     from rich import box
     from rich.console import Console
@@ -44,16 +56,40 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
+    for row in cells:
+        table.add_row(*map(Text, row))
     if sys.stdout.isatty():
-        Console(highlight=False).print(table)
+        # Without a height rich takes a terminal that it calls dumb to have 80 columns.
+        Console(highlight=False, width=width, height=None if width is None else _HEIGHT).print(table)
         return
     console = Console(width=1000, highlight=False)
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
         print(line.rstrip())
+
+
+def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    return sum(min(one, _READABLE) for one in widths) + _TABLE_GAP * (len(widths) - 1) <= width
+
+
+def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> None:
+    for number, row in enumerate(rows):
+        if number:
+            print()
+        _print_facts({name: cell for name, cell in zip(columns, row, strict=True) if cell}, width)
+
+
+def _print_facts(facts: Mapping[str, str], columns: int | None) -> None:
+    width = max(map(len, facts), default=0)
+    room = None if columns is None else columns - width - _FACTS_GAP
+    for name, value in facts.items():
+        first, *others = wrap(clean(value), room, folds=True)
+        print(f"{name:<{width}}  {first}".rstrip())
+        margin = "" if room is None else " " * (width + _FACTS_GAP)
+        for line in others:
+            print(f"{margin}{line}".rstrip())
 
 
 def write_raw(value: bytes) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from pilot.errors import UsageError
+from pilot.terminal.wrapping import count_columns, count_lines, wrap
 
 # The alternate screen, which a terminal discards on leaving; cleared with its scroll-back on entering and leaving.
 _ENTER = "\x1b[?1049h\x1b[3J\x1b[2J\x1b[H"
@@ -33,9 +34,19 @@ class Terminal:
         if not (self._source.isatty() and self._screen.isatty()):
             raise UsageError("there is no terminal to ask on", hint)
 
+    @property
+    def columns(self) -> int | None:
+        """How wide the screen is; None: it does not say."""
+        return count_columns(self._screen)
+
+    @property
+    def lines(self) -> int | None:
+        """How high the screen is; None: it does not say."""
+        return count_lines(self._screen)
+
     def say(self, text: str) -> None:
-        """Show a line."""
-        self._screen.write(text + "\n")
+        """Show lines, wrapped to the screen."""
+        self._screen.write("\n".join(wrap(text, self.columns)) + "\n")
         self._screen.flush()
 
     def ask(self, prompt: str) -> str:
@@ -44,7 +55,9 @@ class Terminal:
         Raises:
             EOFError: The input ended.
         """
-        self._screen.write(prompt)
+        # The blank at its end, before what is typed, is not the wrapping's.
+        text = prompt.rstrip(" ")
+        self._screen.write("\n".join(wrap(text, self.columns)) + prompt[len(text) :])
         self._screen.flush()
         line = self._source.readline()
         if not line:

@@ -9,7 +9,7 @@ import subprocess
 END = "."
 PROGRAM = f"""
 import os, sys
-import pilot.commands.status
+import pilot.app, pilot.commands.status
 from pilot.__main__ import run
 for _ in sys.stdin:
     child = os.fork()

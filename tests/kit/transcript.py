@@ -37,7 +37,7 @@ class Transcript:
 
 def _environ() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDHOLD_", "SPIFFE_"))}
-    return kept | {"COLUMNS": "200", "TERM": "dumb"}
+    return kept | {"COLUMNS": "1000", "TERM": "dumb"}  # nothing wraps
 
 
 def run_pilot(*arguments: str | Path, stdin: str = "", environ: dict[str, str] | None = None) -> Transcript:

@@ -1,6 +1,7 @@
 """The command line as transcripts: what is typed, the output and the exit code. None of these need a nexus."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import grpc
 import pytest
 
 from pilot.__main__ import run
-from pilot.errors import PilotError, describe, described
+from pilot.errors import PilotError, UsageError, describe, described
+from pilot.options import complete_address
 from shardhold import _errors as sdk
 from tests.kit.patience import at_most
 from tests.kit.transcript import run_pilot
@@ -43,6 +45,42 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             "pilot: error: no such command 'nope'\npilot: hint: 'pilot --help' shows its usage\n",
             id="unknown command",
         ),
+        pytest.param(
+            "secrte list",
+            2,
+            "",
+            "pilot: error: no such command 'secrte'\npilot: hint: did you mean 'secret'?\n",
+            id="typo in a command",
+        ),
+        pytest.param(
+            "root quarantine lits",
+            2,
+            "",
+            "pilot: error: no such command 'lits'\npilot: hint: did you mean 'list'?\n",
+            id="typo in a command of a group",
+        ),
+        pytest.param(
+            "unseal sumbit",
+            2,
+            "",
+            "pilot: error: no such command of 'pilot unseal'\npilot: hint: did you mean 'submit'?\n",
+            id="typo that may be a word of a share",
+        ),
+        pytest.param(
+            "secret get a --vesrion 1",
+            2,
+            "",
+            "pilot: error: no such option: --vesrion\npilot: hint: did you mean '--version'?\n",
+            id="typo in an option",
+        ),
+        pytest.param(
+            "status --address localhost:0 --svid-dir SVID",
+            2,
+            "",
+            "pilot: error: address: got 'localhost:0', want HOST or HOST:PORT, such as 127.0.0.1:8553\n",
+            id="address with an impossible port",
+        ),
+        pytest.param("--version", 0, "pilot 0.1.0\n", "", id="version as an option"),
         pytest.param(
             "secret get",
             2,
@@ -160,6 +198,39 @@ def test_without_a_command_there_is_help(command: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
+    ("given", "dialled"),
+    [
+        pytest.param("localhost", "localhost:8553", id="name"),
+        pytest.param("nexus.example.org", "nexus.example.org:8553", id="domain"),
+        pytest.param("10.0.0.7", "10.0.0.7:8553", id="IPv4"),
+        pytest.param("[::1]", "[::1]:8553", id="IPv6"),
+        pytest.param("::1", "[::1]:8553", id="IPv6 without brackets"),
+        pytest.param("[fe80::1%eth0]", "[fe80::1%eth0]:8553", id="IPv6 with its interface"),
+        pytest.param("localhost:443", "localhost:443", id="name and port"),
+        pytest.param("[::1]:443", "[::1]:443", id="IPv6 and port"),
+    ],
+)
+def test_an_address_without_a_port(given: str, dialled: str) -> None:
+    """A host alone is dialled on the port of a nexus; host and port are taken as they are."""
+    assert complete_address(given) == dialled
+
+
+@pytest.mark.parametrize(
+    "given", ["", "a b", ":8553", "host:", "host:x", "host:70000", "https://host", "[::1", "a:1:z", "[::1]x"]
+)
+def test_what_is_no_address(given: str) -> None:
+    """It is refused, before anything is dialled."""
+    with pytest.raises(UsageError, match=r"^address: got "):
+        complete_address(given)
+
+
+def test_the_variable_names_an_address_like_the_option(svid_dir: Path) -> None:
+    """What is wrong in it is said as well."""
+    told = run_pilot("status", "--svid-dir", svid_dir, environ={"SHARDHOLD_ADDRESS": "https://nexus"})
+    assert (told.code, told.err.startswith("pilot: error: address: got 'https://nexus'")) == (2, True)
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "status",
@@ -235,16 +306,43 @@ def test_help_shows(command: str, shown: str) -> None:
     assert f"[{shown}" not in help_
 
 
-def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
-    """When its output is closed, pilot ends quietly."""
-    done = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} -m pilot -o json version | true"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
+@pytest.mark.parametrize(
+    ("typed", "is_unbuffered"),
+    [
+        pytest.param("version -o json", False, id="command: shows when the output is flushed"),
+        pytest.param("version -o json", True, id="command: shows when it prints"),
+        pytest.param("--help", True, id="help"),
+    ],
+)
+def test_a_reader_that_leaves_is_no_traceback(typed: str, is_unbuffered: bool) -> None:
+    """When its output is closed, pilot ends quietly, as after SIGPIPE."""
+    leaves, writes = os.pipe()
+    os.close(leaves)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, *(["-u"] if is_unbuffered else []), "-m", "pilot", *typed.split()]
+    try:
+        done = subprocess.run(
+            command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False, timeout=at_most(30), env=environ
+        )
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_interrupted_before_it_has_begun() -> None:
+    """Ctrl-C while modules are still imported is one line as well."""
+    code = (
+        "import sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from pilot.__main__ import run\n"
+        "sys.exit(run(['version']))\n"
     )
-    assert done.stderr == ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pilot: error: interrupted\n")
 
 
 EXIT_CODES: dict[type[sdk.Error], int] = {
@@ -274,8 +372,9 @@ def test_every_error_of_the_sdk_has_an_exit_code() -> None:
     }
     assert errors == EXIT_CODES.keys()
     for kind, exit_code in EXIT_CODES.items():
-        error = describe(kind("what", grpc.StatusCode.UNKNOWN, "", "its own hint"))
+        error = describe(kind("what", grpc.StatusCode.UNKNOWN, "WHY", "its own hint"))
         assert (str(error), error.hints[0], error.exit_code) == ("what", "its own hint", exit_code)
+        assert error.reason == "WHY"
 
 
 def test_faults_of_pilot_are_not_dressed_up() -> None:
@@ -284,17 +383,28 @@ def test_faults_of_pilot_are_not_dressed_up() -> None:
         raise ZeroDivisionError
 
 
-def test_messages_are_lower_case_without_a_full_stop(capsys: pytest.CaptureFixture[str]) -> None:
-    """Messages from elsewhere are brought into pilot's form; names keep theirs."""
-    from pilot.errors import report
-
-    report(PilotError("Connection refused.", "NEXUS_SEALED stays", "I/O too…", "BeginInit as well"))
-    assert capsys.readouterr().err.splitlines() == [
-        "pilot: error: connection refused",
-        "pilot: hint: NEXUS_SEALED stays",
-        "pilot: hint: I/O too…",
-        "pilot: hint: BeginInit as well",
-    ]
+@pytest.mark.parametrize(
+    ("typed", "hint", "exit_code"),
+    [
+        pytest.param("status", "set it to", 5, id="command"),
+        pytest.param("secret get", "'pilot secret get --help' shows its usage", 2, id="usage"),
+        pytest.param("secrte", "did you mean 'secret'?", 2, id="typo"),
+        pytest.param("secret", "'pilot secret --help' lists them", 2, id="no command"),
+        pytest.param("init --recovery 1/3", None, 2, id="no hint"),
+    ],
+)
+def test_programs_get_errors_as_json(
+    typed: str, hint: str | None, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line on stderr, whatever went wrong, and nothing on stdout."""
+    assert run(["-o", "json", *typed.split()]) == exit_code
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    error = json.loads(shown.err)["error"]
+    assert list(error) == ["message", "hint", "reason", "exit_code"]
+    assert (error["reason"], error["exit_code"]) == (None, exit_code)
+    assert (error["hint"] or "").startswith(hint or "")
+    assert (error["hint"] is None) == (hint is None)
 
 
 def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,6 +424,8 @@ def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
     [
         pytest.param('"$@" version > /dev/full', 1, "cannot write the output: No space", id="stdout full"),
         pytest.param('"$@" --help > /dev/full', 1, "cannot write the output: No space", id="help, stdout full"),
+        pytest.param('"$@" status --help > /dev/full', 1, "cannot write the output: No space", id="its help as well"),
+        pytest.param('"$@" --version > /dev/full', 1, "cannot write the output: No space", id="version, stdout full"),
         pytest.param('"$@" version >&-', 1, "cannot write the output: Bad file descriptor", id="stdout closed"),
         pytest.param('"$@" secret put a/b v=- <&-', 2, "standard input: Bad file descriptor", id="stdin closed"),
         pytest.param('"$@" policy apply - <&-', 2, "-: Bad file descriptor", id="policies, stdin closed"),
@@ -326,6 +438,13 @@ def test_streams_that_are_closed_or_full(command: str, exit_code: int, err: str)
     done = run_in_shell(command)
     assert (done.returncode, done.stdout) == (exit_code, "")
     assert done.stderr.startswith(f"pilot: error: {err}")
+
+
+def test_a_full_disk_for_programs() -> None:
+    """It is an error in JSON as any other."""
+    done = run_in_shell('"$@" version -o json > /dev/full')
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, error["message"].startswith("cannot write the output: No space")) == (1, True)
 
 
 @pytest.mark.parametrize("stderr", ["2> /dev/full", "2>&-"])

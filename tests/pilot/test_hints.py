@@ -1,5 +1,6 @@
 """Hints for the common mistakes, each really made: clock, trust domain, address, agent, state."""
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,3 +114,20 @@ def test_status_names_the_next_command(nexus: PlayedNexus, svid_dir: Path) -> No
     told = run_pilot("status", "--address", nexus.address, "--svid-dir", svid_dir)
     assert (told.code, told.err) == (0, "pilot: hint: custodians bring it back: 'pilot unseal'\n")
     assert run_pilot("status", "-o", "json", "--address", nexus.address, "--svid-dir", svid_dir).err == ""
+
+
+def test_status_as_an_exit_code(nexus: PlayedNexus, svid_dir: Path) -> None:
+    """A sealed nexus is 6 for whoever asks for an exit code, also in JSON."""
+    reach = ("--address", nexus.address, "--svid-dir", svid_dir)
+    assert run_pilot("status", "--exit-code", *reach).code == 6
+    assert run_pilot("status", "--exit-code", "-o", "json", *reach).code == 6
+
+
+def test_an_error_of_the_nexus_for_programs(nexus: PlayedNexus, svid_dir: Path) -> None:
+    """It is JSON with the nexus's own reason."""
+    nexus.errors["Seal"] = SealedError("the nexus is sealed")
+    told = run_pilot("seal", "--yes", "-o", "json", "--address", nexus.address, "--svid-dir", svid_dir)
+    error = json.loads(told.err)["error"]
+    assert (told.code, told.out, error["reason"], error["exit_code"]) == (5, "", SealedError.reason, 5)
+    assert error["message"] == "the nexus is sealed"
+    assert "'pilot unseal'" in error["hint"]

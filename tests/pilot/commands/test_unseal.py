@@ -78,8 +78,15 @@ def test_ctrl_c_at_the_prompt(nexus: PlayedNexus, reach: list[str]) -> None:
     """A Ctrl-C at the prompt ends pilot with 130, and nothing is submitted."""
     told = run_at_terminal("unseal", *reach, script=[("Type yes or no: ", "yes"), ("0 of 33 words: ", "academic \x03")])
     assert told.code == 130
-    assert "pilot: error: interrupted" in told.err
+    assert told.err.endswith("\npilot: error: interrupted\n")
     assert nexus.shares == []
+
+
+def test_ctrl_c_for_programs(nexus: PlayedNexus, reach: list[str]) -> None:
+    """It is an error in JSON as any other."""
+    told = run_at_terminal("unseal", "-o", "json", *reach, script=[("Type yes or no: ", "\x03")])
+    assert told.code == 130
+    assert '{"error": {"message": "interrupted", "hint": null, "reason": null, "exit_code": 130}}\n' in told.err
 
 
 def test_another_genesis_than_the_cards(nexus: PlayedNexus, reach: list[str], tmp_path: Path) -> None:

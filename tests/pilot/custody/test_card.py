@@ -30,6 +30,37 @@ def test_card_holds_what_a_custodian_needs() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.parametrize("columns", [50, 80, 200])
+def test_a_card_fits_its_terminal(columns: int) -> None:
+    """A narrow card has shorter lines and says the same, down to what is read back from it; a wide one is the file."""
+    card = make_cards(SHARES)[1]
+    text = card.format(columns)
+    assert max(map(len, text.splitlines())) <= columns
+    assert text.split() == card.format().split() if columns > 50 else text.split()[:4] == card.format().split()[:4]
+    assert (read_words(text), read_genesis(text)) == (SHARES[1], bytes(range(32)))
+    assert (text == card.format()) is (columns == 200)
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines", "pages"),
+    [
+        pytest.param(None, None, 1, id="no terminal"),
+        pytest.param(120, 40, 1, id="high enough"),
+        pytest.param(80, 20, 2, id="words by themselves"),
+        pytest.param(50, 20, 3, id="each part by itself"),
+        pytest.param(50, 5, 3, id="too low for any"),
+    ],
+)
+def test_a_card_on_a_low_screen(columns: int | None, lines: int | None, pages: int) -> None:
+    """It comes in parts, whole but for their order, and the words are the last."""
+    card = make_cards(SHARES)[1]
+    shown = card.format_pages(columns, lines)
+    assert len(shown) == pages
+    assert read_words(shown[-1]) == SHARES[1]
+    assert sorted(" ".join(shown).split()) == sorted(card.format(columns).split())
+    assert lines in (None, 5) or max(page.count("\n") for page in shown) <= lines
+
+
 def test_words_are_read_back_from_a_card() -> None:
     """The words read from a card's text are the words that were put on it."""
     for card, share in zip(make_cards(SHARES), SHARES, strict=True):

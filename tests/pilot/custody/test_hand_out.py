@@ -18,6 +18,7 @@ from pilot.terminal.terminal import Terminal
 from tests.kit.cards import make_cards
 from tests.pilot.person import Person
 
+NO_WORD_YET = "\x1b[K0 of 33 words: "  # and not 10, 20 or 30
 SHARES = split(bytes(32), 2, 3)
 CHECK = ShareCheck([hash_share(encode_share(share)) for share in SHARES], threshold=2)
 
@@ -158,6 +159,27 @@ def test_without_a_terminal_nobody_is_asked() -> None:
         ScreenCustodians(Terminal(source, screen)).prepare()
 
 
+def test_a_card_that_is_higher_than_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown in parts, each alone, so that no word scrolls away; questions wrap as well."""
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("LINES", "24")
+    person = Person()
+    person.act(
+        ("custodian 1 of 1: press Enter", ""),
+        ("press Enter once this is copied", ""),
+        ("press Enter once this is copied", ""),
+        ("press Enter once every word", ""),
+    )
+    ScreenCustodians(person.terminal).hand_out(make_cards(SHARES[:1], threshold=1))
+    seen = person.leave().replace("\r\n", "\n").split("\x1b[?1049h")[1:]
+    screens = [re.sub(r"\x1b\[[?0-9]*[A-Za-z]", "", screen) for screen in seen]
+    for screen in screens:
+        assert screen.count("\n") < 24
+        assert max(map(len, screen.splitlines())) <= 50
+    assert len(screens) == 3
+    assert read_words(screens[2]) == SHARES[0]
+
+
 def test_custodians_at_a_screen() -> None:
     """Each card is shown alone and cleared away; words are asked for hidden, until enough people's are right."""
     person = Person()
@@ -170,19 +192,21 @@ def test_custodians_at_a_screen() -> None:
     ]
     person.act(
         *enter,
-        ("(1 of 2): ", "not even near"),
-        ("(1 of 2): ", SHARES[0] + " again"),
-        ("(1 of 2): ", SHARES[2].upper()),
-        ("(2 of 2): ", SHARES[2]),
-        ("(2 of 2): ", SHARES[0]),
+        (NO_WORD_YET, "xyzzy"),
+        ("word 1 is not in the list", split(bytes(32), 2, 3)[0]),
+        (NO_WORD_YET, SHARES[2].upper()),
+        (NO_WORD_YET, SHARES[2]),
+        (NO_WORD_YET, SHARES[0]),
     )
     custodians.hand_out(make_cards(SHARES))
     assert custodians.read_back(CHECK) == [SHARES[2], SHARES[0]]
     seen = person.leave()
     for answer in (
-        "word 1 is not in the list",
-        "got 34 words, want 33",
+        "Words of a custodian (1 of 2).",
+        "not accepted: the words are a correct share, but not one of this attempt: an older card?",
+        "33 of 33 words",
         "custodian 3: right",
+        "Words of a custodian (2 of 2).",
         "custodian 3 was already here",
     ):
         assert answer in seen

@@ -29,7 +29,7 @@ def type_into(entry: WordsEntry, keys: str) -> list[str]:
         pytest.param("\n".join(TYPED) + "\n", id="Enter behind each word"),
         pytest.param("  " + "   ".join(TYPED) + "\t\n", id="many blanks"),
         pytest.param(" ".join(f"{at} {word}" for at, word in enumerate(TYPED, 1)) + "\n", id="with the card's numbers"),
-        pytest.param("xyzzy " + SHARE + "\n", id="after a word that is none"),
+        pytest.param("xyzzy\n" + SHARE + "\n", id="after a word that is none"),
         pytest.param(TYPED[0][:-1] + "qq\x7f\b" + SHARE[len(TYPED[0]) - 1 :] + "\n", id="letters taken back"),
         pytest.param("zero zero \x7f\x7f" + SHARE + "\n", id="words taken back"),
         pytest.param("zero zero zer\x15" + SHARE + "\n", id="all taken back"),
@@ -46,14 +46,61 @@ def test_words_are_taken(keys: str) -> None:
     assert said == (["word 1 is not in the list: type it again"] if "xyzzy" in keys else [])
 
 
-def test_a_wrong_word_is_said_at_once() -> None:
-    """A word that is not in the list is reported by its position, and only that word is typed again."""
+@pytest.mark.parametrize(
+    ("wrong", "lines", "said"),
+    [
+        pytest.param([7], [33], ["7: go on with word 8"], id="one, in one line"),
+        pytest.param([7, 9], [33], ["7: go on with word 8", "9: go on with word 10"], id="two"),
+        pytest.param([33], [33], ["33: type it again"], id="the last"),
+        pytest.param([7, 33], [33], ["7: go on with word 8", "33: go on with word 7"], id="the last, and one before"),
+        pytest.param([4], [4, 8, 33], ["4: type it again"], id="at the end of a line"),
+        pytest.param([2, 6], [4, 8, 33], ["2: go on with word 3", "6: go on with word 7"], id="in lines, as on a card"),
+    ],
+)
+def test_a_line_with_wrong_words_keeps_the_others(wrong: list[int], lines: list[int], said: list[str]) -> None:
+    """Each wrong word is said at once; after the line, or the last word, these alone are asked for, in their places."""
     entry = WordsEntry()
-    assert not type_into(entry, " ".join(TYPED[:6]) + " ")
-    assert type_into(entry, "aca ") == ["word 7 is not in the list: type it again"]
-    assert type_into(entry, "hunter ") == ["word 7 is not in the list: type it again"]
-    assert entry.count == 6
-    assert not type_into(entry, " ".join(TYPED[6:]) + "\n")
+    heard = []
+    start = 0
+    for end in lines:
+        typed = [word if start + at not in wrong else "xyzzy" for at, word in enumerate(TYPED[start:end], start=1)]
+        heard += type_into(entry, " ".join(typed) + "\n")
+        for place in (place for place in wrong if start < place <= end):
+            assert entry.prompt.endswith(f" words, now word {place}: ")
+            heard += type_into(entry, TYPED[place - 1] + "\n")
+        start = end
+    assert [one.removeprefix("word ").replace(" is not in the list", "").partition(",")[0] for one in heard] == said
+    assert entry.share is not None
+    assert entry.share.words == SHARE
+
+
+def test_an_open_place_is_asked_for_until_it_is_filled() -> None:
+    """Another wrong word leaves it open, and Backspace takes back a wrong word as it does a right one."""
+    entry = WordsEntry()
+    assert type_into(entry, "xyzzy zzzz \x7f" + " ".join(TYPED[1:]) + "\n")
+    assert type_into(entry, "hunter\n") == ["word 1 is not in the list: type it again"]
+    assert entry.prompt == "32 of 33 words, now word 1: "
+    assert not type_into(entry, TYPED[0] + " ")
+    assert entry.share is not None
+
+
+def test_an_open_place_is_asked_for_after_the_last_word() -> None:
+    """Without Enter too."""
+    entry = WordsEntry()
+    type_into(entry, " ".join(["xyzzy", *TYPED[1:]]) + " ")
+    assert entry.prompt == "32 of 33 words, now word 1: "
+    type_into(entry, f"{TYPED[0]} ")
+    assert entry.share is not None
+
+
+def test_backspace_opens_a_place_again() -> None:
+    """A word that filled an open place is taken back to that place."""
+    entry = WordsEntry()
+    type_into(entry, f"{TYPED[0]} xyzzy zzzz\n{TYPED[5]}\n")
+    assert entry.prompt == "2 of 33 words, now word 3: "
+    type_into(entry, "\x7f")
+    assert entry.prompt == "1 of 33 words, now word 2: "
+    type_into(entry, " ".join(TYPED[1:]) + "\n")
     assert entry.share is not None
 
 
@@ -75,6 +122,7 @@ def test_no_keys_break_it(keys: str) -> None:
     entry = WordsEntry()
     for said in type_into(entry, keys):
         assert "is not in the list" in said or "checksum" in said
+        assert entry.prompt
     assert 0 <= entry.count < WORDS
 
 
@@ -91,6 +139,7 @@ def test_a_person_at_the_prompt() -> None:
     assert person.is_echoing()
     seen = person.leave()
     assert "33 of 33 words" in seen
+    assert seen.index("Enter the words.") < seen.index("0 of 33 words: ")
     assert not any(f"{word} {behind}" in seen for word, behind in pairwise(TYPED))
 
 

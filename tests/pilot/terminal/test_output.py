@@ -1,9 +1,9 @@
 """Output: nothing binary and nothing that controls a terminal, and the documents that programs read."""
 
 import io
-import os
-import pty
+import re
 import sys
+from collections import Counter
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -275,19 +275,108 @@ def test_wrong_policy_file_is_named(text: str, named: str) -> None:
         parse_policies(text, origin="f")
 
 
-def test_a_table_fits_its_terminal() -> None:
-    """On a real terminal a long cell is folded, not cut."""
-    leader, follower = pty.openpty()
-    code = "from pilot.terminal.output import print_table; print_table(('p',), [('x' * 200,)])"
-    import subprocess
+WIDE_ROWS = [
+    pytest.param(
+        ("keeper", "address", "shard", "fault"), ("k1", "k1.example.org:8554", "held", "x y " * 30), id="keepers"
+    ),
+    pytest.param(("path", "version", "written"), ("team/" * 20 + "app", "3", "2026-11-30T08:00:00Z"), id="secrets"),
+    pytest.param(
+        ("policy", "permissions", "SPIFFE IDs", "paths"),
+        ("app", "read, list, write, delete", "spiffe://example.org/team/app, " * 2, "team/app/**"),
+        id="policies",
+    ),
+    pytest.param(("", "check", "what was found", "rule"), ("✓", "keepers", "5 of 5 " * 12, "TOO_YOUNG"), id="checks"),
+    pytest.param(
+        ("nexus", "timeline", "segments", "lines", "signed through", "hash of the last line"),
+        ("nexus-1", "1", "12", "48211", "48200", "ab" * 32),
+        id="audit",
+    ),
+    pytest.param(
+        ("KEK", "state", "generation", "verified", "given up"),
+        ("3f2a9c1e", "current", "3", "2026-11-30T08:00:00Z", "2026-11-30T08:00:00Z"),
+        id="keys",
+    ),
+    pytest.param(
+        ("backup", "created", "generation", "timeline", "revision", "bytes", "fault"),
+        (
+            "shardhold-20261130T080000Z-00000017.age",
+            "2026-11-30T08:00:00Z",
+            "3",
+            "1",
+            "17",
+            "20480",
+            "its file is not whole",
+        ),
+        id="backups",
+    ),
+    pytest.param(("p",), ("x" * 200,), id="one column"),
+    pytest.param(tuple("abcdefghijkl"), tuple(["2026-11-30T08:00:00Z"] * 12), id="many columns"),
+]
 
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdout=follower, env={**os.environ, "COLUMNS": "80"}, check=True
-    )
-    os.close(follower)
-    assert done.returncode == 0
-    assert os.read(leader, 65536).count(b"x") == 200
-    os.close(leader)
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+@pytest.mark.parametrize(("names", "cells"), WIDE_ROWS)
+def test_a_table_fits_its_terminal(
+    names: tuple[str, ...], cells: tuple[str, ...], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line is too long, no cell is cut, and none is narrower than one can read."""
+    screen = _Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_table(names, [cells, cells])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert max(map(len, shown.splitlines())) <= columns
+    missing = Counter("".join(cells * 2)) - Counter(shown)
+    missing.pop(" ", None)
+    assert not missing
+    assert all(name in shown for name in names)
+
+
+def test_a_row_becomes_facts_where_a_table_would_be_too_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name and value stand side by side, long values wrap, empty ones are left out."""
+    screen = _Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [
+        ("k1", "k1.example.org:8554", "held", ""),
+        ("k2", "k2.example.org:8554", "not held", "what it said was wrong"),
+    ]
+    print_table(("keeper", "address", "shard", "fault"), rows)
+    assert screen.getvalue().splitlines() == [
+        "keeper   k1",
+        "address  k1.example.org:8554",
+        "shard    held",
+        "",
+        "keeper   k2",
+        "address  k2.example.org:8554",
+        "shard    not held",
+        "fault    what it said was wrong",
+    ]
+
+
+def test_facts_wrap_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pipe a value is one line, however long."""
+    facts = {"genesis": group_hex(bytes(range(16))), "id": "x" * 40}
+    for stream, shown in (
+        (
+            _Screen(),
+            "genesis  0001 0203 0405 0607\n         0809 0a0b 0c0d 0e0f\nid       "
+            + "x" * 21
+            + "\n"
+            + " " * 9
+            + "x" * 19,
+        ),
+        (io.StringIO(), "genesis  0001 0203 0405 0607 0809 0a0b 0c0d 0e0f\nid       " + "x" * 40),
+    ):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setenv("COLUMNS", "30")
+        print_facts(facts)
+        assert stream.getvalue() == shown + "\n"
 
 
 @pytest.mark.parametrize(
