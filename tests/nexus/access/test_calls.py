@@ -23,8 +23,10 @@ DESIGN = {
     "ListSecrets": ("secret.list", "workload superuser", "list", "ready"),
     "DeleteSecret": ("secret.delete", "workload superuser", "delete", "ready"),
     "ApplyPolicies": ("policy.apply", "superuser", "", "ready"),
+    "GetPolicy": ("policy.get", "superuser auditor", "", "ready"),
     "ListPolicies": ("policy.list", "superuser auditor", "", "ready"),
     "DeletePolicy": ("policy.delete", "superuser", "", "ready"),
+    "ExplainAccess": ("policy.explain", "superuser auditor", "", "ready"),
     "GetStatus": ("status.get", "all", "", "uninitialised initialising recovering sealed ready"),
     "BeginInit": ("init.begin", "superuser", "", "uninitialised initialising"),
     "ConfirmInit": ("init.confirm", "superuser", "", "initialising ready"),  # ready: the same answer again
