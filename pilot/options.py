@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pilot.errors import described
+from pilot.errors import UsageError, described
 from pilot.terminal.output import Output
 
 DEFAULT_ADDRESS = "127.0.0.1:8553"
@@ -30,7 +30,9 @@ class Settings:
     role: str | None = None
 
 
-OutputOption = Annotated[Output | None, typer.Option("-o", "--output", help="Form of the output. Default: table.")]
+OutputOption = Annotated[
+    Output | None, typer.Option("-o", "--output", help="Form of the output; toml: policies only. Default: table.")
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(
@@ -74,15 +76,21 @@ _GLOBALS: dict[str, Any] = {
 }
 
 
-def with_globals(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a command of *function*: its first parameter becomes the `Settings`, and errors are described."""
+def with_globals(function: Callable[..., None], *, takes_toml: bool = False) -> Callable[..., None]:
+    """Make a command of *function*: its first parameter becomes the `Settings`, and errors are described.
+
+    Only with *takes_toml* has it output as TOML.
+    """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
 
     def run(**given: Any) -> None:
         settings: Settings = given.pop("context").find_root().obj or Settings()
         changes = {name: value for name in _GLOBALS if (value := given.pop(name)) is not None}
         with described():
-            function(replace(settings, **changes), **given)
+            settings = replace(settings, **changes)
+            if settings.output is Output.TOML and not takes_toml:
+                raise UsageError("--output: got toml, want table or json: only policies are shown as TOML")
+            function(settings, **given)
 
     parameters = [
         inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),

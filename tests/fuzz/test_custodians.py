@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import WordsError
 from common.keys import words
-from pilot.commands.policy import parse_policies
+from pilot.commands.policy_file import parse_policies
 from pilot.custody.card import read_genesis, read_words
 from pilot.custody.given_share import read_given_share
 from pilot.custody.words_entry import WordsEntry

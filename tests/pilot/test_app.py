@@ -54,7 +54,7 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             "keeper list --output xml",
             2,
             "",
-            "pilot: error: invalid value for '-o' / '--output': 'xml' is not one of 'table', 'json'\n"
+            "pilot: error: invalid value for '-o' / '--output': 'xml' is not one of 'table', 'json', 'toml'\n"
             "pilot: hint: 'pilot keeper list --help' shows its usage\n",
             id="wrong option",
         ),

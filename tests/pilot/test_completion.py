@@ -33,7 +33,7 @@ def complete(typed: str) -> list[str]:
         pytest.param("unseal submit --nex", ["--nexus-id"], id="an option of its own"),
         pytest.param("accept-older-store --t", ["--timeline", "--timeout"], id="own and global options"),
         pytest.param("dev r", ["restart"], id="a command of dev"),
-        pytest.param("status --output ", ["table", "json"], id="a choice"),
+        pytest.param("status --output ", ["table", "json", "toml"], id="a choice"),
     ],
 )
 def test_completion(typed: str, offered: list[str]) -> None:

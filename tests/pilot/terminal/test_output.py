@@ -8,8 +8,8 @@ import sys
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pilot.commands.policy import parse_policies
-from pilot.commands.policy import to_document as policy_document
+from pilot.commands.policy_file import parse_policies
+from pilot.commands.policy_file import to_document as policy_document
 from pilot.commands.secret import to_document as secret_document
 from pilot.commands.status import find_exit_code, list_hints, to_document, to_facts, to_row
 from pilot.errors import PilotError
