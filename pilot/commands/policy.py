@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pilot.commands.policy_file import Permission, parse_policies, render_policies, to_document, to_number
+from pilot.completion import complete_paths, complete_policies
 from pilot.errors import DENIED, PilotError, UsageError, describe
 from pilot.options import Settings, with_globals
 from pilot.plain import clean
@@ -25,6 +26,10 @@ _MOST_AT_ONCE = 100  # policies that a request takes
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Policies: which callers may do what with which secrets."
 )
+
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the policy.", autocompletion=complete_policies)
+]
 
 _with_toml = functools.partial(with_globals, takes_toml=True)
 
@@ -101,7 +106,7 @@ def _print_left_alone(settings: Settings, why: str) -> None:
 
 @app.command()
 @_with_toml
-def get(settings: Settings, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy.")]) -> None:
+def get(settings: Settings, name: NameArgument) -> None:
     """Show one policy. Roles: superuser, auditor."""
     from shardhold.v1 import policies_pb2 as pb
 
@@ -161,9 +166,7 @@ def _print_policies(settings: Settings, documents: Sequence[dict[str, Any]]) -> 
 
 @app.command()
 @with_globals
-def delete(
-    settings: Settings, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy.")]
-) -> None:
+def delete(settings: Settings, name: NameArgument) -> None:
     """Delete one policy. Role: superuser."""
     from shardhold.v1 import policies_pb2 as pb
 
@@ -180,7 +183,12 @@ def delete(
 def explain(
     settings: Settings,
     action: Annotated[Permission, typer.Argument(metavar="ACTION", help=f"One of {', '.join(Permission)}.")],
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Path of a secret, whether there is one or not.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="Path of a secret, whether there is one or not.", autocompletion=complete_paths
+        ),
+    ],
     caller: Annotated[str, typer.Option("--as", metavar="ID", help="SPIFFE ID of whoever would do it.")],
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 4 when it is denied.")] = False,
 ) -> None:

@@ -70,7 +70,7 @@ def run_here(
 ) -> Transcript:
     """Run a command line in this process."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), stderr or io.StringIO()
-    before, sys.stdin = sys.stdin, stdin  # type: ignore[assignment]
+    before, sys.stdin = sys.stdin, stdin
     try:
         with redirect_stdout(out), redirect_stderr(err):
             code = run(arguments)
@@ -78,5 +78,5 @@ def run_here(
         sys.stdin = before
     out.flush()
     with closing(out):
-        shown = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        shown = out.buffer.getvalue().decode()
     return Transcript(code, shown, err.getvalue() if isinstance(err, io.StringIO) else "")
