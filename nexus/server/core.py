@@ -43,6 +43,7 @@ from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
+from nexus.policy.keeping import Keeping
 from nexus.policy.rules import Policy
 from nexus.store.protocol import Store, Writer
 from nexus.store.requests import RequestRetention
@@ -50,6 +51,7 @@ from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()
 _USUAL = Terms()
+_KEEPING = Keeping()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,14 @@ def build_core(
     pin: GenesisPin = _ANY,
     terms: Terms = _USUAL,
     backup: BackupSetup | None = None,
+    keeping: Keeping = _KEEPING,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *roles* are those of the trust domain. *find_disk_free* says how many bytes the disk of the store has left.
     *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how backups are made;
-    None: there are none.
+    None: there are none. *keeping* says how many versions of a secret are kept.
     """
 
     def follow(now: State) -> None:
@@ -244,7 +247,7 @@ def build_core(
         warden,
         exporter,
         gate,
-        Vault(store, gate, clock),
+        Vault(store, gate, clock, keeping),
         Policies(store, gate, roles),
         initialisation,
         unseal,

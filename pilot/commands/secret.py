@@ -208,7 +208,7 @@ def delete(
         ask_for_path(
             terminal,
             path,
-            warning=f"This deletes every version of {path}. 'pilot secret undelete' brings them back, until the next put.",
+            warning=f"This deletes every version of {path}. 'pilot secret undelete' brings them back until a put.",
             refusal="not confirmed: nothing was deleted",
         )
     request = pb.DeleteSecretRequest(
