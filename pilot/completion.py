@@ -5,8 +5,8 @@ It is fast or it is nothing: after a second, and on any failure, nothing is offe
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +54,22 @@ def _complete(
             with Connection(_read_settings(context), preferred=roles) as connection:
                 found.extend(find(connection))
 
-    logging.disable(logging.CRITICAL)
-    asking = threading.Thread(target=ask, name="completion", daemon=True)
-    asking.start()
-    asking.join(_LIMIT_S)
+    with _silence():
+        asking = threading.Thread(target=ask, name="completion", daemon=True)
+        asking.start()
+        asking.join(_LIMIT_S)
     return [name for name in tuple(found) if name.startswith(incomplete) and clean(name) == name]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let nobody log into the line that is being typed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _read_settings(context: typer.Context) -> Settings:

@@ -182,7 +182,7 @@ class Policies:
 
 
 def _leave_out(found: manifest.Controls, bodies: Mapping[manifest.Key, bytes]) -> dict[manifest.Key, bytes]:
-    """Return those of *bodies* that differ from what is stored; all, while a policy is damaged: the change finds out."""
+    """Return those of *bodies* that differ from what is stored; all while a policy is damaged: the change finds it."""
     if found.damaged_of_kind(records.POLICY):
         return dict(bodies)
     return {key: body for key, body in bodies.items() if found.bodies.get(key) != body}

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from pilot.commands.secret_options import PathArgument, connect, print_outcome
+from pilot.commands.secret_options import PathArgument, YesOption, ask_for_path, connect, print_outcome
 from pilot.commands.versions import kept_document, list_pages, show_kept
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import Output, print_facts, print_json
+from pilot.terminal.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="How a secret is kept.")
 
@@ -41,10 +42,17 @@ def set_(
             help="Keep so many versions, and destroy the oldest that are more, at once; 0: as the nexus is configured.",
         ),
     ],
+    yes: YesOption = False,
 ) -> None:
     """Set how a secret is kept."""
     from shardhold.v1 import secrets_pb2 as pb
 
+    terminal = Terminal()
+    if max_versions and not yes and terminal.is_there():
+        warning = (
+            f"Versions of {path} beyond the newest {max_versions} are destroyed now, and nothing brings them back."
+        )
+        ask_for_path(terminal, path, warning=warning, refusal="not confirmed: nothing was changed")
     request = pb.UpdateSecretMetadataRequest(path=path, max_versions=max_versions, request_id=os.urandom(16))
     with connect(settings) as connection:
         response = connection.call(connection.secrets.UpdateSecretMetadata, request)

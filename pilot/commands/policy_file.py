@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shardhold.v1 import policies_pb2 as pb
 
 _KEYS: Final = ("name", "spiffe_ids", "paths", "permissions")
+_LINE: Final = 100  # characters; a longer list has a line for each of its strings
 
 
 class Permission(enum.StrEnum):
@@ -98,8 +99,9 @@ def _render_table(document: Mapping[str, Any]) -> str:
 def _render_value(value: str | Sequence[str]) -> str:
     if isinstance(value, str):
         return _quote(value)
-    if len(value) < 2:
-        return f"[{', '.join(map(_quote, value))}]"
+    line = f"[{', '.join(map(_quote, value))}]"
+    if len(value) < 2 or len(line) <= _LINE:
+        return line
     return "\n".join(["[", *(f"    {_quote(one)}," for one in value), "]"])
 
 

@@ -120,7 +120,8 @@ def kept_document(path: str, response: "pb.ListVersionsResponse") -> dict[str, A
 
 def show_kept(response: "pb.ListVersionsResponse") -> str:
     """Return how many versions are kept, for people."""
-    count = f"at most {response.max_versions} versions" if response.max_versions else "all versions"
+    most = response.max_versions
+    count = f"at most {most} version{'s' * (most != 1)}" if most else "all versions"
     return count if response.max_versions_is_own else f"{count}, by the configuration of the nexus"
 
 

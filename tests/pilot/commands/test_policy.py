@@ -14,6 +14,7 @@ from tests.pilot.served_nexus import ServedNexus
 
 APP = "spiffe://example.org/team/app"
 AUDITOR = "/shardhold/pilot/role/auditor/dan"
+LONG = "a-path-so-long/that-the-list-has-a-line-for-each/of-its-strings-and-not-one-for-all"
 FILE = f"""\
 [[policy]]
 name = "app"
@@ -21,11 +22,9 @@ spiffe_ids = ["{APP}"]
 paths = [
     "team/app/**",
     "shared/*",
+    "{LONG}",
 ]
-permissions = [
-    "read",
-    "list",
-]
+permissions = ["read", "list"]
 """
 
 
@@ -87,7 +86,7 @@ def test_one_policy(served: ServedNexus) -> None:
     document = json.loads(served.pilot("policy", "get", "app", "-o", "json").out)
     assert document == to_document(parse_policies(FILE, origin="")[0])
     lines = served.pilot("policy", "get", "app").out.splitlines()
-    assert [line.split() for line in lines[2:]] == [["app", "read", "list", APP, "team/app/**"], ["shared/*"]]
+    assert [line.split() for line in lines[2:]] == [["app", "read", "list", APP, "team/app/**"], ["shared/*"], [LONG]]
     told = served.pilot("policy", "get", "absent")
     assert (told.code, told.err) == (3, "pilot: error: no policy absent\n")
 
