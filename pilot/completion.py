@@ -80,11 +80,17 @@ def _read_settings(context: typer.Context) -> Settings:
     return Settings(**{**given, "timeout": _LIMIT_S})
 
 
-def _find_policies(connection: "Connection") -> list[str]:
-    from pilot.commands.policy import list_policies
+def _find_policies(connection: "Connection") -> Iterator[str]:
+    from shardhold.v1 import policies_pb2 as pb
 
-    policies, damaged = list_policies(connection)
-    return [*(policy.name for policy in policies), *damaged]
+    request = pb.ListPoliciesRequest()
+    while True:
+        response = connection.call(connection.policies.ListPolicies, request)
+        yield from (policy.name for policy in response.policies)
+        yield from response.damaged
+        if not response.next_page_token:
+            return
+        request.page_token = response.next_page_token
 
 
 def _find_keepers(connection: "Connection") -> list[str]:

@@ -124,7 +124,7 @@ def get(settings: Settings, name: NameArgument) -> None:
 def list_(settings: Settings) -> None:
     """List all policies. With '-o toml', in the form that apply takes. Roles: superuser, auditor."""
     with _connect(settings, "superuser", "auditor") as connection:
-        policies, damaged = list_policies(connection)
+        policies, damaged = _list_all(connection)
     documents = [to_document(policy) for policy in policies]
     if settings.output is Output.JSON:
         print_json({"policies": documents, "damaged": damaged})
@@ -136,7 +136,7 @@ def list_(settings: Settings) -> None:
     )
 
 
-def list_policies(connection: "Connection") -> "tuple[list[pb.Policy], list[str]]":
+def _list_all(connection: "Connection") -> "tuple[list[pb.Policy], list[str]]":
     """Return all policies, and the names of damaged ones."""
     from shardhold.v1 import policies_pb2 as pb
 

@@ -226,6 +226,7 @@ def test_secret_document() -> None:
         "path": "a/b",
         "version": 2,
         "incarnation": "01" * 16,
+        "created_at": "1970-01-01T00:00:00Z",
         "fields": {"a": "y", "t": "x"},
     }
     response.fields["b"] = b"\xff"
