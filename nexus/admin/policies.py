@@ -83,7 +83,6 @@ class Policies:
                 put = _leave_out(manifest.load(writer, serving.root_key, serving.floor), bodies)
                 unchanged.extend(name for kind, name in bodies if (kind, name) not in put)
                 if not put:
-                    self._gate.check_still(serving)  # keys that may be wiped by now have proved nothing
                     raise _UnchangedError(writer.load_meta().revision)
                 record.detail = " ".join(name for _, name in put)
                 return _Plan(put=put)
@@ -166,12 +165,14 @@ class Policies:
     def _change(self, record: CallRecord, find_plan: Callable[[Writer, Serving], _Plan]) -> int:
         def change(writer: Writer) -> tuple[int, Serving, Standing, PolicyView]:
             serving = self._gate.require_serving()  # here, not at the gate: as in `nexus.vault.secrets`
-            plan = find_plan(writer, serving)
-            standing = manifest.change(writer, serving.root_key, serving.floor, put=plan.put, delete=plan.delete)
-            record.write(writer, serving.root_key)
-            # Compiled here, where it can still be undone: after the commit nothing may keep it from being in force.
-            view = load_view(writer, serving.root_key)
-            self._gate.check_still(serving)
+            try:
+                plan = find_plan(writer, serving)
+                standing = manifest.change(writer, serving.root_key, serving.floor, put=plan.put, delete=plan.delete)
+                record.write(writer, serving.root_key)
+                # Compiled here, where it can still be undone: after the commit nothing may keep it from being in force.
+                view = load_view(writer, serving.root_key)
+            finally:  # keys that may be wiped by now have proved nothing, not even that nothing is to change
+                self._gate.check_still(serving)
             return writer.revision, serving, standing, view
 
         def follow(made: tuple[int, Serving, Standing, PolicyView]) -> None:

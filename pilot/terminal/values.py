@@ -144,7 +144,7 @@ class ValueReader:
         try:
             fields = document.parse(content)
         except FieldsError as exc:
-            raise UsageError(f"{name}: {exc}") from None  # not chained: what was read may be in it
+            raise UsageError(f"{name}: {exc}") from exc
         for number, value in enumerate(fields.values(), start=1):
             self._check_empty(value, f"{name}: field {number}")
         return fields

@@ -203,3 +203,25 @@ def test_what_a_lying_nexus_says_controls_no_terminal(
     is_copy = (command, output) == (("audit", "tail"), "json")
     for text in (shown.err,) if is_copy else (shown.out, shown.err):
         assert all(character.isprintable() or character in "\n\t" for character in text), ascii(text)[:500]
+
+
+@pytest.mark.parametrize("command", ["secret get", "policy get", "keeper remove"])
+@pytest.mark.parametrize("says", LIES[:3])
+def test_what_a_lying_nexus_says_completes_no_word(
+    liar: LyingNexus,
+    person: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    says: Callable[[Message], Message],
+    command: str,
+) -> None:
+    """A name that would control the terminal is not offered, and an error is not shown."""
+    liar.lie = says
+    words = f"pilot --address {liar.address} --svid-dir {person} {command} "
+    monkeypatch.setenv("_PILOT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit):
+        run([])
+    told = capfd.readouterr()
+    assert (told.out.strip(), told.err) == ("", "")

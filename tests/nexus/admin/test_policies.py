@@ -1,6 +1,8 @@
 """Policies of a cluster: applied whole, in force at once, and safe from whoever edits the database."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -9,14 +11,16 @@ from common.errors import (
     DeniedError,
     InvalidArgumentError,
     NotFoundError,
+    SealedError,
     StoreLostError,
     StoreUnavailableError,
 )
 from nexus.access.decision import Explanation
 from nexus.access.gate import Caller
 from nexus.admin.policies import MAX_APPLIED, MAX_PAGE, MAX_PAGE_SIZE, Applied, PolicyPage
+from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy, encode_policy
-from nexus.store.protocol import Store
+from nexus.store.protocol import Store, Writer
 from tests.nexus.cluster import tamper
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import (
@@ -98,6 +102,39 @@ def test_nothing_is_said_to_be_in_force_in_a_store_that_was_put_back(nexus: Nexu
     tamper(tmp_path, "UPDATE meta SET revision = revision - 1")
     with pytest.raises(StoreLostError):
         nexus.policies.apply(SUPERUSER, [policy("one")])
+
+
+class WatchedStore(FailingStore):
+    """Calls *at_controls* when a change loads the control rows."""
+
+    at_controls: Callable[[], object] = staticmethod(lambda: None)
+
+    def write(self, change: Callable[[Writer], Any], **how: Any) -> Any:
+        return super().write(lambda writer: change(cast(Writer, _Watched(writer, self.at_controls))), **how)
+
+
+class _Watched:
+    def __init__(self, writer: Writer, at_controls: Callable[[], object]) -> None:
+        self._writer = writer
+        self._at_controls = at_controls
+
+    def load_controls(self) -> object:
+        self._at_controls()
+        return self._writer.load_controls()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+
+@pytest.mark.parametrize("paths", [("team/**",), ("other",)], ids=["unchanged", "changed"])
+def test_keys_that_were_withdrawn_prove_nothing(make_nexus: MakeNexus, store: Store, paths: tuple[str, ...]) -> None:
+    """Whether something was to change or not: a seal did not wait for the call."""
+    watched = WatchedStore(store)
+    nexus = make_nexus(policy("one"), store=watched)
+    watched.at_controls = lambda: nexus.lifecycle.withdraw(State.SEALED, seconds=0)
+    with pytest.raises(SealedError):
+        nexus.policies.apply(SUPERUSER, [policy("one", paths=paths)])
+    assert nexus.list_change_entries() == []
 
 
 def test_while_a_policy_is_damaged_all_are_applied(nexus: NexusCore, tmp_path: Path) -> None:
