@@ -39,7 +39,7 @@ def set_(
             min=0,
             max=_MOST_VERSIONS,
             metavar="N",
-            help="Keep so many versions, and destroy the oldest that are more, at once; 0: as the nexus is configured.",
+            help="Keep so many of the newest versions, and destroy older ones; 0: as the nexus is configured.",
         ),
     ],
     yes: YesOption = False,
@@ -50,7 +50,7 @@ def set_(
     terminal = Terminal()
     if max_versions and not yes and terminal.is_there():
         warning = (
-            f"Versions of {path} beyond the newest {max_versions} are destroyed now, and nothing brings them back."
+            f"Versions of {path} older than the newest {max_versions} are destroyed; only an earlier backup has them."
         )
         ask_for_path(terminal, path, warning=warning, refusal="not confirmed: nothing was changed")
     request = pb.UpdateSecretMetadataRequest(path=path, max_versions=max_versions, request_id=os.urandom(16))
