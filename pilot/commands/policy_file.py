@@ -36,7 +36,7 @@ def parse_policies(text: str, *, origin: str) -> "list[pb.Policy]":
     """Read policies from TOML. Shape and names of options are checked here; the nexus checks globs and limits.
 
     Raises:
-        UsageError: It is not TOML, has no policy, or an option is unknown, missing or of the wrong type.
+        UsageError: It is not TOML, has no policy, or one twice, or an option is unknown, missing or of the wrong type.
     """
     from shardhold.v1 import policies_pb2 as pb
 
@@ -50,9 +50,13 @@ def parse_policies(text: str, *, origin: str) -> "list[pb.Policy]":
     if document or not isinstance(tables, list) or not tables:
         raise UsageError(f"{origin}: want one or more [[policy]] tables and nothing else")
     policies = []
+    places: dict[str, str] = {}  # by name
     for index, table in enumerate(tables):
         where = f"{origin}: policy[{index}]"
         _check_table(table, where)
+        if table["name"] in places:
+            raise UsageError(f"{where}.name: is the name of {places[table['name']]} too")
+        places[table["name"]] = f"policy[{index}]"
         permissions = [to_number(one) for one in table["permissions"]]
         policies.append(
             pb.Policy(name=table["name"], spiffe_ids=table["spiffe_ids"], paths=table["paths"], permissions=permissions)

@@ -253,7 +253,7 @@ def test_policy_file_round_trip() -> None:
         "paths": ["team/app/**"],
         "permissions": ["read", "list"],
     }
-    assert len(parse_policies(POLICY * 2, origin="f")) == 2
+    assert len(parse_policies(POLICY + POLICY.replace('"app"', '"b"'), origin="f")) == 2
 
 
 @pytest.mark.parametrize(
@@ -267,6 +267,7 @@ def test_policy_file_round_trip() -> None:
         pytest.param(POLICY.replace('name = "app"', ""), r"policy\[0\]\.name: want a string", id="no name"),
         pytest.param(POLICY.replace('["read", "list"]', '"read"'), "permissions: want a list", id="no list"),
         pytest.param(POLICY.replace('"list"', '"destroy"'), "got 'destroy', want read, write", id="unknown permission"),
+        pytest.param(POLICY * 2, r"f: policy\[1\]\.name: is the name of policy\[0\] too", id="a name twice"),
         pytest.param(POLICY.replace('["team/app/**"]', "[]"), "paths: want a list of strings", id="no path"),
     ],
 )
