@@ -36,7 +36,12 @@ class Settings:
 
 OutputOption = Annotated[
     Output | None,
-    typer.Option("-o", "--output", metavar="|".join(Output), help="Form of the output. Default: table."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="|".join(Output),
+        help="Form of the output; toml: policies only. Default: table.",
+    ),
 ]
 AddressOption = Annotated[
     str | None,
@@ -102,15 +107,21 @@ def complete_address(given: str) -> str:
     return f"{match['host']}:{port}"
 
 
-def with_globals(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a command of *function*: its first parameter becomes the `Settings`, and errors are described."""
+def with_globals(function: Callable[..., None], *, takes_toml: bool = False) -> Callable[..., None]:
+    """Make a command of *function*: its first parameter becomes the `Settings`, and errors are described.
+
+    Only with *takes_toml* has it output as TOML.
+    """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
 
     def run(**given: Any) -> None:
         settings: Settings = given.pop("context").find_root().obj or Settings()
         changes = {name: value for name in GLOBALS if (value := given.pop(name)) is not None}
         with described():
-            function(replace(settings, **changes), **given)
+            settings = replace(settings, **changes)
+            if settings.output is Output.TOML and not takes_toml:
+                raise UsageError("--output: got toml, want table or json: only policies are shown as TOML")
+            function(settings, **given)
 
     parameters = [
         inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),

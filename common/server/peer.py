@@ -32,10 +32,15 @@ class _Certificate:
     expires_at: float
 
 
+def find_trust_domain(spiffe_id: str) -> str | None:
+    """Return the trust domain of a well-formed SPIFFE ID, which has a path; None when *spiffe_id* is none."""
+    found = _SPIFFE_ID.fullmatch(spiffe_id) if len(spiffe_id) <= _MAX_ID_BYTES else None
+    return found and found[1]
+
+
 def is_member(spiffe_id: str, trust_domain: str) -> bool:
     """Whether *spiffe_id* is a well-formed SPIFFE ID of *trust_domain*."""
-    found = _SPIFFE_ID.fullmatch(spiffe_id) if len(spiffe_id) <= _MAX_ID_BYTES else None
-    return found is not None and found[1] == trust_domain
+    return find_trust_domain(spiffe_id) == trust_domain
 
 
 class PeerCheck:

@@ -41,7 +41,7 @@ class Rpc(Generic[P_co]):
 
 
 _EVERYBODY = frozenset(Role)
-_BY_POLICY = frozenset({Role.WORKLOAD, Role.SUPERUSER})  # every other role reads no secret, whatever a policy says
+BY_POLICY: Final = frozenset({Role.WORKLOAD, Role.SUPERUSER})  # no other role reads secrets, whatever a policy says
 _SUPERUSER = frozenset({Role.SUPERUSER})
 _ADMINS = frozenset({Role.SUPERUSER, Role.OPERATOR})
 _CUSTODIANS = _ADMINS | {Role.RECOVER}
@@ -51,16 +51,16 @@ _BEFORE_CLUSTER = frozenset({State.UNINITIALISED, State.INITIALISING})
 _OPEN_ATTEMPT = frozenset({State.INITIALISING})
 _KEYLESS = frozenset({State.RECOVERING, State.SEALED})
 
-PUT_SECRET = Rpc("SecretService", "PutSecret", "secret.write", Permission.WRITE, _BY_POLICY, READY_ONLY)
-GET_SECRET = Rpc("SecretService", "GetSecret", "secret.read", Permission.READ, _BY_POLICY, READY_ONLY)
-PATCH_SECRET = Rpc("SecretService", "PatchSecret", "secret.patch", Permission.WRITE, _BY_POLICY, READY_ONLY)
-LIST_VERSIONS = Rpc("SecretService", "ListVersions", "secret.versions", Permission.READ, _BY_POLICY, READY_ONLY)
-LIST_SECRETS = Rpc("SecretService", "ListSecrets", "secret.list", Permission.LIST, _BY_POLICY, READY_ONLY)
-DELETE_SECRET = Rpc("SecretService", "DeleteSecret", "secret.delete", Permission.DELETE, _BY_POLICY, READY_ONLY)
-UNDELETE_SECRET = Rpc("SecretService", "UndeleteSecret", "secret.undelete", Permission.WRITE, _BY_POLICY, READY_ONLY)
-DESTROY_SECRET = Rpc("SecretService", "DestroySecret", "secret.destroy", Permission.DELETE, _BY_POLICY, READY_ONLY)
+PUT_SECRET = Rpc("SecretService", "PutSecret", "secret.write", Permission.WRITE, BY_POLICY, READY_ONLY)
+GET_SECRET = Rpc("SecretService", "GetSecret", "secret.read", Permission.READ, BY_POLICY, READY_ONLY)
+PATCH_SECRET = Rpc("SecretService", "PatchSecret", "secret.patch", Permission.WRITE, BY_POLICY, READY_ONLY)
+LIST_VERSIONS = Rpc("SecretService", "ListVersions", "secret.versions", Permission.READ, BY_POLICY, READY_ONLY)
+LIST_SECRETS = Rpc("SecretService", "ListSecrets", "secret.list", Permission.LIST, BY_POLICY, READY_ONLY)
+DELETE_SECRET = Rpc("SecretService", "DeleteSecret", "secret.delete", Permission.DELETE, BY_POLICY, READY_ONLY)
+UNDELETE_SECRET = Rpc("SecretService", "UndeleteSecret", "secret.undelete", Permission.WRITE, BY_POLICY, READY_ONLY)
+DESTROY_SECRET = Rpc("SecretService", "DestroySecret", "secret.destroy", Permission.DELETE, BY_POLICY, READY_ONLY)
 UPDATE_SECRET_METADATA = Rpc(
-    "SecretService", "UpdateSecretMetadata", "secret.metadata", Permission.WRITE, _BY_POLICY, READY_ONLY
+    "SecretService", "UpdateSecretMetadata", "secret.metadata", Permission.WRITE, BY_POLICY, READY_ONLY
 )
 
 APPLY_POLICIES = Rpc("PolicyService", "ApplyPolicies", "policy.apply", None, _SUPERUSER, READY_ONLY)

@@ -27,8 +27,9 @@ from common.forms.audit.entry import Entry
 from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.log import AuditLog
 from nexus.access.calls import Rpc
+from nexus.access.decision import find_policy, may_somewhere
 from nexus.access.roles import PEOPLE, Role
-from nexus.keys.opened import PolicyView, Serving
+from nexus.keys.opened import Serving
 from nexus.keys.outbox import append_entry
 from nexus.keys.signer import AuditAuthenticator
 from nexus.lifecycle.lifecycle import Lifecycle
@@ -107,7 +108,7 @@ class Gate:
         record = CallRecord(rpc, caller, self._clock, self._audit.nexus, path, request_id)
         serving, era = self._lifecycle.lend()
         with self._settling(record, era):
-            policy = _find_policy(rpc, caller, path, serving.view)
+            policy = find_policy(rpc, caller.spiffe_id, caller.role, path, serving.view)
             if policy is None:
                 raise _deny_by_policy(rpc, caller, "on this path")
             record.policy = policy
@@ -121,7 +122,7 @@ class Gate:
         record = CallRecord(rpc, caller, self._clock, self._audit.nexus, prefix)
         serving, era = self._lifecycle.lend()
         with self._settling(record, era):
-            if not _may_somewhere(rpc, caller, serving.view):
+            if not may_somewhere(rpc, caller.spiffe_id, caller.role, serving.view):
                 raise _deny_by_policy(rpc, caller, "on some path")
             self._require_audit()
             yield record, serving
@@ -147,7 +148,7 @@ class Gate:
 
     def may_list(self, rpc: Rpc[Permission], caller: Caller, path: str, serving: Serving) -> bool:
         """Say whether *caller* may see that there is a secret at *path*."""
-        return _find_policy(rpc, caller, path, serving.view) is not None
+        return find_policy(rpc, caller.spiffe_id, caller.role, path, serving.view) is not None
 
     def find_ranges(self, rpc: Rpc[Permission], caller: Caller, serving: Serving) -> tuple[Range, ...]:
         """Return the ranges outside of which `may_list` says no to every path; ascending and apart."""
@@ -233,18 +234,6 @@ class Gate:
 def may_act_on(rpc: Rpc[Permission | None], caller: Caller, owner: str) -> bool:
     """Say whether *caller* may undo what *owner*, a SPIFFE ID, started."""
     return caller.spiffe_id == owner or caller.role in rpc.roles_over_others
-
-
-def _find_policy(rpc: Rpc[Permission], caller: Caller, path: str, view: PolicyView) -> str | None:
-    if view.damaged or caller.role not in rpc.roles:
-        return None
-    return view.policies.decide(caller.spiffe_id, rpc.permission, path)
-
-
-def _may_somewhere(rpc: Rpc[Permission], caller: Caller, view: PolicyView) -> bool:
-    if view.damaged or caller.role not in rpc.roles:
-        return False
-    return view.policies.allows_somewhere(caller.spiffe_id, rpc.permission)
 
 
 def _may_use_reserve(record: CallRecord) -> bool:

@@ -44,7 +44,7 @@ class Roles:
         Raises:
             ConfigError: The pattern does not hold ROLE and PERSON once each, as a whole segment.
         """
-        self._trust_domain = trust_domain
+        self.trust_domain = trust_domain
         self._prefix = f"spiffe://{trust_domain}/"
         self._person = _compile(pattern)
 
@@ -67,7 +67,7 @@ class Roles:
 
     def may_hold_shards(self, spiffe_id: str) -> bool:
         """Whether a keeper may have *spiffe_id*: an operator reads no secret, and is no keeper under their own ID."""
-        return is_member(spiffe_id, self._trust_domain) and self.role_of(spiffe_id) in (Role.KEEPER, Role.WORKLOAD)
+        return is_member(spiffe_id, self.trust_domain) and self.role_of(spiffe_id) in (Role.KEEPER, Role.WORKLOAD)
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -174,12 +174,8 @@ def change(
         CorruptRowError: The manifest does not verify; nothing is changed on top of it.
     """
     meta = writer.load_meta()
-    floor.check_basis(writer.basis)
-    manifest = writer.load_control(*MANIFEST)
-    if manifest is None:
-        raise CorruptRowError("control manifest is missing")
+    manifest = _load_manifest(writer, floor)
     before = digest_manifest(manifest)
-    floor.check_manifest(before)
     head, listed = _open_manifest(manifest, meta, root_key)
     edited = edit(meta)
     heir = successor or root_key
@@ -193,6 +189,17 @@ def change(
     return Standing(meta.position._replace(revision=writer.revision), digest)
 
 
+def load(writer: Writer, root_key: RootKey, floor: Floor) -> Controls:
+    """Load the rows as the change of *writer* finds them.
+
+    Raises:
+        StoreLostError: The store is not as *floor* says.
+        CorruptRowError: The manifest does not verify.
+    """
+    _load_manifest(writer, floor)
+    return verify(writer.load_meta(), writer.load_controls(), root_key)
+
+
 def digest_manifest(manifest: ControlRow) -> bytes:
     """Return the digest of a manifest as it is stored, body and HMAC, 32 bytes."""
     return hashlib.sha256(fields(b"shardhold-manifest-digest-v1", manifest.body, manifest.digest)).digest()
@@ -201,6 +208,16 @@ def digest_manifest(manifest: ControlRow) -> bytes:
 def row_digest(cluster_id: bytes, kind: str, name: str, body: bytes) -> bytes:
     """Return the digest of one row, 32 bytes."""
     return hashlib.sha256(fields(b"shardhold-control-v1", cluster_id, kind.encode(), name.encode(), body)).digest()
+
+
+def _load_manifest(writer: Writer, floor: Floor) -> ControlRow:
+    """Load the manifest that a change begins with, if the store is as *floor* says."""
+    floor.check_basis(writer.basis)
+    manifest = writer.load_control(*MANIFEST)
+    if manifest is None:
+        raise CorruptRowError("control manifest is missing")
+    floor.check_manifest(digest_manifest(manifest))
+    return manifest
 
 
 def _save(

@@ -6,10 +6,11 @@ Rules:
 - A `PolicySet` never changes; applying a policy makes a new one.
 """
 
+import bisect
 import enum
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -172,6 +173,23 @@ class PolicySet:
             return None
         return self.policies[(allowing & -allowing).bit_length() - 1].name
 
+    def find(self, name: str) -> Policy | None:
+        """Return the policy of that name."""
+        at = bisect.bisect_left(self.policies, name, key=lambda policy: policy.name)
+        return self.policies[at] if at < len(self.policies) and self.policies[at].name == name else None
+
+    def list_allowing(self, caller: str, permission: Permission, path: str) -> list[str]:
+        """Return the names of all policies that allow it, sorted; none exactly when `decide` returns None."""
+        return self._name(self._paths[permission].match(path.split("/"), wanted=self._find_about(caller)))
+
+    def list_giving(self, caller: str, permission: Permission) -> list[str]:
+        """Return the names of the policies that give *caller* the permission on any path, sorted."""
+        return self._name(self._find_about(caller) & self._granting[permission])
+
+    def list_about(self, caller: str) -> list[str]:
+        """Return the names of the policies that give *caller* anything, sorted."""
+        return self._name(self._find_about(caller))
+
     def allows_somewhere(self, caller: str, permission: Permission) -> bool:
         """Say whether a policy gives *caller* the permission on any path."""
         return bool(self._find_about(caller) & self._granting[permission])
@@ -180,9 +198,14 @@ class PolicySet:
         """Return ranges, ascending and apart, of the paths on which *caller* may have the permission."""
         return self._find_ranges(self._find_about(caller) & self._granting[permission])
 
+    def _choose(self, numbers: int) -> Iterator[Policy]:
+        return (policy for number, policy in enumerate(self.policies) if numbers >> number & 1)
+
+    def _name(self, numbers: int) -> list[str]:
+        return [policy.name for policy in self._choose(numbers)]
+
     def _list_ranges(self, numbers: int) -> tuple[Range, ...]:
-        chosen = (policy for number, policy in enumerate(self.policies) if numbers >> number & 1)
-        return find_ranges(split_glob(glob) for policy in chosen for glob in policy.paths)
+        return find_ranges(split_glob(glob) for policy in self._choose(numbers) for glob in policy.paths)
 
     def _match_caller(self, caller: str) -> int:
         if not caller.startswith(_SCHEME):

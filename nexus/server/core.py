@@ -15,6 +15,7 @@ from nexus.access.audit.exporter import Exporter
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.gate import Gate
+from nexus.access.roles import Roles
 from nexus.admin.audit import Audit
 from nexus.admin.backup.backups import Backups, BackupSetup
 from nexus.admin.backup.schedule import BackupSchedule
@@ -95,7 +96,7 @@ def build_core(
     clock: Clock,
     on_state: Callable[[State], None],
     give_up: Callable[[str], None],
-    is_keeper_id: Callable[[str], bool],
+    roles: Roles,
     find_disk_free: Callable[[], int],
     pin: GenesisPin = _ANY,
     terms: Terms = _USUAL,
@@ -106,10 +107,10 @@ def build_core(
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
-    process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
-    store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how
-    backups are made, None: there are none, and *backup_interval* after how many seconds; 0: never by itself. *keeping*
-    says how many versions of a secret are kept.
+    process. *roles* are those of the trust domain. *find_disk_free* says how many bytes the disk of the store has left.
+    *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how backups are made,
+    None: there are none, and *backup_interval* after how many seconds; 0: never by itself. *keeping* says how many
+    versions of a secret are kept.
     """
 
     def follow(now: State) -> None:
@@ -260,7 +261,7 @@ def build_core(
         job=job,
         schedule=schedule,
         clock=clock,
-        is_keeper_id=is_keeper_id,
+        is_keeper_id=roles.may_hold_shards,
     )
     return Core(
         lifecycle,
@@ -268,7 +269,7 @@ def build_core(
         exporter,
         gate,
         Vault(store, gate, clock, keeping),
-        Policies(store, gate),
+        Policies(store, gate, roles),
         initialisation,
         unseal,
         Seal(gate, warden),

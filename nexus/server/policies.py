@@ -2,7 +2,7 @@
 
 from common.errors import InvalidArgumentError
 from common.server.edge import Call
-from nexus.admin.policies import Policies
+from nexus.admin.policies import MAX_EXPLAINED, Policies
 from nexus.policy.rules import Permission, Policy
 from nexus.server.auth import Authenticator
 from shardhold.v1 import policies_pb2 as pb
@@ -23,7 +23,13 @@ class PolicyHandlers:
 
     def apply_policies(self, call: Call, request: pb.ApplyPoliciesRequest) -> pb.ApplyPoliciesResponse:
         policies = [_from_message(message) for message in request.policies]
-        return pb.ApplyPoliciesResponse(revision=self._policies.apply(self._identify(call), policies))
+        applied = self._policies.apply(self._identify(call), policies)
+        return pb.ApplyPoliciesResponse(
+            revision=applied.revision, unchanged=applied.unchanged, warnings=applied.warnings
+        )
+
+    def get_policy(self, call: Call, request: pb.GetPolicyRequest) -> pb.GetPolicyResponse:
+        return pb.GetPolicyResponse(policy=_to_message(self._policies.get(self._identify(call), request.name)))
 
     def list_policies(self, call: Call, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
         page = self._policies.list(self._identify(call), after=request.page_token, limit=request.page_size)
@@ -36,11 +42,16 @@ class PolicyHandlers:
     def delete_policy(self, call: Call, request: pb.DeletePolicyRequest) -> pb.DeletePolicyResponse:
         return pb.DeletePolicyResponse(revision=self._policies.delete(self._identify(call), request.name))
 
-    def get_policy(self, call: Call, request: pb.GetPolicyRequest) -> pb.GetPolicyResponse:
-        raise NotImplementedError
-
     def explain_access(self, call: Call, request: pb.ExplainAccessRequest) -> pb.ExplainAccessResponse:
-        raise NotImplementedError
+        if request.permission not in _PERMISSIONS:
+            raise InvalidArgumentError(f"permission: got {request.permission}, want one of {', '.join(Permission)}")
+        permission = _PERMISSIONS[request.permission]
+        explained = self._policies.explain(self._identify(call), request.spiffe_id, permission, request.path)
+        return pb.ExplainAccessResponse(
+            is_allowed=bool(explained.policies),
+            policies=explained.policies[:MAX_EXPLAINED],
+            explanation=explained.sentence,
+        )
 
 
 def _from_message(message: pb.Policy) -> Policy:

@@ -108,7 +108,7 @@ class Nexus:
             clock=clock,
             on_state=lambda state: self._set_serving(state is State.READY),
             give_up=self._fail,
-            is_keeper_id=Roles(config.identity.trust_domain, pattern=config.roles.pattern).may_hold_shards,
+            roles=Roles(config.identity.trust_domain, pattern=config.roles.pattern),
             find_disk_free=lambda: shutil.disk_usage(Path(config.storage.path).parent).free,
             pin=GenesisPin(bytes.fromhex(config.genesis)),
             terms=config.rotation.terms,

@@ -6,6 +6,7 @@ import typer
 
 from pilot.commands.operations import DryRunOption, ReasonOption, WaitOption, start
 from pilot.commands.status import keeper_document, to_row
+from pilot.completion import complete_keepers
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import Output, print_json, print_table
 
@@ -14,6 +15,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 _ROLES = ("operator", "superuser", "auditor")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the keeper.")]
+KeeperArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the keeper.", autocompletion=complete_keepers)
+]
 AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="Its host:port.")]
 SpiffeIdArgument = Annotated[str, typer.Argument(metavar="SPIFFE_ID", help="Its exact SPIFFE ID.")]
 LostOption = Annotated[bool, typer.Option("--lost", help="It never comes back: wait for nothing from it.")]
@@ -73,7 +77,7 @@ def add(
 @with_globals
 def remove(
     settings: Settings,
-    name: NameArgument,
+    name: KeeperArgument,
     lost: LostOption = False,
     threshold: ThresholdOption = 0,
     reason: ReasonOption = "",
@@ -98,7 +102,9 @@ def remove(
 @with_globals
 def replace(
     settings: Settings,
-    old: Annotated[str, typer.Argument(metavar="OLD", help="Name of the keeper that leaves.")],
+    old: Annotated[
+        str, typer.Argument(metavar="OLD", help="Name of the keeper that leaves.", autocompletion=complete_keepers)
+    ],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Name of the keeper that joins.")],
     at: AddressArgument,
     spiffe_id: SpiffeIdArgument,

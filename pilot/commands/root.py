@@ -21,6 +21,7 @@ from pilot.commands.operations import (
 )
 from pilot.commands.root_status import print_operation, print_root
 from pilot.commands.rotate import rotate
+from pilot.completion import complete_keepers
 from pilot.errors import UsageError
 from pilot.options import Settings, with_globals
 from pilot.terminal.output import Output, print_facts, print_json
@@ -110,7 +111,12 @@ def continue_(
     ] = False,
     lost: Annotated[
         list[str] | None,
-        typer.Option("--lost", metavar="NAME", help="A keeper that leaves and never comes back; may be repeated."),
+        typer.Option(
+            "--lost",
+            metavar="NAME",
+            help="A keeper that leaves and never comes back; may be repeated.",
+            autocompletion=complete_keepers,
+        ),
     ] = None,
 ) -> None:
     """Let an operation go on with less than it waits for. Roles: operator, superuser.

@@ -25,6 +25,7 @@ class Output(enum.StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    TOML = "toml"  # of the few commands that say so
 
 
 def print_json(document: Any) -> None:

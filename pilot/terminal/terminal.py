@@ -25,13 +25,17 @@ class Terminal:
         self._source = source if source is not None else sys.stdin
         self._screen = screen if screen is not None else sys.stderr
 
+    def is_there(self) -> bool:
+        """Whether there is a person to ask: both standard input and the screen are a terminal."""
+        return self._source.isatty() and self._screen.isatty()
+
     def check(self, hint: str) -> None:
         """Check that there is a person to ask.
 
         Raises:
             UsageError: Standard input or output is not a terminal.
         """
-        if not (self._source.isatty() and self._screen.isatty()):
+        if not self.is_there():
             raise UsageError("there is no terminal to ask on", hint)
 
     @property

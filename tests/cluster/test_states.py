@@ -80,8 +80,10 @@ SERVED = {
     "DestroySecret": OK,
     "UpdateSecretMetadata": OK,
     "ApplyPolicies": OK,
+    "GetPolicy": OK,
     "ListPolicies": OK,
     "DeletePolicy": OK,
+    "ExplainAccess": OK,
     "StartOperation": OK,
     "GetOperation": OK,
     "AbortOperation": NO_OPERATION,
@@ -202,9 +204,15 @@ CALLS: dict[str, Call] = {
     "ApplyPolicies": lambda walk: walk.superuser.policies.ApplyPolicies(
         policies_pb2.ApplyPoliciesRequest(policies=[POLICY])
     ),
+    "GetPolicy": lambda walk: walk.superuser.policies.GetPolicy(policies_pb2.GetPolicyRequest(name=POLICY.name)),
     "ListPolicies": lambda walk: walk.superuser.policies.ListPolicies(policies_pb2.ListPoliciesRequest()),
     "DeletePolicy": lambda walk: walk.superuser.policies.DeletePolicy(
         policies_pb2.DeletePolicyRequest(name=POLICY.name)
+    ),
+    "ExplainAccess": lambda walk: walk.auditor.policies.ExplainAccess(
+        policies_pb2.ExplainAccessRequest(
+            spiffe_id="spiffe://x/y", permission=policies_pb2.PERMISSION_READ, path="nothing"
+        )
     ),
     "StartOperation": lambda walk: walk.operator.root.StartOperation(
         root_pb2.StartOperationRequest(operation_id=ID, depth=root_pb2.DEPTH_RESHARE, dry_run=True)

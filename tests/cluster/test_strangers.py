@@ -42,13 +42,18 @@ NEXUS_RPCS = [
 KEEPER_RPCS = [
     f"/keeper.v1.KeeperService/{rpc.name}" for rpc in keeper_pb2.DESCRIPTOR.services_by_name["KeeperService"].methods
 ]
-SERVED = 12  # RPCs that a ready nexus serves, status aside
+SERVED = 19  # RPCs that a ready nexus serves, status aside
 STATUS, KEEPER_STATUS = "/shardhold.v1.ClusterService/GetStatus", "/keeper.v1.KeeperService/GetStatus"
 # Calls that are looked at before it is asked who may make them: a well-formed one each.
 ARGUMENTS = {
     "PutSecret": secrets_pb2.PutSecretRequest(path=PATH, fields={"value": b"forged"}, request_id=bytes(16)),
     "GetSecret": secrets_pb2.GetSecretRequest(path=PATH),
+    "PatchSecret": secrets_pb2.PatchSecretRequest(path=PATH, fields={"value": b"forged"}, request_id=bytes(16)),
+    "ListVersions": secrets_pb2.ListVersionsRequest(path=PATH),
     "DeleteSecret": secrets_pb2.DeleteSecretRequest(path=PATH, request_id=bytes(16)),
+    "UndeleteSecret": secrets_pb2.UndeleteSecretRequest(path=PATH, versions=[1], request_id=bytes(16)),
+    "DestroySecret": secrets_pb2.DestroySecretRequest(path=PATH, request_id=bytes(16)),
+    "UpdateSecretMetadata": secrets_pb2.UpdateSecretMetadataRequest(path=PATH, max_versions=1, request_id=bytes(16)),
     "ApplyPolicies": policies_pb2.ApplyPoliciesRequest(
         policies=[
             policies_pb2.Policy(
@@ -57,6 +62,9 @@ ARGUMENTS = {
         ]
     ),
     "DeletePolicy": policies_pb2.DeletePolicyRequest(name="superusers"),
+    "ExplainAccess": policies_pb2.ExplainAccessRequest(
+        spiffe_id="spiffe://example.org/x", permission=policies_pb2.PERMISSION_READ, path=PATH
+    ),
     "AcceptNewChain": audit_pb2.AcceptNewChainRequest(reason="mine"),
 }
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from common.errors import WordsError
 from common.keys import words
-from pilot.commands.policy import parse_policies
+from pilot.commands.policy_file import parse_policies
 from pilot.custody.card import read_genesis, read_words
 from pilot.custody.given_share import read_given_share
 from pilot.custody.words_entry import WordsEntry
 from pilot.errors import UsageError
-from pilot.terminal.values import parse_sources, read_values
+from pilot.terminal.field_files import FieldsError, parse_env, parse_json
+from pilot.terminal.values import Given, ValueReader, parse_sources
 from tests.fuzz.budget import budget
 from tests.fuzz.mutations import hostile, hostile_text
 from tests.kit.cards import make_cards
@@ -120,6 +121,21 @@ def assert_names(error: UsageError, origin: str) -> None:
     assert str(error).startswith(origin), error
 
 
+class Typist:
+    """Answers whatever is asked."""
+
+    def is_there(self) -> bool:
+        return True
+
+    def check(self, hint: str) -> None:
+        """There is always somebody."""
+
+    def ask(self, prompt: str) -> str:
+        return "typed"
+
+    ask_hidden = ask
+
+
 # As the kernel passes them: any bytes but NUL.
 ARGUMENTS = st.lists(
     hostile(b"password=@file", b"-", b"field=-", b"=@x", b"user=" + VALUE, VALUE, VALUE + b"==").map(
@@ -135,16 +151,27 @@ def test_values(arguments: list[str], stdin: bytes) -> None:
     """Sources are read or are a usage error, which never shows what may be a value."""
     try:
         sources = parse_sources(arguments)
-        values = read_values(
-            [source for source in sources if source.file is None or not source.file.exists()],
-            stdin=io.BytesIO(stdin),
-            ask=lambda _: "typed",
-        )
+        reader = ValueReader(Typist(), stdin=io.BytesIO(stdin), is_terminal=False, allows_empty=True)
+        values = reader.read([one for one in sources if isinstance(one.origin, Given) or not one.origin.exists()])
     except UsageError as exc:
         if not any("@" in argument for argument in arguments):  # a file's name is not secret
             assert_hides(exc, VALUE.decode())
         return
     assert all(isinstance(value, bytes) for value in values.values())
+
+
+@budget(3)
+@given(hostile(b'{"password": "' + VALUE + b'"}', b"PASSWORD=" + VALUE + b"\n# x\n", VALUE, b'{"' + VALUE + b'": 1}'))
+def test_files_of_fields(content: bytes) -> None:
+    """Both forms give fields or say where they do not, and never what stands there."""
+    for parse in (parse_json, parse_env):
+        try:
+            fields = parse(content)
+        except FieldsError as exc:
+            assert_hides(UsageError(str(exc)), VALUE.decode())
+            continue
+        assert fields
+        assert all(isinstance(value, bytes) for value in fields.values())
 
 
 @budget(3)

@@ -134,7 +134,7 @@ class NexusCore:
             clock=RealWaits(self.clock),
             on_state=self.states.append,
             give_up=self.failures.append,
-            is_keeper_id=ROLES.may_hold_shards,
+            roles=ROLES,
             find_disk_free=lambda: self.disk_free,
             pin=pin,
             terms=TERMS,

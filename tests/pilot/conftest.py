@@ -8,6 +8,7 @@ import pytest
 from tests.kit.authority import Authority
 from tests.kit.credentials import write_svid
 from tests.kit.played_nexus import CUSTODIAN_PATH, PlayedNexus
+from tests.pilot.served_nexus import ServedNexus
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +29,11 @@ def nexus(ca: Authority) -> Iterator[PlayedNexus]:
 def svid_dir(ca: Authority, tmp_path: Path) -> Path:
     """Return the SVID of a custodian, as files."""
     return write_svid(tmp_path / "svid", ca.issue(CUSTODIAN_PATH))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[ServedNexus]:
+    """Serve a real nexus with an empty vault."""
+    served = ServedNexus.found(tmp_path)
+    yield served
+    served.stop()

@@ -92,7 +92,7 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             "keeper list --output xml",
             2,
             "",
-            "pilot: error: invalid value for '-o' / '--output': 'xml' is not one of 'table', 'json'\n"
+            "pilot: error: invalid value for '-o' / '--output': 'xml' is not one of 'table', 'json', 'toml'\n"
             "pilot: hint: 'pilot keeper list --help' shows its usage\n",
             id="wrong option",
         ),
@@ -102,14 +102,15 @@ def _outside_of_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             "",
             "pilot: error: value 1: a value on the command line would stay in the shell's history and in the "
             "list of processes\n"
-            "pilot: hint: use FIELD=@FILE or FIELD=- (standard input), or name no field to be asked\n",
+            "pilot: hint: use FIELD=@FILE or FIELD=- (standard input), or FIELD alone to be asked\n",
             id="value on the command line",
         ),
         pytest.param(
             "secret put team/app",
             2,
             "",
-            "pilot: error: there is no terminal to ask on\npilot: hint: name a file (@FILE) or standard input (-)\n",
+            "pilot: error: there is no terminal to ask on\n"
+            "pilot: hint: name a file (FIELD=@FILE) or standard input (FIELD=-)\n",
             id="nobody to ask for a value",
         ),
         pytest.param(
@@ -249,9 +250,17 @@ def test_the_variable_names_an_address_like_the_option(svid_dir: Path) -> None:
         "secret get",
         "secret list",
         "secret delete",
+        "secret patch",
+        "secret versions",
+        "secret undelete",
+        "secret destroy",
+        "secret metadata get",
+        "secret metadata set",
         "policy apply",
+        "policy get",
         "policy list",
         "policy delete",
+        "policy explain",
         "audit tail",
         "audit verify",
         "audit accept-new-chain",
@@ -295,7 +304,7 @@ def test_an_output_that_has_no_letter_for_it() -> None:
     ("command", "shown"),
     [
         pytest.param("policy apply", "[[policy]] tables", id="brackets that are no markup"),
-        pytest.param("secret put", "[FIELD=@FILE | FIELD=- | @FILE | -]...", id="values, once in brackets"),
+        pytest.param("secret put", "[FIELD | FIELD=@FILE | FIELD=- | @FILE | -]...", id="values, once in brackets"),
         pytest.param("unseal submit", "[@FILE|-]...", id="a share, once in brackets"),
     ],
 )

@@ -24,6 +24,8 @@ EXIT_CODES = range(9)
 _MODULES = (audit_pb2, backup_pb2, cluster_pb2, policies_pb2, recovery_pb2, root_pb2, secrets_pb2)
 _MAX_DEPTH = 4
 
+POLICY = str(Path(__file__).parent / "policy.toml")
+
 COMMANDS = [
     ("status",),
     ("status", "--exit-code"),
@@ -46,10 +48,21 @@ COMMANDS = [
     ("root", "continue", "--lost", "k"),
     ("secret", "list"),
     ("secret", "get", "a/b"),
-    ("secret", "put", "a/b", "@/dev/null"),
+    ("secret", "put", "a/b", "@/dev/null", "--allow-empty"),
+    ("secret", "patch", "a/b", "--remove", "x"),
     ("secret", "delete", "a/b"),
+    ("secret", "versions", "a/b"),
+    ("secret", "undelete", "a/b", "--version", "1"),
+    ("secret", "destroy", "a/b", "--yes"),
+    ("secret", "metadata", "get", "a/b"),
+    ("secret", "metadata", "set", "a/b", "--max-versions", "1"),
+    ("policy", "apply", POLICY),
+    ("policy", "get", "p"),
+    ("policy", "get", "p", "-o", "toml"),
     ("policy", "list"),
-    ("policy", "delete", "p", "--yes"),
+    ("policy", "list", "-o", "toml"),
+    ("policy", "delete", "p"),
+    ("policy", "explain", "--as", "spiffe://example.test/x", "read", "a/b"),
     ("backup", "create"),
     ("backup", "list"),
     ("backup", "status"),
@@ -192,3 +205,25 @@ def test_what_a_lying_nexus_says_controls_no_terminal(
     is_copy = (command, output) == (("audit", "tail"), "json")
     for text in (shown.err,) if is_copy else (shown.out, shown.err):
         assert all(character.isprintable() or character in "\n\t" for character in text), ascii(text)[:500]
+
+
+@pytest.mark.parametrize("command", ["secret get", "policy get", "keeper remove"])
+@pytest.mark.parametrize("says", LIES[:3])
+def test_what_a_lying_nexus_says_completes_no_word(
+    liar: LyingNexus,
+    person: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    says: Callable[[Message], Message],
+    command: str,
+) -> None:
+    """A name that would control the terminal is not offered, and an error is not shown."""
+    liar.lie = says
+    words = f"pilot --address {liar.address} --svid-dir {person} {command} "
+    monkeypatch.setenv("_PILOT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit):
+        run([])
+    told = capfd.readouterr()
+    assert (told.out.strip(), told.err) == ("", "")

@@ -115,7 +115,7 @@ class ApplyPoliciesResponse(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What is allowed and hardly meant, as a trust domain that nobody who can call is of; each is a sentence."""
+        """What is allowed and hardly meant, as a trust domain that nobody who can call is of; each is a sentence, at most 100."""
 
     def __init__(
         self,
@@ -308,7 +308,7 @@ class ExplainAccessResponse(_message.Message):
     """Why, in a sentence: the policies that allow it, that none does, or that a policy does not count for this identity."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the policies that allow it, sorted."""
+        """Names of the policies that allow it, sorted; at most 1,000."""
 
     def __init__(
         self,

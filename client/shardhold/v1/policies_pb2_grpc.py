@@ -71,7 +71,8 @@ class PolicyServiceServicer(object):
     """
 
     def ApplyPolicies(self, request, context):
-        """Creates or replaces policies by name, all or none. When all are in force as given, nothing is changed. Role: superuser. States: ready.
+        """Creates or replaces policies by name, all or none. Those in force as given are left; when all are, nothing is changed.
+        Role: superuser. States: ready.
         Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,7 +37,8 @@ class PolicyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PolicyServiceAsyncStub: ...
     ApplyPolicies: _grpc.UnaryUnaryMultiCallable[_policies_pb2.ApplyPoliciesRequest, _policies_pb2.ApplyPoliciesResponse]
-    """Creates or replaces policies by name, all or none. When all are in force as given, nothing is changed. Role: superuser. States: ready.
+    """Creates or replaces policies by name, all or none. Those in force as given are left; when all are, nothing is changed.
+    Role: superuser. States: ready.
     Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
     """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policies_pb2.GetPolicyRequest, _policies_pb2.GetPolicyResponse]
@@ -67,7 +68,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ApplyPolicies: _aio.UnaryUnaryMultiCallable[_policies_pb2.ApplyPoliciesRequest, _policies_pb2.ApplyPoliciesResponse]  # type: ignore[assignment]
-    """Creates or replaces policies by name, all or none. When all are in force as given, nothing is changed. Role: superuser. States: ready.
+    """Creates or replaces policies by name, all or none. Those in force as given are left; when all are, nothing is changed.
+    Role: superuser. States: ready.
     Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
     """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policies_pb2.GetPolicyRequest, _policies_pb2.GetPolicyResponse]  # type: ignore[assignment]
@@ -100,7 +102,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policies_pb2.ApplyPoliciesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policies_pb2.ApplyPoliciesResponse, _abc.Awaitable[_policies_pb2.ApplyPoliciesResponse]]:
-        """Creates or replaces policies by name, all or none. When all are in force as given, nothing is changed. Role: superuser. States: ready.
+        """Creates or replaces policies by name, all or none. Those in force as given are left; when all are, nothing is changed.
+        Role: superuser. States: ready.
         Codes: INVALID_ARGUMENT (policy, field and limit named), PERMISSION_DENIED, UNAVAILABLE.
         """
 

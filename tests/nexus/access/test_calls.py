@@ -28,8 +28,10 @@ DESIGN = {
     "DestroySecret": ("secret.destroy", "workload superuser", "delete", "ready"),
     "UpdateSecretMetadata": ("secret.metadata", "workload superuser", "write", "ready"),
     "ApplyPolicies": ("policy.apply", "superuser", "", "ready"),
+    "GetPolicy": ("policy.get", "superuser auditor", "", "ready"),
     "ListPolicies": ("policy.list", "superuser auditor", "", "ready"),
     "DeletePolicy": ("policy.delete", "superuser", "", "ready"),
+    "ExplainAccess": ("policy.explain", "superuser auditor", "", "ready"),
     "GetStatus": ("status.get", "all", "", "uninitialised initialising recovering sealed ready"),
     "BeginInit": ("init.begin", "superuser", "", "uninitialised initialising"),
     "ConfirmInit": ("init.confirm", "superuser", "", "initialising ready"),  # ready: the same answer again

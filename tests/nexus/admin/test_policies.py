@@ -1,14 +1,26 @@
 """Policies of a cluster: applied whole, in force at once, and safe from whoever edits the database."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from common.errors import DeniedError, InvalidArgumentError, NotFoundError, StoreUnavailableError
+from common.errors import (
+    CorruptRowError,
+    DeniedError,
+    InvalidArgumentError,
+    NotFoundError,
+    SealedError,
+    StoreLostError,
+    StoreUnavailableError,
+)
+from nexus.access.decision import Explanation
 from nexus.access.gate import Caller
-from nexus.admin.policies import MAX_APPLIED, MAX_PAGE, MAX_PAGE_SIZE, PolicyPage
+from nexus.admin.policies import MAX_APPLIED, MAX_PAGE, MAX_PAGE_SIZE, Applied, PolicyPage
+from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy, encode_policy
-from nexus.store.protocol import Store
+from nexus.store.protocol import Store, Writer
 from tests.nexus.cluster import tamper
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import (
@@ -30,6 +42,9 @@ def policy(name: str, *permissions: Permission, paths: tuple[str, ...] = ("team/
     return Policy(name=name, spiffe_ids=(APP.spiffe_id,), paths=paths, permissions=permissions or (READ,))
 
 
+EVIL = encode_policy(policy("evil", *Permission, paths=("**",)))
+
+
 @pytest.fixture
 def nexus(make_nexus: MakeNexus) -> NexusCore:
     """A ready one with the policies "one" and "two"."""
@@ -47,12 +62,112 @@ def decide(nexus: NexusCore, permission: Permission = READ, path: str = "team/x"
 def test_what_is_applied_is_in_force_at_once(nexus: NexusCore) -> None:
     """New ones beside, and known names replaced; the answer is the revision of the change."""
     assert decide(nexus, Permission.DELETE) is None
-    revision = nexus.policies.apply(SUPERUSER, [policy("new", Permission.DELETE), policy("one", paths=("other",))])
+    applied = nexus.policies.apply(SUPERUSER, [policy("new", Permission.DELETE), policy("one", paths=("other",))])
+    assert (applied.unchanged, applied.warnings) == ((), ())
     assert names(nexus) == ["new", "one", "superusers", "two"]
     assert decide(nexus, Permission.DELETE) == "new"
     assert decide(nexus) == "two"
     with nexus.store.read() as reader:
-        assert reader.load_meta().revision == revision
+        assert reader.load_meta().revision == applied.revision
+
+
+def load_revision(nexus: NexusCore) -> int:
+    with nexus.store.read() as reader:
+        return reader.load_meta().revision
+
+
+def test_what_is_in_force_as_given_is_not_applied_again(nexus: NexusCore) -> None:
+    """No revision and no row: the call is audited like a read, which says what it found."""
+    before = load_revision(nexus)
+    applied = nexus.policies.apply(SUPERUSER, [policy("two"), policy("one")])
+    assert applied == Applied(before, ("two", "one"), ())
+    assert load_revision(nexus) == before
+    assert nexus.list_change_entries() == []
+    assert [(entry.action, entry.outcome, entry.detail) for entry in nexus.list_entries()] == [
+        ("policy.apply", "ok", "unchanged: two one")
+    ]
+
+
+def test_only_what_differs_is_applied(nexus: NexusCore) -> None:
+    """The entry of the change names it, and the answer what was left."""
+    before = load_revision(nexus)
+    applied = nexus.policies.apply(SUPERUSER, [policy("one"), policy("two", paths=("other",)), policy("new")])
+    assert applied == Applied(before + 1, ("one",), ())
+    assert [entry.detail for _, entry in nexus.list_change_entries()] == ["two new"]
+    assert nexus.policies.get(SUPERUSER, "two") == policy("two", paths=("other",))
+
+
+def test_nothing_is_said_to_be_in_force_in_a_store_that_was_put_back(nexus: NexusCore, tmp_path: Path) -> None:
+    """What is compared is what the store holds now, if it is what this nexus left there."""
+    tamper(tmp_path, "UPDATE meta SET revision = revision - 1")
+    with pytest.raises(StoreLostError):
+        nexus.policies.apply(SUPERUSER, [policy("one")])
+
+
+class WatchedStore(FailingStore):
+    """Calls *at_controls* when a change loads the control rows."""
+
+    at_controls: Callable[[], object] = staticmethod(lambda: None)
+
+    def write(self, change: Callable[[Writer], Any], **how: Any) -> Any:
+        return super().write(lambda writer: change(cast(Writer, _Watched(writer, self.at_controls))), **how)
+
+
+class _Watched:
+    def __init__(self, writer: Writer, at_controls: Callable[[], object]) -> None:
+        self._writer = writer
+        self._at_controls = at_controls
+
+    def load_controls(self) -> object:
+        self._at_controls()
+        return self._writer.load_controls()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+
+@pytest.mark.parametrize("paths", [("team/**",), ("other",)], ids=["unchanged", "changed"])
+def test_keys_that_were_withdrawn_prove_nothing(make_nexus: MakeNexus, store: Store, paths: tuple[str, ...]) -> None:
+    """Whether something was to change or not: a seal did not wait for the call."""
+    watched = WatchedStore(store)
+    nexus = make_nexus(policy("one"), store=watched)
+    watched.at_controls = lambda: nexus.lifecycle.withdraw(State.SEALED, seconds=0)
+    with pytest.raises(SealedError):
+        nexus.policies.apply(SUPERUSER, [policy("one", paths=paths)])
+    assert nexus.list_change_entries() == []
+
+
+def test_while_a_policy_is_damaged_all_are_applied(nexus: NexusCore, tmp_path: Path) -> None:
+    """The change puts in force that one is damaged, which an answer "unchanged" would leave unnoticed."""
+    tamper(tmp_path, "INSERT INTO control VALUES ('policy', 'evil', ?, zeroblob(32))", EVIL)
+    before = load_revision(nexus)
+    assert nexus.policies.apply(SUPERUSER, [policy("one")]) == Applied(before + 1, (), ())
+    assert nexus.policies.list(SUPERUSER).damaged == ("evil",)
+
+
+def test_one_policy_is_got_by_its_name(nexus: NexusCore) -> None:
+    """As it was applied; the audit says which."""
+    assert nexus.policies.get(AUDITOR, "two") == policy("two")
+    with pytest.raises(NotFoundError, match="no policy absent"):
+        nexus.policies.get(AUDITOR, "absent")
+    with pytest.raises(InvalidArgumentError, match="policy name"):
+        nexus.policies.get(AUDITOR, "No Name")
+    entries = [(entry.action, entry.outcome, entry.detail) for entry in nexus.list_entries()]
+    assert entries[:2] == [("policy.get", "ok", "two"), ("policy.get", "NOT_FOUND", "absent")]
+
+
+def test_access_is_explained_and_audited(nexus: NexusCore) -> None:
+    """What was asked, about whom, stands in the entry; `tests/nexus/access/test_decision.py` has what is answered."""
+    explained = nexus.policies.explain(AUDITOR, APP.spiffe_id, READ, "team/x")
+    assert explained == Explanation(("one", "two"), "allowed by policies one, two")
+    assert [(entry.action, entry.path, entry.detail) for entry in nexus.list_entries()] == [
+        ("policy.explain", "team/x", f"read by {APP.spiffe_id}")
+    ]
+    for wrong in ({"spiffe_id": "spiffe://x/*"}, {"path": "team/../x"}):
+        with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
+            nexus.policies.explain(
+                **({"caller": AUDITOR, "spiffe_id": APP.spiffe_id, "permission": READ, "path": "x"} | wrong)  # type: ignore[arg-type]
+            )
 
 
 def test_what_is_deleted_is_out_of_force_at_once(nexus: NexusCore) -> None:
@@ -91,6 +206,10 @@ def test_only_a_superuser_changes_policies(nexus: NexusCore, caller: Caller) -> 
     else:
         with pytest.raises(DeniedError, match="auditor or superuser"):
             nexus.policies.list(caller)
+        with pytest.raises(DeniedError, match="auditor or superuser"):
+            nexus.policies.get(caller, "one")
+        with pytest.raises(DeniedError, match="auditor or superuser"):
+            nexus.policies.explain(caller, APP.spiffe_id, READ, "team/x")
     assert nexus.list_change_entries() == []
     assert [entry.decision for entry in nexus.list_entries()][:2] == ["deny", "deny"]
     assert names(nexus) == ["one", "superusers", "two"]
@@ -120,9 +239,6 @@ def test_a_name_that_no_policy_can_have_is_refused(nexus: NexusCore, name: str) 
         nexus.policies.delete(SUPERUSER, name)
 
 
-EVIL = encode_policy(policy("evil", *Permission, paths=("**",)))
-
-
 @pytest.mark.parametrize(
     ("sql", "parameters", "damaged"),
     [
@@ -140,10 +256,13 @@ def test_a_policy_changed_in_the_database_is_named_and_healed_by_a_superuser(
     tamper(tmp_path, sql, *parameters)
     nexus.policies.apply(SUPERUSER, [policy("other")])
     assert nexus.policies.list(SUPERUSER).damaged == (damaged,)
+    with pytest.raises(CorruptRowError, match=f"policy {damaged} was changed outside"):
+        nexus.policies.get(SUPERUSER, damaged)
+    assert nexus.policies.explain(SUPERUSER, APP.spiffe_id, READ, "team/x").policies == ()
     with pytest.raises(DeniedError):
         nexus.vault.get(APP, "team/x", 0)
     if remedy == "apply" and damaged != "No Name":
-        nexus.policies.apply(SUPERUSER, [policy(damaged)])
+        assert nexus.policies.apply(SUPERUSER, [policy(damaged)]).unchanged == ()
         assert damaged in names(nexus)
     else:
         nexus.policies.delete(SUPERUSER, damaged)

@@ -51,8 +51,12 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
         path=PATH, max_versions=3, request_id=os.urandom(16)
     ),
     "ApplyPolicies": lambda: policies_pb2.ApplyPoliciesRequest(policies=[POLICY]),
+    "GetPolicy": lambda: policies_pb2.GetPolicyRequest(name="superusers"),
     "ListPolicies": lambda: policies_pb2.ListPoliciesRequest(),
     "DeletePolicy": lambda: policies_pb2.DeletePolicyRequest(name="app"),
+    "ExplainAccess": lambda: policies_pb2.ExplainAccessRequest(
+        spiffe_id=APP.spiffe_id, permission=policies_pb2.PERMISSION_READ, path=PATH
+    ),
     "GetStatus": lambda: cluster_pb2.GetStatusRequest(),
     "BeginInit": lambda: cluster_pb2.BeginInitRequest(
         recovery_threshold=2, recovery_public_key=PUBLIC_KEY, share_hashes=HASHES
@@ -336,9 +340,41 @@ def test_an_unknown_permission_is_refused(make_nexus: MakeNexus, number: int) ->
     """Never taken for another one."""
     policy = policies_pb2.Policy(name="p", spiffe_ids=[APP.spiffe_id], paths=["x"])
     policy.permissions.append(number)  # type: ignore[arg-type]
-    refused = call(make_nexus(), "ApplyPolicies", SUPERUSER, policies_pb2.ApplyPoliciesRequest(policies=[policy]))
+    nexus = make_nexus()
+    refused = call(nexus, "ApplyPolicies", SUPERUSER, policies_pb2.ApplyPoliciesRequest(policies=[policy]))
     assert isinstance(refused, InvalidArgumentError)
     assert f"permissions: got {number}" in str(refused)
+    asked = policies_pb2.ExplainAccessRequest(spiffe_id=APP.spiffe_id, permission=number, path="x")  # type: ignore[arg-type]
+    refused = call(nexus, "ExplainAccess", SUPERUSER, asked)
+    assert isinstance(refused, InvalidArgumentError)
+    assert f"permission: got {number}" in str(refused)
+
+
+def test_a_policy_goes_through_its_messages_whole(make_nexus: MakeNexus) -> None:
+    """Apply, apply again, get and explain, field by field."""
+    nexus = make_nexus()
+    peer = Call(SUPERUSER.spiffe_id, SUPERUSER.address, None)
+    foreign = policies_pb2.Policy(
+        name="q",
+        spiffe_ids=["spiffe://other.example/x"],
+        paths=["x", "y/*"],
+        permissions=[policies_pb2.PERMISSION_LIST, policies_pb2.PERMISSION_DELETE],
+    )
+    request = policies_pb2.ApplyPoliciesRequest(policies=[POLICY, foreign])
+    first = find(nexus, "ApplyPolicies").handle(peer, request)
+    assert (list(first.unchanged), len(first.warnings)) == ([], 1)
+    again = find(nexus, "ApplyPolicies").handle(peer, request)
+    assert (again.revision, list(again.unchanged), again.warnings) == (first.revision, ["p", "q"], first.warnings)
+    got = find(nexus, "GetPolicy").handle(peer, policies_pb2.GetPolicyRequest(name="q"))
+    assert got.policy == foreign
+    asked = policies_pb2.ExplainAccessRequest(
+        spiffe_id=APP.spiffe_id, permission=policies_pb2.PERMISSION_READ, path="x"
+    )
+    told = find(nexus, "ExplainAccess").handle(peer, asked)
+    assert (told.is_allowed, list(told.policies), told.explanation) == (True, ["p"], "allowed by policy p")
+    asked.permission = policies_pb2.PERMISSION_WRITE
+    told = find(nexus, "ExplainAccess").handle(peer, asked)
+    assert (told.is_allowed, list(told.policies)) == (False, [])
 
 
 def test_status_tells_a_workload_state_and_version_only(make_nexus: MakeNexus) -> None:

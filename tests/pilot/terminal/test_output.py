@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pilot.commands.policy import parse_policies
-from pilot.commands.policy import to_document as policy_document
+from pilot.commands.policy_file import parse_policies
+from pilot.commands.policy_file import to_document as policy_document
 from pilot.commands.secret import to_document as secret_document
 from pilot.commands.status import find_exit_code, list_hints, to_document, to_facts, to_row
 from pilot.errors import PilotError
@@ -226,6 +226,7 @@ def test_secret_document() -> None:
         "path": "a/b",
         "version": 2,
         "incarnation": "01" * 16,
+        "created_at": "1970-01-01T00:00:00Z",
         "fields": {"a": "y", "t": "x"},
     }
     response.fields["b"] = b"\xff"
@@ -252,7 +253,7 @@ def test_policy_file_round_trip() -> None:
         "paths": ["team/app/**"],
         "permissions": ["read", "list"],
     }
-    assert len(parse_policies(POLICY * 2, origin="f")) == 2
+    assert len(parse_policies(POLICY + POLICY.replace('"app"', '"b"'), origin="f")) == 2
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,7 @@ def test_policy_file_round_trip() -> None:
         pytest.param(POLICY.replace('name = "app"', ""), r"policy\[0\]\.name: want a string", id="no name"),
         pytest.param(POLICY.replace('["read", "list"]', '"read"'), "permissions: want a list", id="no list"),
         pytest.param(POLICY.replace('"list"', '"destroy"'), "got 'destroy', want read, write", id="unknown permission"),
+        pytest.param(POLICY * 2, r"f: policy\[1\]\.name: is the name of policy\[0\] too", id="a name twice"),
         pytest.param(POLICY.replace('["team/app/**"]', "[]"), "paths: want a list of strings", id="no path"),
     ],
 )
