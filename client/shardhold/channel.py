@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-
 from shardhold._connections import Connection, Connections, list_options, make_credentials
+from shardhold._quiet import grpc
 from shardhold.identity import IdentitySource, Svid
 
 _Request = TypeVar("_Request")
