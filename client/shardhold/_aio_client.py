@@ -8,7 +8,7 @@ from types import MappingProxyType, TracebackType
 from shardhold import _calls
 from shardhold._aio_channel import AioPinnedChannel
 from shardhold._calls import FAILURES, SERVER_NAME, TIMEOUT_S, Call, Item, Page, Result
-from shardhold._errors import ClientClosedError, IdentityUnavailableError
+from shardhold._errors import ClientClosedError, IdentityUnavailableError, shorten
 from shardhold._public import public
 from shardhold._quiet import grpc
 from shardhold._results import Deleted, Destroyed, Entry, Secret, Status, Undeleted, Updated, Version, Written
@@ -59,6 +59,9 @@ class AsyncClient:
         self._channel.bind_loop()
         try:
             await self._open_identity()
+        except IdentityUnavailableError as exc:
+            await self.close()
+            raise shorten(exc) from None
         except BaseException:
             await self.close()
             raise

@@ -21,6 +21,7 @@ from shardhold._errors import (
     InvalidArgumentError,
     NotFoundError,
     from_rpc,
+    shorten,
 )
 from shardhold._quiet import grpc
 from shardhold._results import (
@@ -74,8 +75,7 @@ class Call(Generic[Result]):
         if isinstance(failure, grpc.RpcError):
             return self._explain_answer(from_rpc(failure))
         if isinstance(failure, Error):
-            failure.cause = failure.__cause__
-            return failure.with_traceback(None)
+            return shorten(failure)
         error = ClientClosedError(f"no call is possible: {failure}")
         error.cause = failure
         return error

@@ -6,6 +6,7 @@ from types import MappingProxyType, TracebackType
 
 from shardhold import _calls
 from shardhold._calls import FAILURES, SERVER_NAME, TIMEOUT_S, Call, Item, Page, Result
+from shardhold._errors import IdentityUnavailableError, shorten
 from shardhold._public import public
 from shardhold._results import Deleted, Destroyed, Entry, Secret, Status, Undeleted, Updated, Version, Written
 from shardhold._retries import Tries
@@ -32,7 +33,10 @@ class Client:
     ) -> None:
         self._address = _calls.choose_address(address)
         self._timeout = _calls.check_timeout(timeout)
-        source = WorkloadAPI() if identity is None else identity
+        try:
+            source = WorkloadAPI() if identity is None else identity
+        except IdentityUnavailableError as exc:
+            raise shorten(exc) from None
         self._own_identity = source if identity is None else None
         self._channel = PinnedChannel(self._address, source, server_name=SERVER_NAME)
         self._methods = _calls.find_methods(self._channel)

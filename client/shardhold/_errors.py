@@ -235,6 +235,15 @@ def from_rpc(error: grpc.RpcError) -> Error:
     return translated
 
 
+def shorten(error: Error) -> Error:
+    """Drop the frames that *error* went through so far, and keep what it was raised from as its `cause` only.
+
+    Use it as ``raise shorten(exc) from None``.
+    """
+    error.cause = error.__cause__ or error.cause
+    return error.with_traceback(None)
+
+
 def _read_reason(error: grpc.RpcError) -> str:
     # Imported here, so that a process without errors does not pay for it.
     from google.protobuf.message import DecodeError
