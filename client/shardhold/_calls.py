@@ -48,7 +48,7 @@ FAILURES = (grpc.RpcError, ValueError, Error)
 
 _ABOUT_THE_PATH = (NotFoundError, DeniedError, ConflictError, IntegrityError, DeadlineError)
 _NEEDS_A_POLICY = ("on this path", "needs list")
-_WHO_ALLOWS = "a policy has to allow it: ask the cluster's superusers"
+WHO_ALLOWS = "a policy has to allow it: ask the cluster's superusers"
 
 _LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC treats a deadline as one that has passed
 _REQUEST_ID_SIZE = 16  # bytes
@@ -82,7 +82,7 @@ class Call(Generic[Result]):
 
     def _explain_answer(self, error: Error) -> Error:
         if isinstance(error, DeniedError) and error.message.endswith(_NEEDS_A_POLICY):
-            error.hint = _WHO_ALLOWS
+            error.hint = WHO_ALLOWS
         if self.path and isinstance(error, _ABOUT_THE_PATH) and not error.message.startswith(f"{self.path}: "):
             error.message = f"{self.path}: {error.message}"
             error.args = (error.message,)

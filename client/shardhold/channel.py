@@ -39,6 +39,11 @@ class PinnedChannel(grpc.Channel):
         self._lock = threading.Lock()
         self._connections: Connections[grpc.Channel] = Connections(self._connect)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._connections.is_closed
+
     def unary_unary(
         self,
         method: str,

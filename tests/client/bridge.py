@@ -29,7 +29,11 @@ class LoopThread:
 
     def make_client(self, *args: Any, **kwargs: Any) -> Client:
         """Make an `AsyncClient` and enter it."""
-        return cast(Client, _Bridge(self, AsyncClient(*args, **kwargs)))
+        return self.bridge(AsyncClient(*args, **kwargs))
+
+    def bridge(self, client: AsyncClient) -> Client:
+        """Enter *client*, and return it behind the interface of `Client`."""
+        return cast(Client, _Bridge(self, client))
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Return what *coroutine* returns in the loop."""
