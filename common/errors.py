@@ -8,6 +8,7 @@
     │   ├── StoreUnavailableError
     │   │   ├── OutcomeUnknownError  it may or may not have happened: the process exits
     │   │   └── StoreFileLostError   nor is that known here, but the process stays: the store's files were taken away
+    │   ├── NotScrubbedError        what was destroyed may be in the files yet
     │   ├── AuditUnavailableError
     │   ├── BackupUnavailableError
     │   ├── KeeperUnreachableError
@@ -92,6 +93,12 @@ class StoreFileLostError(StoreUnavailableError):
     """
 
     reason = OutcomeUnknownError.reason
+
+
+class NotScrubbedError(UnavailableError):
+    """Versions are destroyed, but what they held may be in the files of the store yet."""
+
+    reason = "NOT_SCRUBBED"
 
 
 class AuditUnavailableError(UnavailableError):

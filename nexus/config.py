@@ -27,6 +27,8 @@ from common.forms.bech32 import decode_recipient
 from nexus.access.roles import Roles
 from nexus.keys.operation.schedule import Terms
 from nexus.keys.operation.windows import DAY, FORM, Window, parse_window
+from nexus.policy.keeping import DEFAULT_MAX_VERSIONS, HIGHEST_MAX_VERSIONS, Keeping
+from nexus.policy.paths import check_path
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -74,6 +76,20 @@ class KeeperOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RoleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # path of the SPIFFE IDs of people; ROLE and PERSON stand for one segment each
     pattern: str = "/shardhold/pilot/role/ROLE/PERSON"
+
+
+class SecretOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # versions of one secret that are kept; older ones are destroyed by the next write; 0: all
+    max_versions: Annotated[int, Meta(ge=0, le=HIGHEST_MAX_VERSIONS)] = DEFAULT_MAX_VERSIONS
+    # the same for secrets at or below a path, of whole segments, as {"team/app" = 20}; the longest one decides
+    max_versions_below: Mapping[str, Annotated[int, Meta(ge=0, le=HIGHEST_MAX_VERSIONS)]] = msgspec.field(
+        default_factory=dict
+    )
+
+    @property
+    def keeping(self) -> Keeping:
+        """How many versions of each secret are kept."""
+        return Keeping(self.max_versions, self.max_versions_below)
 
 
 class ShutdownOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +145,7 @@ class NexusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     storage: StorageOptions = StorageOptions()
     audit: AuditOptions = AuditOptions()
     backup: BackupOptions = BackupOptions()
+    secrets: SecretOptions = SecretOptions()
     roles: RoleOptions = RoleOptions()
     memory: MemoryOptions = MemoryOptions()
     shutdown: ShutdownOptions = ShutdownOptions()
@@ -156,6 +173,7 @@ def load_config(
         raise ConfigError(f"genesis: got {config.genesis[:80]!r}, want 64 digits of 0-9 a-f, or nothing")
     check_drain(config.shutdown.drain_s)
     _check_rotation(config.rotation)
+    _check_secrets(config.secrets)
     Roles(config.identity.trust_domain, pattern=config.roles.pattern)  # names roles.pattern when it is wrong
     _check_keepers(config.keepers)
     _check_backup(config.backup)
@@ -174,6 +192,14 @@ def _check_admin_address(listen: NexusListenOptions) -> None:
     _, port = split_address("listen.admin_address", listen.admin_address)
     if port and listen.admin_address in (listen.address, listen.http):
         raise ConfigError(f"listen.admin_address: got {listen.admin_address!r}, want a port of its own")
+
+
+def _check_secrets(secrets: SecretOptions) -> None:
+    for prefix in secrets.max_versions_below:
+        try:
+            check_path(prefix, name="")
+        except InvalidArgumentError as exc:
+            raise ConfigError(f"secrets.max_versions_below.{name_value(prefix)}{exc}") from exc
 
 
 def _check_rotation(rotation: RotationOptions) -> None:

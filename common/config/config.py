@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import NODEFAULT, Meta
 
-from common.config.options import is_struct, item_type, join, name_type, name_value, unwrap
+from common.config.options import is_struct, item_type, join, name_type, name_value, unwrap, value_type
 from common.errors import ConfigError
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -87,8 +87,8 @@ def load(
     """Build *model* from the file at *path* (None: no file), the environment and flags.
 
     Only those variables of *environ* are read that start with *prefix* and `__`; each must name an option. *flags* maps
-    dotted options to values, as text or in the option's own type; None means not given. Lists of tables come from the
-    file only.
+    dotted options to values, as text or in the option's own type; None means not given. Lists of tables,
+    and tables with free keys, come from the file only.
 
     Raises:
         ConfigError: An option is unknown, missing or wrong, the file cannot be read, or GRPC_TRACE is set.
@@ -181,7 +181,7 @@ def _overlay(model: type[msgspec.Struct], tree: dict[str, Any], dotted: str, val
         if not isinstance(tree, dict):
             raise ConfigError(f"{at}: got {name_value(tree)}, want a table")
     kind = _kind_of(model, option, at, whole=dotted + source)
-    if is_struct(kind) or is_struct(item_type(kind)):
+    if is_struct(kind) or is_struct(item_type(kind)) or value_type(kind):
         raise ConfigError(f"{dotted}{source}: got {name_value(value)}, want tables, which only the file can hold")
     tree[option] = _check(dotted, _from_text(kind, value) if isinstance(value, str) else value, kind, source)
 
@@ -225,6 +225,8 @@ def _check(dotted: str, value: Any, kind: Any, source: str = "") -> Any:
         return _build(kind, value, dotted)
     if item and isinstance(value, list):
         return tuple(_check(f"{dotted}[{index}]", part, item, source) for index, part in enumerate(value))
+    if (of_each := value_type(kind)) and isinstance(value, dict):
+        return {key: _check(f'{dotted}."{key}"', part, of_each, source) for key, part in value.items()}
     try:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("not a finite number")

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -50,6 +50,8 @@ def name_type(option: str, kind: Any) -> str:
         return " or ".join(name_value(choice) for choice in get_args(bare))
     if is_struct(bare):
         return "a table"
+    if value := value_type(bare):
+        return f"a table, each {name_type('', value)}"
     if item := item_type(bare):
         return f"a list, each {name_type('', item)}"
     bounds = [
@@ -95,6 +97,12 @@ def item_type(kind: Any) -> Any:
     """Return X of `tuple[X, …]`; None when *kind* is not a list."""
     bare, _ = unwrap(kind)
     return get_args(bare)[0] if get_origin(bare) is tuple else None
+
+
+def value_type(kind: Any) -> Any:
+    """Return X of `Mapping[str, X]`; None when *kind* is no table whose keys are free."""
+    bare, _ = unwrap(kind)
+    return get_args(bare)[1] if get_origin(bare) is Mapping else None
 
 
 def is_struct(kind: Any) -> bool:

@@ -109,7 +109,7 @@ class Gate:
         with self._settling(record, era):
             policy = _find_policy(rpc, caller, path, serving.view)
             if policy is None:
-                raise _deny(caller, f"{rpc.permission} on this path")
+                raise _deny_by_policy(rpc, caller, "on this path")
             record.policy = policy
             self._require_audit()
             yield record, serving
@@ -122,7 +122,7 @@ class Gate:
         serving, era = self._lifecycle.lend()
         with self._settling(record, era):
             if not _may_somewhere(rpc, caller, serving.view):
-                raise _deny(caller, str(rpc.permission))
+                raise _deny_by_policy(rpc, caller, "on some path")
             self._require_audit()
             yield record, serving
 
@@ -160,7 +160,7 @@ class Gate:
             DeniedError: Another caller started it, and the role is not enough.
         """
         if not may_act_on(record.rpc, record.caller, owner):
-            raise _deny(record.caller, _name_roles(record.rpc.roles_over_others))
+            raise _deny_by_role(record.caller, record.rpc.roles_over_others)
 
     def require_role(self, record: CallRecord, roles: frozenset[Role]) -> None:
         """Ask for one of *roles*, because of what the request asks for.
@@ -169,7 +169,7 @@ class Gate:
             DeniedError: The caller has another one.
         """
         if record.caller.role not in roles:
-            raise _deny(record.caller, _name_roles(roles))
+            raise _deny_by_role(record.caller, roles)
 
     def check_served(self, rpc: Rpc[Permission | None]) -> State:
         """Return the state that the nexus is in; raises as `nexus.lifecycle.states.check_served`."""
@@ -251,8 +251,15 @@ def _may_use_reserve(record: CallRecord) -> bool:
     return record.rpc.uses_reserve and record.caller.role in PEOPLE
 
 
-def _deny(caller: Caller, wanted: str) -> DeniedError:
-    return DeniedError(f"{caller.spiffe_id} is not allowed: it needs {wanted}")
+def _deny_by_policy(rpc: Rpc[Permission], caller: Caller, where: str) -> DeniedError:
+    wanted = f"a policy has to give it {rpc.permission} {where}"
+    if caller.role not in rpc.roles:
+        wanted = f"it needs {_name_roles(rpc.roles)}, and {wanted}"
+    return DeniedError(f"{caller.spiffe_id} is not allowed: {wanted}")
+
+
+def _deny_by_role(caller: Caller, roles: frozenset[Role]) -> DeniedError:
+    return DeniedError(f"{caller.spiffe_id} is not allowed: it needs {_name_roles(roles)}")
 
 
 def _name_roles(roles: frozenset[Role]) -> str:

@@ -42,6 +42,7 @@ from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
+from nexus.policy.keeping import Keeping
 from nexus.policy.rules import Policy
 from nexus.store.protocol import Store, Writer
 from nexus.store.requests import RequestRetention
@@ -49,6 +50,7 @@ from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()
 _USUAL = Terms()
+_KEEPING = Keeping()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,14 @@ def build_core(
     pin: GenesisPin = _ANY,
     terms: Terms = _USUAL,
     backup: BackupSetup | None = None,
+    keeping: Keeping = _KEEPING,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
     store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how
-    backups are made; None: there are none.
+    backups are made; None: there are none. *keeping* says how many versions of a secret are kept.
     """
 
     def follow(now: State) -> None:
@@ -243,7 +246,7 @@ def build_core(
         warden,
         exporter,
         gate,
-        Vault(store, gate, clock),
+        Vault(store, gate, clock, keeping),
         Policies(store, gate),
         initialisation,
         unseal,

@@ -111,6 +111,7 @@ class Nexus:
             pin=GenesisPin(bytes.fromhex(config.genesis)),
             terms=config.rotation.terms,
             backup=_find_backup_setup(config, self._store),
+            keeping=config.secrets.keeping,
         )
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)

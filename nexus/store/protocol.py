@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from nexus.store.rewrapping import KeyringReader, KeyringWriter
 
 BEYOND_PATHS = "\x7f"  # sorts after every path
+BEYOND_VERSIONS = 2**63 - 1  # above every version
 
 T = TypeVar("T")
 
@@ -89,6 +90,35 @@ class SecretRow:
     incarnation: bytes  # 16 bytes
     current_version: int  # newest version ever written in this incarnation
     updated_at: int  # microseconds since 1970
+    first_version: int = 1  # those below it were pruned, and nothing is kept of them
+    max_versions: int = 0  # how many are kept; 0: as the configuration says
+
+
+class ListedSecret(NamedTuple):
+    """A secret as a listing shows it."""
+
+    path: str
+    incarnation: bytes  # 16 bytes
+    current_version: int
+    updated_at: int  # microseconds since 1970
+    newest_live_version: int  # 0: every version is deleted or destroyed
+
+
+class VersionState(enum.StrEnum):
+    """What has become of a version."""
+
+    LIVE = "live"
+    DELETED = "deleted"  # its row is marked
+    DESTROYED = "destroyed"  # its row is gone
+
+
+class HistoryRow(NamedTuple):
+    """A version without what it holds."""
+
+    version: int
+    state: VersionState
+    created_at: int  # microseconds since 1970
+    destroyed_at: int  # the same; 0: it is not destroyed
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +149,7 @@ class MadeByRequest:
     """What a request that changes something made."""
 
     incarnation: bytes  # 16 bytes
-    versions: tuple[int, ...]  # written or deleted by it, ascending
+    versions: tuple[int, ...]  # that it wrote, deleted, brought back or destroyed, ascending; else the newest
     revision: int
 
 
@@ -196,8 +226,11 @@ class Reader(KeyringReader, Protocol):
     def load_version(self, path: str, version: int) -> VersionRow | None:
         """Load one version, 0: the newest, in one indexed query. A deleted one is returned and says so.
 
+        None: it never was, or it is destroyed; `load_history` tells.
+
         Raises:
-            CorruptRowError: The secret is there and has had this version, but its row is not found.
+            CorruptRowError: The secret is there and has had this version, which nobody destroyed, but its row is not
+                found.
         """
         ...
 
@@ -205,14 +238,29 @@ class Reader(KeyringReader, Protocol):
         """Load the numbers of the versions that are not deleted, ascending."""
         ...
 
+    def load_kept_versions(self, path: str) -> list[int]:
+        """Load the numbers of the versions that are not destroyed, deleted ones as well, ascending."""
+        ...
+
+    def load_history(self, path: str, *, before: int = BEYOND_VERSIONS, limit: int) -> list[HistoryRow]:
+        """Load what has become of the versions below *before*, the newest first. Pruned ones are left out.
+
+        Raises:
+            CorruptRowError: One of them is lost.
+        """
+        ...
+
     def list_stamps(self, *, after: tuple[str, int], limit: int) -> list[VersionStamp]:
         """List versions by path and number, deleted ones as well; begins after a path and number."""
         ...
 
-    def list_secrets(self, prefix: str, *, after: str, limit: int, before: str = BEYOND_PATHS) -> list[SecretRow]:
+    def list_secrets(
+        self, prefix: str, *, after: str, limit: int, before: str = BEYOND_PATHS, include_deleted: bool = False
+    ) -> list[ListedSecret]:
         """List secrets with a version left, in byte order of their paths.
 
         At *prefix* or below it by whole segments (empty: all), between *after* (empty: from the start) and *before*.
+        With *include_deleted* the versions that are left may all be deleted, but not destroyed.
         """
         ...
 
@@ -283,6 +331,38 @@ class Writer(Reader, KeyringWriter, Protocol):
             StoreUnavailableError: One of them is not there, or marked already. The change is lost, even if it catches
                 this.
         """
+        ...
+
+    def undelete(self, path: str, versions: Sequence[int]) -> None:
+        """Take the marks of deletion off versions.
+
+        Raises:
+            StoreUnavailableError: One of them is not marked. The change is lost, even if it catches this.
+        """
+        ...
+
+    def destroy(self, path: str, versions: Sequence[int], *, caller: str, destroyed_at: int) -> None:
+        """Remove the rows of versions, also from quarantine, and keep that they were destroyed.
+
+        *destroyed_at* in microseconds since 1970. What was in the rows is in the files until the next scrub.
+
+        Raises:
+            StoreUnavailableError: One of them has no row. The change is lost, even if it catches this.
+        """
+        ...
+
+    def prune(self, path: str, *, below: int) -> None:
+        """Remove all rows of the versions below *below*, which becomes the first version; not the current one.
+
+        What was in the rows is in the files until the next scrub.
+
+        Raises:
+            StoreUnavailableError: The current version is among them. The change is lost, even if it catches this.
+        """
+        ...
+
+    def save_max_versions(self, path: str, max_versions: int) -> None:
+        """Set how many versions of a secret are kept; 0: as the configuration says."""
         ...
 
     def delete_secret(self, path: str) -> None:
@@ -377,6 +457,11 @@ class Store(Protocol):
 
         Once something was said, every read and change raises `StoreFileLostError`: only a new start helps.
         """
+        ...
+
+    @property
+    def is_scrub_due(self) -> bool:
+        """Whether versions were removed since the last scrub that succeeded."""
         ...
 
     @property

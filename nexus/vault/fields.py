@@ -1,7 +1,7 @@
 """The fields of one secret version: names and values, and the body that they are encoded as."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from common.errors import CorruptRowError, InvalidArgumentError
 from common.forms.codec import fields as encode_parts
@@ -22,15 +22,24 @@ def check_fields(fields: Mapping[str, bytes]) -> None:
     """
     if not fields:
         raise InvalidArgumentError(f"fields: got none, want 1 to {MAX_FIELDS}")
-    if len(fields) > MAX_FIELDS:
-        raise InvalidArgumentError(f"fields: got {len(fields)}, want 1 to {MAX_FIELDS}")
-    size = 0
-    for name, value in fields.items():
-        if _FIELD_NAME.fullmatch(name) is None:
-            raise InvalidArgumentError(f"fields: got the name {abbreviate(name)}, want 1 to 64 of [A-Za-z0-9._-]")
-        size += 4 + len(name) + 4 + len(value)
-    if size > MAX_BODY_BYTES:
-        raise InvalidArgumentError(f"fields: {size} bytes once encoded, want at most {MAX_BODY_BYTES}")
+    _check_some_fields(fields)
+
+
+def check_patch(fields: Mapping[str, bytes], removed: Sequence[str]) -> None:
+    """Check what a patch sets, and the names that it takes out.
+
+    Raises:
+        InvalidArgumentError: Nothing to do, more than 64 of either, a wrong name, one in both, or more than 1 MiB.
+    """
+    if not fields and not removed:
+        raise InvalidArgumentError("fields: got none, and none in removed_fields, want 1 or more in either")
+    _check_some_fields(fields)
+    if len(removed) > MAX_FIELDS:
+        raise InvalidArgumentError(f"removed_fields: got {len(removed)}, want at most {MAX_FIELDS}")
+    for name in removed:
+        _check_name("removed_fields", name)
+        if name in fields:
+            raise InvalidArgumentError(f"removed_fields: got {abbreviate(name)}, which is in fields as well")
 
 
 def encode_body(fields: Mapping[str, bytes]) -> bytes:
@@ -56,3 +65,19 @@ def decode_body(body: bytes | memoryview) -> dict[str, bytes]:
         fields[name] = value
         last = name
     return fields
+
+
+def _check_some_fields(fields: Mapping[str, bytes]) -> None:
+    if len(fields) > MAX_FIELDS:
+        raise InvalidArgumentError(f"fields: got {len(fields)}, want 1 to {MAX_FIELDS}")
+    size = 0
+    for name, value in fields.items():
+        _check_name("fields", name)
+        size += 4 + len(name) + 4 + len(value)
+    if size > MAX_BODY_BYTES:
+        raise InvalidArgumentError(f"fields: {size} bytes once encoded, want at most {MAX_BODY_BYTES}")
+
+
+def _check_name(argument: str, name: str) -> None:
+    if _FIELD_NAME.fullmatch(name) is None:
+        raise InvalidArgumentError(f"{argument}: got the name {abbreviate(name)}, want 1 to 64 of [A-Za-z0-9._-]")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from common.errors import CallerGoneError, OverloadedError
 from nexus.keys.floor import Floor
-from nexus.store.protocol import SecretRow, Store
+from nexus.store.protocol import ListedSecret, Store
 
 _MOST_HIDDEN = 20_000  # secrets that are read for one page and not shown
 _FEWEST_ROWS, _MOST_ROWS = 16, 256  # read at once
@@ -13,9 +13,10 @@ _FEWEST_ROWS, _MOST_ROWS = 16, 256  # read at once
 class Page:
     """A page of a listing, as it fills."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, include_deleted: bool = False) -> None:
         self.limit = limit
-        self.shown: list[SecretRow] = []  # one more than *limit* tells whether there is another page
+        self.include_deleted = include_deleted
+        self.shown: list[ListedSecret] = []  # one more than *limit* tells whether there is another page
         self._hidden = 0
 
     @property
@@ -28,7 +29,7 @@ class Page:
         """The path after which the next page begins, empty at the end."""
         return "" if self.lacking else self.shown[self.limit - 1].path
 
-    def take(self, rows: Sequence[SecretRow], is_shown: Callable[[SecretRow], bool]) -> None:
+    def take(self, rows: Sequence[ListedSecret], is_shown: Callable[[ListedSecret], bool]) -> None:
         """Take what the caller may see of *rows*."""
         found = [row for row in rows if is_shown(row)]
         self.shown += found[: self.lacking]
@@ -51,14 +52,16 @@ class Page:
 
 def read_range(
     store: Store, floor: Floor, prefix: str, begin: str, end: str, page: Page, is_wanted: Callable[[], bool]
-) -> Iterator[list[SecretRow]]:
+) -> Iterator[list[ListedSecret]]:
     """Read the secrets at *prefix* after *begin* and before *end*, until *page* is full; raises as `Page.check`."""
     while begin < end and page.lacking:
         page.check(is_wanted)
         count = min(max(page.lacking, _FEWEST_ROWS), _MOST_ROWS)
         left = floor.position
         with store.read() as reader:
-            rows = list(reader.list_secrets(prefix, after=begin, before=end, limit=count))
+            rows = reader.list_secrets(
+                prefix, after=begin, before=end, limit=count, include_deleted=page.include_deleted
+            )
             floor.check_read(left, reader.load_position())
         yield rows
         begin = rows[-1].path if len(rows) == count else end

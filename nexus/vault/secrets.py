@@ -1,70 +1,41 @@
-"""Secrets: put, get, list and delete, each authorised and audited by the gate.
+"""Secrets: each call is authorised and audited by the gate.
 
-The root key and the KEK may be replaced while the nexus serves, and no caller sees anything of it:
+The root key and the KEK may be replaced while the nexus serves, and no caller sees anything of it (as in
+`nexus.vault.change`):
 
-1. A change that was made with keys that are not those of the store any more is undone, and made anew.
-2. A row whose KEK is gone was re-wrapped after it was read: it is loaded once more.
+1. A row whose KEK is gone was re-wrapped after it was read: it is loaded once more.
 """
 
-import contextlib
-import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.clock import Clock, to_micros
-from common.errors import ConflictError, CorruptRowError, InvalidArgumentError, NotFoundError, RecoveringError
+from common.clock import Clock
+from common.errors import CorruptRowError, InvalidArgumentError, NotScrubbedError
+from common.forms.codec import fields as encode_parts
+from common.forms.codec import u64
 from nexus.access import calls
 from nexus.access.gate import Caller, CallRecord, Gate
-from nexus.keys.envelope import Place, SealedValue, open_value, seal_value
-from nexus.keys.floor import Floor
 from nexus.keys.opened import Serving
-from nexus.policy.paths import check_path, check_prefix
-from nexus.store.protocol import MadeByRequest, SecretRow, Store, VersionRow, Writer
-from nexus.vault.fields import check_fields, decode_body, encode_body
+from nexus.policy.keeping import Keeping, check_max_versions
+from nexus.policy.paths import abbreviate, check_path, check_prefix
+from nexus.store.protocol import BEYOND_VERSIONS, HistoryRow, ListedSecret, MadeByRequest, Store, VersionRow
+from nexus.vault import removing, writing
+from nexus.vault.change import SecretChanges
+from nexus.vault.expected import Expected
+from nexus.vault.fields import check_fields, check_patch, decode_body, encode_body
+from nexus.vault.history import explain_missing
 from nexus.vault.listing import Page, read_range
 from nexus.vault.requests import Request, describe_request, encode_versions
+from nexus.vault.scrubbing import SharedScrub
+from nexus.vault.sealed import open_row
 
-INCARNATION_SIZE = 16
 REQUEST_ID_SIZE = 16
-MAX_DELETED_VERSIONS = 100
+MAX_VERSIONS_NAMED = 100  # by one request
 MAX_PAGE = 1000
-_MOST_FLIPS = 3  # that a change begins anew after
 MAX_VERSION = 2**63 - 1  # what every store can count
 
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What a check-and-set wants to find; None: anything."""
-
-    version: int | None = None  # 0: no secret
-    incarnation: bytes = b""  # empty: any
-
-    def check(self) -> None:
-        """Check that the expectation itself makes sense.
-
-        Raises:
-            InvalidArgumentError: An incarnation of the wrong size, or without a version.
-        """
-        if self.incarnation and len(self.incarnation) != INCARNATION_SIZE:
-            raise InvalidArgumentError(
-                f"expected_incarnation: got {len(self.incarnation)} bytes, want {INCARNATION_SIZE} or none"
-            )
-        if self.incarnation and not self.version:
-            raise InvalidArgumentError("expected_incarnation: got one without expected_version, want both")
-
-    def compare(self, current: SecretRow | None) -> None:
-        """Compare with the secret as it is.
-
-        Raises:
-            ConflictError: It is another version or incarnation.
-        """
-        if self.version is None:
-            return
-        version = current.current_version if current else 0
-        if version != self.version:
-            raise ConflictError(f"expected version {self.version}, current is {version}")
-        if current and self.incarnation and current.incarnation != self.incarnation:
-            raise ConflictError(f"expected version {version} of another incarnation, the secret was created anew since")
+_TOKEN = re.compile(r"([1-9][0-9]{0,18})-([0-9a-f]{32})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,34 +50,34 @@ class Secret:
         return f"Secret({self.path!r}, version={self.version})"
 
 
-Step = Callable[[Writer, Serving], MadeByRequest]
+@dataclass(frozen=True, slots=True)
+class VersionPage:
+    """Versions of one secret, the newest first."""
 
-
-class _AlreadyMadeError(Exception):
-    """Undoes a change whose request made its change before."""
-
-    def __init__(self, made: MadeByRequest) -> None:
-        self.made = made
-
-
-class _KeysReplacedError(Exception):
-    """Undoes a change that was made with keys that are not current any more."""
+    incarnation: bytes  # 16 bytes
+    current_version: int
+    max_versions: int  # how many are kept; 0: all
+    max_versions_is_own: bool  # of this secret, not of the configuration
+    versions: list[HistoryRow]
+    next_token: str  # empty: this was the last page
 
 
 class Vault:
     """Thread-safe."""
 
-    def __init__(self, store: Store, gate: Gate, clock: Clock) -> None:
+    def __init__(self, store: Store, gate: Gate, clock: Clock, keeping: Keeping) -> None:
         self._store = store
         self._gate = gate
-        self._clock = clock
+        self._keeping = keeping
+        self._changes = SecretChanges(store, gate, clock)
+        self._scrub = SharedScrub(store)
 
     def get(self, caller: Caller, path: str, version: int) -> Secret:
         """Return one version, 0: the newest.
 
         Raises:
             InvalidArgumentError, DeniedError: Before anything is read.
-            NotFoundError: The secret or version does not exist, or is deleted.
+            NotFoundError: The secret or version does not exist, or is deleted or destroyed; with what is left.
             DecryptionError, CorruptRowError: The row does not open.
         """
         check_path(path)
@@ -115,11 +86,11 @@ class Vault:
             row = self._load_live_version(serving, path, version)
             record.version = row.version
             try:
-                body = _open(row, serving)
-            except CorruptRowError:  # its KEK is not in the keyring (rule 2)
+                body = open_row(row, serving)
+            except CorruptRowError:  # its KEK is not in the keyring (rule 1)
                 row = self._load_live_version(serving, path, version)
                 record.version = row.version
-                body = _open(row, serving)
+                body = open_row(row, serving)
             return Secret(path, row.version, row.incarnation, decode_body(body), row.created_at)
 
     def put(
@@ -139,18 +110,55 @@ class Vault:
         with self._gate.secret_call(calls.PUT_SECRET, caller, path, request_id=request_id) as (record, _):
             body = encode_body(fields)
             request = _describe(record, expected, body)
-            return self._change(
-                record, request, lambda writer, serving: self._insert(writer, serving, record, body, expected)
+            return self._changes.make(
+                record, request, lambda change: writing.put(change, body, expected, self._keeping)
+            )
+
+    def patch(
+        self,
+        caller: Caller,
+        path: str,
+        fields: Mapping[str, bytes],
+        removed: Sequence[str],
+        expected: Expected,
+        request_id: bytes,
+    ) -> MadeByRequest:
+        """Write the newest version once more, with *fields* set and *removed* taken out; otherwise as `put`.
+
+        Raises:
+            InvalidArgumentError: No field would be left, or too much; others before anything is read.
+            DeniedError: Before anything is read.
+            NotFoundError: The secret does not exist, or its newest version is deleted or destroyed.
+            ConflictError: The check-and-set failed.
+            DecryptionError, CorruptRowError: The newest version does not open.
+        """
+        check_path(path)
+        check_patch(fields, removed)
+        expected.check(of_existing="patched")
+        _check_request_id(request_id)
+        with self._gate.secret_call(calls.PATCH_SECRET, caller, path, request_id=request_id) as (record, _):
+            names = sorted(set(removed))
+            request = _describe(record, expected, encode_parts(encode_body(fields), *map(str.encode, names)))
+            return self._changes.make(
+                record, request, lambda change: writing.patch(change, fields, names, expected, self._keeping)
             )
 
     def list(
-        self, caller: Caller, prefix: str, *, after: str, limit: int, is_wanted: Callable[[], bool] = lambda: True
-    ) -> tuple[list[SecretRow], str]:
+        self,
+        caller: Caller,
+        prefix: str,
+        *,
+        after: str,
+        limit: int,
+        include_deleted: bool = False,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> tuple[list[ListedSecret], str]:
         """List what the caller may list: one page, and the path after which the next one begins, empty at the end.
 
         A page has at most *limit* secrets, 0: 1000. That path is one of those listed, so it tells nothing of what was
         left out. Only what the caller's policies may match is read, a few rows at once, and *is_wanted* is asked in
-        between whether somebody still waits.
+        between whether somebody still waits. With *include_deleted* there are also secrets whose versions are all
+        deleted, but not destroyed.
 
         Raises:
             InvalidArgumentError: Prefix, page size or token.
@@ -161,9 +169,7 @@ class Vault:
         check_prefix(prefix)
         if after:
             check_path(after, name="page_token")
-        if limit > MAX_PAGE:
-            raise InvalidArgumentError(f"page_size: got {limit}, want at most {MAX_PAGE}")
-        page = Page(limit or MAX_PAGE)
+        page = Page(_check_page_size(limit), include_deleted=include_deleted)
         with self._gate.listing_call(calls.LIST_SECRETS, caller, prefix) as (_, serving):
             for begin, end in self._gate.find_ranges(calls.LIST_SECRETS, caller, serving):
                 if prefix and (end <= prefix or begin >= f"{prefix}0"):  # "0" follows "/"
@@ -171,6 +177,38 @@ class Vault:
                 for rows in read_range(self._store, serving.floor, prefix, max(begin, after), end, page, is_wanted):
                     page.take(rows, lambda row: self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving))
             return page.shown[: page.limit], page.next_token
+
+    def list_versions(self, caller: Caller, path: str, *, after: str, limit: int) -> VersionPage:
+        """List the versions of a secret, the newest first; at most *limit*, 0: 1000.
+
+        Raises:
+            InvalidArgumentError: Path, page size or token; the token may be of an earlier incarnation.
+            DeniedError: Before anything is read.
+            NotFoundError: The secret does not exist.
+            CorruptRowError: A version is lost.
+        """
+        check_path(path)
+        count = _check_page_size(limit)
+        before, incarnation = _parse_token(after) if after else (BEYOND_VERSIONS, b"")
+        with self._gate.secret_call(calls.LIST_VERSIONS, caller, path) as (_, serving):
+            floor = serving.floor.position  # before the read begins
+            with self._store.read() as reader:
+                serving.floor.check_read(floor, reader.load_position())
+                secret = reader.load_secret(path)
+                if secret is None:
+                    raise explain_missing(reader, path)
+                rows = reader.load_history(path, before=before, limit=count + 1)
+            if incarnation not in (b"", secret.incarnation):
+                raise InvalidArgumentError("page_token: the secret was created anew since, want the first page again")
+            token = f"{rows[count - 1].version}-{secret.incarnation.hex()}" if len(rows) > count else ""
+            return VersionPage(
+                secret.incarnation,
+                secret.current_version,
+                secret.max_versions or self._keeping.find_limit(path),
+                bool(secret.max_versions),
+                rows[:count],
+                token,
+            )
 
     def delete(
         self, caller: Caller, path: str, versions: Sequence[int], expected: Expected, request_id: bytes
@@ -183,19 +221,72 @@ class Vault:
             ConflictError: The check-and-set failed.
         """
         check_path(path)
-        expected.check()
+        expected.check(of_existing="deleted")
         _check_request_id(request_id)
-        if len(versions) > MAX_DELETED_VERSIONS:
-            raise InvalidArgumentError(f"versions: got {len(versions)}, want at most {MAX_DELETED_VERSIONS}")
-        for version in versions:
-            _check_version("versions", version)
-        if expected.version == 0:
-            raise InvalidArgumentError("expected_version: got 0, want 1 or more: what does not exist cannot be deleted")
+        wanted = _sort_versions(versions)
         with self._gate.secret_call(calls.DELETE_SECRET, caller, path, request_id=request_id) as (record, _):
-            wanted = sorted(set(versions))
-            request = _describe(record, expected, encode_versions(versions))
-            return self._change(
-                record, request, lambda writer, _: self._delete_versions(writer, record, wanted, expected)
+            request = _describe(record, expected, encode_versions(wanted))
+            return self._changes.make(record, request, lambda change: removing.delete(change, wanted, expected))
+
+    def undelete(self, caller: Caller, path: str, versions: Sequence[int], request_id: bytes) -> MadeByRequest:
+        """Bring deleted *versions* back; the same request again returns what it did the first time.
+
+        Raises:
+            InvalidArgumentError, DeniedError: Before anything is read.
+            NotFoundError: The secret or one of the versions does not exist, or is not deleted, or is destroyed.
+        """
+        check_path(path)
+        _check_request_id(request_id)
+        wanted = _sort_versions(versions)
+        if not wanted:
+            raise InvalidArgumentError(f"versions: got none, want 1 to {MAX_VERSIONS_NAMED}")
+        with self._gate.secret_call(calls.UNDELETE_SECRET, caller, path, request_id=request_id) as (record, _):
+            request = _describe(record, Expected(), encode_versions(wanted))
+            return self._changes.make(record, request, lambda change: removing.undelete(change, wanted))
+
+    def destroy(
+        self, caller: Caller, path: str, versions: Sequence[int], expected: Expected, request_id: bytes
+    ) -> MadeByRequest:
+        """Destroy *versions*, or all that are there: nothing of them is in the files of the store afterwards.
+
+        The same request again returns what it did the first time, and sees to the files again.
+
+        Raises:
+            InvalidArgumentError, DeniedError: Before anything is read.
+            NotFoundError: The secret or one of the versions does not exist, or is already destroyed.
+            ConflictError: The check-and-set failed.
+            NotScrubbedError: They are destroyed, but may be in the files yet.
+        """
+        check_path(path)
+        expected.check(of_existing="destroyed")
+        _check_request_id(request_id)
+        wanted = _sort_versions(versions)
+        with self._gate.secret_call(calls.DESTROY_SECRET, caller, path, request_id=request_id) as (record, _):
+            request = _describe(record, expected, encode_versions(wanted))
+            made = self._changes.make(record, request, lambda change: removing.destroy(change, wanted, expected))
+        try:
+            self._scrub.run()  # without keys, which a seal would wait for
+        except NotScrubbedError as exc:
+            raise NotScrubbedError(
+                f"{path}: destroyed, but the files may have it yet ({exc}): the same request tries once more"
+            ) from exc
+        return made
+
+    def update_metadata(self, caller: Caller, path: str, max_versions: int | None, request_id: bytes) -> MadeByRequest:
+        """Set how many versions of a secret are kept; 0: as the configuration says. The answer names the newest.
+
+        Raises:
+            InvalidArgumentError: Nothing is to be set, or too much.
+            DeniedError: Before anything is read.
+            NotFoundError: The secret does not exist.
+        """
+        check_path(path)
+        _check_request_id(request_id)
+        wanted = check_max_versions(max_versions)
+        with self._gate.secret_call(calls.UPDATE_SECRET_METADATA, caller, path, request_id=request_id) as (record, _):
+            request = _describe(record, Expected(), u64(wanted))
+            return self._changes.make(
+                record, request, lambda change: writing.keep_at_most(change, wanted, self._keeping)
             )
 
     def _load_live_version(self, serving: Serving, path: str, version: int) -> VersionRow:
@@ -203,95 +294,9 @@ class Vault:
         with self._store.read() as reader:
             row = reader.load_version(path, version)
             serving.floor.check_read(floor, reader.load_position())
-        if row is None or row.deleted:
-            raise NotFoundError("no such secret or version")
+            if row is None or row.deleted:
+                raise explain_missing(reader, path, version or None)
         return row
-
-    def _change(self, record: CallRecord, request: Request, step: Step) -> MadeByRequest:
-        for _ in range(_MOST_FLIPS):
-            with contextlib.suppress(_KeysReplacedError):  # rule 1
-                return self._try_change(record, request, step)
-        raise RecoveringError(f"the keys of this change were replaced {_MOST_FLIPS} times while it was made")
-
-    def _try_change(self, record: CallRecord, request: Request, step: Step) -> MadeByRequest:
-        floors: list[Floor] = []
-
-        def change(writer: Writer) -> MadeByRequest:
-            # Asked here, not at the gate: a change waits for its turn, and uses the keys that are current by then.
-            serving = self._gate.require_serving()
-            serving.floor.check_basis(writer.basis)
-            _check_current(serving.root_key.generation, writer.basis.generation)
-            floors.append(serving.floor)
-            try:
-                if (before := request.find_made(writer, serving.root_key)) is not None:
-                    raise _AlreadyMadeError(before)
-                made = step(writer, serving)
-                request.save(writer, serving.root_key, made, made_at=to_micros(self._clock.now()))
-                record.version = made.versions[-1]
-                record.write(writer, serving.root_key)
-            finally:  # keys that may be wiped by now have proved nothing, not even that this is another request
-                self._gate.check_still(serving)
-            return made
-
-        try:
-            made = self._store.write(change)
-            floors[0].reach(made.revision)
-            return made
-        except _AlreadyMadeError as again:
-            record.detail = "repeated request"
-            return again.made
-
-    def _insert(
-        self, writer: Writer, serving: Serving, record: CallRecord, body: bytes, expected: Expected
-    ) -> MadeByRequest:
-        path = record.path
-        current = _load_live(writer, path)
-        expected.compare(current)
-        if current is None:
-            writer.delete_secret(path)  # the marks of deletion of the previous incarnation
-        incarnation = current.incarnation if current else os.urandom(INCARNATION_SIZE)
-        version = current.current_version + 1 if current else 1
-        sealed = seal_value(body, Place(serving.cluster_id, path, incarnation, version), serving.keyring)
-        _check_current(sealed.kek_id, writer.basis.kek_id)
-        row = VersionRow(
-            path=path,
-            incarnation=incarnation,
-            version=version,
-            kek_id=sealed.kek_id,
-            dek_id=sealed.dek_id,
-            wrapped_dek=sealed.wrapped_dek,
-            value=sealed.value,
-            created_at=to_micros(self._clock.now()),
-            deleted=False,
-        )
-        writer.insert_version(row, caller=record.caller.spiffe_id)
-        return MadeByRequest(incarnation, (version,), writer.revision)
-
-    def _delete_versions(
-        self, writer: Writer, record: CallRecord, wanted: Sequence[int], expected: Expected
-    ) -> MadeByRequest:
-        current = _load_live(writer, record.path)
-        if current is None:
-            raise NotFoundError("no such secret or version")
-        expected.compare(current)
-        live = writer.load_live_versions(record.path)
-        if not set(wanted) <= set(live):
-            raise NotFoundError("no such secret or version")
-        versions = tuple(wanted or live)
-        writer.mark_deleted(record.path, versions, caller=record.caller.spiffe_id)
-        record.detail = "versions " + " ".join(map(str, versions))
-        return MadeByRequest(current.incarnation, versions, writer.revision)
-
-
-def _open(row: VersionRow, serving: Serving) -> bytes:
-    sealed = SealedValue(row.kek_id, row.dek_id, row.wrapped_dek, row.value)
-    return open_value(sealed, Place(serving.cluster_id, row.path, row.incarnation, row.version), serving.keyring)
-
-
-def _check_current(used: int, current: int) -> None:
-    """Check that a change uses the key that its basis names; 0: an older program left the store, and it names none."""
-    if current not in (0, used):
-        raise _KeysReplacedError
 
 
 def _describe(record: CallRecord, expected: Expected, content: bytes) -> Request:
@@ -306,20 +311,31 @@ def _describe(record: CallRecord, expected: Expected, content: bytes) -> Request
     )
 
 
-def _load_live(writer: Writer, path: str) -> SecretRow | None:
-    """Load the secret, None when every version is deleted."""
-    secret = writer.load_secret(path)
-    if secret is None:
-        return None
-    newest = writer.load_version(path, 0)
-    if newest is not None and not newest.deleted:
-        return secret
-    return secret if writer.load_live_versions(path) else None
+def _sort_versions(versions: Sequence[int]) -> list[int]:
+    """Return the versions that a request names, checked and each once."""
+    if len(versions) > MAX_VERSIONS_NAMED:
+        raise InvalidArgumentError(f"versions: got {len(versions)}, want at most {MAX_VERSIONS_NAMED}")
+    for version in versions:
+        _check_version("versions", version)
+    return sorted(set(versions))
 
 
 def _check_version(name: str, version: int) -> None:
     if version > MAX_VERSION:
         raise InvalidArgumentError(f"{name}: got {version}, want at most {MAX_VERSION}")
+
+
+def _check_page_size(limit: int) -> int:
+    if limit > MAX_PAGE:
+        raise InvalidArgumentError(f"page_size: got {limit}, want at most {MAX_PAGE}")
+    return limit or MAX_PAGE
+
+
+def _parse_token(token: str) -> tuple[int, bytes]:
+    """Return the version that a page ended with, and the incarnation that it is of."""
+    if (match := _TOKEN.fullmatch(token)) is None or int(match[1]) > MAX_VERSION:
+        raise InvalidArgumentError(f"page_token: got {abbreviate(token)}, want the next_page_token of a page")
+    return int(match[1]), bytes.fromhex(match[2])
 
 
 def _check_request_id(request_id: bytes) -> None:

@@ -16,13 +16,14 @@ INCARNATION: Final = b"i" * 16
 ROWS: Final[Mapping[str, Sequence[Row]]] = {
     "meta": [("initialised", CLUSTER, 0, 1, 300, 12, 3, 3, 4, 1, 5, HEADER.generation, 4)],
     "control": [("canary", "4", b"{}", b"d" * 32), ("keyring", "3", b"{}", b"e" * 32)],
-    "secrets": [("app/a", INCARNATION, 2, 7), ("app/ä", INCARNATION, 1, 8)],
+    "secrets": [("app/a", INCARNATION, 3, 7, 1, 0), ("app/ä", INCARNATION, 4, 8, 4, 1)],
     "versions": [
         ("app/a", 1, INCARNATION, 4, b"k" * 16, b"w" * 98, 5, 1, 200, "spiffe://x/y", b"value 1"),
         ("app/a", 2, INCARNATION, 4, b"l" * 16, b"w" * 98, 6, 0, 201, "spiffe://x/y", b"value 2"),
-        ("app/ä", 1, INCARNATION, 4, b"m" * 16, b"w" * 98, 7, 0, 202, "spiffe://x/y", b""),
+        ("app/ä", 4, INCARNATION, 4, b"m" * 16, b"w" * 98, 7, 0, 202, "spiffe://x/y", b""),
     ],
     "deletions": [("app/a", 1, 203, "spiffe://x/y")],
+    "destroyed": [("app/a", 3, INCARNATION, 6, 8, "spiffe://x/y")],
     "requests": [(b"r" * 16, "spiffe://x/y", "PutSecret", "app/a", 3, None, INCARNATION, "1", 200, 5)],
     "quarantine": [("app/a", INCARNATION, 1, 4, "does not open", 9, None)],
     "audit_head": [("n1", 1, 77, b"h" * 32, 300, b"m" * 32)],

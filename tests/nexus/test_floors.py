@@ -16,7 +16,7 @@ from nexus.keys.first_rows import FIRST_KEK
 from nexus.lifecycle.states import State
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import ControlRow, Writer
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.kit.patience import at_most
 from tests.nexus.cluster import SUPERUSERS, FoundCluster, FoundedCluster, tamper
 from tests.nexus.conftest import StartNexus, WaitUntil

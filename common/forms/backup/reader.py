@@ -1,6 +1,6 @@
 """Read a backup's stream as it comes, in the memory of one row, and believe nothing of it before it is whole.
 
-1. It is exactly what `write_stream` writes: the tables of this version in their order, with their columns.
+1. It is exactly what `write_stream` writes, or wrote: the tables of its version in their order, with their columns.
 2. Rows ascend where their table says so; their number and digest are those that follow them.
 3. The one row of `meta` stands where the header says.
 4. The digest is that of everything before it, and nothing follows the signature.
@@ -15,12 +15,13 @@ from typing import Any
 from common.errors import BackupError
 from common.forms.backup.header import Contents, Header, Proof, decode_header
 from common.forms.backup.rows import decode_row
-from common.forms.backup.tables import META, TABLES, Row, Table
+from common.forms.backup.tables import META, TABLES_BY_VERSION, Row, Table
 from common.forms.backup.writer import (
     END,
     FRAME,
     HEADER,
     MAGIC,
+    MAGICS,
     MAX_FRAME,
     ROW,
     SIGNATURE,
@@ -30,7 +31,8 @@ from common.forms.backup.writer import (
 )
 from common.forms.codec import fields, u64
 
-_VERSIONS = MAGIC[: MAGIC.index(b"1")]  # what every version begins with
+_BEGINNING = MAGIC.rstrip(b"0123456789\n")  # of every version
+_VERSIONS = {magic: version for version, magic in MAGICS.items()}
 _SIGNATURE_SIZE = 64
 
 
@@ -49,7 +51,7 @@ class StreamReader:
         self._last_key: Row = ()
         self._trailer: bytes | None = None
         self._signature: bytes | None = None
-        self._has_begun = False
+        self._tables: tuple[Table, ...] = ()  # of its version; empty: it has not begun
 
     def feed(self, data: bytes) -> None:
         """Read on.
@@ -58,7 +60,7 @@ class StreamReader:
             BackupError: This is no backup, or a damaged one.
         """
         self._buffer += data
-        if not self._has_begun and not self._take_magic():
+        if not self._tables and not self._take_magic():
             return
         at, size = 0, len(self._buffer)
         while size - at >= FRAME.size:
@@ -86,12 +88,12 @@ class StreamReader:
         start = bytes(self._buffer[: len(MAGIC)])
         if len(start) < len(MAGIC):
             return False
-        if start != MAGIC:
-            what = "of a newer program" if start.startswith(_VERSIONS) else "no backup of Shardhold"
+        if start not in _VERSIONS:
+            what = "of a newer program" if start.startswith(_BEGINNING) else "no backup of Shardhold"
             raise BackupError(f"this is {what}: it begins with another line than {MAGIC.decode().strip()!r}")
         self._digest.update(start)
         del self._buffer[: len(MAGIC)]
-        self._has_begun = True
+        self._tables = TABLES_BY_VERSION[_VERSIONS[start]]
         return True
 
     def _take(self, kind: bytes, whole: bytes) -> None:
@@ -119,7 +121,7 @@ class StreamReader:
             self._end_table(self._table, kind, body)
 
     def _begin_table(self, kind: bytes, body: bytes) -> None:
-        wanted = TABLES[len(self._rows)] if len(self._rows) < len(TABLES) else None
+        wanted = self._tables[len(self._rows)] if len(self._rows) < len(self._tables) else None
         if wanted is None or kind != TABLE or body != name_table(wanted):
             raise BackupError(f"backup does not go on with {wanted.name if wanted else 'its end'}")
         self._table, self._table_digest, self._last_key = wanted, hashlib.sha256(), ()
@@ -144,7 +146,7 @@ class StreamReader:
         self._table = None
 
     def _take_trailer(self, body: bytes) -> None:
-        if self._table is not None or len(self._rows) != len(TABLES):
+        if self._table is not None or len(self._rows) != len(self._tables):
             raise BackupError("backup ends before its last table")
         if body != self._digest.digest():
             raise BackupError("digest of the backup is that of another one")

@@ -16,10 +16,11 @@ from typing import Final
 from common.errors import BackupError
 from common.forms.backup.header import Header
 from common.forms.backup.rows import encode_row
-from common.forms.backup.tables import TABLES, Table, Value
+from common.forms.backup.tables import TABLES, TABLES_BY_VERSION, VERSION, Table, Value
 from common.forms.codec import fields, u64
 
-MAGIC: Final = b"shardhold backup 1\n"
+MAGICS: Final = {version: b"shardhold backup %d\n" % version for version in TABLES_BY_VERSION}
+MAGIC: Final = MAGICS[VERSION]
 FRAME: Final = struct.Struct(">cI")
 MAX_FRAME: Final = 16 << 20  # bytes of a body
 

@@ -33,6 +33,7 @@ _QUERIES: Final = {
     "secrets": "SELECT {} FROM secrets ORDER BY path",
     "versions": "SELECT {} FROM versions ORDER BY path, version",
     "deletions": "SELECT {} FROM deletions ORDER BY path, version",
+    "destroyed": "SELECT {} FROM destroyed ORDER BY path, version",
     "requests": "SELECT {} FROM requests ORDER BY id",
     "quarantine": "SELECT {} FROM quarantine ORDER BY path, incarnation, version",
     "audit_head": "SELECT {} FROM audit_head ORDER BY nexus",

@@ -156,6 +156,21 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    (
+        "ALTER TABLE secrets ADD COLUMN first_version INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE secrets ADD COLUMN max_versions INTEGER NOT NULL DEFAULT 0",
+        """
+        CREATE TABLE destroyed (
+            path TEXT NOT NULL REFERENCES secrets (path),
+            incarnation BLOB NOT NULL CHECK (length(incarnation) = 16),
+            version INTEGER NOT NULL,
+            created_at INTEGER NOT NULL,
+            destroyed_at INTEGER NOT NULL,
+            caller TEXT NOT NULL,
+            PRIMARY KEY (path, version)
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
 )
 NEWEST: Final = len(MIGRATIONS)
 

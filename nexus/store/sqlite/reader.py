@@ -7,9 +7,12 @@ from typing import Any, Final
 from common.errors import CorruptRowError
 from nexus.store.protocol import (
     BEYOND_PATHS,
+    BEYOND_VERSIONS,
     MAX_ENTRY,
     AuditHead,
     ControlRow,
+    HistoryRow,
+    ListedSecret,
     MadeByRequest,
     Meta,
     OutboxRow,
@@ -19,6 +22,7 @@ from nexus.store.protocol import (
     SecretRow,
     VersionRow,
     VersionStamp,
+    VersionState,
 )
 from nexus.store.rewrapping import QuarantineRow, VersionKey, WrappedRow
 from nexus.store.sqlite.connection import SQLITE_ERRORS, translate
@@ -31,12 +35,32 @@ POSITION: Final = "SELECT timeline, revision, control_revision, epoch, generatio
 # and 3 in a query of its own.
 _VERSION: Final = """
     SELECT v.path, v.incarnation, v.version, v.kek_id, v.dek_id, v.wrapped_dek, v.value, v.created_at, v.deleted,
-           (SELECT current_version FROM secrets WHERE path = ?1),
+           s.current_version, s.first_version,
            m.timeline, m.revision, m.control_revision, m.epoch, m.generation, m.kek_id
-    FROM meta AS m LEFT JOIN versions AS v ON v.path = ?1{} WHERE m.id = 1"""
+    FROM meta AS m LEFT JOIN secrets AS s ON s.path = ?1 LEFT JOIN versions AS v ON v.path = ?1{} WHERE m.id = 1"""
 _VERSION_EXACT: Final = _VERSION.format(" AND v.version = ?2")
 _VERSION_NEWEST: Final = _VERSION.format("") + " ORDER BY v.version DESC LIMIT 1"
-_SECRET: Final = "SELECT path, incarnation, current_version, updated_at FROM secrets"
+_SECRET: Final = """
+    SELECT path, incarnation, current_version, updated_at, first_version, max_versions FROM secrets WHERE path = ?"""
+_LISTED: Final = """
+    SELECT s.path, s.incarnation, s.current_version, s.updated_at, s.live_versions,
+           CASE s.live_versions WHEN 0 THEN 0 ELSE
+               (SELECT v.version FROM versions AS v WHERE v.path = s.path AND v.deleted = 0
+                ORDER BY v.version DESC LIMIT 1) END
+    FROM secrets AS s WHERE {} AND {} ORDER BY s.path LIMIT ?"""
+_BETWEEN: Final = "s.path > ? AND s.path < ?"
+_IS_LIVE: Final = "s.live_versions > 0"
+_IS_KEPT: Final = "EXISTS (SELECT 1 FROM versions AS v WHERE v.path = s.path)"
+_HISTORY: Final = """
+    SELECT version, deleted <> 0 AND NOT EXISTS (
+               SELECT 1 FROM deletions AS d WHERE d.path = v.path AND d.version = v.version), deleted, created_at, 0
+    FROM versions AS v WHERE path = ?1 AND incarnation = ?2 AND version < ?3
+    UNION ALL
+    SELECT version, 0, NULL, created_at, destroyed_at FROM destroyed
+    WHERE path = ?1 AND incarnation = ?2 AND version < ?3
+    ORDER BY version DESC LIMIT ?4"""
+_DESTROYED: Final = "SELECT 1 FROM destroyed WHERE path = ? AND incarnation = ? AND version = ?"
+_NOBODY_DELETED: Final = "store marks a version as deleted that nobody deleted"
 _STAMPS: Final = """
     SELECT path, version, revision, created_at, deleted FROM versions
     WHERE (path, version) > (?, ?) ORDER BY path, version LIMIT ?"""
@@ -148,24 +172,26 @@ class SqliteReader:
         return [ControlRow(*row) for row in rows]
 
     def load_secret(self, path: str) -> SecretRow | None:
-        row = self._find(_SECRET + " WHERE path = ?", path)
+        row = self._find(_SECRET, path)
         return None if row is None else _to_secret(row)
 
     def load_version(self, path: str, version: int) -> VersionRow | None:
         row = self._find(_VERSION_EXACT, path, version) if version else self._find(_VERSION_NEWEST, path)
         if row is None:
             raise CorruptRowError("store has no meta row")
-        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest = row[:10]
-        self._know(row[10:])
+        found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, deleted, newest, first = row[:11]
+        self._know(row[11:])
         if found is None:
             self._explain_missing(path, version)
             return None
         if found != path or (version and number != version):
             raise CorruptRowError("store's index of versions leads to another row")
         _check_numbers(number)
-        # Else a damaged index would pass an older version off as the newest.
-        if newest is None or number > newest or (not version and number < newest):
+        if newest is None or not first <= number <= newest:
             raise CorruptRowError("store has lost a version of a secret, or the secret of a version")
+        if not version and number < newest:  # a damaged index must not pass an older version off as the newest
+            self._explain_missing(path, newest)
+            return None
         if deleted:
             self._check_deleted(path, number)
         return VersionRow(found, incarnation, number, kek_id, dek_id, wrapped_dek, value, created_at, bool(deleted))
@@ -176,17 +202,37 @@ class SqliteReader:
         _check_numbers(*versions)
         return versions
 
+    def load_kept_versions(self, path: str) -> list[int]:
+        rows = self._load("SELECT version FROM versions WHERE path = ? ORDER BY version", path)
+        versions = [version for (version,) in rows]
+        _check_numbers(*versions)
+        return versions
+
+    def load_history(self, path: str, *, before: int = BEYOND_VERSIONS, limit: int) -> list[HistoryRow]:
+        secret = self.load_secret(path)
+        if secret is None:
+            return []
+        newest = min(before - 1, secret.current_version)
+        count = max(0, min(limit, newest - secret.first_version + 1))
+        rows = self._load(_HISTORY, path, secret.incarnation, newest + 1, count)
+        if [row[0] for row in rows] != list(range(newest, newest - count, -1)):
+            raise CorruptRowError("store has lost a version of a secret")
+        return [_to_history(*row) for row in rows]
+
     def list_stamps(self, *, after: tuple[str, int], limit: int) -> list[VersionStamp]:
         rows = self._load(_STAMPS, *after, limit)
         return [VersionStamp(path, number, revision, at, bool(deleted)) for path, number, revision, at, deleted in rows]
 
-    def list_secrets(self, prefix: str, *, after: str, limit: int, before: str = BEYOND_PATHS) -> list[SecretRow]:
+    def list_secrets(
+        self, prefix: str, *, after: str, limit: int, before: str = BEYOND_PATHS, include_deleted: bool = False
+    ) -> list[ListedSecret]:
+        wanted = _IS_KEPT if include_deleted else _IS_LIVE
         if not prefix:
-            return self._list("path > ? AND path < ?", after, before, limit=limit)
-        at = self._list("path = ? AND path > ? AND path < ?", prefix, after, before, limit=limit)
+            return self._list(_BETWEEN, wanted, after, before, limit=limit)
+        at = self._list(f"s.path = ? AND {_BETWEEN}", wanted, prefix, after, before, limit=limit)
         # "0" is the byte behind "/": all that begins with "prefix/" is between the two.
         low, high = max(f"{prefix}/", after, key=str.encode), min(f"{prefix}0", before, key=str.encode)
-        return at + self._list("path > ? AND path < ?", low, high, limit=limit - len(at))
+        return at + self._list(_BETWEEN, wanted, low, high, limit=limit - len(at))
 
     def find_request(self, caller: str, request_id: bytes) -> RequestRow | None:
         row = self._find(_REQUEST, request_id, caller)
@@ -250,20 +296,21 @@ class SqliteReader:
     def count_abandoned(self, kek_id: int) -> int:
         return int(self._find(_COUNT_ABANDONED, kek_id)[0])
 
-    def _list(self, where: str, *parameters: str, limit: int) -> list[SecretRow]:
-        sql = f"{_SECRET} WHERE {where} AND live_versions > 0 ORDER BY path LIMIT ?"
-        return [_to_secret(row) for row in self._load(sql, *parameters, max(limit, 0))]
+    def _list(self, place: str, wanted: str, *parameters: str, limit: int) -> list[ListedSecret]:
+        return [_to_listed(*row) for row in self._load(_LISTED.format(place, wanted), *parameters, max(limit, 0))]
 
     def _explain_missing(self, path: str, version: int) -> None:
-        """Tell a version that never was from one whose row is lost: every version ever written has a row."""
+        """Tell a version that never was, or is destroyed, from one whose row is lost; 0: the newest."""
         secret = self.load_secret(path)
-        if secret is not None and version <= secret.current_version:
+        if secret is None or version > secret.current_version or 0 < version < secret.first_version:
+            return
+        if self._find(_DESTROYED, path, secret.incarnation, version or secret.current_version) is None:
             raise CorruptRowError("store has lost a version of a secret")
 
     def _check_deleted(self, path: str, version: int) -> None:
         """Tell a version that somebody deleted from one whose mark was damaged."""
         if self._find("SELECT 1 FROM deletions WHERE path = ? AND version = ?", path, version) is None:
-            raise CorruptRowError("store marks a version as deleted that nobody deleted")
+            raise CorruptRowError(_NOBODY_DELETED)
 
     def _find(self, sql: str, *parameters: object) -> Any:
         """Return the only row of a query, or None."""
@@ -294,8 +341,23 @@ def _to_quarantined(
 
 def _to_secret(row: Sequence[Any]) -> SecretRow:
     secret = SecretRow(*row)
-    _check_numbers(secret.current_version)
+    _check_numbers(secret.current_version, secret.first_version, secret.max_versions)
     return secret
+
+
+def _to_listed(path: str, incarnation: bytes, current: int, updated_at: int, live: int, newest: Any) -> ListedSecret:
+    if newest is None or newest > current:
+        raise CorruptRowError(f"store has lost {live} versions of a secret, or the secret of a version")
+    _check_numbers(current, newest)
+    return ListedSecret(path, incarnation, current, updated_at, newest)
+
+
+def _to_history(version: int, is_damaged: int, deleted: int | None, created_at: int, destroyed_at: int) -> HistoryRow:
+    if is_damaged:
+        raise CorruptRowError(_NOBODY_DELETED)
+    if deleted is None:
+        return HistoryRow(version, VersionState.DESTROYED, created_at, destroyed_at)
+    return HistoryRow(version, VersionState.DELETED if deleted else VersionState.LIVE, created_at, 0)
 
 
 def _parse_versions(text: str) -> tuple[int, ...]:

@@ -64,6 +64,7 @@ class _Ran:
     before: Position
     after: Position
     has_written: bool
+    has_removed: bool  # versions, which are in the files until a scrub
 
     @property
     def is_ambiguous(self) -> bool:
@@ -86,6 +87,7 @@ class SqliteStore:
         self._copier = Copier(path)
         self._copier.remove()
         self._refusal: tuple[type[StoreUnavailableError], str] | None = None
+        self.is_scrub_due = False
         self.unscrubbed = ""
         self._is_closed = False
 
@@ -207,6 +209,7 @@ class SqliteStore:
                 self._writer.execute("COMMIT")
         except SQLITE_ERRORS as exc:
             self._settle(batch, ran, exc)
+        self.is_scrub_due |= ran.has_removed
         for turn in batch:
             turn.announce()
 
@@ -228,12 +231,13 @@ class SqliteStore:
         self._check_open()
         if not is_done:
             self._writer.execute("ROLLBACK")
-            return _Ran(before, before, has_written=False)
-        return _Ran(before, writer.standing, self._writer.total_changes > changes)
+            return _Ran(before, before, has_written=False, has_removed=False)
+        has_written = self._writer.total_changes > changes
+        return _Ran(before, writer.standing, has_written=has_written, has_removed=writer.has_removed)
 
     def _run_group(self, batch: _Batch, before: Position) -> _Ran:
         execute, standing = self._writer.execute, before
-        has_written = False
+        has_written = has_removed = False
         for turn in batch:
             execute("SAVEPOINT change")
             changes = self._writer.total_changes
@@ -241,11 +245,12 @@ class SqliteStore:
             if turn.run(writer) and _finish(turn, writer):
                 standing = writer.standing
                 has_written |= self._writer.total_changes > changes
+                has_removed |= writer.has_removed
             elif self._writer.in_transaction:
                 execute("ROLLBACK TO change")
             self._check_open()
             execute("RELEASE change")
-        return _Ran(before, standing, has_written)
+        return _Ran(before, standing, has_written=has_written, has_removed=has_removed)
 
     def _check_open(self) -> None:
         """See that SQLite did not roll the transaction back by itself, as it does when the disk is full."""
@@ -332,6 +337,7 @@ class SqliteStore:
                 self.unscrubbed = str(translate(exc, "scrub"))
                 raise translate(exc, "scrub") from exc
             self.unscrubbed = "" if is_done else "somebody reads the database"
+            self.is_scrub_due &= not is_done
             if fault := self._files.find_fault():
                 self._refuse(StoreFileLostError, fault)
                 raise StoreFileLostError(fault)

@@ -27,6 +27,8 @@ _SAVE_META: Final = """
 _SAVE_CONTROL: Final = """
     INSERT INTO control (kind, name, body, digest) VALUES (?, ?, ?, ?)
     ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body, digest = excluded.digest"""
+_INSERT_SECRET: Final = """
+    INSERT INTO secrets (path, incarnation, current_version, live_versions, updated_at) VALUES (?, ?, 1, ?, ?)"""
 _NEXT_VERSION: Final = """
     UPDATE secrets SET current_version = current_version + 1, live_versions = live_versions + ?, updated_at = ?
     WHERE path = ? AND incarnation = ? AND current_version = ? - 1"""
@@ -39,6 +41,15 @@ _INSERT_REQUEST: Final = """
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _COUNT_DELETED: Final = """
     UPDATE secrets SET live_versions = live_versions - ?, updated_at = coalesce(?, updated_at) WHERE path = ?"""
+_COUNT_UNDELETED: Final = "UPDATE secrets SET live_versions = live_versions + ? WHERE path = ?"
+_INSERT_DESTROYED: Final = """
+    INSERT INTO destroyed (path, incarnation, version, created_at, destroyed_at, caller)
+    SELECT path, incarnation, version, created_at, ?, ? FROM versions WHERE path = ? AND version = ?"""
+_COUNT_DESTROYED: Final = """
+    UPDATE secrets SET live_versions = live_versions -
+        (SELECT count(*) FROM versions WHERE path = ?1 AND version {0} ?2 AND deleted = 0)
+    WHERE path = ?1"""
+_BEGIN_AT: Final = "UPDATE secrets SET first_version = ?2 WHERE path = ?1 AND current_version >= ?2"
 _APPEND_AUDIT: Final = """
     INSERT INTO audit_outbox (nexus, revision, position, entry, mac) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (revision, position) DO UPDATE SET nexus = excluded.nexus, entry = excluded.entry, mac = excluded.mac"""
@@ -60,6 +71,7 @@ _RESEAL: Final = """
 _QUARANTINE: Final = """
     INSERT OR IGNORE INTO quarantine (path, incarnation, version, kek_id, reason, found_at)
     SELECT path, incarnation, version, kek_id, ?, ? FROM versions WHERE id = ? AND kek_id = ? AND wrapped_dek = ?"""
+_TABLES_OF_VERSION: Final = ("deletions", "quarantine", "versions")
 _OF_KEY: Final = "path = ? AND incarnation = ? AND version = ?"
 _ABANDON: Final = f"UPDATE quarantine SET abandoned_by = ? WHERE {_OF_KEY} AND abandoned_by IS NULL"
 
@@ -67,13 +79,14 @@ _ABANDON: Final = f"UPDATE quarantine SET abandoned_by = ? WHERE {_OF_KEY} AND a
 class SqliteWriter(SqliteReader):
     """Once a statement has failed, every further one does, and the change is lost."""
 
-    __slots__ = ("_entries", "_failure", "_touched_control", "basis", "revision", "standing")
+    __slots__ = ("_entries", "_failure", "_touched_control", "basis", "has_removed", "revision", "standing")
 
     def __init__(self, connection: sqlite3.Connection, basis: Position) -> None:
         """*basis* is where the store stood before the change."""
         super().__init__(connection)
         self.basis = self.standing = basis
         self.revision = basis.revision + 1
+        self.has_removed = False  # versions, which are in the files until a scrub
         self._touched_control = False
         self._entries = 0
         self._failure: StoreUnavailableError | None = None
@@ -98,7 +111,7 @@ class SqliteWriter(SqliteReader):
         live = int(not row.deleted)
         if row.version == 1:
             head = (row.path, row.incarnation, live, row.created_at)
-            self._change("INSERT INTO secrets VALUES (?1, ?2, 1, ?3, ?4)", *head)
+            self._change(_INSERT_SECRET, *head)
         elif not self._change(_NEXT_VERSION, live, row.created_at, row.path, row.incarnation, row.version):
             raise self._lost(f"version {row.version} is not the next one of this incarnation")
         keys = (row.path, row.incarnation, row.version, row.kek_id, row.dek_id)
@@ -113,8 +126,37 @@ class SqliteWriter(SqliteReader):
             self._change(_INSERT_DELETION, path, version, self.revision, caller)
         self._change(_COUNT_DELETED, len(versions), updated_at, path)
 
+    def undelete(self, path: str, versions: Sequence[int]) -> None:
+        for version in versions:
+            sql = "UPDATE versions SET deleted = 0 WHERE path = ? AND version = ? AND deleted = 1"
+            has_mark = self._change("DELETE FROM deletions WHERE path = ? AND version = ?", path, version)
+            if not (self._change(sql, path, version) and has_mark):
+                raise self._lost(f"version {version} is not marked as deleted")
+        self._change(_COUNT_UNDELETED, len(versions), path)
+
+    def destroy(self, path: str, versions: Sequence[int], *, caller: str, destroyed_at: int) -> None:
+        self.has_removed = True
+        for version in versions:
+            self._change(_COUNT_DESTROYED.format("="), path, version)
+            if not self._change(_INSERT_DESTROYED, destroyed_at, caller, path, version):
+                raise self._lost(f"version {version} has no row")
+            for table in _TABLES_OF_VERSION:
+                self._change(f"DELETE FROM {table} WHERE path = ? AND version = ?", path, version)
+
+    def prune(self, path: str, *, below: int) -> None:
+        self.has_removed = True
+        self._change(_COUNT_DESTROYED.format("<"), path, below)
+        for table in (*_TABLES_OF_VERSION, "destroyed"):
+            self._change(f"DELETE FROM {table} WHERE path = ? AND version < ?", path, below)
+        if not self._change(_BEGIN_AT, path, below):
+            raise self._lost(f"version {below} is above the current one")
+
+    def save_max_versions(self, path: str, max_versions: int) -> None:
+        self._change("UPDATE secrets SET max_versions = ? WHERE path = ?", max_versions, path)
+
     def delete_secret(self, path: str) -> None:
-        for table in ("deletions", "quarantine", "versions", "secrets"):
+        self.has_removed = True
+        for table in (*_TABLES_OF_VERSION, "destroyed", "secrets"):
             self._change(f"DELETE FROM {table} WHERE path = ?", path)
 
     def save_request(self, row: RequestRow) -> None:

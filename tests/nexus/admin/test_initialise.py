@@ -19,7 +19,7 @@ from nexus.keys import records
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Phase
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.cluster import found, is_wiped, open_store
 from tests.nexus.conftest import WaitUntil
 from tests.nexus.core import SUPERUSER, NexusCore

@@ -16,7 +16,7 @@ from nexus.lifecycle.sealing import Emptied
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Writer
 from nexus.store.sqlite.store import SqliteStore
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.kit.patience import join, patience, patiently
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
 from tests.nexus.conftest import StartNexus, WaitUntil

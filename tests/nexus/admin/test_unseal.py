@@ -12,7 +12,7 @@ from nexus.access.gate import Caller
 from nexus.admin.unseal import SESSION_S, Submitted
 from nexus.keys import records
 from nexus.lifecycle.states import State
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.cluster import FoundCluster, count_free, is_wiped
 from tests.nexus.conftest import StartNexus, WaitUntil
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, SUPERUSER

@@ -9,7 +9,7 @@ from common.forms.mark import AuditEnd
 from nexus.keepers.marks import MarkBook
 from nexus.keys.audit_chain import KIND
 from nexus.lifecycle.states import State
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.cluster import NEXUS_NAME, FoundCluster, FoundedCluster, tamper
 from tests.nexus.conftest import StartNexus, WaitUntil
 from tests.nexus.core import OPERATOR, SUPERUSER, NexusCore

@@ -13,7 +13,7 @@ from nexus.admin.operations.rotate_plan import RotatePlan
 from nexus.keys.manifest import Key
 from nexus.lifecycle.renewal import is_due, renew_controls
 from nexus.lifecycle.states import State
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.cluster import tamper
 from tests.nexus.conftest import StartNexus, WaitUntil
 from tests.nexus.core import SUPERUSER, NexusCore

@@ -13,7 +13,7 @@ from nexus.keys import records
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Store, Writer
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.kit.patience import join
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, tamper
 from tests.nexus.conftest import StartNexus, WaitUntil

@@ -18,7 +18,7 @@ from nexus.access.gate import Caller
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Writer
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped
 from tests.nexus.conftest import StartNexus, WaitUntil
 from tests.nexus.core import APP, AUDITOR, OPERATOR, RECOVER, SUPERUSER, NexusCore

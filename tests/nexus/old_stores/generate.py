@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from common.keys.protected import Level, ProtectedMemory
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.cluster import SUPERUSERS, found, open_store
 from tests.nexus.core import SUPERUSER, NexusCore, make_ready
 from tests.nexus.custodians import make_recovery_key

@@ -17,7 +17,7 @@ from nexus.keys.root_key import RootKey
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import MadeByRequest, Position, VersionRow, Writer
 from nexus.store.rewrapping import Rewrap
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, NexusCore
 from tests.nexus.failing_store import FailingStore

@@ -16,7 +16,7 @@ from common.errors import CorruptRowError, InvalidArgumentError, NotFoundError
 from common.forms.codec import fields, u64
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import MadeByRequest, RequestRow
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.cluster import tamper
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, NexusCore, identify

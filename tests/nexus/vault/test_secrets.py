@@ -21,7 +21,8 @@ from common.errors import (
 from nexus.access.gate import Caller
 from nexus.policy.rules import Permission, Policy, PolicySet
 from nexus.store.protocol import MadeByRequest
-from nexus.vault.secrets import MAX_DELETED_VERSIONS, MAX_PAGE, MAX_VERSION, Expected
+from nexus.vault.expected import Expected
+from nexus.vault.secrets import MAX_PAGE, MAX_VERSION, MAX_VERSIONS_NAMED
 from tests.kit.seed import make_random
 from tests.nexus.cluster import tamper
 from tests.nexus.conftest import MakeNexus
@@ -176,7 +177,7 @@ def test_a_version_named_twice_is_deleted_once(nexus: NexusCore) -> None:
     for value in (b"v1", b"v2", b"v3"):
         put(nexus, value)
     assert delete(nexus, 3, 1, 3).versions == (1, 3)
-    with pytest.raises(NotFoundError, match="no such secret or version"):
+    with pytest.raises(NotFoundError, match="team/never: no such secret"):
         nexus.vault.delete(APP, "team/never", (), ANY, os.urandom(16))
 
 
@@ -273,7 +274,7 @@ def test_a_malformed_put_is_refused_before_any_work(nexus: NexusCore, call: dict
 @pytest.mark.parametrize(
     ("versions", "expected", "message"),
     [
-        pytest.param(range(1, MAX_DELETED_VERSIONS + 2), ANY, "versions: got 101", id="101 versions"),
+        pytest.param(range(1, MAX_VERSIONS_NAMED + 2), ANY, "versions: got 101", id="101 versions"),
         pytest.param([MAX_VERSION + 1], ANY, "versions: got 9223372036854775808", id="version out of range"),
         pytest.param([], Expected(0), "expected_version: got 0", id="expects nothing"),
         pytest.param([], Expected(None, bytes(16)), "without expected_version", id="incarnation alone"),

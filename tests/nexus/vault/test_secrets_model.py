@@ -22,7 +22,7 @@ from common.errors import ConflictError, NotFoundError
 from common.keys.protected import ProtectedMemory
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import MadeByRequest
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.cluster import found, open_store
 from tests.nexus.core import APP, NexusCore, make_ready
 

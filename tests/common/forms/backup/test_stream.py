@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,10 @@ from common.errors import BackupError
 from common.forms.backup.header import Contents, check_signature, decode_contents, decode_header, sign_digest
 from common.forms.backup.reader import StreamReader
 from common.forms.backup.rows import decode_row, encode_row
-from common.forms.backup.tables import TABLES, Kind, Row, Table
+from common.forms.backup.tables import TABLES, TABLES_BY_VERSION, Kind, Row, Table
 from common.forms.backup.writer import END, FRAME, MAGIC, MAX_FRAME, ROW, SIGNATURE, TRAILER, frame
 from common.forms.codec import fields, u64
-from tests.kit.backups import CHAIN, HEADER, ROWS, make_empty_stream, make_stream
+from tests.kit.backups import CHAIN, HEADER, INCARNATION, ROWS, make_empty_stream, make_stream
 from tests.kit.chains import ChainMaker
 
 STREAM = make_stream()
@@ -50,6 +51,19 @@ def test_what_was_written_is_read(piece: int) -> None:
     assert contents.rows == {name: len(rows) for name, rows in ROWS.items()}
     assert check_signature(contents, genesis=CHAIN.genesis.fingerprint) == CHAIN.chain
     assert decode_contents(contents.encode()) == contents
+
+
+def test_a_stream_of_version_1_is_read() -> None:
+    """As `tests.kit.backups` made it with commit 0f2022d, the last program that knew no destroyed versions."""
+    stream = (Path(__file__).parent / "version-1.stream").read_bytes()
+    contents, found = read(stream)
+    assert stream.startswith(b"shardhold backup 1\n")
+    assert check_signature(contents, genesis=CHAIN.genesis.fingerprint) == CHAIN.chain
+    assert contents.rows == {table.name: len(ROWS[table.name]) for table in TABLES_BY_VERSION[1]}
+    secrets = [row for name, row in found if name == "secrets"]
+    assert secrets == [("app/a", INCARNATION, 2, 7), ("app/ä", INCARNATION, 1, 8)]
+    with pytest.raises(BackupError, match="does not go on with secrets"):  # nor is one version another
+        read(MAGIC + stream[len(MAGIC) :])
 
 
 def test_a_flipped_bit_is_refused_wherever_it_is() -> None:
@@ -126,7 +140,7 @@ def test_frames_of_another_backup_are_refused() -> None:
 @pytest.mark.parametrize(
     ("stream", "why"),
     [
-        pytest.param(lambda: b"shardhold backup 2\n" + STREAM[len(MAGIC) :], "newer program", id="newer version"),
+        pytest.param(lambda: b"shardhold backup 3\n" + STREAM[len(MAGIC) :], "newer program", id="newer version"),
         pytest.param(lambda: b"age-encryption.org/v1\n", "no backup of Shardhold", id="something else"),
         pytest.param(lambda: b"", "cut off", id="empty"),
         pytest.param(lambda: MAGIC + FRAME.pack(b"H", MAX_FRAME + 1), "want at most", id="huge frame"),

@@ -29,8 +29,8 @@ from nexus.keys.ruled_change import commit_decision, load_facts
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import VersionRow, Writer
 from nexus.store.rewrapping import QuarantineRow, VersionKey, WrappedRow
+from nexus.vault.expected import Expected
 from nexus.vault.fields import encode_body
-from nexus.vault.secrets import Expected
 from tests.kit.manual_clock import ManualClock
 from tests.kit.waiting import wait_until
 from tests.nexus.cluster import NEXUS_NAME, SUPERUSERS, FoundCluster, FoundedCluster

@@ -23,7 +23,7 @@ from nexus.keys.operation.next_action import PATIENCE
 from nexus.keys.operation.record import Outcome, Step
 from nexus.keys.records import SetState
 from nexus.lifecycle.states import State
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.reshared import DEPTHS, NEW_ID, Resharing, is_wiped_set
 from tests.nexus.cluster import count_free, is_wiped, tamper

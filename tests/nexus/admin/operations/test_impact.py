@@ -24,7 +24,7 @@ from nexus.keys.envelope import Place, SealedValue, open_value
 from nexus.keys.operation.record import Depth
 from nexus.keys.records import GenerationState
 from nexus.store.sqlite.store import SqliteStore
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.admin.operations.reshared import Resharing
 from tests.nexus.cluster import tamper
 from tests.nexus.core import APP, AUDITOR, KEEPER, NEXUS, OPERATOR, RECOVER, SUPERUSER

@@ -16,7 +16,7 @@ from nexus.admin.operations.reshare_plan import ResharePlan
 from nexus.keys.records import GenerationState
 from nexus.lifecycle.states import State
 from nexus.store.protocol import Reader, Store
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.conftest import MakeRekeyed
 from tests.nexus.admin.operations.rekeyed import NEW, OLD, Rekeyed, find_in_files, make_key, make_rekeyed, name_path

@@ -11,7 +11,7 @@ import pytest
 from common.keys.protected import ProtectedMemory
 from nexus.keys.operation.record import Depth, Step
 from nexus.lifecycle.states import State
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.carving import Loot, find_values, find_wraps, open_escrows, read_files
 from tests.nexus.admin.operations.rekeyed import TEAM

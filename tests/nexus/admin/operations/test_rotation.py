@@ -22,7 +22,7 @@ from nexus.keys import records
 from nexus.keys.operation.record import Depth, Step
 from nexus.keys.records import GenerationState, KekState
 from nexus.lifecycle.states import State
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.reshared import NEW_ID, Resharing
 from tests.nexus.cluster import count_free, is_wiped, tamper

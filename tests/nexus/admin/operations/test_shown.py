@@ -10,7 +10,7 @@ from nexus.access.audit.alarm import Alarm
 from nexus.admin.status import OperationStep
 from nexus.keys.operation.record import Depth, Step
 from nexus.server.metrics import NexusCollector
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.reshared import Resharing
 from tests.nexus.cluster import tamper

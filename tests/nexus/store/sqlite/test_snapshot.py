@@ -64,7 +64,7 @@ def test_every_row_is_in_the_copy(store: SqliteStore) -> None:
         assert copy.meta == reader.load_meta()
     assert rows["meta"][0][4] == copy.meta.revision == 4
     assert rows["control"] == [("canary", "3", b"{}", b"d" * 32)]
-    assert rows["secrets"] == [("a", b"i" * 16, 2, 2_000), ("b", b"i" * 16, 1, 1_000)]
+    assert rows["secrets"] == [("a", b"i" * 16, 2, 2_000, 1, 0), ("b", b"i" * 16, 1, 1_000, 1, 0)]
     assert [row[:2] + row[7:] for row in rows["versions"]] == [
         ("a", 1, 1, 2, CALLER, b"value a:1"),
         ("a", 2, 0, 3, CALLER, b"value a:2"),
