@@ -47,8 +47,6 @@ TIMEOUT_S = 5.0  # of a call, all its tries included
 FAILURES = (grpc.RpcError, ValueError, Error)
 
 _ABOUT_THE_PATH = (NotFoundError, DeniedError, ConflictError, IntegrityError, DeadlineError)
-_NEEDS_A_POLICY = ("on this path", "needs list")
-WHO_ALLOWS = "a policy has to allow it: ask the cluster's superusers"
 
 _LONGEST_TIMEOUT_S = 24 * 3600.0  # far beyond it gRPC treats a deadline as one that has passed
 _REQUEST_ID_SIZE = 16  # bytes
@@ -81,8 +79,6 @@ class Call(Generic[Result]):
         return error
 
     def _explain_answer(self, error: Error) -> Error:
-        if isinstance(error, DeniedError) and error.message.endswith(_NEEDS_A_POLICY):
-            error.hint = WHO_ALLOWS
         if self.path and isinstance(error, _ABOUT_THE_PATH) and not error.message.startswith(f"{self.path}: "):
             error.message = f"{self.path}: {error.message}"
             error.args = (error.message,)

@@ -20,8 +20,8 @@ from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.patience import at_most
 
 MOST_FRAMES = 6
-DENIED = "spiffe://example.org/team/app is not allowed: it needs read on this path"
-SHOWN = f"shardhold.DeniedError: team/app/db: {DENIED} (a policy has to allow it: ask the cluster's superusers)"
+DENIED = "spiffe://example.org/team/app is not allowed: a policy has to give it read on this path"
+SHOWN = f"shardhold.DeniedError: team/app/db: {DENIED}"
 
 USES = {
     "Client": "import sys\n{preface}\nfrom shardhold import Client, SvidFiles\n"

@@ -43,13 +43,13 @@ class Gate:
         """
         self._check_open()
         if self._is_denied(permission, path):
-            raise denied(self._caller, f"{permission} on this path", path)
+            raise denied(self._caller, permission, path)
 
     def admit_list(self, prefix: str) -> None:
         """Admit a list, each of whose paths is then asked of `may_list`; raises as `admit`."""
         self._check_open()
         if any(glob == _EVERYTHING and "list" in permissions for glob, _, permissions in self._denied):
-            raise denied(self._caller, "list", prefix)
+            raise denied(self._caller, "list", prefix, where="on some path")
 
     def may_list(self, path: str) -> bool:
         """Whether a list shows *path*."""

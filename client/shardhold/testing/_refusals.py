@@ -1,6 +1,5 @@
 """The errors that a fake nexus answers with: of the class, code and reason that a real one's have."""
 
-from shardhold._calls import WHO_ALLOWS
 from shardhold._errors import ConflictError, DeniedError, InvalidArgumentError, NotFoundError, SealedError
 from shardhold._quiet import grpc
 
@@ -20,12 +19,10 @@ def conflict(message: str) -> ConflictError:
     return ConflictError(message, grpc.StatusCode.ABORTED, "VERSION_CONFLICT")
 
 
-def denied(caller: str, wanted: str, path: str) -> DeniedError:
-    """Refuse what no policy allows: *wanted* on *path*, which is empty for a list."""
-    message = f"{caller} is not allowed: it needs {wanted}"
-    return DeniedError(
-        f"{path}: {message}" if path else message, grpc.StatusCode.PERMISSION_DENIED, "DENIED", WHO_ALLOWS
-    )
+def denied(caller: str, permission: str, path: str, *, where: str = "on this path") -> DeniedError:
+    """Refuse what no policy allows; *path* is empty for a list of everything."""
+    message = f"{caller} is not allowed: a policy has to give it {permission} {where}"
+    return DeniedError(f"{path}: {message}" if path else message, grpc.StatusCode.PERMISSION_DENIED, "DENIED")
 
 
 def sealed() -> SealedError:
