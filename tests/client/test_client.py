@@ -202,7 +202,7 @@ class TestCalls:
             states = [4, secrets_pb2.VERSION_STATE_LIVE] if not request.page_token else [2, 3]
             page = secrets_pb2.ListVersionsResponse(next_page_token="" if request.page_token else "t")
             for state in states:
-                entry = page.versions.add(version=9, state=state)  # type: ignore[arg-type]
+                entry = page.versions.add(version=9, state=state)
                 entry.created_at.FromDatetime(written)
                 if state == secrets_pb2.VERSION_STATE_DESTROYED:
                     entry.destroyed_at.FromDatetime(destroyed)
