@@ -95,7 +95,7 @@ def test_what_cannot_pass(make: MakeClient, ca: Authority, listen: Listening, hi
     """What no repetition can change is raised after one try, whatever time is left."""
     with (
         ExitStack() as stack,
-        make(listen(ca, stack), FixedIdentity(ca.issue("/team/app")), timeout=at_most(60)) as client,
+        make(listen(ca, stack), FixedIdentity(ca.issue("/team/app")), timeout=patience(10)) as client,
         _counted(client) as tries,
     ):
         with pytest.raises(shardhold.UnavailableError) as caught:
