@@ -13,23 +13,13 @@ import pytest
 import shardhold
 from shardhold import Client
 from shardhold._retries import Tries
-from tests.client.bridge import LoopThread, MakeClient
+from tests.client.bridge import MakeClient
 from tests.client.servers import Nexus
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.patience import at_most, patience
 
 Listening: TypeAlias = Callable[[Authority, ExitStack], str]
-
-
-@pytest.fixture(params=["Client", "AsyncClient"])
-def make(request: pytest.FixtureRequest) -> Iterator[MakeClient]:
-    """Return a function that makes a client of either kind."""
-    if request.param == "Client":
-        yield Client
-        return
-    with LoopThread() as loop:
-        yield loop.make_client
 
 
 @contextmanager
