@@ -46,6 +46,7 @@ from nexus.policy.keeping import Keeping
 from nexus.policy.rules import Policy
 from nexus.store.protocol import Store, Writer
 from nexus.store.requests import RequestRetention
+from nexus.store.scrubs import LateScrubs
 from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()
@@ -120,6 +121,12 @@ def build_core(
         else:
             schedule.look(facts)
 
+    retention, scrubs = RequestRetention(store, clock), LateScrubs(store, clock)
+
+    def discard_old() -> None:
+        retention.look()
+        scrubs.look()
+
     def write_backup_entry(writer: Writer, key: RootKey) -> None:
         entry = Entry(at=to_micros(clock.now()), actor="", action="backup.make")
         append_entry(writer, key, audit.nexus, entry.encode())
@@ -161,7 +168,7 @@ def build_core(
         borrow_key=borrow_key,
         clock=audit.clock,
         give_up=give_up,
-        beside=RequestRetention(store, clock).look,
+        beside=discard_old,
     )
     gate = Gate(lifecycle, audit, exporter, clock)
     initialisation = Initialisation(

@@ -178,7 +178,7 @@ class Vault:
                     page.take(rows, lambda row: self._gate.may_list(calls.LIST_SECRETS, caller, row.path, serving))
             return page.shown[: page.limit], page.next_token
 
-    def list_versions(self, caller: Caller, path: str, *, after: str, limit: int) -> VersionPage:
+    def list_versions(self, caller: Caller, path: str, *, after: str = "", limit: int = 0) -> VersionPage:
         """List the versions of a secret, the newest first; at most *limit*, 0: 1000.
 
         Raises:

@@ -17,7 +17,7 @@ from tests.kit.cluster import Cluster
 STORES = Path(__file__).with_name("older_stores")
 
 
-@pytest.fixture(params=[1, 2], ids=["schema 1", "schema 2"])
+@pytest.fixture(params=[1, 2, 3], ids=["schema 1", "schema 2", "schema 3"])
 def schema(request: pytest.FixtureRequest) -> int:
     """The schema of the store that the nexus finds."""
     return int(request.param)

@@ -71,9 +71,14 @@ SERVED = {
     "AcceptNewChain": NOT_BLOCKED,
     "ListKeepers": OK,
     "PutSecret": OK,
+    "PatchSecret": OK,
     "GetSecret": OK,
     "ListSecrets": OK,
+    "ListVersions": OK,
     "DeleteSecret": OK,
+    "UndeleteSecret": OK,
+    "DestroySecret": OK,
+    "UpdateSecretMetadata": OK,
     "ApplyPolicies": OK,
     "ListPolicies": OK,
     "DeletePolicy": OK,
@@ -175,10 +180,23 @@ CALLS: dict[str, Call] = {
     "PutSecret": lambda walk: walk.superuser.secrets.PutSecret(
         secrets_pb2.PutSecretRequest(path=PATH, fields={"value": b"v"}, request_id=os.urandom(16))
     ),
+    "PatchSecret": lambda walk: walk.superuser.secrets.PatchSecret(
+        secrets_pb2.PatchSecretRequest(path=PATH, fields={"other": b"v"}, request_id=os.urandom(16))
+    ),
     "GetSecret": lambda walk: walk.superuser.secrets.GetSecret(secrets_pb2.GetSecretRequest(path=PATH)),
     "ListSecrets": lambda walk: walk.superuser.secrets.ListSecrets(secrets_pb2.ListSecretsRequest()),
+    "ListVersions": lambda walk: walk.superuser.secrets.ListVersions(secrets_pb2.ListVersionsRequest(path=PATH)),
     "DeleteSecret": lambda walk: walk.superuser.secrets.DeleteSecret(
         secrets_pb2.DeleteSecretRequest(path=PATH, request_id=os.urandom(16))
+    ),
+    "UndeleteSecret": lambda walk: walk.superuser.secrets.UndeleteSecret(
+        secrets_pb2.UndeleteSecretRequest(path=PATH, versions=[1], request_id=os.urandom(16))
+    ),
+    "DestroySecret": lambda walk: walk.superuser.secrets.DestroySecret(
+        secrets_pb2.DestroySecretRequest(path=PATH, versions=[1], request_id=os.urandom(16))
+    ),
+    "UpdateSecretMetadata": lambda walk: walk.superuser.secrets.UpdateSecretMetadata(
+        secrets_pb2.UpdateSecretMetadataRequest(path=PATH, max_versions=7, request_id=os.urandom(16))
     ),
     "ApplyPolicies": lambda walk: walk.superuser.policies.ApplyPolicies(
         policies_pb2.ApplyPoliciesRequest(policies=[POLICY])

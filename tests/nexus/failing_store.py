@@ -26,6 +26,8 @@ class FailingStore:
         self.at_discard: Callable[[], object] | None = None  # called once, before audit rows are discarded
         self.at_write: Callable[[], object] | None = None  # called once, before the next change
         self.after_write: Callable[[], object] | None = None  # called once, when a change is committed
+        self.at_scrub: Callable[[], object] | None = None  # called once, before the next scrub
+        self.cannot_scrub = False  # a scrub does not succeed
         self.scrubs = 0  # so far
         self.writes = 0  # so far, those that failed as well
         self.refused: set[str] = set()  # names of threads that were refused a read
@@ -92,11 +94,20 @@ class FailingStore:
         return self._store.find_fault()
 
     @property
+    def is_scrub_due(self) -> bool:
+        return self._store.is_scrub_due
+
+    @property
     def unscrubbed(self) -> str:
         return self._store.unscrubbed
 
     def scrub(self, *, seconds: float) -> bool:
         self.scrubs += 1
+        at_scrub, self.at_scrub = self.at_scrub, None
+        if at_scrub is not None:
+            at_scrub()
+        if self.cannot_scrub:
+            return False
         return self._store.scrub(seconds=seconds)
 
     def close(self) -> None:

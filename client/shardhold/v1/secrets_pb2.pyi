@@ -170,11 +170,13 @@ class PatchSecretRequest(_message.Message):
     """16 random bytes, as in PutSecretRequest."""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
-        """0 to 64 fields to set; what the limits of PutSecretRequest are of is the version that this makes."""
+        """0 to 64 fields to set. The limits of PutSecretRequest hold for these, and for the version that this makes."""
 
     @_builtins.property
     def removed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """0 to 64 names of fields to take out; none that is in `fields`. One that the current version lacks is no error."""
+        """0 to 64 names of fields to take out; none that is in `fields`. One that the current version lacks is no error.
+        Without any, `fields` has one at least.
+        """
 
     def __init__(
         self,
@@ -408,7 +410,7 @@ class ListVersionsRequest(_message.Message):
     page_size: _builtins.int
     """At most this many versions, 1 to 1000; 0: 1000."""
     page_token: _builtins.str
-    """next_page_token of the page before; empty: the first page."""
+    """next_page_token of the page before; empty: the first page. One of an earlier incarnation is INVALID_ARGUMENT."""
     def __init__(
         self,
         *,
@@ -439,7 +441,9 @@ class ListVersionsResponse(_message.Message):
     current_version: _builtins.int
     """The newest version ever written in this incarnation."""
     max_versions: _builtins.int
-    """How many versions are kept, deleted ones counted: a further one destroys the oldest. 0: all."""
+    """How many of the newest versions are kept, deleted and destroyed ones counted; older ones are destroyed by the next
+    write. 0: all are kept.
+    """
     max_versions_is_own: _builtins.bool
     """Whether that was set for this secret, by UpdateSecretMetadata; else it is the configuration's."""
     next_page_token: _builtins.str
@@ -698,8 +702,9 @@ class UpdateSecretMetadataRequest(_message.Message):
     path: _builtins.str
     """As in PutSecretRequest."""
     max_versions: _builtins.int
-    """How many versions are kept, at most 1,000,000; 0: as the configuration says. What is more is destroyed at once.
-    Unset: as it was. It stays with the path when a new incarnation begins.
+    """How many of the newest versions are kept, deleted and destroyed ones counted, at most 1,000,000; 0: as the
+    configuration says. Older ones are destroyed, the oldest 100 by this request, further ones by the next writes.
+    Has to be set. It stays with the path when a new incarnation begins.
     """
     request_id: _builtins.bytes
     """16 random bytes, as in PutSecretRequest."""

@@ -93,7 +93,8 @@ class SecretServiceServicer(object):
     """
 
     def PutSecret(self, request, context):
-        """Writes the next version of a secret, which has these fields and no others. Needs the permission write on the path.
+        """Writes the next version of a secret, which has these fields and no others; versions older than the newest
+        max_versions are destroyed with it, at most 100 at once. Needs the permission write on the path.
         Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
         UNAVAILABLE (sealed, recovering, store or audit not writable).
@@ -135,7 +136,7 @@ class SecretServiceServicer(object):
     def ListVersions(self, request, context):
         """Lists the versions of a secret, the newest first. Needs the permission read on the path.
         Roles: workload, superuser. States: ready.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (a version is lost), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,7 +171,8 @@ class SecretServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSecretMetadata(self, request, context):
-        """Sets how a secret is kept. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+        """Sets how a secret is kept. Whoever may write a secret may let its old versions go, by this or by writing new ones.
+        Needs the permission write on the path. Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

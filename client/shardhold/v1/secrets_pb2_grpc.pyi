@@ -38,7 +38,8 @@ class SecretServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SecretServiceAsyncStub: ...
     PutSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.PutSecretRequest, _secrets_pb2.PutSecretResponse]
-    """Writes the next version of a secret, which has these fields and no others. Needs the permission write on the path.
+    """Writes the next version of a secret, which has these fields and no others; versions older than the newest
+    max_versions are destroyed with it, at most 100 at once. Needs the permission write on the path.
     Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
     UNAVAILABLE (sealed, recovering, store or audit not writable).
@@ -64,7 +65,7 @@ class SecretServiceStub:
     ListVersions: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.ListVersionsRequest, _secrets_pb2.ListVersionsResponse]
     """Lists the versions of a secret, the newest first. Needs the permission read on the path.
     Roles: workload, superuser. States: ready.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (a version is lost), UNAVAILABLE.
     """
     DeleteSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]
     """Marks versions of a secret as deleted, or all of them; UndeleteSecret brings them back, until a put begins a new
@@ -83,7 +84,8 @@ class SecretServiceStub:
     versions are destroyed, but the files may have them yet; the same request again tries once more).
     """
     UpdateSecretMetadata: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.UpdateSecretMetadataRequest, _secrets_pb2.UpdateSecretMetadataResponse]
-    """Sets how a secret is kept. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+    """Sets how a secret is kept. Whoever may write a secret may let its old versions go, by this or by writing new ones.
+    Needs the permission write on the path. Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
     """
 
@@ -97,7 +99,8 @@ class SecretServiceAsyncStub(SecretServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.PutSecretRequest, _secrets_pb2.PutSecretResponse]  # type: ignore[assignment]
-    """Writes the next version of a secret, which has these fields and no others. Needs the permission write on the path.
+    """Writes the next version of a secret, which has these fields and no others; versions older than the newest
+    max_versions are destroyed with it, at most 100 at once. Needs the permission write on the path.
     Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
     UNAVAILABLE (sealed, recovering, store or audit not writable).
@@ -123,7 +126,7 @@ class SecretServiceAsyncStub(SecretServiceStub):
     ListVersions: _aio.UnaryUnaryMultiCallable[_secrets_pb2.ListVersionsRequest, _secrets_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of a secret, the newest first. Needs the permission read on the path.
     Roles: workload, superuser. States: ready.
-    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (a version is lost), UNAVAILABLE.
     """
     DeleteSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.DeleteSecretRequest, _secrets_pb2.DeleteSecretResponse]  # type: ignore[assignment]
     """Marks versions of a secret as deleted, or all of them; UndeleteSecret brings them back, until a put begins a new
@@ -142,7 +145,8 @@ class SecretServiceAsyncStub(SecretServiceStub):
     versions are destroyed, but the files may have them yet; the same request again tries once more).
     """
     UpdateSecretMetadata: _aio.UnaryUnaryMultiCallable[_secrets_pb2.UpdateSecretMetadataRequest, _secrets_pb2.UpdateSecretMetadataResponse]  # type: ignore[assignment]
-    """Sets how a secret is kept. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+    """Sets how a secret is kept. Whoever may write a secret may let its old versions go, by this or by writing new ones.
+    Needs the permission write on the path. Roles: workload, superuser. States: ready.
     Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
     """
 
@@ -159,7 +163,8 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secrets_pb2.PutSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.PutSecretResponse, _abc.Awaitable[_secrets_pb2.PutSecretResponse]]:
-        """Writes the next version of a secret, which has these fields and no others. Needs the permission write on the path.
+        """Writes the next version of a secret, which has these fields and no others; versions older than the newest
+        max_versions are destroyed with it, at most 100 at once. Needs the permission write on the path.
         Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT (field and limit named), PERMISSION_DENIED, ABORTED (check-and-set: both versions named),
         UNAVAILABLE (sealed, recovering, store or audit not writable).
@@ -209,7 +214,7 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_secrets_pb2.ListVersionsResponse, _abc.Awaitable[_secrets_pb2.ListVersionsResponse]]:
         """Lists the versions of a secret, the newest first. Needs the permission read on the path.
         Roles: workload, superuser. States: ready.
-        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+        Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, DATA_LOSS (a version is lost), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -252,7 +257,8 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secrets_pb2.UpdateSecretMetadataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.UpdateSecretMetadataResponse, _abc.Awaitable[_secrets_pb2.UpdateSecretMetadataResponse]]:
-        """Sets how a secret is kept. Needs the permission write on the path. Roles: workload, superuser. States: ready.
+        """Sets how a secret is kept. Whoever may write a secret may let its old versions go, by this or by writing new ones.
+        Needs the permission write on the path. Roles: workload, superuser. States: ready.
         Codes: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
         """
 

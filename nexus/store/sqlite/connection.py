@@ -1,7 +1,7 @@
 """How the file of the SQLite store is locked, recognised and connected to.
 
-The database file itself is opened by SQLite alone: closing another descriptor of it in this process would drop SQLite's
-locks.
+The database file itself is opened by SQLite, and by `nexus.store.sqlite.remnants`, which closes it after SQLite has:
+closing a descriptor of it earlier would drop SQLite's locks in this process.
 """
 
 import contextlib
@@ -166,7 +166,8 @@ def connect_copier(path: Path) -> sqlite3.Connection:
 def truncate_wal(writer: sqlite3.Connection, *, busy_s: float = BUSY_S) -> bool:
     """Copy the WAL into the database and empty it; False: somebody reads, and still did after *busy_s*.
 
-    What was deleted or replaced is in neither afterwards: `secure_delete` has overwritten it in the pages.
+    What was deleted or replaced is in neither afterwards, except in what `nexus.store.sqlite.remnants` wipes:
+    `secure_delete` has overwritten it where it stood.
 
     Raises:
         sqlite3.Error: The disk refuses.
@@ -177,6 +178,15 @@ def truncate_wal(writer: sqlite3.Connection, *, busy_s: float = BUSY_S) -> bool:
     finally:
         writer.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
     return not is_busy
+
+
+def forget_pages(writer: sqlite3.Connection) -> None:
+    """Drop every page that the connection has in its cache.
+
+    Raises:
+        sqlite3.Error: As it comes.
+    """
+    writer.execute("PRAGMA shrink_memory")
 
 
 def tighten_mode(path: Path) -> None:

@@ -212,12 +212,11 @@ class SqliteReader:
         secret = self.load_secret(path)
         if secret is None:
             return []
-        newest = min(before - 1, secret.current_version)
-        count = max(0, min(limit, newest - secret.first_version + 1))
-        rows = self._load(_HISTORY, path, secret.incarnation, newest + 1, count)
-        if [row[0] for row in rows] != list(range(newest, newest - count, -1)):
-            raise CorruptRowError("store has lost a version of a secret")
-        return [_to_history(*row) for row in rows]
+        rows = self._load(_HISTORY, path, secret.incarnation, before, limit + 1)
+        versions = range(min(before - 1, secret.current_version), secret.first_version - 1, -1)
+        if [row[0] for row in rows] != list(versions[: limit + 1]):
+            raise CorruptRowError("store has lost a version of a secret, or counts another one")
+        return [_to_history(*row) for row in rows[:limit]]
 
     def list_stamps(self, *, after: tuple[str, int], limit: int) -> list[VersionStamp]:
         rows = self._load(_STAMPS, *after, limit)
@@ -302,10 +301,12 @@ class SqliteReader:
     def _explain_missing(self, path: str, version: int) -> None:
         """Tell a version that never was, or is destroyed, from one whose row is lost; 0: the newest."""
         secret = self.load_secret(path)
-        if secret is None or version > secret.current_version or 0 < version < secret.first_version:
+        if secret is None:
             return
-        if self._find(_DESTROYED, path, secret.incarnation, version or secret.current_version) is None:
-            raise CorruptRowError("store has lost a version of a secret")
+        number = version or secret.current_version
+        was_destroyed = self._find(_DESTROYED, path, secret.incarnation, number) is not None
+        if was_destroyed != (secret.first_version <= number <= secret.current_version):
+            raise CorruptRowError("store has lost a version of a secret, or counts another one")
 
     def _check_deleted(self, path: str, version: int) -> None:
         """Tell a version that somebody deleted from one whose mark was damaged."""

@@ -31,6 +31,7 @@ from nexus.store.sqlite.connection import (
     SqliteError,
     StoreLock,
     connect_writer,
+    forget_pages,
     prepare_file,
     tighten_mode,
     translate,
@@ -40,6 +41,7 @@ from nexus.store.sqlite.files import StoreFiles
 from nexus.store.sqlite.migrations import migrate
 from nexus.store.sqlite.pool import ReaderPool
 from nexus.store.sqlite.reader import POSITION
+from nexus.store.sqlite.remnants import Remnants
 from nexus.store.sqlite.snapshot import Copier
 from nexus.store.sqlite.writer import SqliteWriter
 
@@ -75,12 +77,15 @@ class _Ran:
 class SqliteStore:
     """Implements `nexus.store.protocol.Store`. Thread-safe, not fork-safe."""
 
-    def __init__(self, path: Path, lock: StoreLock, writer: sqlite3.Connection, files: StoreFiles) -> None:
+    def __init__(
+        self, path: Path, lock: StoreLock, writer: sqlite3.Connection, files: StoreFiles, remnants: Remnants
+    ) -> None:
         """Use `open`."""
         self._path = path
         self._lock = lock
         self._writer = writer
         self._files = files
+        self._remnants = remnants
         self._writing = threading.Lock()  # held while the writer is in use or replaced
         self._committer: GroupCommitter[SqliteWriter] = GroupCommitter(self._run)
         self._pool = ReaderPool(path)
@@ -109,10 +114,11 @@ class SqliteStore:
             prepare_file(path)
             writer = _connect_migrated(path)
             files = StoreFiles(path)
+            remnants = Remnants(path)
         except BaseException:
             lock.release()
             raise
-        store = cls(path, lock, writer, files)
+        store = cls(path, lock, writer, files, remnants)
         store._scrub_opened()
         return store
 
@@ -181,8 +187,10 @@ class SqliteStore:
             self._is_closed = True
             self._refuse(StoreUnavailableError, "store is closed")
             self._copier.pause(DRAIN_S)
-            self._pool.drain(DRAIN_S)
+            is_unused = self._pool.drain(DRAIN_S)
             self._writer.close()
+            if is_unused:  # else SQLite has the file open yet, and the process is about to end
+                self._remnants.close()
             self._lock.release()
 
     def _run(self, batch: _Batch) -> None:
@@ -317,15 +325,18 @@ class SqliteStore:
             raise StoreUnavailableError("WAL cannot be copied: the database is busy")
 
     def _scrub_opened(self) -> None:
-        """Do what a process did not come to that ended before its scrub. The store works without it."""
+        """Do what a process did not come to that ended before its scrub. The store works without it.
+
+        What takes long, to look for remnants in the whole file, is due from then on.
+        """
         try:
-            self._try_scrub()
+            self._try_scrub(wipes=False)
         except StoreUnavailableError as exc:
             self.unscrubbed = str(exc)
         if self.unscrubbed:
             log.warning("store not scrubbed: what was deleted may be in its files", why=self.unscrubbed)
 
-    def _try_scrub(self) -> bool:
+    def _try_scrub(self, *, wipes: bool = True) -> bool:
         """Scrub once, and hold changes up for no longer than `SCRUB_BUSY_S` when somebody reads."""
         with self._writing:
             if self._refusal is not None:
@@ -333,11 +344,17 @@ class SqliteStore:
                 raise kind(why)
             try:
                 is_done = truncate_wal(self._writer, busy_s=SCRUB_BUSY_S)
+                if is_done and wipes:
+                    self._remnants.wipe()
+                    forget_pages(self._writer)
             except SQLITE_ERRORS as exc:
                 self.unscrubbed = str(translate(exc, "scrub"))
                 raise translate(exc, "scrub") from exc
+            except StoreUnavailableError as exc:
+                self.unscrubbed = str(exc)
+                raise
             self.unscrubbed = "" if is_done else "somebody reads the database"
-            self.is_scrub_due &= not is_done
+            self.is_scrub_due = not (is_done and wipes)
             if fault := self._files.find_fault():
                 self._refuse(StoreFileLostError, fault)
                 raise StoreFileLostError(fault)

@@ -135,19 +135,15 @@ class SqliteWriter(SqliteReader):
         self._change(_COUNT_UNDELETED, len(versions), path)
 
     def destroy(self, path: str, versions: Sequence[int], *, caller: str, destroyed_at: int) -> None:
-        self.has_removed = True
         for version in versions:
             self._change(_COUNT_DESTROYED.format("="), path, version)
             if not self._change(_INSERT_DESTROYED, destroyed_at, caller, path, version):
                 raise self._lost(f"version {version} has no row")
-            for table in _TABLES_OF_VERSION:
-                self._change(f"DELETE FROM {table} WHERE path = ? AND version = ?", path, version)
+            self._remove(_TABLES_OF_VERSION, "path = ? AND version = ?", path, version)
 
     def prune(self, path: str, *, below: int) -> None:
-        self.has_removed = True
         self._change(_COUNT_DESTROYED.format("<"), path, below)
-        for table in (*_TABLES_OF_VERSION, "destroyed"):
-            self._change(f"DELETE FROM {table} WHERE path = ? AND version < ?", path, below)
+        self._remove((*_TABLES_OF_VERSION, "destroyed"), "path = ? AND version < ?", path, below)
         if not self._change(_BEGIN_AT, path, below):
             raise self._lost(f"version {below} is above the current one")
 
@@ -155,9 +151,7 @@ class SqliteWriter(SqliteReader):
         self._change("UPDATE secrets SET max_versions = ? WHERE path = ?", max_versions, path)
 
     def delete_secret(self, path: str) -> None:
-        self.has_removed = True
-        for table in (*_TABLES_OF_VERSION, "destroyed", "secrets"):
-            self._change(f"DELETE FROM {table} WHERE path = ?", path)
+        self._remove((*_TABLES_OF_VERSION, "destroyed", "secrets"), "path = ?", path)
 
     def save_request(self, row: RequestRow) -> None:
         asked = (row.request_id, row.caller, row.rpc, row.path, row.generation, row.mac or None)
@@ -229,6 +223,11 @@ class SqliteWriter(SqliteReader):
 
     def discard_requests(self, made_from: int, made_until: int, limit: int) -> int:
         return self._change(f"DELETE {OUTDATED_REQUESTS}", limit, made_from, made_until)
+
+    def _remove(self, tables: Iterable[str], where: str, *parameters: object) -> None:
+        for table in tables:
+            count = self._change(f"DELETE FROM {table} WHERE {where}", *parameters)
+            self.has_removed |= count > 0
 
     def _check_job(self, epoch: int, rows: Sequence[Rewrap | Reseal]) -> None:
         if self.basis.epoch != epoch:

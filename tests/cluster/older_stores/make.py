@@ -4,6 +4,7 @@ The folders beside this file were made so, each by the program of the commit tha
 
     schema-1    46b974a, the last one before migration 2
     schema-2    50bb6a2, the last one before migration 3
+    schema-3    0f2022d, the last one before migration 4
 
 To make one again, extract the commit into a folder and run this file there, with the tests' environment:
 

@@ -19,9 +19,14 @@ CONTRACTS = [secrets_pb2, policies_pb2, cluster_pb2, recovery_pb2, audit_pb2, ro
 # Design §5 and its roles, by hand: the one other place that knows them, so that a wrong row is found.
 DESIGN = {
     "PutSecret": ("secret.write", "workload superuser", "write", "ready"),
+    "PatchSecret": ("secret.patch", "workload superuser", "write", "ready"),
     "GetSecret": ("secret.read", "workload superuser", "read", "ready"),
     "ListSecrets": ("secret.list", "workload superuser", "list", "ready"),
+    "ListVersions": ("secret.versions", "workload superuser", "read", "ready"),
     "DeleteSecret": ("secret.delete", "workload superuser", "delete", "ready"),
+    "UndeleteSecret": ("secret.undelete", "workload superuser", "write", "ready"),
+    "DestroySecret": ("secret.destroy", "workload superuser", "delete", "ready"),
+    "UpdateSecretMetadata": ("secret.metadata", "workload superuser", "write", "ready"),
     "ApplyPolicies": ("policy.apply", "superuser", "", "ready"),
     "ListPolicies": ("policy.list", "superuser auditor", "", "ready"),
     "DeletePolicy": ("policy.delete", "superuser", "", "ready"),

@@ -40,9 +40,16 @@ VERSION = root_pb2.VersionKey(path=PATH, incarnation=bytes(16), version=1)
 # A well-formed request for each RPC. One that is missing here fails the walk.
 REQUESTS: Mapping[str, Callable[[], Message]] = {
     "PutSecret": lambda: secrets_pb2.PutSecretRequest(path=PATH, fields={"value": b"v"}, request_id=os.urandom(16)),
+    "PatchSecret": lambda: secrets_pb2.PatchSecretRequest(path=PATH, fields={"a": b"b"}, request_id=os.urandom(16)),
     "GetSecret": lambda: secrets_pb2.GetSecretRequest(path=PATH),
     "ListSecrets": lambda: secrets_pb2.ListSecretsRequest(),
+    "ListVersions": lambda: secrets_pb2.ListVersionsRequest(path=PATH),
     "DeleteSecret": lambda: secrets_pb2.DeleteSecretRequest(path=PATH, request_id=os.urandom(16)),
+    "UndeleteSecret": lambda: secrets_pb2.UndeleteSecretRequest(path=PATH, versions=[1], request_id=os.urandom(16)),
+    "DestroySecret": lambda: secrets_pb2.DestroySecretRequest(path=PATH, request_id=os.urandom(16)),
+    "UpdateSecretMetadata": lambda: secrets_pb2.UpdateSecretMetadataRequest(
+        path=PATH, max_versions=3, request_id=os.urandom(16)
+    ),
     "ApplyPolicies": lambda: policies_pb2.ApplyPoliciesRequest(policies=[POLICY]),
     "ListPolicies": lambda: policies_pb2.ListPoliciesRequest(),
     "DeletePolicy": lambda: policies_pb2.DeletePolicyRequest(name="app"),
@@ -186,7 +193,9 @@ def test_every_rpc_of_a_nexus_without_a_key_is_authorised_by_role_and_audited_on
 def test_a_policy_lets_a_workload_through_to_secrets_only(make_nexus: MakeNexus, rpc: Rpc[Permission | None]) -> None:
     """Every call of a workload is audited once, or refused by the state."""
     nexus = make_nexus(APP_POLICY)
-    call(nexus, "PutSecret", APP)
+    before = ["PutSecret", "DeleteSecret"] if rpc.name == "UndeleteSecret" else ["PutSecret"]
+    for name in before:
+        call(nexus, name, APP)
     refused = call(nexus, rpc.name, APP)
     if State.READY not in rpc.states:
         assert isinstance(refused, WrongStateError)
@@ -194,7 +203,7 @@ def test_a_policy_lets_a_workload_through_to_secrets_only(make_nexus: MakeNexus,
         assert refused is None
     else:
         assert isinstance(refused, DeniedError)
-    assert len(list_entries(nexus, APP)) == 1 + (State.READY in rpc.states)
+    assert len(list_entries(nexus, APP)) == len(before) + (State.READY in rpc.states)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +245,76 @@ def test_a_secret_goes_through_its_messages_whole(make_nexus: MakeNexus) -> None
     deleted = find(nexus, "DeleteSecret").handle(peer, request)
     assert list(deleted.versions) == [1]
     assert deleted.revision == put.revision + 1
+
+
+def test_versions_go_through_their_messages_whole(make_nexus: MakeNexus) -> None:
+    """Patch, versions, undelete, destroy and metadata, field by field."""
+    nexus = make_nexus(APP_POLICY)
+    peer = Call(APP.spiffe_id, APP.address, None)
+    put = find(nexus, "PutSecret").handle(peer, REQUESTS["PutSecret"]())
+    request = secrets_pb2.PatchSecretRequest(
+        path=PATH,
+        fields={"a": b"b"},
+        removed_fields=["value"],
+        expected_version=1,
+        expected_incarnation=put.incarnation,
+        request_id=os.urandom(16),
+    )
+    patched = find(nexus, "PatchSecret").handle(peer, request)
+    assert (patched.version, patched.incarnation, patched.revision) == (2, put.incarnation, put.revision + 1)
+    assert dict(find(nexus, "GetSecret").handle(peer, REQUESTS["GetSecret"]()).fields) == {"a": b"b"}
+    find(nexus, "DeleteSecret").handle(peer, REQUESTS["DeleteSecret"]())
+    shown = secrets_pb2.ListSecretsRequest(include_deleted=True)
+    (entry,) = find(nexus, "ListSecrets").handle(peer, shown).secrets
+    assert (entry.current_version, entry.newest_live_version) == (2, 0)
+    undeleted = find(nexus, "UndeleteSecret").handle(peer, REQUESTS["UndeleteSecret"]())
+    assert (list(undeleted.versions), undeleted.revision) == ([1], put.revision + 3)
+    request = secrets_pb2.DestroySecretRequest(
+        path=PATH, versions=[2], expected_version=2, expected_incarnation=put.incarnation, request_id=os.urandom(16)
+    )
+    destroyed = find(nexus, "DestroySecret").handle(peer, request)
+    assert (list(destroyed.versions), destroyed.revision) == ([2], put.revision + 4)
+    metadata = find(nexus, "UpdateSecretMetadata").handle(peer, REQUESTS["UpdateSecretMetadata"]())
+    assert metadata.revision == put.revision + 5
+    page = find(nexus, "ListVersions").handle(peer, secrets_pb2.ListVersionsRequest(path=PATH, page_size=1))
+    head = (page.incarnation, page.current_version, page.max_versions, page.max_versions_is_own)
+    assert head == (put.incarnation, 2, 3, True)
+    (version,) = page.versions
+    now = nexus.clock.now().replace(tzinfo=None)
+    assert (version.version, version.state) == (2, secrets_pb2.VERSION_STATE_DESTROYED)
+    assert version.created_at.ToDatetime() == version.destroyed_at.ToDatetime() == now
+    request = secrets_pb2.ListVersionsRequest(path=PATH, page_size=1, page_token=page.next_page_token)
+    page = find(nexus, "ListVersions").handle(peer, request)
+    (version,) = page.versions
+    assert (version.version, version.state) == (1, secrets_pb2.VERSION_STATE_LIVE)
+    assert (version.HasField("destroyed_at"), page.next_page_token) == (False, "")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(secrets_pb2.PatchSecretRequest(path=PATH, fields={"a": b"b"}), id="patch"),
+        pytest.param(secrets_pb2.DeleteSecretRequest(path=PATH), id="delete"),
+        pytest.param(secrets_pb2.DestroySecretRequest(path=PATH), id="destroy"),
+        pytest.param(secrets_pb2.UpdateSecretMetadataRequest(path=PATH, max_versions=0), id="metadata"),
+    ],
+)
+def test_a_zero_that_is_set_is_not_one_that_is_unset(make_nexus: MakeNexus, request_: Message) -> None:
+    """No check-and-set wants version 0 of what has to exist; a limit of 0 is one, and no limit is none."""
+    nexus = make_nexus(APP_POLICY)
+    assert call(nexus, "PutSecret", APP) is None
+    name = type(request_).__name__.removesuffix("Request")
+    optional = "max_versions" if name == "UpdateSecretMetadata" else "expected_version"
+    for is_set in (True, False):
+        request = type(request_)()
+        request.CopyFrom(request_)
+        request.request_id = os.urandom(16)  # type: ignore[attr-defined]
+        if is_set:
+            setattr(request, optional, 0)
+        else:
+            request.ClearField(optional)
+        refused = call(nexus, name, APP, request)
+        assert isinstance(refused, InvalidArgumentError) is (is_set != (optional == "max_versions")), refused
 
 
 def test_an_unset_expected_version_is_no_check_and_a_set_zero_is_one(make_nexus: MakeNexus) -> None:

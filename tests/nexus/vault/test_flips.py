@@ -1,6 +1,7 @@
 """Calls while the root key and the KEK are replaced: nobody notices anything of it."""
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -49,10 +50,20 @@ class Flips:
         return self.nexus.vault.put(APP, PATH, {"value": value}, Expected(), request_id or os.urandom(16))
 
     def change(self, what: str, request_id: bytes = b"") -> MadeByRequest:
-        """Put the next version, or delete the first one."""
-        if what == "put":
-            return self.put(b"v", request_id)
-        return self.nexus.vault.delete(APP, PATH, [1], Expected(), request_id or os.urandom(16))
+        """Put or patch the next version, or delete or destroy the first one."""
+        request_id = request_id or os.urandom(16)
+        match what:
+            case "put":
+                return self.put(b"v", request_id)
+            case "patch":
+                return self.patch(b"v", request_id)
+            case "delete":
+                return self.nexus.vault.delete(APP, PATH, [1], Expected(), request_id)
+            case _:
+                return self.nexus.vault.destroy(APP, PATH, [1], Expected(), request_id)
+
+    def patch(self, value: bytes, request_id: bytes = b"") -> MadeByRequest:
+        return self.nexus.vault.patch(APP, PATH, {"value": value}, [], Expected(), request_id or os.urandom(16))
 
     def get(self, version: int = 0) -> bytes:
         return self.nexus.vault.get(APP, PATH, version).fields["value"]
@@ -103,6 +114,11 @@ class Flips:
 
     def rewrap(self) -> None:
         """Bring all rows to the current KEK, as the keyring job does."""
+        made, listed = self.rewrap_some()
+        assert made == listed
+
+    def rewrap_some(self) -> tuple[int, int]:
+        """Do so with the rows that are still there; return how many were re-wrapped, and how many listed."""
         keyring = self.keyring
         with self.store.read() as reader:
             rows = reader.list_outdated(keyring.current_id, limit=100)
@@ -114,7 +130,7 @@ class Flips:
                 wrapped = keyring.wrap_dek(dek.view, keyring.current_id, aad)
             rewraps.append(Rewrap(row, keyring.current_id, wrapped))
         epoch = self.serving.floor.position.epoch
-        assert self.store.write(lambda writer: writer.rewrap(rewraps, epoch=epoch), counts=False) == len(rows)
+        return self.store.write(lambda writer: writer.rewrap(rewraps, epoch=epoch), counts=False), len(rows)
 
     def forget(self, kek_id: int) -> None:
         """Wipe a KEK, as when it is retired."""
@@ -142,18 +158,23 @@ class LateKeyring:
         return getattr(self._keyring, name)
 
 
+CHANGES = ["put", "patch", "delete", "destroy"]
+
+
+@pytest.mark.parametrize("what", ["put", "patch"])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_put_under_a_kek_that_was_replaced_is_made_anew(flips: Flips, times: int) -> None:
+def test_a_version_under_a_kek_that_was_replaced_is_made_anew(flips: Flips, times: int, what: str) -> None:
     """It makes one version, under the current KEK; the same request again makes nothing."""
+    write = flips.put if what == "put" else flips.patch
     flips.put(b"v1")
     old, request_id = flips.keyring.current_id, os.urandom(16)
     flips.flip_kek()
     late = LateKeyring(flips.keyring, old, times)
     flips.serving.keyring = cast(Keyring, late)
-    made = flips.put(b"v2", request_id)
+    made = write(b"v2", request_id)
     assert late._answers == []
     assert (made.versions, flips.load().kek_id) == ((2,), old + 1)
-    assert flips.put(b"v2", request_id) == made
+    assert write(b"v2", request_id) == made
     assert [flips.get(version) for version in (1, 2, 0)] == [b"v1", b"v2", b"v2"]
 
 
@@ -170,7 +191,7 @@ def test_a_put_is_not_tried_for_ever_and_its_request_is_free(flips: Flips) -> No
     assert flips.put(b"v", request_id).versions == (1,)
 
 
-@pytest.mark.parametrize("what", ["put", "delete"])
+@pytest.mark.parametrize("what", CHANGES)
 def test_a_change_under_a_root_key_that_was_replaced_is_made_anew(flips: Flips, what: str) -> None:
     """Its HMACs are those of the new generation, whatever the change is."""
     flips.put(b"v1")
@@ -181,7 +202,7 @@ def test_a_change_under_a_root_key_that_was_replaced_is_made_anew(flips: Flips, 
         flips.store.at_write = lambda: flips.swap_root_key(new)
 
     flips.store.at_write = swap_at_the_second
-    assert flips.change(what, request_id).versions == ((2,) if what == "put" else (1,))
+    assert flips.change(what, request_id).versions == ((2,) if what in ("put", "patch") else (1,))
     assert flips.store.at_write is None
     with flips.store.read() as reader:
         row = reader.find_request(APP.spiffe_id, request_id)
@@ -229,7 +250,48 @@ def test_calls_go_on_while_keks_are_replaced(flips: Flips) -> None:
             assert flips.nexus.vault.get(APP, f"team/{name}", number).fields == {"value": b"%d" % number}
 
 
-@pytest.mark.parametrize("what", ["put", "delete"])
+def test_a_patch_of_a_row_whose_kek_is_gone_makes_no_version(flips: Flips) -> None:
+    """Inside a change the keys are those of the moment: it is damage, and no other look helps."""
+    flips.put(b"v1")
+    old = flips.keyring.current_id
+    flips.flip_kek()
+    flips.forget(old)
+    with pytest.raises(CorruptRowError, match=f"row names KEK {old}, which is not in the keyring"):
+        flips.patch(b"v2")
+    assert flips.load().version == 1
+
+
+def test_destroys_and_patches_go_on_while_keks_are_replaced(flips: Flips) -> None:
+    """Beside flips and re-wraps: what is destroyed never comes back, and nothing stays under an old KEK."""
+    first, is_over = flips.keyring.current_id, threading.Event()
+
+    def work(name: int) -> None:
+        if name == 0:
+            while not is_over.is_set():
+                flips.flip_kek()
+                flips.rewrap_some()
+            return
+        path = f"team/{name}"
+        vault = flips.nexus.vault
+        vault.put(APP, path, {"a": b"1", "b": b"0"}, Expected(), os.urandom(16))
+        for number in range(2, 16):
+            patched = vault.patch(APP, path, {"b": b"%d" % number}, [], Expected(), os.urandom(16))
+            assert patched.versions == (number,)
+            vault.destroy(APP, path, [number - 1], Expected(), os.urandom(16))
+            assert vault.get(APP, path, 0).fields == {"a": b"1", "b": b"%d" % number}
+        if name == 1:
+            is_over.set()
+
+    with threads(work, 3):
+        pass
+    flips.rewrap_some()
+    with flips.store.read() as reader:
+        assert reader.count_by_kek() == {flips.keyring.current_id: 2}
+        assert reader.load_kept_versions("team/1") == reader.load_kept_versions("team/2") == [15]
+    assert flips.keyring.current_id > first
+
+
+@pytest.mark.parametrize("what", CHANGES)
 def test_a_kek_that_somebody_else_wrote_ends_ready(flips: Flips, what: str) -> None:
     """It is no flip of this nexus: nothing is tried again on top of it."""
     flips.put(b"v1")

@@ -18,8 +18,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from common.errors import ConflictError, NotFoundError
+from common.errors import ConflictError, InvalidArgumentError, NotFoundError
 from common.keys.protected import ProtectedMemory
+from nexus.policy.keeping import DEFAULT_MAX_VERSIONS
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import MadeByRequest
 from nexus.vault.expected import Expected
@@ -37,16 +38,42 @@ class ModelSecret:
     """What the newest incarnation of one secret has to be."""
 
     incarnation: bytes = b""
-    versions: dict[int, bytes] = field(default_factory=dict)  # that were ever written
+    versions: dict[int, dict[str, bytes]] = field(default_factory=dict)  # that were ever written
     deleted: set[int] = field(default_factory=set)
+    destroyed: set[int] = field(default_factory=set)
+    first: int = 1  # older ones are pruned
+    max_versions: int = 0  # 0: more than are ever written here
+
+    @property
+    def newest(self) -> int:
+        return len(self.versions)
+
+    @property
+    def kept(self) -> list[int]:
+        return [version for version in self.versions if version >= self.first and version not in self.destroyed]
 
     @property
     def live(self) -> list[int]:
-        return sorted(self.versions.keys() - self.deleted)
+        return [version for version in self.kept if version not in self.deleted]
 
     @property
     def current(self) -> int:
-        return max(self.versions) if self.live else 0
+        return self.newest if self.live else 0
+
+    @property
+    def history(self) -> list[tuple[int, str]]:
+        return [(version, self._state(version)) for version in range(self.newest, self.first - 1, -1)]
+
+    def write(self, version: int, fields: dict[str, bytes]) -> None:
+        self.versions[version] = fields
+        self.prune()
+
+    def prune(self) -> None:
+        if self.max_versions:
+            self.first = max(self.first, self.newest - self.max_versions + 1)
+
+    def _state(self, version: int) -> str:
+        return "destroyed" if version in self.destroyed else "deleted" if version in self.deleted else "live"
 
 
 @dataclass(frozen=True)
@@ -87,10 +114,30 @@ class VaultMachine(RuleBasedStateMachine):
         made = send()
         if not secret.live:
             assert made.incarnation != secret.incarnation
-            self.model[name] = secret = ModelSecret(made.incarnation)
+            self.model[name] = secret = ModelSecret(made.incarnation, max_versions=secret.max_versions)
         assert made.incarnation == secret.incarnation
-        assert made.versions == (len(secret.versions) + 1,)
-        secret.versions[made.versions[0]] = value
+        assert made.versions == (secret.newest + 1,)
+        secret.write(made.versions[0], {"value": value})
+        return Request(send, made)
+
+    @rule(target=requests, name=st.sampled_from(NAMES), field=st.sampled_from(["value", "b"]), is_removed=st.booleans())
+    def patch(self, name: str, field: str, is_removed: bool) -> Made:
+        secret, request_id, value = self.model[name], os.urandom(16), os.urandom(4)
+        fields, removed = ({}, [field]) if is_removed else ({field: value}, list[str]())
+
+        def send() -> MadeByRequest:
+            return self.nexus.vault.patch(APP, self.path(name), fields, removed, Expected(), request_id)
+
+        if not secret.newest or secret.newest not in secret.live:
+            self.refused(NotFoundError, send)
+            return multiple()
+        patched = {key: old for key, old in (secret.versions[secret.newest] | fields).items() if key not in removed}
+        if not patched:
+            self.refused(InvalidArgumentError, send)
+            return multiple()
+        made = send()
+        assert (made.versions, made.incarnation) == ((secret.newest + 1,), secret.incarnation)
+        secret.write(made.versions[0], patched)
         return Request(send, made)
 
     @rule(target=requests, name=st.sampled_from(NAMES), versions=st.sets(st.integers(1, 4), max_size=2))
@@ -108,6 +155,51 @@ class VaultMachine(RuleBasedStateMachine):
         secret.deleted.update(made.versions)
         return Request(send, made)
 
+    @rule(target=requests, name=st.sampled_from(NAMES), versions=st.sets(st.integers(1, 4), min_size=1, max_size=2))
+    def undelete(self, name: str, versions: set[int]) -> Made:
+        secret, request_id = self.model[name], os.urandom(16)
+
+        def send() -> MadeByRequest:
+            return self.nexus.vault.undelete(APP, self.path(name), sorted(versions), request_id)
+
+        if not versions <= set(secret.kept) & secret.deleted:
+            self.refused(NotFoundError, send)
+            return multiple()
+        made = send()
+        assert made.versions == tuple(sorted(versions))
+        secret.deleted -= versions
+        return Request(send, made)
+
+    @rule(target=requests, name=st.sampled_from(NAMES), versions=st.sets(st.integers(1, 4), max_size=2))
+    def destroy(self, name: str, versions: set[int]) -> Made:
+        secret, request_id = self.model[name], os.urandom(16)
+
+        def send() -> MadeByRequest:
+            return self.nexus.vault.destroy(APP, self.path(name), sorted(versions), Expected(), request_id)
+
+        if not secret.kept or not versions <= set(secret.kept):
+            self.refused(NotFoundError, send)
+            return multiple()
+        made = send()
+        assert made.versions == tuple(sorted(versions or secret.kept))
+        secret.destroyed.update(made.versions)
+        return Request(send, made)
+
+    @rule(target=requests, name=st.sampled_from(NAMES), max_versions=st.integers(0, 3))
+    def keep(self, name: str, max_versions: int) -> Made:
+        secret, request_id = self.model[name], os.urandom(16)
+
+        def send() -> MadeByRequest:
+            return self.nexus.vault.update_metadata(APP, self.path(name), max_versions, request_id)
+
+        if not secret.versions:
+            self.refused(NotFoundError, send)
+            return multiple()
+        made = send()
+        secret.max_versions = max_versions
+        secret.prune()
+        return Request(send, made)
+
     @rule(request=requests)
     def send_again(self, request: Request) -> None:
         assert request.send() == request.made  # whatever became of the secret
@@ -122,20 +214,35 @@ class VaultMachine(RuleBasedStateMachine):
             for version in range(1, len(secret.versions) + 2):
                 if version in secret.live:
                     found_secret = self.nexus.vault.get(APP, self.path(name), version)
-                    assert found_secret.fields == {"value": secret.versions[version]}
+                    assert found_secret.fields == secret.versions[version]
                     assert found_secret.incarnation == secret.incarnation
                 else:
                     self.refused(NotFoundError, partial(self.nexus.vault.get, APP, self.path(name), version))
 
     @invariant()
-    def the_listing_shows_what_is_live(self) -> None:
-        rows, token = self.nexus.vault.list(APP, self.prefix, after="", limit=0)
-        shown = {row.path: (row.current_version, row.incarnation) for row in rows}
-        assert token == ""
-        assert shown == {
-            self.path(name): (secret.current, secret.incarnation) for name, secret in self.model.items() if secret.live
-        }
-        assert [row.path for row in rows] == sorted(shown)
+    def the_versions_are_listed_as_in_the_model(self) -> None:
+        for name, secret in self.model.items():
+            if not secret.versions:
+                self.refused(NotFoundError, partial(self.nexus.vault.list_versions, APP, self.path(name)))
+                continue
+            page = self.nexus.vault.list_versions(APP, self.path(name))
+            assert (page.incarnation, page.current_version) == (secret.incarnation, secret.newest)
+            assert page.max_versions == (secret.max_versions or DEFAULT_MAX_VERSIONS)
+            assert page.max_versions_is_own is (secret.max_versions > 0)
+            assert [(row.version, row.state.value) for row in page.versions] == secret.history
+
+    @invariant()
+    def the_listing_shows_what_is_left(self) -> None:
+        for include_deleted in (False, True):
+            rows, token = self.nexus.vault.list(APP, self.prefix, after="", limit=0, include_deleted=include_deleted)
+            shown = {row.path: (row.current_version, row.incarnation, row.newest_live_version) for row in rows}
+            assert token == ""
+            assert shown == {
+                self.path(name): (secret.newest, secret.incarnation, max(secret.live, default=0))
+                for name, secret in self.model.items()
+                if (secret.kept if include_deleted else secret.live)
+            }
+            assert [row.path for row in rows] == sorted(shown)
 
     def path(self, name: str) -> str:
         return f"{self.prefix}/{name}"
@@ -149,7 +256,7 @@ class VaultMachine(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_calls_leaves_what_the_model_says(tmp_path: Path, memory: ProtectedMemory) -> None:
-    """Puts, check-and-sets, deletes, repeated requests and restarts, in any order."""
+    """Puts, patches, check-and-sets, deletes, undeletes, destroys, limits, repeated requests and restarts."""
     cluster = found(open_store(tmp_path), memory, keepers=3, threshold=2, policies=[EVERYTHING])
     made: list[NexusCore] = []
 

@@ -484,6 +484,44 @@ def test_what_is_lost_is_not_passed_off_as_missing_or_older(file: Path, damage: 
         list(map(reader.load_version, ("a", "a"), (0, 1)))
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param("DELETE FROM destroyed", "lost a version of a secret", id="what was destroyed forgotten"),
+        pytest.param("UPDATE destroyed SET version = 7", "lost a version of a secret", id="another one destroyed"),
+        pytest.param(
+            "UPDATE destroyed SET incarnation = zeroblob(16)", "lost a version of a secret", id="of another incarnation"
+        ),
+        pytest.param("UPDATE secrets SET first_version = 1", "lost a version of a secret", id="pruned ones missed"),
+        pytest.param("UPDATE secrets SET first_version = 4", "lost a version of a secret", id="kept ones pruned"),
+        pytest.param("UPDATE secrets SET current_version = 3", "lost a version of a secret", id="newest forgotten"),
+        pytest.param("UPDATE secrets SET first_version = -1", "nothing comes to by counting", id="below zero"),
+        pytest.param("DELETE FROM versions", "lost a version of a secret", id="all that is kept lost"),
+    ],
+)
+def test_only_what_was_destroyed_passes_as_destroyed(file: Path, damage: str, says: str) -> None:
+    """Of versions 1 to 4, where 1 is pruned and 4, the newest, destroyed; by each way to look."""
+    make_store(file, versions=4)
+    with closing(SqliteStore.open(file)) as store:
+        store.write(lambda writer: writer.prune("a", below=2))
+        store.write(lambda writer: writer.destroy("a", [4], caller=CALLER, destroyed_at=9))
+        with store.read() as reader:
+            assert [row is None for row in map(reader.load_version, "a" * 5, range(5))] == [
+                True,
+                True,
+                False,
+                False,
+                True,
+            ]
+    with closing(sqlite3.connect(file)) as database, database:
+        assert database.execute(damage).rowcount
+    with closing(SqliteStore.open(file)) as store, store.read() as reader:
+        with pytest.raises(CorruptRowError, match=says):
+            list(map(reader.load_version, "a" * 5, range(5)))
+        with pytest.raises(CorruptRowError, match=says):
+            reader.load_history("a", limit=9)
+
+
 def test_a_reader_that_stays_does_not_hold_up_writers(file: Path) -> None:
     """Changes commit while a read is open, as long as the disk is well."""
     with closing(SqliteStore.open(file)) as store, store.read() as reader:
