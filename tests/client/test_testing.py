@@ -83,6 +83,14 @@ def test_fail_next_in_asyncio(nexus: FakeNexus) -> None:
     asyncio.run(use())
 
 
+@pytest.mark.parametrize("failure", [shardhold.NotFoundError, OSError("gone")], ids=["class", "of another kind"])
+def test_fail_next_with_what_no_call_raises(nexus: FakeNexus, failure: object) -> None:
+    """What a real client cannot raise is an error of the test."""
+    with pytest.raises(TypeError, match="want errors of shardhold"):
+        nexus.fail_next(failure)  # type: ignore[arg-type]
+    assert nexus.client().get("team/app/db").version == 1
+
+
 def test_lost_answer(nexus: FakeNexus) -> None:
     """A change whose answer is lost was made, and its request id tells so."""
     client, request_id = nexus.client(), bytes(16)

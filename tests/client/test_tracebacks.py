@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 import shardhold
 from common.errors import DeniedError
+from shardhold.identity import Svid
 from shardhold.v1 import secrets_pb2
 from tests.client.bridge import MakeClient
 from tests.client.servers import Nexus
@@ -98,6 +100,26 @@ def test_no_identity(kind: str, tmp_path: Path) -> None:
     assert stderr.count("Traceback") == 1
     assert 0 < len(_list_frames(stderr)) <= MOST_FRAMES
     assert stderr.splitlines()[-1].startswith("shardhold.IdentityUnavailableError: no Workload API at")
+
+
+class _LostIdentity(FixedIdentity):
+    def current(self) -> Svid:
+        try:
+            raise OSError("no such file")
+        except OSError as exc:
+            raise shardhold.IdentityUnavailableError("no SVID any more") from exc
+
+
+def test_an_identity_that_is_lost(make: MakeClient, ca: Authority) -> None:
+    """Its error goes through a call as one that the call makes: few frames, and what it came from as its cause."""
+    with (
+        make("127.0.0.1:1", _LostIdentity(ca.issue("/team/app"))) as client,
+        pytest.raises(shardhold.IdentityUnavailableError) as caught,
+    ):
+        client.get("a")
+    assert "current" not in {frame.name for frame in traceback.extract_tb(caught.value.__traceback__)}
+    assert isinstance(caught.value.cause, OSError)
+    assert caught.value.__cause__ is None
 
 
 LOG_LINE = "ssl_transport_security.cc"

@@ -77,7 +77,13 @@ class FakeNexus:
         """Have the next calls raise these errors, one each, whatever they are and without a retry.
 
         With *made*, the call is made all the same and only its answer is lost, as with a `DeadlineError`.
+
+        Raises:
+            TypeError: One of them is no error of the SDK, which no call raises; or it is a class.
         """
+        for failure in failures:
+            if not isinstance(failure, Error):
+                raise TypeError(f"failures: got {failure!r}, want errors of shardhold, as NotFoundError('gone')")
         with self._lock:
             self._failures.extend((failure, made) for failure in failures)
 
