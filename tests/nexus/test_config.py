@@ -13,6 +13,7 @@ from common.errors import ConfigError
 from nexus.config import NexusConfig, load_config
 from nexus.keys.operation.schedule import Terms
 from nexus.keys.operation.windows import DAY, parse_window
+from nexus.policy.keeping import Keeping
 from tests.kit.patience import at_most
 
 RECIPIENT = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"  # the example of age's README
@@ -99,6 +100,30 @@ def test_defaults(tmp_path: Path) -> None:
             "^backup.directory: got the folder .*, want one that is not in .*, storage.path's",
             id="backups in data",
         ),
+        pytest.param(
+            "[identity]",
+            "[secrets]\nmax_versions = 1000001\n[identity]",
+            "^secrets.max_versions: got 1000001, want an integer of at least 0 and at most 1000000",
+            id="too many versions",
+        ),
+        pytest.param(
+            "[identity]",
+            '[secrets]\nmax_versions_below = {"team/app" = -1}\n[identity]',
+            '^secrets.max_versions_below."team/app": got -1, want an integer of at least 0',
+            id="fewer versions than none",
+        ),
+        pytest.param(
+            "[identity]",
+            '[secrets]\nmax_versions_below = {"team/" = 1}\n[identity]',
+            "^secrets.max_versions_below.\"team/\": got a '/' at an end, want none",
+            id="a prefix that ends with a slash",
+        ),
+        pytest.param(
+            "[identity]",
+            "[secrets]\nmax_versions_below = 7\n[identity]",
+            "^secrets.max_versions_below: got 7, want a table, each an integer",
+            id="no table of prefixes",
+        ),
         pytest.param('"keeper-2"', '"Keeper 2"', r"^keepers\[1\].name: got", id="keeper that has no DNS name"),
         pytest.param('"keeper-2"', '"keeper-1"', "^keepers: name 'keeper-1' stands twice", id="keeper twice"),
         pytest.param("127.0.0.1:8444", "127.0.0.1:", r"^keepers\[1\].address: got", id="keeper without a port"),
@@ -152,6 +177,13 @@ def test_a_wrong_option_is_named(tmp_path: Path, old: str, new: str, words: str)
     assert old in GOOD
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, GOOD.replace(old, new))
+
+
+def test_how_many_versions_are_kept(tmp_path: Path) -> None:
+    """100, unless the file says otherwise, for all secrets or below a prefix."""
+    assert load(tmp_path, GOOD).secrets.keeping == Keeping(100, {})
+    options = '[secrets]\nmax_versions = 0\nmax_versions_below = {"team/app" = 20, team = 3}\n'
+    assert load(tmp_path, GOOD + options).secrets.keeping == Keeping(0, {"team/app": 20, "team": 3})
 
 
 def test_rotation_goes_by_its_options(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@
 3. Earlier and later go by revisions, which only go up, not by times of a clock. What is not surely later counts as
    earlier: a version whose revision the store has not come to, and every version when the row of the generation that
    followed does not verify.
-4. Only what the store still has is told. A secret whose versions were all deleted, and that was written anew, has left
-   nothing of them.
+4. Only what the store still has is told: no destroyed versions, and none of a secret that was deleted whole and
+   written anew.
 """
 
 from collections.abc import Callable
