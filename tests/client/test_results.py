@@ -57,9 +57,9 @@ def test_text_form_has_no_value() -> None:
         assert "password" in shown
 
 
-@pytest.mark.parametrize("name", [name for name in shardhold.__all__ if name not in ("Client", "AsyncClient")])
+@pytest.mark.parametrize("name", shardhold.__all__)
 def test_names_are_public(name: str) -> None:
-    """Results and errors are named as users import them, also in pickles."""
+    """Clients, results and errors are named as users import them, also in pickles."""
     kind = getattr(shardhold, name)
     if kind.__module__ != "shardhold.identity":
         assert (kind.__module__, kind.__qualname__) == ("shardhold", name)
