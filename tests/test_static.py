@@ -30,6 +30,7 @@ KEY_ROOMS = (
 # The one place of each program that reads its environment.
 ENVIRONMENT_READERS = {
     "client/shardhold/_calls.py",
+    "client/shardhold/_quiet.py",  # gRPC reads the environment itself
     "client/shardhold/identity.py",
     "common/server/preload.py",  # gRPC reads the environment itself
     "keeper/__main__.py",
@@ -104,7 +105,7 @@ def test_servers_and_sdk_do_not_print() -> None:
 
 
 def test_the_environment_is_read_in_one_place() -> None:
-    """Servers read it in `__main__` and pass a model down; the SDK for its two documented variables."""
+    """Servers read it in `__main__` and pass a model down; the SDK for its two variables, and gRPC's log."""
     readers = {
         path
         for path in sources(*SERVERS, "client/shardhold")

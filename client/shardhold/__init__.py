@@ -4,9 +4,10 @@
 
     with Client() as client:
         client.put("team/app/db", {"password": "correct horse"})
-        password = client.get("team/app/db").fields["password"]
+        password = client.get("team/app/db").text("password")
 
-`AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`.
+`AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`. The values of fields are bytes, which
+`text` decodes. `shardhold.testing` has fakes of both clients for unit tests.
 
 Names are loaded on first use, so a program pays only for what it needs.
 """
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from shardhold._aio_client import AsyncClient
     from shardhold._client import Client
     from shardhold._errors import (
-        CancelledError,
+        ClientClosedError,
         ConflictError,
         DeadlineError,
         DeniedError,
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
         IntegrityError,
         InternalError,
         InvalidArgumentError,
+        NoSuchFieldError,
         NotFoundError,
+        NotTextError,
         OverloadedError,
         RecoveringError,
         SealedError,
@@ -36,7 +39,19 @@ if TYPE_CHECKING:
         UnsupportedError,
         WrongStateError,
     )
-    from shardhold._results import Deleted, Entry, Secret, State, Status, Written
+    from shardhold._results import (
+        Deleted,
+        Destroyed,
+        Entry,
+        Secret,
+        State,
+        Status,
+        Undeleted,
+        Updated,
+        Version,
+        VersionState,
+        Written,
+    )
     from shardhold.identity import IdentitySource, Svid, SvidFiles, WorkloadAPI
 
 __all__ = [
@@ -45,7 +60,12 @@ __all__ = [
     "Secret",
     "Written",
     "Deleted",
+    "Undeleted",
+    "Destroyed",
+    "Updated",
     "Entry",
+    "Version",
+    "VersionState",
     "Status",
     "State",
     "IdentitySource",
@@ -58,7 +78,7 @@ __all__ = [
     "RecoveringError",
     "OverloadedError",
     "DeadlineError",
-    "CancelledError",
+    "ClientClosedError",
     "IdentityUnavailableError",
     "UnauthenticatedError",
     "DeniedError",
@@ -69,13 +89,29 @@ __all__ = [
     "UnsupportedError",
     "IntegrityError",
     "InternalError",
+    "NoSuchFieldError",
+    "NotTextError",
 ]
+
+_RESULTS = (
+    "Secret",
+    "Written",
+    "Deleted",
+    "Undeleted",
+    "Destroyed",
+    "Updated",
+    "Entry",
+    "Version",
+    "VersionState",
+    "Status",
+    "State",
+)
 
 # The modules of all names that are not errors.
 _MODULES = {
     "Client": "_client",
     "AsyncClient": "_aio_client",
-    **dict.fromkeys(("Secret", "Written", "Deleted", "Entry", "Status", "State"), "_results"),
+    **dict.fromkeys(_RESULTS, "_results"),
     **dict.fromkeys(("IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"), "identity"),
 }
 

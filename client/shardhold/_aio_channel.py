@@ -8,9 +8,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import grpc
-
 from shardhold._connections import Connection, Connections, list_options, make_credentials
+from shardhold._quiet import grpc
 from shardhold.identity import IdentitySource, Svid
 
 _Request = TypeVar("_Request")

@@ -3,20 +3,20 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Any
-
-import grpc
-import tenacity
+from types import MappingProxyType, TracebackType
 
 from shardhold import _calls
 from shardhold._aio_channel import AioPinnedChannel
-from shardhold._calls import SERVER_NAME, TIMEOUT_S, Call, Deadline, Result
-from shardhold._errors import CancelledError, IdentityUnavailableError
-from shardhold._results import Deleted, Entry, Secret, Status, Written
+from shardhold._calls import FAILURES, SERVER_NAME, TIMEOUT_S, Call, Item, Page, Result
+from shardhold._errors import ClientClosedError, IdentityUnavailableError, shorten
+from shardhold._public import public
+from shardhold._quiet import grpc
+from shardhold._results import Deleted, Destroyed, Entry, Secret, Status, Undeleted, Updated, Version, Written
+from shardhold._retries import Tries
 from shardhold.identity import IdentitySource, Svid, WorkloadAPI
 
 
+@public
 class AsyncClient:
     """Secrets of a Shardhold cluster, for the tasks of one event loop. Anything not described here is as in `Client`.
 
@@ -59,6 +59,9 @@ class AsyncClient:
         self._channel.bind_loop()
         try:
             await self._open_identity()
+        except IdentityUnavailableError as exc:
+            await self.close()
+            raise shorten(exc) from None
         except BaseException:
             await self.close()
             raise
@@ -70,7 +73,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Cancel the calls in flight and disconnect; those calls raise `shardhold.CancelledError`. Idempotent."""
+        """Cancel the calls in flight and disconnect; those calls raise `ClientClosedError`. Idempotent."""
         await self._channel.close()
         if self._own_identity is not None:
             await asyncio.to_thread(self._own_identity.close)
@@ -85,10 +88,32 @@ class AsyncClient:
         request_id: bytes | None = None,
         timeout: float | None = None,
     ) -> Written:
-        """Write the next version of the secret at *path*; see `Client.put`."""
+        """Write the next version of the secret at *path*, with these fields and no others; see `Client.put`."""
         call = _calls.put_secret(
             path,
             fields,
+            expected_version=expected_version,
+            expected_incarnation=expected_incarnation,
+            request_id=request_id,
+        )
+        return await self._make(call, timeout)
+
+    async def patch(
+        self,
+        path: str,
+        fields: Mapping[str, bytes | str] = MappingProxyType({}),
+        *,
+        remove: Iterable[str] = (),
+        expected_version: int | None = None,
+        expected_incarnation: bytes | None = None,
+        request_id: bytes | None = None,
+        timeout: float | None = None,
+    ) -> Written:
+        """Write the next version: the current one with some fields set and some taken out; see `Client.patch`."""
+        call = _calls.patch_secret(
+            path,
+            fields,
+            remove=remove,
             expected_version=expected_version,
             expected_incarnation=expected_incarnation,
             request_id=request_id,
@@ -99,14 +124,15 @@ class AsyncClient:
         """Read the secret at *path*: the given version, or the current one; see `Client.get`."""
         return await self._make(_calls.get_secret(path, version=version), timeout)
 
-    async def list(self, prefix: str = "", *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[Entry]:
+    def list(
+        self, prefix: str = "", *, include_deleted: bool = False, page_size: int = 0, timeout: float | None = None
+    ) -> AsyncIterator[Entry]:
         """Yield the entries at and below *prefix* that this caller may list; `async for`, see `Client.list`."""
-        call: Call[_calls.Page] | None = _calls.list_secrets(prefix, page_size=page_size)
-        while call is not None:
-            page = await self._make(call, timeout)
-            for entry in page.entries:
-                yield entry
-            call = page.following
+        return self._walk(_calls.list_secrets(prefix, include_deleted=include_deleted, page_size=page_size), timeout)
+
+    def versions(self, path: str, *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[Version]:
+        """Yield the versions of the secret at *path*, the newest first; `async for`, see `Client.versions`."""
+        return self._walk(_calls.list_versions(path, page_size=page_size), timeout)
 
     async def delete(
         self,
@@ -118,7 +144,7 @@ class AsyncClient:
         request_id: bytes | None = None,
         timeout: float | None = None,
     ) -> Deleted:
-        """Delete versions of the secret at *path*: the given ones, or all that are left; see `Client.delete`."""
+        """Mark versions of the secret at *path* as deleted: the given ones, or all left; see `Client.delete`."""
         call = _calls.delete_secret(
             path,
             versions,
@@ -128,36 +154,78 @@ class AsyncClient:
         )
         return await self._make(call, timeout)
 
+    async def undelete(
+        self, path: str, versions: Iterable[int], *, request_id: bytes | None = None, timeout: float | None = None
+    ) -> Undeleted:
+        """Bring deleted *versions* of the secret at *path* back; see `Client.undelete`."""
+        return await self._make(_calls.undelete_secret(path, versions, request_id=request_id), timeout)
+
+    async def destroy(
+        self,
+        path: str,
+        versions: Iterable[int] | None,
+        *,
+        expected_version: int | None = None,
+        expected_incarnation: bytes | None = None,
+        request_id: bytes | None = None,
+        timeout: float | None = None,
+    ) -> Destroyed:
+        """Destroy versions of the secret at *path* for good: the given ones, or None for all; see `Client.destroy`."""
+        call = _calls.destroy_secret(
+            path,
+            versions,
+            expected_version=expected_version,
+            expected_incarnation=expected_incarnation,
+            request_id=request_id,
+        )
+        return await self._make(call, timeout)
+
+    async def update_metadata(
+        self, path: str, *, max_versions: int, request_id: bytes | None = None, timeout: float | None = None
+    ) -> Updated:
+        """Set how many versions of the secret at *path* are kept; see `Client.update_metadata`."""
+        return await self._make(_calls.update_metadata(path, max_versions=max_versions, request_id=request_id), timeout)
+
     async def status(self, *, timeout: float | None = None) -> Status:
         """Return the status of the nexus; served in every state and to every caller with an SVID."""
         return await self._make(_calls.get_status(), timeout)
 
+    async def _walk(self, call: Call[Page[Item]] | None, timeout: float | None) -> AsyncIterator[Item]:
+        while call is not None:
+            page = await self._make(call, timeout)
+            for item in page.items:
+                yield item
+            call = page.following
+
     async def _make(self, call: Call[Result], timeout: float | None) -> Result:
         """Make one call, retrying while that is safe and may help, all within the time-out."""
-        deadline = Deadline(self._timeout if timeout is None else _calls.check_timeout(timeout))
+        tries = Tries(self._timeout if timeout is None else _calls.check_timeout(timeout))
         method = self._methods[call.rpc]
         self._channel.bind_loop()
-        await self._open_identity(deadline.left())
+        while True:
+            try:
+                await self._open_identity(tries.left())
+                response = await method(call.request, timeout=tries.left())
+            except asyncio.CancelledError:
+                if not self._was_cut_off():
+                    raise
+                raise ClientClosedError("the client was closed during the call", grpc.StatusCode.CANCELLED) from None
+            except FAILURES as exc:
+                wait_s = tries.wait_after(exc)
+                if wait_s is None:
+                    raise call.explain(exc) from None
+            else:
+                return call.read(response)
+            await asyncio.sleep(wait_s)
 
-        async def attempt() -> Any:
-            with _calls.translated():
-                return await self._wait_for(method, call.request, deadline.left())
-
-        return call.read(await tenacity.AsyncRetrying(**deadline.retry_rules())(attempt))
+    def _was_cut_off(self) -> bool:
+        """Whether `close` cancelled the call, rather than somebody the task: gRPC says the same of both."""
+        task = asyncio.current_task()
+        return self._channel.is_closed and not (task is not None and task.cancelling())
 
     async def _open_identity(self, timeout: float | None = None) -> None:
         if self._own_identity is not None and not self._channel.is_closed:
             await self._own_identity.open(timeout)
-
-    async def _wait_for(self, method: Callable[..., Any], request: Any, timeout: float) -> Any:
-        try:
-            return await method(request, timeout=timeout)
-        except asyncio.CancelledError as exc:
-            # gRPC says the same when `close` cut the call off; then the call was cancelled, not this task.
-            task = asyncio.current_task()
-            if not self._channel.is_closed or (task is not None and task.cancelling()):
-                raise
-            raise CancelledError("the client was closed during the call", grpc.StatusCode.CANCELLED) from exc
 
 
 class _LateWorkloadAPI:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-import grpc
-
+from shardhold._quiet import grpc
 from shardhold.identity import IdentitySource, Svid
 
 _HYBRID_SINCE = (1, 83)  # tried: grpcio 1.82.1 agrees on keys by P-256, 1.83.0 by X25519MLKEM768

@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-
 from shardhold._connections import Connection, Connections, list_options, make_credentials
+from shardhold._quiet import grpc
 from shardhold.identity import IdentitySource, Svid
 
 _Request = TypeVar("_Request")
@@ -39,6 +38,11 @@ class PinnedChannel(grpc.Channel):
         self._options = list_options(server_name, options)
         self._lock = threading.Lock()
         self._connections: Connections[grpc.Channel] = Connections(self._connect)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._connections.is_closed
 
     def unary_unary(
         self,

@@ -15,6 +15,9 @@ from tests.bench.load import FIELDS
 from tests.bench.machine import SERVER_CORE, on_core
 
 _PATHS = 32
+_INSERT_SECRET = (
+    "INSERT INTO secrets (path, incarnation, current_version, live_versions, updated_at) VALUES (?, ?, 0, 0, 0)"
+)
 _VALUE_SIZE = 2 + len(fields(*(part for name, value in FIELDS.items() for part in (name.encode(), value)))) + 16
 
 
@@ -32,7 +35,7 @@ class BareStore:
         self._incarnation = os.urandom(16)
         self._paths = [f"bench/written/{number}" for number in range(_PATHS)]
         for place in self._paths:
-            execute("INSERT INTO secrets VALUES (?, ?, 0, 0, 0)", (place, self._incarnation))
+            execute(_INSERT_SECRET, (place, self._incarnation))
         self._rows = zip(count(_PATHS), cycle(self._paths), strict=False)
 
     def close(self) -> None:

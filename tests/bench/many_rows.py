@@ -21,7 +21,9 @@ from tests.nexus.admin.operations.rekeyed import INCARNATION, NEW, OLD, Rekeyed
 _TENTHS = 10
 _FILLED_AT_ONCE = 10_000  # rows
 _VALUE_SIZE = 80  # bytes
-_INSERT_SECRET = "INSERT INTO secrets VALUES (?, ?, 1, 1, 1)"
+_INSERT_SECRET = (
+    "INSERT INTO secrets (path, incarnation, current_version, live_versions, updated_at) VALUES (?, ?, 1, 1, 1)"
+)
 _INSERT_VERSION = """
     INSERT INTO versions (path, incarnation, version, kek_id, dek_id, wrapped_dek, value, created_at, deleted, revision,
         caller) VALUES (?, ?, 1, ?, ?, ?, ?, 1, 0, 1, 'bench')"""

@@ -18,7 +18,7 @@ from tests.kit.patience import at_most as within
 
 _SHARE, _MOST_ROWS = 5, 20_000  # of the rows that the job alone is measured with; each is put by a call
 _FILLERS = 32
-_PATHS = [f"bench/rotated/{number}" for number in range(_FILLERS)]  # the rows are their versions
+_PATHS = [f"bench/rotated/{number}" for number in range(320)]  # the rows are their versions, of which 100 are kept
 _CALLERS = 4
 _TIMEOUT_S = 20.0
 _LOOK_S = 0.02

@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar, cast
 
-from shardhold import AsyncClient, Client, Entry
+from shardhold import AsyncClient, Client, Entry, Version
 
 MakeClient: TypeAlias = Callable[..., Client]
 _T = TypeVar("_T")
@@ -29,7 +29,11 @@ class LoopThread:
 
     def make_client(self, *args: Any, **kwargs: Any) -> Client:
         """Make an `AsyncClient` and enter it."""
-        return cast(Client, _Bridge(self, AsyncClient(*args, **kwargs)))
+        return self.bridge(AsyncClient(*args, **kwargs))
+
+    def bridge(self, client: AsyncClient) -> Client:
+        """Enter *client*, and return it behind the interface of `Client`."""
+        return cast(Client, _Bridge(self, client))
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Return what *coroutine* returns in the loop."""
@@ -82,13 +86,18 @@ class _Bridge:
 
     def list(self, *args: Any, **kwargs: Any) -> Iterator[Entry]:
         """Iterate over `AsyncClient.list`."""
-        entries = self._client.list(*args, **kwargs)
+        return self._iterate(self._client.list(*args, **kwargs))
 
-        async def fetch() -> Entry | None:
-            return await anext(entries, None)
+    def versions(self, *args: Any, **kwargs: Any) -> Iterator[Version]:
+        """Iterate over `AsyncClient.versions`."""
+        return self._iterate(self._client.versions(*args, **kwargs))
 
-        while (entry := self._loop.run(fetch())) is not None:
-            yield entry
+    def _iterate(self, items: AsyncIterator[_T]) -> Iterator[_T]:
+        async def fetch() -> _T | None:
+            return await anext(items, None)
+
+        while (item := self._loop.run(fetch())) is not None:
+            yield item
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)

@@ -1,4 +1,4 @@
-"""What the SDK's tests share: a development authority, a provider for each test, waiting for a condition, loops."""
+"""What the SDK's tests share: a development authority, a provider for each test, both clients, waiting, loops."""
 
 import asyncio
 import gc
@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from pilot.dev.provider import IdentityProvider
-from tests.client.bridge import find_leftovers
+from shardhold import Client
+from tests.client.bridge import LoopThread, MakeClient, find_leftovers
+from tests.client.servers import Nexus
 from tests.kit import patience, waiting
 from tests.kit.authority import Authority
+from tests.kit.fixed_identity import FixedIdentity
+from tests.kit.patience import at_most
 
 WaitUntil = Callable[..., None]
 Eventually = Callable[..., Awaitable[None]]
@@ -69,3 +73,28 @@ def eventually() -> Eventually:
             await asyncio.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture(params=["Client", "AsyncClient"])
+def make(request: pytest.FixtureRequest) -> Iterator[MakeClient]:
+    """Return a function that makes a client of either kind; the asyncio one is called through a loop in a thread."""
+    if request.param == "Client":
+        yield Client
+        return
+    with LoopThread() as loop:
+        yield loop.make_client
+
+
+@pytest.fixture
+def nexus(ca: Authority) -> Iterator[Nexus]:
+    """Run a server."""
+    nexus = Nexus(ca)
+    yield nexus
+    nexus.stop()
+
+
+@pytest.fixture
+def client(make: MakeClient, nexus: Nexus, ca: Authority) -> Iterator[Client]:
+    """Connect to the nexus as the workload /team/app."""
+    with make(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=at_most(10)) as client:
+        yield client

@@ -159,7 +159,7 @@ class TestClosing:
         await eventually(lambda: len(nexus.requests) == 3)
         await client.close()
         for task in tasks:
-            with pytest.raises(shardhold.CancelledError, match="closed during the call") as caught:
+            with pytest.raises(shardhold.ClientClosedError, match="closed during the call") as caught:
                 await task
             assert caught.value.code is grpc.StatusCode.CANCELLED
         await eventually(lambda: len(nexus.cancelled) == 3)
@@ -180,7 +180,7 @@ class TestClosing:
         """Several tasks may close a client at once; a closed client makes no call, even when it is entered again."""
         await asyncio.gather(client.close(), client.close())
         async with client:
-            with pytest.raises(shardhold.CancelledError, match="the channel is closed"):
+            with pytest.raises(shardhold.ClientClosedError, match="the channel is closed"):
                 await client.get("a")
 
     async def test_own_identity(
@@ -192,7 +192,7 @@ class TestClosing:
         async with client:
             await client.status()
         assert "shardhold-identity" not in {thread.name for thread in threading.enumerate()}
-        with pytest.raises(shardhold.CancelledError):
+        with pytest.raises(shardhold.ClientClosedError):
             await client.status()
 
 

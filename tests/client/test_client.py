@@ -5,7 +5,6 @@ Every test here runs with `Client` and with `AsyncClient`; what only the latter 
 
 import inspect
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from time import monotonic
@@ -18,8 +17,10 @@ import shardhold
 from common.errors import (
     AuditUnavailableError,
     ConflictError,
+    DecryptionError,
     DeniedError,
     IdentityUnavailableError,
+    InvalidArgumentError,
     NotFoundError,
     OutcomeUnknownError,
     OverloadedError,
@@ -27,47 +28,35 @@ from common.errors import (
     SealedError,
     ShardholdError,
     StoreUnavailableError,
+    UnavailableError,
 )
 from pilot.dev.provider import IdentityProvider
-from shardhold import AsyncClient, Client, Deleted, State, Status, Written
+from shardhold import (
+    AsyncClient,
+    Client,
+    Deleted,
+    State,
+    Status,
+    Written,
+)
 from shardhold.identity import ENDPOINT_VARIABLE
 from shardhold.v1 import cluster_pb2, secrets_pb2
-from tests.client.bridge import LoopThread, MakeClient
+from tests.client.bridge import MakeClient
 from tests.client.servers import EndCall, Nexus
 from tests.kit.authority import Authority
 from tests.kit.fixed_identity import FixedIdentity
 from tests.kit.patience import at_most, patience
 
 INCARNATION = bytes(range(16))
-
-
-@pytest.fixture(params=["Client", "AsyncClient"])
-def make(request: pytest.FixtureRequest) -> Iterator[MakeClient]:
-    """Return a function that makes a client of either kind; the asyncio one is called through a loop in a thread."""
-    if request.param == "Client":
-        yield Client
-        return
-    with LoopThread() as loop:
-        yield loop.make_client
-
-
-@pytest.fixture
-def nexus(ca: Authority) -> Iterator[Nexus]:
-    """Run a server."""
-    nexus = Nexus(ca)
-    yield nexus
-    nexus.stop()
-
-
-@pytest.fixture
-def client(make: MakeClient, nexus: Nexus, ca: Authority) -> Iterator[Client]:
-    """Connect to the nexus as the workload /team/app."""
-    with make(nexus.address, FixedIdentity(ca.issue("/team/app")), timeout=at_most(10)) as client:
-        yield client
+CALLS = ["put", "patch", "get", "list", "versions", "delete", "undelete", "destroy", "update_metadata", "status"]
 
 
 def _secret(**parts: Any) -> secrets_pb2.GetSecretResponse:
     return secrets_pb2.GetSecretResponse(path="team/app/db", version=3, incarnation=INCARNATION, **parts)
+
+
+class _NotScrubbedError(UnavailableError):
+    reason = "NOT_SCRUBBED"
 
 
 class TestCalls:
@@ -191,6 +180,7 @@ class TestRetries:
             pytest.param(IdentityUnavailableError("its SVID expired"), id="nexus without an SVID"),
             pytest.param(StoreUnavailableError("disk full"), id="store away"),
             pytest.param(OutcomeUnknownError("commit failed"), id="outcome unknown"),
+            pytest.param(_NotScrubbedError("a reader has the file open"), id="not scrubbed yet"),
             pytest.param(EndCall(), id="call ended by the server"),
         ],
     )
@@ -222,6 +212,25 @@ class TestRetries:
         assert type(caught.value) is wanted
         assert caught.value.reason == failure.reason
         assert len(nexus.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("failure", "message"),
+        [
+            pytest.param(NotFoundError("no such version"), "team/db: no such version", id="not found"),
+            pytest.param(NotFoundError("team/db: it is gone"), "team/db: it is gone", id="named by the server: once"),
+            pytest.param(DeniedError("not you"), "team/db: not you", id="denied"),
+            pytest.param(ConflictError("version 3"), "team/db: version 3", id="check-and-set"),
+            pytest.param(DecryptionError("does not open"), "team/db: does not open", id="integrity"),
+            pytest.param(InvalidArgumentError("path: no"), "path: no", id="argument: the server names it"),
+            pytest.param(SealedError("sealed"), "sealed", id="not about the path"),
+        ],
+    )
+    def test_message_names_the_path(self, client: Client, nexus: Nexus, failure: ShardholdError, message: str) -> None:
+        """What is about the path says which one it was."""
+        nexus.fail("GetSecret", failure, then=_secret())
+        with pytest.raises(shardhold.Error) as caught:
+            client.get("team/db")
+        assert (caught.value.message, caught.value.args) == (message, (message,))
 
     def test_the_timeout_is_for_all_tries(self, client: Client, nexus: Nexus) -> None:
         """A nexus that keeps recovering gives its own error within the time-out, after several tries."""
@@ -308,11 +317,11 @@ class TestSetup:
         client.close()
         client.close()
         assert not identity.closed
-        with pytest.raises(shardhold.CancelledError, match="closed"):
+        with pytest.raises(shardhold.ClientClosedError, match="closed"):
             client.get("a")
 
     def test_closed_during_a_call(self, client: Client, nexus: Nexus) -> None:
-        """A call that `close` cuts off is a CancelledError, and is not made again."""
+        """A call that `close` cuts off is a ClientClosedError, and is not made again."""
         waiting, go_on = threading.Event(), threading.Event()
 
         def answer(_: Any) -> Message:
@@ -325,7 +334,7 @@ class TestSetup:
             reading = threads.submit(client.get, "a")
             assert waiting.wait(at_most(10))
             client.close()
-            with pytest.raises(shardhold.CancelledError):
+            with pytest.raises(shardhold.ClientClosedError):
                 reading.result(at_most(10))
         go_on.set()
         assert len(nexus.requests) == 1
@@ -380,11 +389,11 @@ def test_the_clients_are_twins() -> None:
         {name: method for name, method in vars(kind).items() if inspect.isfunction(method) and name[0] != "_"}
         for kind in (Client, AsyncClient)
     )
-    assert set(sync) == set(asynchronous) == {"put", "get", "list", "delete", "status", "close"}
+    assert set(sync) == set(asynchronous) == {*CALLS, "close"}
     for name, method in {**sync, "__init__": Client.__init__}.items():
         assert _describe(method) == _describe(getattr(AsyncClient, name)), name
     for name, method in asynchronous.items():
-        assert inspect.isasyncgenfunction(method) if name == "list" else inspect.iscoroutinefunction(method), name
+        assert inspect.iscoroutinefunction(method) != (name in ("list", "versions")), name
 
 
 def test_public_names() -> None:

@@ -177,8 +177,9 @@ def test_transport_failures_have_hints(answer: Answer, details: str, hint: str) 
 def test_errors_survive_pickling() -> None:
     """An error arrives whole from a worker process."""
     error = DeniedError("not allowed", grpc.StatusCode.PERMISSION_DENIED, "DENIED", "ask for a policy")
+    error.cause = grpc.RpcError("not for other processes")
     copy = pickle.loads(pickle.dumps(error))
-    assert (type(copy), vars(copy)) == (DeniedError, vars(error))
+    assert (type(copy), vars(copy), copy.cause) == (DeniedError, vars(error), None)
 
 
 def test_text_has_the_hint() -> None:

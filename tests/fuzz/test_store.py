@@ -44,6 +44,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FoundedClus
     make_ready(core, cluster)
     for path in (*PATHS, *PATHS):
         assert send(core, "PutSecret", put(path)) is not None
+    destroyed = secrets_pb2.DestroySecretRequest(path=PATHS[-1], versions=[1], request_id=os.urandom(16))
+    assert send(core, "DestroySecret", destroyed) is not None
     store.write(put_into_quarantine)
     core.close()
     store.close()
@@ -82,6 +84,7 @@ def send(core: NexusCore, rpc: str, request: Message) -> Any:
 KEYS = {
     "secrets": "path",
     "deletions": "path, version",
+    "destroyed": "path, version",
     "audit_head": "nexus",
     "quarantine": "path, incarnation, version",
 }
@@ -127,9 +130,21 @@ def use(folder: Path, cluster: FoundedCluster) -> None:
                 if got is not None:
                     assert got.fields == {"value": b"v"}, "never another plaintext, never an empty value"
                     assert got.created_at.seconds in TIME_RANGE
+            send(core, "ListVersions", secrets_pb2.ListVersionsRequest(path=path))
+            fields = {"value": b"v"}
+            send(
+                core, "PatchSecret", secrets_pb2.PatchSecretRequest(path=path, fields=fields, request_id=os.urandom(16))
+            )
             send(core, "PutSecret", put(path))
+            limit = secrets_pb2.UpdateSecretMetadataRequest(path=path, max_versions=3, request_id=os.urandom(16))
+            send(core, "UpdateSecretMetadata", limit)
+            for version in (1, 2):
+                back = secrets_pb2.UndeleteSecretRequest(path=path, versions=[version], request_id=os.urandom(16))
+                send(core, "UndeleteSecret", back)
+            gone = secrets_pb2.DestroySecretRequest(path=path, versions=[2], request_id=os.urandom(16))
+            send(core, "DestroySecret", gone)
             send(core, "DeleteSecret", secrets_pb2.DeleteSecretRequest(path=path, request_id=os.urandom(16)))
-        listed = send(core, "ListSecrets", secrets_pb2.ListSecretsRequest())
+        listed = send(core, "ListSecrets", secrets_pb2.ListSecretsRequest(include_deleted=True))
         if listed is not None:
             assert all(secret.updated_at.seconds in TIME_RANGE for secret in listed.secrets)
         read_for_the_job(core)

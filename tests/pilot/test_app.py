@@ -360,7 +360,7 @@ EXIT_CODES: dict[type[sdk.Error], int] = {
     sdk.RecoveringError: 5,
     sdk.OverloadedError: 5,
     sdk.DeadlineError: 5,
-    sdk.CancelledError: 1,
+    sdk.ClientClosedError: 1,
     sdk.IdentityUnavailableError: 5,
     sdk.UnauthenticatedError: 4,
     sdk.DeniedError: 4,
@@ -371,6 +371,8 @@ EXIT_CODES: dict[type[sdk.Error], int] = {
     sdk.UnsupportedError: 1,
     sdk.IntegrityError: 1,
     sdk.InternalError: 1,
+    sdk.NoSuchFieldError: 1,
+    sdk.NotTextError: 1,
 }
 
 

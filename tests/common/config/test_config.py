@@ -1,5 +1,6 @@
 """Configuration: one model from file, environment and flags; errors name the option, what it got and what it wants."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,6 +41,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     peers: tuple[str, ...] = ()
     # things
     items: tuple[Item, ...] = ()
+    # weights in kilograms
+    weights: Mapping[str, Annotated[int, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=dict)
 
 
 def load_text(folder: Path, text: str, environ: dict[str, str] | None = None, **flags: object) -> Model:
@@ -66,6 +69,18 @@ def test_no_file_is_needed() -> None:
     """Environment and flags alone make a configuration."""
     loaded = load(Model, path=None, environ={"APP__NAME": "env"}, prefix="APP", flags={"section.workers": "3"})
     assert loaded == Model(name="env", section=Section(workers=3))
+
+
+def test_a_table_has_keys_of_its_own(tmp_path: Path) -> None:
+    """Any keys, each with a value of the one type; from the file only."""
+    loaded = load_text(tmp_path, 'name = "a"\nweights = {"x/y" = 1, z = 0}')
+    assert loaded.weights == {"x/y": 1, "z": 0}
+    with pytest.raises(ConfigError, match=r'^weights."x/y": got -1, want an integer of at least 0$'):
+        load_text(tmp_path, 'name = "a"\nweights = {"x/y" = -1}')
+    with pytest.raises(ConfigError, match=r"^weights: got 1, want a table, each an integer of at least 0$"):
+        load_text(tmp_path, 'name = "a"\nweights = 1')
+    with pytest.raises(ConfigError, match=r'^weights \(from APP__WEIGHTS\): got "x", want tables, which only the file'):
+        load_text(tmp_path, 'name = "a"', {"APP__WEIGHTS": "x"})
 
 
 def test_traces_of_grpc_are_refused(tmp_path: Path) -> None:
@@ -108,7 +123,7 @@ def test_names_without_two_underscores_are_not_ours(tmp_path: Path) -> None:
         pytest.param(
             'name = "a"\nzzz = 1',
             {},
-            "zzz: no such option, want one of name, section, peers, items",
+            "zzz: no such option, want one of name, section, peers, items, weights",
             id="unknown option",
         ),
         pytest.param(
@@ -207,7 +222,7 @@ def test_names_without_two_underscores_are_not_ours(tmp_path: Path) -> None:
         pytest.param(
             'name = "a"',
             {"APP__": "1"},
-            "(from APP__): no such option, want one of name, section, peers, items",
+            "(from APP__): no such option, want one of name, section, peers, items, weights",
             id="prefix alone",
         ),
     ],
@@ -296,6 +311,7 @@ def test_describe_names_every_option_with_type_default_and_meaning() -> None:
         "peers",
         "items[].name",
         "items[].weight",
+        "weights",
     ]
     assert described["name"].default is msgspec.NODEFAULT
     assert (described["section.wait_s"].default, described["section.wait_s"].doc) == (1.5, "seconds to wait")

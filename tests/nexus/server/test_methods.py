@@ -257,7 +257,7 @@ def test_versions_go_through_their_messages_whole(make_nexus: MakeNexus) -> None
     nexus = make_nexus(APP_POLICY)
     peer = Call(APP.spiffe_id, APP.address, None)
     put = find(nexus, "PutSecret").handle(peer, REQUESTS["PutSecret"]())
-    request = secrets_pb2.PatchSecretRequest(
+    patch = secrets_pb2.PatchSecretRequest(
         path=PATH,
         fields={"a": b"b"},
         removed_fields=["value"],
@@ -265,7 +265,7 @@ def test_versions_go_through_their_messages_whole(make_nexus: MakeNexus) -> None
         expected_incarnation=put.incarnation,
         request_id=os.urandom(16),
     )
-    patched = find(nexus, "PatchSecret").handle(peer, request)
+    patched = find(nexus, "PatchSecret").handle(peer, patch)
     assert (patched.version, patched.incarnation, patched.revision) == (2, put.incarnation, put.revision + 1)
     assert dict(find(nexus, "GetSecret").handle(peer, REQUESTS["GetSecret"]()).fields) == {"a": b"b"}
     find(nexus, "DeleteSecret").handle(peer, REQUESTS["DeleteSecret"]())
@@ -274,10 +274,10 @@ def test_versions_go_through_their_messages_whole(make_nexus: MakeNexus) -> None
     assert (entry.current_version, entry.newest_live_version) == (2, 0)
     undeleted = find(nexus, "UndeleteSecret").handle(peer, REQUESTS["UndeleteSecret"]())
     assert (list(undeleted.versions), undeleted.revision) == ([1], put.revision + 3)
-    request = secrets_pb2.DestroySecretRequest(
+    destroy = secrets_pb2.DestroySecretRequest(
         path=PATH, versions=[2], expected_version=2, expected_incarnation=put.incarnation, request_id=os.urandom(16)
     )
-    destroyed = find(nexus, "DestroySecret").handle(peer, request)
+    destroyed = find(nexus, "DestroySecret").handle(peer, destroy)
     assert (list(destroyed.versions), destroyed.revision) == ([2], put.revision + 4)
     metadata = find(nexus, "UpdateSecretMetadata").handle(peer, REQUESTS["UpdateSecretMetadata"]())
     assert metadata.revision == put.revision + 5
@@ -288,8 +288,8 @@ def test_versions_go_through_their_messages_whole(make_nexus: MakeNexus) -> None
     now = nexus.clock.now().replace(tzinfo=None)
     assert (version.version, version.state) == (2, secrets_pb2.VERSION_STATE_DESTROYED)
     assert version.created_at.ToDatetime() == version.destroyed_at.ToDatetime() == now
-    request = secrets_pb2.ListVersionsRequest(path=PATH, page_size=1, page_token=page.next_page_token)
-    page = find(nexus, "ListVersions").handle(peer, request)
+    following = secrets_pb2.ListVersionsRequest(path=PATH, page_size=1, page_token=page.next_page_token)
+    page = find(nexus, "ListVersions").handle(peer, following)
     (version,) = page.versions
     assert (version.version, version.state) == (1, secrets_pb2.VERSION_STATE_LIVE)
     assert (version.HasField("destroyed_at"), page.next_page_token) == (False, "")

@@ -291,9 +291,13 @@ class StoreContract:
             assert reader.load_version("a", 0) == make_row("a", 2)
             assert reader.load_live_versions("a") == [2]
             assert [row.newest_live_version for row in reader.list_secrets("", after="", limit=9)] == [2]
+
+        def undelete(*versions: int) -> Callable[[Writer], None]:
+            return lambda writer: writer.undelete("a", versions)
+
         for versions in [(2,), (1, 2), (3,)]:
             with pytest.raises(StoreUnavailableError, match="not marked as deleted"):
-                store.write(lambda writer, versions=versions: writer.undelete("a", versions))
+                store.write(undelete(*versions))
         store.write(lambda writer: writer.mark_deleted("a", [2], caller=CALLER))  # and can be marked again
 
     def test_destroyed_versions(self, store: Store) -> None:
@@ -313,11 +317,13 @@ class StoreContract:
             ]
             assert [stamp.version for stamp in reader.list_stamps(after=("", 0), limit=9)] == [2]
             assert reader.list_secrets("", after="", limit=9) == [ListedSecret("a", INCARNATION, 3, 3, 2)]
+
+        def destroy(*versions: int) -> Callable[[Writer], None]:
+            return lambda writer: writer.destroy("a", versions, caller=CALLER, destroyed_at=9)
+
         for versions in [(1,), (2, 3), (4,)]:
             with pytest.raises(StoreUnavailableError, match="has no row"):
-                store.write(
-                    lambda writer, versions=versions: writer.destroy("a", versions, caller=CALLER, destroyed_at=9)
-                )
+                store.write(destroy(*versions))
         put(store, make_row("a", 4))
         with store.read() as reader:
             assert reader.load_version("a", 0) == make_row("a", 4)

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,7 +32,7 @@ TEAM = Policy(
 
 
 @pytest.fixture
-def nexus(make_nexus: MakeNexus, failing: FailingStore) -> Iterator[NexusCore]:
+def nexus(make_nexus: MakeNexus, failing: FailingStore) -> NexusCore:
     """A ready one; APP may do everything below team/. Its store fails when a test says so."""
     return make_nexus(TEAM, store=failing)
 
