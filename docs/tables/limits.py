@@ -13,14 +13,14 @@ from common.server import answers, edge, http, peer
 from common.server.watches import Watches
 from docs.tables.markdown import code, render_table
 from nexus.access.audit import reader
-from nexus.admin import audit, policies, seal, unseal
+from nexus.admin import audit, policies, policy_warnings, seal, unseal
 from nexus.admin.operations import impact, reshare_plan
 from nexus.config import NexusListenOptions
 from nexus.keys.operation.preflight import SPARE_LINKS
-from nexus.policy import paths, rules
+from nexus.policy import keeping, paths, rules
 from nexus.server import root
 from nexus.store import requests
-from nexus.vault import fields, listing, secrets
+from nexus.vault import expected, fields, listing, scrubbing, secrets
 from pilot.commands import policy as policy_command
 from shardhold import _calls as sdk
 from shardhold import _connections as connections
@@ -79,12 +79,24 @@ LIMITS: Final[Mapping[str, tuple[Row, ...]]] = {
         ("fields of one version", _up_to(fields.MAX_FIELDS), _INVALID),
         ("name of a field", "1 to 64 of `[A-Za-z0-9._-]`", _INVALID),
         ("one version", f"{_size(fields.MAX_BODY_BYTES)}: names, values, and 8 bytes for each field", _INVALID),
+        ("fields that one patch takes out", f"{fields.MAX_FIELDS}", _INVALID),
+        (
+            "versions of one secret that are kept",
+            f"{keeping.DEFAULT_MAX_VERSIONS} (`secrets.max_versions`), or as set for a prefix or for the secret, "
+            f"at most {keeping.HIGHEST_MAX_VERSIONS:,}; 0: all",
+            "the next write destroys the oldest",
+        ),
         ("number of a version", _up_to(secrets.MAX_VERSION), _INVALID),
-        ("versions that one request names", f"{secrets.MAX_DELETED_VERSIONS}", _INVALID),
-        ("incarnation", f"{secrets.INCARNATION_SIZE} bytes", _INVALID),
+        ("versions that one request names", f"{secrets.MAX_VERSIONS_NAMED}", _INVALID),
+        ("incarnation", f"{expected.INCARNATION_SIZE} bytes", _INVALID),
         ("request id", f"{secrets.REQUEST_ID_SIZE} bytes, in every change", _INVALID),
         ("age of a request that is repeated", f"24 h (kept for {_time(requests.KEPT_S)})", "it is another change"),
-        ("secrets in one page of a list", _up_to(secrets.MAX_PAGE), _INVALID),
+        (
+            "time for which a destroy waits until nothing is left in the files",
+            _time(scrubbing.SCRUB_S),
+            code("NOT_SCRUBBED"),
+        ),
+        ("secrets in one page of a list, and versions in one", _up_to(secrets.MAX_PAGE), _INVALID),
         (
             "secrets that are read for one page, and not the caller's to see",
             f"{listing._MOST_HIDDEN:,}",
@@ -101,6 +113,12 @@ LIMITS: Final[Mapping[str, tuple[Row, ...]]] = {
         ("policies in one page of a list", _up_to(policies.MAX_PAGE), _INVALID),
         ("size of one page of a list", f"{_size(policies.MAX_PAGE_SIZE)}, or one policy", "the page is shorter"),
         ("damaged policies that a list names", f"{policies.MAX_DAMAGED:,}", "the rest is not named"),
+        ("policies that an explanation names", f"{policies.MAX_EXPLAINED:,}", "the rest is not named"),
+        (
+            "warnings about the policies of one request",
+            f"{policy_warnings.MAX_WARNINGS}",
+            "the last one counts the rest",
+        ),
     ),
     "Calls": (
         ("message, either way", _size(edge._MAX_MESSAGE), _EXHAUSTED),

@@ -8,7 +8,7 @@ import pytest
 from common.server.edge import ERROR_DOMAIN
 from docs.generate import FOLDER, TABLES, render_page
 from docs.tables.errors import INSIDE, REASONS, UNEXPLAINED, list_codes
-from shardhold._calls import RETRIED_REASONS
+from shardhold._retries import RETRIED_REASONS
 
 GO = (Path(__file__).parents[2] / "examples" / "go" / "retry.go").read_text()
 REPEATED = {reason for reason, advice in REASONS.items() if advice.repeat == "yes"}
@@ -33,7 +33,7 @@ def test_errors_with_one_reason_have_one_code() -> None:
 
 def test_what_the_sdk_repeats_is_what_the_page_says() -> None:
     """By reason; a failure without one is repeated where its code is."""
-    assert {*RETRIED_REASONS, "NOT_SCRUBBED"} - {""} == REPEATED
+    assert RETRIED_REASONS - {""} == REPEATED
     assert {code.name for code, advice in UNEXPLAINED.items() if advice.repeat == "yes"} == {"UNAVAILABLE", "CANCELLED"}
 
 
