@@ -6,7 +6,8 @@
         client.put("team/app/db", {"password": "correct horse"})
         password = client.get("team/app/db").fields["password"]
 
-`AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`.
+`AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`. `Cached` and `AsyncCached` serve a
+secret from memory and keep it fresh.
 
 Names are loaded on first use, so a program pays only for what it needs.
 """
@@ -15,7 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardhold._aio_cached import AsyncCached
     from shardhold._aio_client import AsyncClient
+    from shardhold._cached import Cached
     from shardhold._client import Client
     from shardhold._errors import (
         CancelledError,
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "AsyncClient",
+    "Cached",
+    "AsyncCached",
     "Secret",
     "Written",
     "Deleted",
@@ -75,6 +80,8 @@ __all__ = [
 _MODULES = {
     "Client": "_client",
     "AsyncClient": "_aio_client",
+    "Cached": "_cached",
+    "AsyncCached": "_aio_cached",
     **dict.fromkeys(("Secret", "Written", "Deleted", "Entry", "Status", "State"), "_results"),
     **dict.fromkeys(("IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"), "identity"),
 }
