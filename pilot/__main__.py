@@ -13,6 +13,7 @@ import typer
 from common.server.termination import end_process
 from pilot.app import app
 from pilot.errors import FAILED, INTERRUPTED, USAGE, PilotError, UsageError, report
+from pilot.plain import PlainFormatter
 from pilot.terminal.streams import drop_output, is_write_fault, open_missing
 
 # The base of typer's usage errors, taken from a public subclass: its own module differs between versions.
@@ -22,7 +23,9 @@ _BaseUsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     open_missing()
-    logging.basicConfig(level=logging.WARNING, format="pilot: warning: %(message)s")
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(PlainFormatter("pilot: warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[warnings])
     logging.getLogger("spiffe").setLevel(logging.CRITICAL)  # its errors come back as exceptions
     end_process(run(sys.argv[1:]))
 

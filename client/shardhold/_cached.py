@@ -101,13 +101,14 @@ class Cached:
         """Why the last refresh failed; None after one that did not."""
         return self._last_good.error
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Stop refreshing; the last value stays, and ages. Idempotent.
 
-        It waits for a refresh in progress, which takes at most the client's time-out.
+        It waits for a refresh in progress, which takes at most the client's time-out. Without *wait* that goes on for
+        as long, with no one to tell of how it ended.
         """
         self._closed.set()
-        if self._refresher is not threading.current_thread():
+        if wait and self._refresher is not threading.current_thread():
             self._refresher.join()
 
     def _start(self, start: Start) -> None:
@@ -131,4 +132,5 @@ class Cached:
             try:
                 self._fetch()
             except Exception as exc:  # noqa: BLE001 — whatever it was, the next refresh is due
-                self._last_good.fail(exc)
+                if not self._closed.is_set():
+                    self._last_good.fail(exc)
