@@ -1,14 +1,15 @@
 """What a program is given: variables and files, from secrets that may change while it runs."""
 
 import contextlib
-import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilot.errors import PilotError, UsageError
+from pilot.plain import clean
 from pilot.programs.reference import Reference, pick_values
 from pilot.programs.secret_file import SecretFile
 from pilot.programs.template import Template, parse_template
@@ -16,8 +17,6 @@ from pilot.programs.variables import make_environment
 
 if TYPE_CHECKING:
     from shardhold import Secret
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,9 @@ class HandOver:
         try:
             return self.refresh()
         except PilotError as exc:
-            _logger.warning("%s; the command keeps what it has until the next change", exc)
+            warning = clean(f"{exc}; the program keeps what it has until the next change")
+            with contextlib.suppress(OSError):  # nobody reads it
+                print(f"pilot: warning: {warning}", file=sys.stderr, flush=True)
             return False
 
 

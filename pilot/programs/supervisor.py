@@ -9,6 +9,7 @@
 5. Every child is reaped, also those that the kernel hands to pilot as the first process of a container.
 """
 
+import errno
 import os
 import signal
 import time
@@ -111,7 +112,8 @@ class Supervisor:
             )
         except OSError as exc:
             code = _NOT_FOUND if isinstance(exc, FileNotFoundError) else _NOT_RUNNABLE
-            raise PilotError(f"{self._command[0]}: {exc.strerror}", exit_code=code) from exc
+            hint = "hand large values over as files, with --template" if exc.errno == errno.E2BIG else ""
+            raise PilotError(f"{self._command[0]}: {exc.strerror}", hint, exit_code=code) from exc
 
     def _find_patience(self) -> float | None:
         if self._kill_at is None or self._is_killed:

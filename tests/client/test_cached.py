@@ -264,6 +264,26 @@ def test_closed_by_its_callback(
     assert caplog.messages == []
 
 
+def test_closed_without_waiting(
+    nexus: Nexus, identity: FixedIdentity, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refresh that gets no answer holds nobody up, ends with its client, and is no failure then."""
+    go_on = threading.Event()
+
+    def hang(_: Any) -> Any:
+        go_on.wait(at_most(20))
+        return secrets_pb2.GetSecretResponse()
+
+    with Client(nexus.address, identity, timeout=at_most(600)) as client:
+        cached = Cached(client, PATH, interval=0.1)
+        nexus.answers["GetSecret"] = hang
+        wait_until(lambda: len(nexus.requests) > 1)
+        cached.close(wait=False)
+    cached.close()
+    assert (cached.current.version, cached.error, caplog.messages) == (1, None, [])
+    go_on.set()
+
+
 class TestAsync:
     """What only the asyncio one has."""
 

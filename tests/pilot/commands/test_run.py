@@ -276,6 +276,15 @@ class TestWhatKeepsItFromStarting:
         assert (told.code, told.err) == (code, f"pilot: error: {said}\n")
         assert list(memory.iterdir()) == []
 
+    def test_a_value_that_is_too_large(self, nexus: Nexus, reach: list[str]) -> None:
+        """What no environment takes is told, with the way that does."""
+        write(nexus, 1, password=b"x" * 200_000)
+        told = run(*reach, *PASSWORD, "--", "echo", "started")
+        said = (
+            "pilot: error: echo: Argument list too long\npilot: hint: hand large values over as files, with --template"
+        )
+        assert (told.code, told.out, told.err) == (126, "", f"{said}\n")
+
 
 class TestEnd:
     """The end of the program is the end of pilot."""
