@@ -10,6 +10,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from common.server.termination import end_process
 from pilot.errors import INTERRUPTED, NO_READER, PilotError
+from pilot.plain import PlainFormatter
 from pilot.terminal.report import report, wants_json
 from pilot.terminal.streams import drop_output, is_write_fault, open_missing
 
@@ -17,7 +18,9 @@ from pilot.terminal.streams import drop_output, is_write_fault, open_missing
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     open_missing()
-    logging.basicConfig(level=logging.WARNING, format="pilot: warning: %(message)s")
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(PlainFormatter("pilot: warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[warnings])
     logging.getLogger("spiffe").setLevel(logging.CRITICAL)  # its errors come back as exceptions
     end_process(run(sys.argv[1:]))
 

@@ -34,6 +34,7 @@ _COMMANDS = {
     "unseal": "pilot.commands.unseal:app",
     "accept-older-store": "pilot.commands.accept_older_store:app",
     "secret": "pilot.commands.secret:app",
+    "run": "pilot.commands.run:app",
     "policy": "pilot.commands.policy:app",
     "root": "pilot.commands.root:app",
     "keeper": "pilot.commands.keeper:app",

@@ -19,6 +19,7 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "unseal exclude": "pilot unseal exclude spiffe://example.org/recover/eve",
         "unseal reset": "pilot unseal reset",
         "accept-older-store": "pilot accept-older-store --timeline 1 --revision 17",
+        "run": "pilot run --env DB_PASSWORD=team/app/db#password -- python app.py",
         "secret put": "pilot secret put team/app/db user password",
         "secret patch": "pilot secret patch team/app/db password --remove old",
         "secret get": "pilot secret get team/app/db --field password",

@@ -7,7 +7,8 @@
         password = client.get("team/app/db").text("password")
 
 `AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`. The values of fields are bytes, which
-`text` decodes. `shardhold.testing` has fakes of both clients for unit tests.
+`text` decodes. `Cached` and `AsyncCached` serve a secret from memory and keep it fresh. `shardhold.testing` has fakes of
+both clients for unit tests.
 
 Names are loaded on first use, so a program pays only for what it needs.
 """
@@ -16,7 +17,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardhold._aio_cached import AsyncCached
     from shardhold._aio_client import AsyncClient
+    from shardhold._cached import Cached
     from shardhold._client import Client
     from shardhold._errors import (
         ClientClosedError,
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "AsyncClient",
+    "Cached",
+    "AsyncCached",
     "Secret",
     "Written",
     "Deleted",
@@ -111,6 +116,8 @@ _RESULTS = (
 _MODULES = {
     "Client": "_client",
     "AsyncClient": "_aio_client",
+    "Cached": "_cached",
+    "AsyncCached": "_aio_cached",
     **dict.fromkeys(_RESULTS, "_results"),
     **dict.fromkeys(("IdentitySource", "WorkloadAPI", "SvidFiles", "Svid"), "identity"),
 }

@@ -1,0 +1,1 @@
+"""Programs that pilot starts and hands secrets to."""
