@@ -6,10 +6,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.clock import to_micros
-from nexus.access.audit.alarm import Alarm
 from nexus.admin.status import OperationStep
 from nexus.keys.operation.record import Depth, Step
-from nexus.server.metrics import NexusCollector
+from nexus.server.metrics import KeeperCollector, RotationCollector
 from nexus.vault.secrets import Expected
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.reshared import Resharing
@@ -65,20 +64,9 @@ def test_keepers_are_listed_with_every_set_that_they_hold(resharing: Resharing) 
 def registry(resharing: Resharing) -> CollectorRegistry:
     """Scrape this nexus."""
     core, registry = resharing.core, CollectorRegistry()
+    registry.register(KeeperCollector(core.lifecycle, core.pool, core.warden, core.clock))
     registry.register(
-        NexusCollector(
-            core.lifecycle,
-            core.pool,
-            memory_protection=core.memory.level,
-            is_audit_failing=lambda: False,
-            count_lacking_shards=core.warden.count_lacking_shards,
-            outbox_alarms=(Alarm("a", core.clock), Alarm("b", core.clock)),
-            is_way_back_broken=lambda: False,
-            find_step=lambda: core.driver.seen_step,
-            job=core.job,
-            is_scrub_pending=lambda: bool(resharing.store.unscrubbed),
-            schedule=core.schedule,
-        )
+        RotationCollector(core.lifecycle, resharing.store, core.driver, core.schedule, core.job, core.clock)
     )
     return registry
 
