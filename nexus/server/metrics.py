@@ -70,6 +70,12 @@ class KeeperCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._collect_seats()
         yield self._collect_dead_sets()
+        serving = self._lifecycle.find_serving()
+        yield _measure(
+            "shardhold_keepers_spare",
+            "keepers that hold their shard beyond those that a restart needs; no sample while the nexus is not ready",
+            None if serving is None else self._pool.count_holders() - serving.shard_set.record.threshold,
+        )
         mark = self._warden.find_own_mark()
         yield _measure(
             "shardhold_mark_revision",

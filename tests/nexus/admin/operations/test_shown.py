@@ -80,16 +80,22 @@ def test_metrics_tell_the_step_and_what_is_still_held(resharing: Resharing, regi
     def count_dead(name: str) -> float | None:
         return registry.get_sample_value("shardhold_dead_sets_held", {"keeper": name})
 
-    assert (find_steps(), count_dead("keeper-1")) == ([], 0)
+    def find_seconds() -> float | None:
+        return registry.get_sample_value("shardhold_operation_seconds")
+
+    assert (find_steps(), find_seconds(), count_dead("keeper-1")) == ([], None, 0)
     resharing.begin()
     for step in Step:
         resharing.drive_to(step)
         resharing.core.driver.step()
         assert find_steps() in ([step], [resharing.step])
+    assert find_seconds() == 0
+    resharing.core.clock.advance(30)
+    assert find_seconds() == 30
     resharing.drive_to(None)
     resharing.keepers[0].is_reachable = False
     resharing.drive(until=lambda: (count_dead("keeper-1"), count_dead("keeper-2")) == (1, 0))
-    assert find_steps() == []
+    assert (find_steps(), find_seconds()) == ([], None)
     resharing.keepers[0].is_reachable = True
     resharing.drive_to_rest()
     assert count_dead("keeper-1") == 0
