@@ -114,3 +114,16 @@ def test_every_system_call_that_is_made_is_allowed(tmp_path: Path) -> None:
         assert made - list_allowed(unit) == set()
         assert "memfd_secret" in made
         assert "memfd_secret" not in list_calls("@system-service")
+
+
+def test_the_users_of_the_units_are_made(tmp_path: Path) -> None:
+    """On a machine that has none of them, and with the group that may open the agent's socket."""
+    (tmp_path / "etc").mkdir()
+    command = ["systemd-sysusers", f"--root={tmp_path}", str(FOLDER / "shardhold.sysusers")]
+    subprocess.run(command, check=True, capture_output=True, timeout=at_most(60))
+    users = {line.split(":")[0] for line in (tmp_path / "etc" / "passwd").read_text().splitlines()}
+    groups = {line.split(":")[0] for line in (tmp_path / "etc" / "group").read_text().splitlines()}
+    for name in (NEXUS, KEEPER):
+        wanted = dict(re.findall(r"^(User|SupplementaryGroups)=(.+)$", (FOLDER / name).read_text(), flags=re.M))
+        assert wanted["User"] in users
+        assert {wanted["User"], wanted["SupplementaryGroups"]} <= groups
