@@ -1,5 +1,5 @@
-"""`nexus --config FILE [--check-config]`: run a nexus. `nexus health [--live] --config FILE`: ask it how it is.
-`nexus restore --config FILE --from BACKUP --identity FILE`: make its store from a backup.
+"""`nexus [--config FILE] [--check-config]`: run a nexus. `nexus health [--live] [--config FILE]`: ask it how it is.
+`nexus restore [--config FILE] --from BACKUP --identity FILE`: make its store from a backup.
 `nexus --version`: say which one this is.
 
 `health` asks over gRPC with the nexus's own identity, and prints the answer. It is healthy when it is ready; with
@@ -27,7 +27,7 @@ from common.server.health import SERVING, ask_health
 from common.server.identity import open_identity, wait_for_identity
 from common.server.termination import Termination, end_process, open_streams, report_crashes
 from nexus import __version__
-from nexus.config import NexusConfig, load_config
+from nexus.config import DEFAULT_CONFIG, NexusConfig, load_config
 from shardhold.identity import IdentityUnavailableError
 
 SERVER_NAME = "nexus.shardhold"
@@ -44,7 +44,7 @@ def main() -> None:
         choices=["health", "restore"],
         help="health: ask the nexus of this configuration how it is; restore: make its store from a backup",
     )
-    parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"TOML file; default {DEFAULT_CONFIG}")
     parser.add_argument("--live", action="store_true", help="with health: it need not be ready, but has to answer")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")

@@ -19,6 +19,7 @@ UNAVAILABLE: Final = 5
 SEALED: Final = 6
 WAITING: Final = 7
 NO_CLUSTER: Final = 8
+NOT_RUNNABLE: Final = 126
 CANNOT_RUN: Final = 127
 INTERRUPTED: Final = 130  # 128 and SIGINT, as shells have it
 NO_READER: Final = 141  # 128 and SIGPIPE
@@ -35,7 +36,8 @@ EXIT_CODES: Final[Mapping[int, str]] = MappingProxyType(
         SEALED: "status --exit-code: sealed",
         WAITING: "status --exit-code: recovering or blocked",
         NO_CLUSTER: "status --exit-code: uninitialised or initialising",
-        CANNOT_RUN: "dev exec: the command cannot be run",
+        NOT_RUNNABLE: "run: the command cannot be run",
+        CANNOT_RUN: "run: no such command; dev exec: the command cannot be run",
         INTERRUPTED: "interrupted with Ctrl-C",
         NO_READER: "nobody reads the output any more",
     }

@@ -83,6 +83,11 @@ PARTS: dict[str, tuple[Callable[[], bool], str]] = {
     "faketime": (lambda: find_library() is not None, "install libfaketime, with apt: faketime"),
     "age": (lambda: shutil.which("age") is not None, "install age: it opens what we encrypt"),
     "go": (functools.cache(_has_go), "install what examples/go/build names, with apt"),
+    "promtool": (lambda: shutil.which("promtool") is not None, "install promtool, with apt: prometheus"),
+    "systemd": (
+        lambda: shutil.which("systemd-analyze") is not None,
+        "install systemd: its systemd-analyze checks units",
+    ),
     "docker": (functools.cache(_has_docker), "needs a Docker engine that answers, and `docker compose` v2"),
     "tmpfs": (_may_mount, "run as root, or where users may make namespaces"),
 }

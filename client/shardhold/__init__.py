@@ -7,8 +7,8 @@
         password = client.get("team/app/db").text("password")
 
 `AsyncClient` is the same for asyncio, with `async with`, `await` and `async for`. The values of fields are bytes, which
-`text` decodes. `Cached` and `AsyncCached` serve a secret from memory and keep it fresh. `shardhold.testing` has fakes of
-both clients for unit tests.
+`text` decodes. `Cached` and `AsyncCached` serve a secret from memory and keep it fresh. `shardhold.testing` has fakes
+of both clients for unit tests.
 
 Names are loaded on first use, so a program pays only for what it needs.
 """

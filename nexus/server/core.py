@@ -42,6 +42,7 @@ from nexus.keys.operation.schedule import Terms
 from nexus.keys.outbox import append_entry
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.recovery_time import RecoveryTime
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.policy.keeping import Keeping
@@ -80,6 +81,7 @@ class Core:
     impact: Impact
     backups: Backups
     backup_schedule: BackupSchedule
+    recovery_time: RecoveryTime
     list_alarms: Callable[[], list[str]]  # what somebody has to see to although the nexus serves
 
 
@@ -117,6 +119,7 @@ def build_core(
         if now is not State.READY:
             driver.forget_shards()
             backups.end_running()
+        recovery_time.follow(now)
         journal.follow(now, lifecycle)
         on_state(now)
 
@@ -148,6 +151,7 @@ def build_core(
         with lifecycle.borrow() as serving:
             journal.follow_key(serving)
 
+    recovery_time = RecoveryTime(clock, state)
     lifecycle = Lifecycle(state, on_change=follow, on_failure=give_up)
     continuity = Continuity(store, audit)
     warden = Warden(
@@ -290,5 +294,6 @@ def build_core(
         Impact(store, gate),
         backups,
         backup_schedule,
+        recovery_time,
         list_alarms,
     )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
-from pilot.errors import PilotError, UsageError
+from pilot.errors import CANNOT_RUN, NOT_RUNNABLE, PilotError, UsageError
 from pilot.programs.wakeups import NEWS, Wakeups
 
 Reaction: TypeAlias = Literal["ignore", "restart"] | signal.Signals  # to a change of what the command was given
@@ -28,7 +28,6 @@ PASSED: Final = tuple(signal.Signals[f"SIG{name}"] for name in _NAMES if f"SIG{n
 
 _OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH)
 _ENDING = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
-_NOT_FOUND, _NOT_RUNNABLE = 127, 126  # as shells say it
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -111,7 +110,7 @@ class Supervisor:
                 self._command[0], self._command, self._get_environment(), setsigdef=_IGNORED_BY_PYTHON
             )
         except OSError as exc:
-            code = _NOT_FOUND if isinstance(exc, FileNotFoundError) else _NOT_RUNNABLE
+            code = CANNOT_RUN if isinstance(exc, FileNotFoundError) else NOT_RUNNABLE
             hint = "hand large values over as files, with --template" if exc.errno == errno.E2BIG else ""
             raise PilotError(f"{self._command[0]}: {exc.strerror}", hint, exit_code=code) from exc
 

@@ -113,6 +113,11 @@ class Exporter:
         """Rows that were refused, and rows that are missing, since the start."""
         return self._refused, self._missing
 
+    @property
+    def waiting(self) -> int:
+        """How many entries of changes that this process committed are not in the files yet."""
+        return len(self._committed)
+
     def start(self) -> None:
         self._thread.start()
 

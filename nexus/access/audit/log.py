@@ -14,7 +14,6 @@ Rules:
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import threading
@@ -30,7 +29,7 @@ from common.errors import AuditUnavailableError, ConfigError, SealedError
 from common.forms.audit.entry import Entry
 from common.forms.audit.line import ChangeLine, CheckpointLine, EntryLine, Line, checkpoint_message
 from nexus.access.audit.chain import Chain
-from nexus.access.audit.directory import ChainPosition, find_digest, load_recent_changes
+from nexus.access.audit.directory import ChainPosition, find_digest, load_recent_changes, lock_process
 from nexus.access.audit.reader import ChainReader
 from nexus.keys.signer import Signer
 
@@ -56,10 +55,11 @@ class AuditLog:
         self._syncing = threading.Lock()  # held while a sync runs or the segment changes; taken before the next one
         self._lock = threading.Lock()  # guards all below
         self._lock_path = directory / f"{nexus}.lock"
-        self._process_lock = _lock_process(self._lock_path)
+        self._process_lock = lock_process(self._lock_path)
         self._failing = ""  # refuses appends
         self._is_displaced = False
         self._export_failing = ""
+        self._failures = 0
         self._is_closed = False
         self._since_checkpoint = 0
         self._last: CheckpointLine | None = None  # signed and not written, for the next line
@@ -127,6 +127,16 @@ class AuditLog:
         """Whether the files themselves do not take entries now."""
         return bool(self._failing)
 
+    @property
+    def failures(self) -> int:
+        """How often writing entries or exporting changes has begun to fail since the start."""
+        return self._failures
+
+    @property
+    def unsynced_lines(self) -> int:
+        """How many lines a power cut could take back now. Waits for nothing, so it may miss the last ones."""
+        return max(0, self._chain.seq - self._synced.seq)
+
     def list_obstacles(self) -> list[str]:
         """Say why all but a few calls are refused; empty when they are not."""
         failing = self.failing
@@ -150,6 +160,7 @@ class AuditLog:
 
     def set_export_failing(self, reason: str) -> None:
         """Show in `failing` why entries of changes do not leave the store; appends go on."""
+        self._failures += bool(reason and not self._export_failing)
         self._export_failing = reason
 
     def set_signer(self, signer: Signer | None, links: Sequence[bytes] = ()) -> None:
@@ -269,7 +280,7 @@ class AuditLog:
                 if not self._is_displaced:
                     self._chain.sync()
                 if not self._holds_lock():
-                    lock = _lock_process(self._lock_path)
+                    lock = lock_process(self._lock_path)
                     os.close(self._process_lock)
                     self._process_lock = lock
                 chain = Chain(self._directory, nexus=self._nexus, timeline=timeline, clock=self._clock, first=entry)
@@ -379,6 +390,7 @@ class AuditLog:
 
     def _fail(self, reason: str) -> AuditUnavailableError:
         if not self._failing:
+            self._failures += 1
             _log.error("audit is failing", reason=reason)
         self._failing = reason
         self._written.set()
@@ -482,13 +494,3 @@ def _reading() -> Iterator[None]:
 
 def _describe(exc: OSError) -> str:
     return exc.strerror or type(exc).__name__
-
-
-def _lock_process(path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(fd)
-        raise AuditUnavailableError(f"audit lock {path} is held: another nexus writes this audit") from exc
-    return fd
