@@ -158,6 +158,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     (
         "ALTER TABLE meta ADD COLUMN restored INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE meta ADD COLUMN file TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE secrets ADD COLUMN first_version INTEGER NOT NULL DEFAULT 1",
         "ALTER TABLE secrets ADD COLUMN max_versions INTEGER NOT NULL DEFAULT 0",
         """

@@ -39,6 +39,7 @@ from nexus.store.sqlite.connection import (
 )
 from nexus.store.sqlite.files import StoreFiles
 from nexus.store.sqlite.migrations import migrate
+from nexus.store.sqlite.origin import check_origin
 from nexus.store.sqlite.pool import ReaderPool
 from nexus.store.sqlite.reader import POSITION
 from nexus.store.sqlite.remnants import Remnants
@@ -378,6 +379,7 @@ def _connect_migrated(path: Path) -> sqlite3.Connection:
         raise translate(exc, f"open {path}") from exc
     try:
         migrate(writer, path)
+        check_origin(writer, path)
         tighten_mode(path)
     except SQLITE_ERRORS as exc:
         writer.close()

@@ -10,7 +10,7 @@ from nexus.admin.disks import Disks
 from nexus.lifecycle.recovery_time import RecoveryTime
 from nexus.lifecycle.states import State
 from nexus.server.metrics import DiskCollector, KeeperCollector, StateCollector
-from nexus.vault.secrets import Expected
+from nexus.vault.expected import Expected
 from tests.nexus.conftest import MakeNexus, WaitUntil
 from tests.nexus.core import OPERATOR, RECOVER, SUPERUSER, NexusCore
 
