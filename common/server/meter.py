@@ -23,6 +23,13 @@ class Meter:
                 registry=registry,
             )
 
+    def count(self) -> int:
+        """Return how many calls were answered."""
+        if self._calls is None:
+            return 0
+        samples = (sample for family in self._calls.collect() for sample in family.samples)
+        return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
+
     def for_method(self, name: str) -> Callable[[grpc.StatusCode, float], None]:
         """Return what records a call of the method with this full name: its code, and its seconds."""
         calls = self._calls

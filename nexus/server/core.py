@@ -32,6 +32,7 @@ from nexus.admin.seal import Seal
 from nexus.admin.statement_signer import StatementSigner
 from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
+from nexus.admin.vitals import ProcessSigns, VitalSigns
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.operation.facts import Facts
@@ -48,6 +49,7 @@ from nexus.store.requests import RequestRetention
 from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()
+_NO_SIGNS = ProcessSigns()
 _USUAL = Terms()
 
 
@@ -95,13 +97,14 @@ def build_core(
     pin: GenesisPin = _ANY,
     terms: Terms = _USUAL,
     backup: BackupSetup | None = None,
+    signs: ProcessSigns = _NO_SIGNS,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
     The lifecycle begins in *state*; *on_state* hears of each change after the audit follows it. *give_up* ends the
     process. *is_keeper_id* says whether a SPIFFE ID may be a keeper's, *find_disk_free* how many bytes the disk of the
     store has left. *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how
-    backups are made; None: there are none.
+    backups are made; None: there are none. *signs* are what a status tells of the process.
     """
 
     def follow(now: State) -> None:
@@ -112,6 +115,7 @@ def build_core(
         on_state(now)
 
     def look_beside(facts: Facts | None) -> None:
+        backups.look(facts)
         if facts is None:
             schedule.forget()
         else:
@@ -225,6 +229,10 @@ def build_core(
         memory_protection=memory.level,
         audit=audit,
         list_alarms=list_alarms,
+        find_wait=lambda: driver.waits_for,
+        vitals=VitalSigns(
+            signs, audit=audit, exporter=exporter, schedule=schedule, job=job, backups=backups, clock=clock
+        ),
     )
     operations = Operations(
         store=store,

@@ -22,7 +22,7 @@ from common.errors import CorruptRowError, OutcomeUnknownError
 from common.keys.protected import ProtectedMemory
 from common.server.edge import GrpcServer
 from common.server.http import HttpServer
-from common.server.identity import list_obstacles
+from common.server.identity import find_expiry, list_obstacles
 from common.server.termination import Termination
 from common.time_limit import finish_within
 from nexus.access.audit.journal import Journal
@@ -30,6 +30,7 @@ from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
 from nexus.admin.backup.backups import BackupSetup
 from nexus.admin.backup.directory import BackupDirectory
+from nexus.admin.vitals import ProcessSigns
 from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.plan import list_leaving, list_members
 from nexus.keepers.pool import KeeperPool
@@ -111,6 +112,10 @@ class Nexus:
             pin=GenesisPin(bytes.fromhex(config.genesis)),
             terms=config.rotation.terms,
             backup=_find_backup_setup(config, self._store),
+            signs=ProcessSigns(
+                find_svid_expiry=lambda: find_expiry(identity),
+                count_calls=lambda: self._servers[0].meter.count(),
+            ),
         )
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)

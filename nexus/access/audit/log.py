@@ -148,6 +148,17 @@ class AuditLog:
         """How far the chain has come that no crash and no power cut takes back. Waits for nothing."""
         return self._synced
 
+    @property
+    def seq(self) -> int:
+        """Number of the last line. Waits for nothing: an append may be under way."""
+        return self._chain.seq
+
+    @property
+    def unsynced(self) -> int:
+        """How many lines are not synced yet. Waits for nothing."""
+        synced, chain = self._synced, self._chain
+        return max(0, chain.seq - synced.seq) if chain.timeline == synced.timeline else chain.seq
+
     def set_export_failing(self, reason: str) -> None:
         """Show in `failing` why entries of changes do not leave the store; appends go on."""
         self._export_failing = reason
