@@ -1,5 +1,6 @@
 """`pilot watch`: the nexus and its keepers on one screen that lives."""
 
+import itertools
 import json
 import threading
 import time
@@ -45,11 +46,14 @@ def watch(
             help="From one look to the next; each is a line in the audit.",
         ),
     ] = 1.0,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, metavar="LOOKS", help="With -o json: end after so many looks.")
+    ] = None,
 ) -> None:
     """Watch the nexus and its keepers on one screen, until q or Ctrl-C.
 
     Where there is no terminal, it shows one screen as plain text and ends. With -o json it goes on everywhere, with a
-    line for each look.
+    line for each look, also while the nexus does not answer.
     """
     from pilot.connection import Connection
     from shardhold.v1.cluster_pb2 import GetStatusRequest
@@ -71,21 +75,25 @@ def watch(
 
         try:
             if settings.output is Output.JSON:
-                _print_lines(fetch, interval, stopping)
+                _print_lines(fetch, interval, stopping, count)
             else:
                 _show(fetch, settings.address, interval, stopping, executor)
         finally:
             stopping.set()
 
 
-def _print_lines(fetch: "Callable[[], GetStatusResponse]", interval: float, stopping: threading.Event) -> None:
+def _print_lines(
+    fetch: "Callable[[], GetStatusResponse]", interval: float, stopping: threading.Event, count: int | None
+) -> None:
     from pilot.commands.watching import Watcher
 
     watcher = Watcher(fetch)
     with suppress(KeyboardInterrupt):
-        while True:
+        for number in itertools.count(1):
             document = watcher.look().to_document(time.monotonic())
             print(escape_json(json.dumps(document, ensure_ascii=False)), flush=True)
+            if number == count:
+                return
             stopping.wait(interval)
 
 

@@ -18,7 +18,7 @@ from pilot.terminal.progress import show_duration
 
 WIDE: Final = 76  # columns from which two panels stand side by side
 _WIDEST: Final = 110  # columns that are used
-_MARKED: Final = 66  # columns from which the keepers' marks have room
+_MARKED: Final = WIDE  # columns from which the keepers' marks have room
 _ADDRESSED: Final = 96  # columns from which their addresses have
 _SVID_SOON_S: Final = 60.0
 _BARS: Final = "▁▂▃▄▅▆▇█"
@@ -158,7 +158,7 @@ def _list_cells(keeper: dict[str, Any], status: dict[str, Any]) -> dict[str, Tex
     name, address, shard, fault = to_row(keeper)
     sign, style = _SHARD_SIGNS[shard]
     mark = keeper["mark"]
-    marked = f"{mark['revision']:,}, {_show_age(mark['made_at'], status)} old" if mark else "none"
+    marked = f"revision {mark['revision']:,}, {_show_age(mark['made_at'], status)} old" if mark else "none"
     return {
         "keeper": Text(clean(name)),
         "shard": Text(f"{sign} {shard}", style=style),
@@ -199,12 +199,15 @@ def _tell_backup(status: dict[str, Any]) -> Text:
         return Text("not configured", style=_WARNING)
     if backup["created_at"] is None:
         return Text("none verified" if status["state"] == "ready" else "not known now", style=_WARNING)
-    return Text(f"made {_show_age(backup['created_at'], status)} ago, verified")
+    return Text(f"verified, {_show_age(backup['created_at'], status)} old")
 
 
 def _tell_mark(mark: dict[str, Any], status: dict[str, Any]) -> Text:
     held = f"{mark['keepers']} keeper{'s' if mark['keepers'] != 1 else ''}"
-    return Text(f"revision {mark['revision']:,} at {held}, {_show_age(mark['made_at'], status)} old")
+    text = f"{held}, {_show_age(mark['made_at'], status)} old"
+    if (mark["timeline"], mark["revision"]) == (status["timeline"], status["revision"]):
+        return Text(text)
+    return Text(f"{text}, of revision {mark['revision']:,}", style=_WARNING)
 
 
 def _tell_calls(sight: Sight) -> Text:

@@ -27,6 +27,7 @@ _MAX_DEPTH = 4
 COMMANDS = [
     ("status",),
     ("status", "--exit-code"),
+    ("watch", "--count", "2", "--interval", "0.2"),
     ("keeper", "list"),
     ("keeper", "add", "k", "k:1", "spiffe://example.test/k", "--dry-run"),
     ("root", "status"),
