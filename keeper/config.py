@@ -21,6 +21,7 @@ from common.failpoint import KEEPER, read_failpoint
 from common.keys.protected import Level
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_KEEPER"
+DEFAULT_CONFIG = Path("/etc/shardhold/keeper.toml")
 
 
 class KeeperListenOptions(ListenOptions, frozen=True, forbid_unknown_fields=True):

@@ -9,9 +9,11 @@ from common.clock import SystemClock
 from common.keys.protected import ProtectedMemory
 from common.keys.statement import StatementDesk
 from common.server.edge import GrpcServer
+from common.server.health import HOLDS_SHARD
 from common.server.http import HttpServer
 from common.server.identity import IdentitySource, list_obstacles
 from common.server.termination import Termination
+from common.server.vitals import SvidExpiry, Vitals
 from keeper import __version__
 from keeper.config import KeeperConfig
 from keeper.service import KeeperService
@@ -33,7 +35,6 @@ class Keeper:
         self._desk = StatementDesk(SystemClock())
         self._boot_id = os.urandom(16)
         registry = CollectorRegistry()
-        self._register_metrics(registry)
         service = KeeperService(
             self._slots,
             desk=self._desk,
@@ -50,10 +51,16 @@ class Keeper:
             workers=config.listen.workers,
             max_connection_age_s=config.listen.max_connection_age_s,
             registry=registry,
+            conditions={HOLDS_SHARD: lambda: self._is_serving and bool(self._slots.list_held())},
         )
+        self._register_metrics(registry)
         self._is_serving = False
         self._http = HttpServer(
-            config.listen.http, is_live=lambda: True, readiness=self._list_obstacles, registry=registry
+            config.listen.http,
+            is_live=lambda: True,
+            readiness=self._list_obstacles,
+            registry=registry,
+            count=self._server.meter.count_probe,
         )
 
     def run(self, termination: Termination) -> None:
@@ -93,11 +100,11 @@ class Keeper:
         return list_obstacles(self._identity) if self._is_serving else ["not serving"]
 
     def _register_metrics(self, registry: CollectorRegistry) -> None:
-        sets = Gauge("shardhold_keeper_sets", "Shard sets held, 0 to 2", registry=registry)
+        sets = Gauge("shardhold_keeper_sets", "shard sets held, 0 to 2", registry=registry)
         sets.set_function(lambda: len(self._slots.list_held()))
-        level = Gauge(
-            "shardhold_memory_protection_level",
-            "3 memfd_secret, 2 locked memory, 1 plain (development only)",
-            registry=registry,
-        )
-        level.set(self._memory.level)
+        Vitals(
+            {"main": self._server},
+            version=__version__,
+            svid_expiry=SvidExpiry(self._identity),
+            memory_protection=self._memory.level,
+        ).register(registry)

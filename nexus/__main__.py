@@ -1,4 +1,4 @@
-"""`nexus --config FILE [--check-config]`: run a nexus. `nexus health [--live] --config FILE`: ask it how it is.
+"""`nexus [--config FILE] [--check-config]`: run a nexus. `nexus health [--live] [--config FILE]`: ask it how it is.
 
 `health` asks over gRPC with the nexus's own identity, and prints the answer. It is healthy when it is ready; with
 `--live` any answer will do, as of a nexus that waits to be initialised or for its custodians: to start it again would
@@ -24,7 +24,7 @@ from common.server.descriptors import allow_descriptors
 from common.server.health import SERVING, ask_health
 from common.server.identity import open_identity, wait_for_identity
 from common.server.termination import Termination, end_process, open_streams, report_crashes
-from nexus.config import NexusConfig, load_config
+from nexus.config import DEFAULT_CONFIG, NexusConfig, load_config
 from shardhold.identity import IdentityUnavailableError
 
 SERVER_NAME = "nexus.shardhold"
@@ -36,7 +36,7 @@ def main() -> None:
     open_streams()
     parser = argparse.ArgumentParser(prog="nexus", description="The server of a Shardhold cluster.")
     parser.add_argument("command", nargs="?", choices=["health"], help="ask the nexus of this configuration how it is")
-    parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"TOML file; default {DEFAULT_CONFIG}")
     parser.add_argument("--live", action="store_true", help="with health: it need not be ready, but has to answer")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     arguments = parser.parse_args()

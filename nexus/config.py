@@ -32,6 +32,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 ENVIRONMENT_PREFIX = "SHARDHOLD_NEXUS"
+DEFAULT_CONFIG = Path("/etc/shardhold/nexus.toml")
 
 
 class NexusListenOptions(ListenOptions, frozen=True, forbid_unknown_fields=True):

@@ -75,6 +75,11 @@ PARTS: dict[str, tuple[Callable[[], bool], str]] = {
     "memfd_secret": (_has_memfd_secret, "needs Linux with memfd_secret (secretmem.enable=1) and enough RLIMIT_MEMLOCK"),
     "strace": (lambda: shutil.which("strace") is not None, "install strace: it makes the disk fail"),
     "faketime": (lambda: find_library() is not None, "install libfaketime, with apt: faketime"),
+    "promtool": (lambda: shutil.which("promtool") is not None, "install promtool, with apt: prometheus"),
+    "systemd": (
+        lambda: shutil.which("systemd-analyze") is not None,
+        "install systemd: its systemd-analyze checks units",
+    ),
     "docker": (functools.cache(_has_docker), "needs a Docker engine that answers, and `docker compose` v2"),
     "tmpfs": (_may_mount, "run as root, or where users may make namespaces"),
 }

@@ -12,13 +12,14 @@ worker, without a limit and before we can check who calls. On the wire the two a
 are not read, just as gRPC ignores them after a unary request; looking for them would cost each call another thread
 switch.
 
-Health answers every authenticated peer, for "" and for each service. There is no reflection.
+Health answers every authenticated peer, for "", for each service and for each condition. There is no reflection.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -32,8 +33,9 @@ from prometheus_client import CollectorRegistry
 from common import errors
 from common.server.answers import Answers
 from common.server.arrival import Arrivals
-from common.server.meter import Meter
+from common.server.meter import Meter, Record
 from common.server.peer import PeerCheck
+from common.server.sockets import count_connections
 from common.server.tls import server_credentials
 from common.server.watches import Send, Watches
 from common.server.workers import Arguments, Workers
@@ -146,6 +148,7 @@ class GrpcServer:
         meter: Of another server, to count calls together with its own.
         option: The name of *address* in the configuration.
         admit: Refuses a caller by its SPIFFE ID, before anything is read of the call; None: takes everybody.
+        conditions: What else health tells of, by name: whether it is so at this moment. It cannot be watched.
     """
 
     def __init__(
@@ -164,7 +167,10 @@ class GrpcServer:
         meter: Meter | None = None,
         option: str = "listen.address",
         admit: Callable[[str], None] | None = None,
+        conditions: Mapping[str, Callable[[], bool]] = MappingProxyType({}),
     ) -> None:
+        self._port = 0
+        self._conditions = conditions
         self._address = address
         self._option = option
         self._identity = identity
@@ -186,9 +192,9 @@ class GrpcServer:
         self._watches: Watches[grpc.ServicerContext] = Watches(_end)
         self._answers: Answers[grpc.ServicerContext] = Answers(_end)
         self.meter = meter or Meter(registry)
-        self._records: dict[str, Callable[[grpc.StatusCode, float], None]] = {}
+        self._records: dict[str, Record] = {}
         self._stopping = threading.Lock()
-        handlers = {method.name: self._make_handler(method) for method in methods}
+        handlers = {method.name: self._make_handler(method, self.meter.for_method(method.name)) for method in methods}
         handlers |= self._make_health_handlers()
         self._server = grpc.server(
             self._pool,
@@ -200,6 +206,21 @@ class GrpcServer:
             ),
             maximum_concurrent_rpcs=max_calls,
         )
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are at the port now, those in their handshake included; 0 before `start`."""
+        return count_connections(self._port) if self._port else 0
+
+    @property
+    def calls_running(self) -> int:
+        """How many calls workers run now."""
+        return self._pool.running
+
+    @property
+    def calls_waiting(self) -> int:
+        """How many calls wait for a worker now."""
+        return self._pool.waiting
 
     def start(self) -> int:
         """Bind the address, serve, and return the port. Health stays NOT_SERVING until `set_serving`.
@@ -213,7 +234,7 @@ class GrpcServer:
         except IdentityUnavailableError as exc:
             raise errors.IdentityUnavailableError(str(exc)) from exc
         try:
-            port = self._server.add_secure_port(self._address, credentials)
+            self._port = self._server.add_secure_port(self._address, credentials)
         except RuntimeError as exc:
             raise errors.ConfigError(
                 f"{self._option}: cannot bind {self._address!r}, want a free address of this machine"
@@ -222,7 +243,7 @@ class GrpcServer:
         self._arrivals.start()
         self._answers.start()
         self._watches.start()
-        return port
+        return self._port
 
     def set_serving(self, serving: bool) -> None:
         """Say by gRPC health, for "" and for each service, whether calls are served. Waits for nobody."""
@@ -238,9 +259,9 @@ class GrpcServer:
             self._answers.stop()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _make_handler(self, method: Method) -> _Handler:
+    def _make_handler(self, method: Method, meter: Record) -> _Handler:
         handle = method.handle
-        meter = self._records[method.name] = self.meter.for_method(method.name)
+        self._records[method.name] = meter
         identify: _Identify = self._peers.identify
         arrivals, answers, check_own = self._arrivals, self._answers, self._identity.current
         pool = self._pool
@@ -316,9 +337,12 @@ class GrpcServer:
 
     def _make_health_handlers(self) -> dict[str, _Handler]:
         def check(_: Call, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
-            self._require_service(request.service)
+            condition = self._conditions.get(request.service)
+            if condition is None:
+                self._require_service(request.service)
+            is_so = self._watches.is_serving if condition is None else condition()
             status = health_pb2.HealthCheckResponse
-            return status(status=status.SERVING if self._watches.is_serving else status.NOT_SERVING)
+            return status(status=status.SERVING if is_so else status.NOT_SERVING)
 
         identify: _Identify = self._peers.identify
 
@@ -352,7 +376,8 @@ class GrpcServer:
         name = f"/{HEALTH_SERVICE}/Check"
         return {
             name: self._make_handler(
-                Method(name, health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse, check)
+                Method(name, health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse, check),
+                self.meter.for_health(name),
             ),
             f"/{HEALTH_SERVICE}/Watch": watch_handler,
         }

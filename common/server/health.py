@@ -9,11 +9,14 @@ from shardhold.channel import PinnedChannel
 from shardhold.identity import IdentitySource, IdentityUnavailableError
 
 SERVING = "SERVING"
+HOLDS_SHARD = "shardhold.holds-shard"  # a condition of keepers: they serve, and hold a shard of some set
 _CALLABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # a server may listen on every address, but a caller needs one
 
 
-def ask_health(address: str, identity: IdentitySource, *, server_name: str, timeout: float) -> str:
+def ask_health(address: str, identity: IdentitySource, *, server_name: str, timeout: float, condition: str = "") -> str:
     """Return what the server that listens on *address* says: SERVING or NOT_SERVING.
+
+    With a *condition* that the server knows by this name, that is what it says it of.
 
     Raises:
         UnavailableError: It does not answer within *timeout* seconds, or does not accept this identity.
@@ -24,7 +27,8 @@ def ask_health(address: str, identity: IdentitySource, *, server_name: str, time
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with PinnedChannel(target, identity, server_name=server_name) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+            request = health_pb2.HealthCheckRequest(service=condition)
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
         except (grpc.RpcError, IdentityUnavailableError) as exc:
             reason = exc if isinstance(exc, IdentityUnavailableError) else exc.details()
             raise UnavailableError(f"no health from {target}: {reason}") from exc

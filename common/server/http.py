@@ -23,6 +23,7 @@ from common.config.config import split_address
 from common.errors import ConfigError
 
 REQUEST_LIMIT: Final = 8 * 1024  # bytes of request line and headers
+PATHS: Final = ("/livez", "/readyz", "/metrics")
 CONNECTION_LIMIT: Final = 32  # at once; further ones are closed unanswered
 
 log = structlog.get_logger()
@@ -32,8 +33,8 @@ class HttpServer(ThreadingMixIn, TCPServer):
     """Serves /livez, /readyz and /metrics from threads of its own.
 
     *readiness* returns the reasons why the process is not ready; none means ready. *alarms* are shown beside them and
-    take readiness from nobody. These callables run on any thread and must not wait. *timeout_s* limits how long the
-    whole request may take to arrive, and again the answer to leave.
+    take readiness from nobody. *count* hears of each probe and its HTTP status. These callables run on any thread and
+    must not wait. *timeout_s* limits how long the whole request may take to arrive, and again the answer to leave.
     """
 
     allow_reuse_address = True  # Linux: past connections do not block the port; a second listener is still refused
@@ -49,13 +50,14 @@ class HttpServer(ThreadingMixIn, TCPServer):
         readiness: Callable[[], list[str]],
         registry: CollectorRegistry,
         alarms: Callable[[], list[str]] = list,
+        count: Callable[[str, str], None] = lambda probe, code: None,
         timeout_s: float = 5.0,
     ) -> None:
         host, port = split_address("listen.http", address)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler, bind_and_activate=False)
         self.is_live, self.readiness, self.registry, self.timeout_s = is_live, readiness, registry, timeout_s
-        self.alarms = alarms
+        self.alarms, self.count = alarms, count
         self._address = address
         self._free = threading.BoundedSemaphore(CONNECTION_LIMIT)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
@@ -156,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         if code == HTTPStatus.NOT_IMPLEMENTED:  # how the base class reports that there is no do_METHOD
             code, message = HTTPStatus.METHOD_NOT_ALLOWED, None
+        self._count(code)
         super().send_error(code, message, explain)
 
     def version_string(self) -> str:
@@ -165,9 +168,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass  # probes and scrapes come every few seconds
 
     def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+        self._count(status)
         self.connection.settimeout(self.server.timeout_s)
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _count(self, status: int) -> None:
+        path = getattr(self, "path", "")  # not there when the request did not parse
+        self.server.count(path if path in PATHS else "other", str(int(status)))

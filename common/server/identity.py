@@ -7,7 +7,6 @@ import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from common import errors
-from common.clock import to_micros
 from common.config.config import IdentityOptions
 from shardhold.identity import IdentitySource as IdentitySource  # the keeper reaches the SDK only through here
 from shardhold.identity import IdentityUnavailableError, SvidFiles, WorkloadAPI
@@ -89,14 +88,6 @@ def list_obstacles(identity: IdentitySource) -> list[str]:
     except IdentityUnavailableError as exc:
         return [str(exc)]
     return []
-
-
-def find_expiry(identity: IdentitySource) -> int:
-    """Return when the SVID of this server expires, in microseconds since 1970; 0: it has none that is valid."""
-    try:
-        return to_micros(identity.current().expires_at)
-    except IdentityUnavailableError:
-        return 0
 
 
 def _report(state: RetryCallState) -> None:

@@ -73,6 +73,17 @@ class Workers(ThreadPoolExecutor):
         refused.set_result(None)
         return refused
 
+    @property
+    def running(self) -> int:
+        """How many calls workers run now."""
+        return self._busy
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a worker now."""
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
+
     def is_short(self) -> bool:
         """Return whether a call waits while all workers are busy; a call about to be taken does not count."""
         return self._busy >= self._count and bool(self._turns)

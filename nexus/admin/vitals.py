@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from common.clock import Clock, to_micros
 from nexus.access.audit.exporter import Exporter
@@ -17,7 +18,7 @@ from nexus.keys.verified_backup import BackupRecord
 class ProcessSigns:
     """What only the process knows."""
 
-    find_svid_expiry: Callable[[], int] = lambda: 0  # microseconds since 1970; 0: there is no valid SVID
+    find_svid_expiry: Callable[[], datetime | None] = lambda: None  # of the last SVID; None: there was none yet
     count_calls: Callable[[], int] = lambda: 0  # that were answered since the start
 
 
@@ -35,7 +36,7 @@ class Vitals:
 
     told_at: int
     started_at: int
-    svid_expires_at: int  # 0: there is no valid SVID
+    svid_expires_at: int  # 0: there was no SVID yet
     calls: int
     audit: AuditSigns
     rotation: ScheduleView
@@ -69,13 +70,13 @@ class VitalSigns:
 
     def take(self) -> Vitals:
         """Return the signs of now."""
-        audit = self._audit
+        audit, svid_expires_at = self._audit, self._process.find_svid_expiry()
         return Vitals(
             told_at=to_micros(self._clock.now()),
             started_at=self._started_at,
-            svid_expires_at=self._process.find_svid_expiry(),
+            svid_expires_at=to_micros(svid_expires_at) if svid_expires_at else 0,
             calls=self._process.count_calls(),
-            audit=AuditSigns(audit.failing, audit.seq, audit.unsynced, self._exporter.waiting),
+            audit=AuditSigns(audit.failing, audit.seq, audit.unsynced_lines, self._exporter.waiting),
             rotation=self._schedule.view,
             job=self._job.view(),
             makes_backups=self._backups.is_configured,

@@ -223,6 +223,11 @@ class MarkBook:
         with self._changed:
             self._remember(OWN, SeenMark(mark, chain))
 
+    def find_own(self) -> Mark | None:
+        """Return the newest mark that this nexus made, None: it made none yet."""
+        own = self.list_known().marks.get(OWN, ())
+        return max((seen.mark for seen in own), key=lambda mark: mark.order, default=None)
+
     def list_known(self) -> KnownMarks:
         """Return what the book holds now; the marks of the chain that a keeper told last are its last ones."""
         with self._changed:

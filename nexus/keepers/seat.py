@@ -19,7 +19,7 @@ fault never stops the others.
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -50,6 +50,9 @@ from nexus.keys.shard_set import Member, ShardSet, check_shard
 
 POLL_INTERVAL = 1.0  # seconds between two polls
 RETRY_PAUSE = (0.1, 1.0)  # seconds, full jitter, while recovering
+ACCUSED = "ACCUSED"  # the reason of a fault that stays until the keeper starts anew: it has lied
+
+_NO_FAULT: Final = {"fault": "", "fault_reason": ""}
 
 FindMark = Callable[[], SignedMark | None]  # the newest mark to give; None when there is none to give any more
 
@@ -63,6 +66,7 @@ class SeatStatus:
     reachable: bool = False
     holds_current_set: bool = False
     fault: str = ""
+    fault_reason: str = ""  # stable: the reason of the error behind the fault, or ACCUSED; empty: there is no fault
     is_empty: bool = False  # while it is emptied, or leaves: it held no set of this cluster after the last step
     cluster_id: bytes = b""  # that it serves until it ends; empty: none yet
     version: str = ""
@@ -74,6 +78,7 @@ class SeatStatus:
     refuses_current_set: bool = False  # it has held a newer one
     marked: StoreEpoch = NO_EPOCH  # of the store when it took a mark last, in this boot
     mark: bytes = b""  # the last that it took in this boot, encoded; empty: none
+    marked_at: float | None = None  # monotonic seconds at which it last had the newest mark; None: not yet
 
     @property
     def is_too_old(self) -> bool:
@@ -135,7 +140,7 @@ class Seat:
 
     def _watch(self) -> None:
         self._fetch_report()
-        self._set_status(fault="", marked=NO_EPOCH)
+        self._set_status(**_NO_FAULT, marked=NO_EPOCH)
 
     def _collect(self, collection: Collection, book: MarkBook) -> None:
         self._turn_to(collection.set_id)
@@ -143,7 +148,7 @@ class Seat:
         report = self._fetch_report()
         self._conduct.check_report(report)
         self._marks.ask(report, book, self._epoch)
-        self._set_status(fault=self._conduct.find_accusation(report))
+        self._set_status(**_accuse(self._conduct.find_accusation(report)))
 
     def _offer(self, collection: Collection) -> None:
         record = collection.find(self.member)
@@ -173,12 +178,12 @@ class Seat:
             self._marks.ask(report, book, self._epoch)
             if report.cluster_id == book.cluster_id and last_mark is not None:
                 self._marks.give(last_mark, report, book, self._epoch)
-            fault = self._conduct.find_accusation(report)
+            fault = _accuse(self._conduct.find_accusation(report))
         except ShardholdError as exc:
-            fault = str(exc)
+            fault = _blame(exc)
         for label in held:
             self._drop(label, report)
-        self._set_status(holds_current_set=False, holdings={}, is_empty=True, fault=fault)
+        self._set_status(holds_current_set=False, holdings={}, is_empty=True, **fault)
 
     def _keep(self, plan: Plan, book: MarkBook, find_mark: FindMark) -> None:
         self._turn_to(plan.current.record.set_id)
@@ -186,12 +191,12 @@ class Seat:
         report = self._fetch_report()
         is_pinned = report.cluster_id == book.cluster_id
         if not is_pinned and not plan.is_member(self.member):
-            self._set_status(is_empty=True, fault="")  # it has nothing of this cluster, and gets nothing
+            self._set_status(is_empty=True, **_NO_FAULT)  # it has nothing of this cluster, and gets nothing
             return
         self._conduct.check_report(report)
         self._marks.ask(report, book, self._epoch)
         if accusation := self._conduct.find_accusation(report):
-            self._set_status(holds_current_set=False, holdings={}, fault=accusation)
+            self._set_status(holds_current_set=False, holdings={}, **_accuse(accusation))
             return
         mark = find_mark()
         faults = [self._try(lambda: self._marks.give(mark, report, book, self._epoch))] if is_pinned else []
@@ -200,11 +205,13 @@ class Seat:
             faults.append(self._try(lambda: self._marks.give(mark, report, book, self._epoch)))
         if self._marks.is_followed(mark, report, self._epoch):
             self._set_status(marked=self._epoch, mark=self._marks.find_taken(report.boot_id))
+            if mark is not None:
+                self._set_status(marked_at=self._clock.monotonic())
             faults.append(self._try(lambda: self._drop_dead(plan, report)))
         is_empty = not plan.is_member(self.member) and not self.status.reported
-        self._set_status(is_empty=is_empty, refuses_current_set=False, fault=next(filter(None, faults), ""))
+        self._set_status(is_empty=is_empty, refuses_current_set=False, **_blame(next(filter(None, faults), None)))
 
-    def _hold_sets(self, plan: Plan, report: KeeperReport) -> str:
+    def _hold_sets(self, plan: Plan, report: KeeperReport) -> ShardholdError | None:
         """See to it that the keeper holds its shards; return what went wrong with the pending set.
 
         Raises:
@@ -216,7 +223,7 @@ class Seat:
             self._hold(plan.current, record, report, current_set_id)
         pending = plan.pending
         if pending is None or (record := find_record(pending.record.members, self.member)) is None:
-            return ""
+            return None
         found = record
         return self._try(lambda: self._hold(pending, found, report, current_set_id))
 
@@ -334,23 +341,24 @@ class Seat:
         if isinstance(error, KeeperUnreachableError):
             # One text, whatever the network says this time: each new one would be a line in log and audit.
             log.debug("keeper does not answer", keeper=self.member.name, error=str(error))
-            self._fail("does not answer", error, reachable=False)
+            self._fail(error, "does not answer", reachable=False)
         elif isinstance(error, DeniedError):
-            self._fail(f"does not accept this nexus: {error}", error)
+            self._fail(error, f"does not accept this nexus: {error}")
         else:
-            self._fail(str(error), error)
+            self._fail(error, str(error))
 
-    def _fail(self, fault: str, error: ShardholdError, *, reachable: bool = True) -> None:
+    def _fail(self, error: ShardholdError, fault: str, *, reachable: bool = True) -> None:
         self._set_status(
             reachable=reachable,
             holds_current_set=False,
             holdings={},
             refuses_current_set=isinstance(error, SetNotNewerError),
             fault=fault,
+            fault_reason=error.reason,
         )
 
-    def _try(self, step: Callable[[], object]) -> str:
-        """Take a step whose failure changes nothing of the rest; return what went wrong, in words.
+    def _try(self, step: Callable[[], object]) -> ShardholdError | None:
+        """Take a step whose failure changes nothing of the rest; return what went wrong.
 
         Raises:
             KeeperUnreachableError, BadShardError: The rest does not make sense any more.
@@ -360,10 +368,10 @@ class Seat:
         except (KeeperUnreachableError, BadShardError):
             raise
         except SealedError:  # as in `_guarded`
-            return ""
+            return None
         except ShardholdError as exc:
-            return str(exc)
-        return ""
+            return exc
+        return None
 
     def _set_status(self, **changes: Any) -> None:
         before = self.status
@@ -377,6 +385,16 @@ class Seat:
         else:
             log.info("keeper well", keeper=self.member.name)
         self._note("keeper.fault" if fault else "keeper.well", self.member.name, fault)
+
+
+def _accuse(accusation: str) -> dict[str, str]:
+    """Return the changes of a status that say what the keeper is accused of; empty: of nothing."""
+    return {"fault": accusation, "fault_reason": ACCUSED if accusation else ""}
+
+
+def _blame(error: ShardholdError | None) -> dict[str, str]:
+    """Return the changes of a status that say what went wrong; None: nothing did."""
+    return {"fault": str(error), "fault_reason": error.reason} if error is not None else _NO_FAULT
 
 
 def _draw_pause() -> float:

@@ -19,6 +19,7 @@ import structlog
 from common.clock import Clock, to_micros
 from common.errors import OutcomeUnknownError, ShardholdError, StoreLostError, StoreUnavailableError, WrongStateError
 from common.forms.audit.entry import Entry
+from common.forms.mark import Mark
 from common.keys.protected import ProtectedMemory
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.pool import KeeperPool
@@ -134,6 +135,11 @@ class Warden:
     def count_lacking_shards(self) -> int:
         """Count the shards that are still to come before there can be a key; 0 when none is waited for."""
         return self._obstacles.count_lacking_shards()
+
+    def find_own_mark(self) -> Mark | None:
+        """Return the newest rollback mark that this nexus made since it started, None: none yet."""
+        book = self._marks.book
+        return None if book is None else book.find_own()
 
     def find_newer_mark(self) -> NewerMark | None:
         """Return the newest rollback mark if it is newer than the store."""

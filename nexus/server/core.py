@@ -41,6 +41,7 @@ from nexus.keys.operation.schedule import Terms
 from nexus.keys.outbox import append_entry
 from nexus.keys.root_key import RootKey
 from nexus.lifecycle.lifecycle import Lifecycle
+from nexus.lifecycle.recovery_time import RecoveryTime
 from nexus.lifecycle.states import State
 from nexus.lifecycle.warden import Warden
 from nexus.policy.rules import Policy
@@ -76,6 +77,7 @@ class Core:
     rotation_calls: RotationCalls
     impact: Impact
     backups: Backups
+    recovery_time: RecoveryTime
     list_alarms: Callable[[], list[str]]  # what somebody has to see to although the nexus serves
 
 
@@ -111,6 +113,7 @@ def build_core(
         if now is not State.READY:
             driver.forget_shards()
             backups.end_running()
+        recovery_time.follow(now)
         journal.follow(now, lifecycle)
         on_state(now)
 
@@ -136,6 +139,7 @@ def build_core(
         with lifecycle.borrow() as serving:
             journal.follow_key(serving)
 
+    recovery_time = RecoveryTime(clock, state)
     lifecycle = Lifecycle(state, on_change=follow, on_failure=give_up)
     continuity = Continuity(store, audit)
     warden = Warden(
@@ -272,5 +276,6 @@ def build_core(
         RotationCalls(store=store, gate=gate, warden=warden, clock=clock, on_change=wake),
         Impact(store, gate),
         backups,
+        recovery_time,
         list_alarms,
     )

@@ -22,14 +22,17 @@ from common.errors import CorruptRowError, OutcomeUnknownError
 from common.keys.protected import ProtectedMemory
 from common.server.edge import GrpcServer
 from common.server.http import HttpServer
-from common.server.identity import find_expiry, list_obstacles
+from common.server.identity import list_obstacles
 from common.server.termination import Termination
+from common.server.vitals import SvidExpiry, Vitals
 from common.time_limit import finish_within
+from nexus import __version__
 from nexus.access.audit.journal import Journal
 from nexus.access.audit.log import AuditLog
 from nexus.access.roles import Roles
 from nexus.admin.backup.backups import BackupSetup
 from nexus.admin.backup.directory import BackupDirectory
+from nexus.admin.disks import Disks
 from nexus.admin.vitals import ProcessSigns
 from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.plan import list_leaving, list_members
@@ -46,7 +49,7 @@ from nexus.server.cluster import ClusterHandlers
 from nexus.server.core import build_core
 from nexus.server.keeper_link import GrpcKeeperLink
 from nexus.server.methods import list_methods
-from nexus.server.metrics import NexusCollector
+from nexus.server.metrics import DiskCollector, KeeperCollector, RotationCollector, StateCollector
 from nexus.server.policies import PolicyHandlers
 from nexus.server.root import RootHandlers
 from nexus.server.secrets import SecretHandlers
@@ -95,6 +98,7 @@ class Nexus:
             note=self._journal.note_keeper,
             locate=functools.partial(_locate, addresses=_find_addresses(config)),
         )
+        self._svid_expiry = SvidExpiry(identity)
         self._core = build_core(
             self._store,
             self._audit,
@@ -113,18 +117,21 @@ class Nexus:
             terms=config.rotation.terms,
             backup=_find_backup_setup(config, self._store),
             signs=ProcessSigns(
-                find_svid_expiry=lambda: find_expiry(identity),
+                find_svid_expiry=self._svid_expiry.find,
                 count_calls=lambda: self._servers[0].meter.count(),
             ),
         )
+        self._disks = Disks(_list_folders(config), clock)
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)
+        self._register_metrics(registry)
         self._http = HttpServer(
             config.listen.http,
             is_live=lambda: True,
             readiness=self._list_obstacles,
             alarms=self._core.list_alarms,
             registry=registry,
+            count=self._servers[0].meter.count_probe,
         )
 
     def run(self, termination: Termination) -> int:
@@ -135,6 +142,7 @@ class Nexus:
             ports = [server.start() for server in self._servers]
             self._pool.start()
             self._core.exporter.start()
+            self._disks.start()
             log.info(
                 "listening",
                 port=ports[0],
@@ -166,21 +174,6 @@ class Nexus:
         """Build the server for all callers, and one for people alone if it has an address."""
         config = self._config
         core = self._core
-        registry.register(
-            NexusCollector(
-                core.lifecycle,
-                self._pool,
-                memory_protection=self._memory.level,
-                is_audit_failing=lambda: bool(self._audit.failing),
-                count_lacking_shards=core.warden.count_lacking_shards,
-                outbox_alarms=core.exporter.alarms,
-                is_way_back_broken=lambda: core.warden.is_way_back_broken,
-                find_step=lambda: core.driver.seen_step,
-                schedule=core.schedule,
-                job=core.job,
-                is_scrub_pending=lambda: bool(self._store.unscrubbed),
-            )
-        )
         authenticator = Authenticator(Roles(config.identity.trust_domain, pattern=config.roles.pattern))
         methods = list_methods(
             SecretHandlers(core.vault, authenticator),
@@ -210,6 +203,19 @@ class Nexus:
             admit=authenticator.admit_person,
         )
         return [server, for_people]
+
+    def _register_metrics(self, registry: CollectorRegistry) -> None:
+        core, clock = self._core, self._clock
+        registry.register(StateCollector(core.lifecycle, core.warden, core.unseal, core.recovery_time))
+        registry.register(KeeperCollector(core.lifecycle, self._pool, core.warden, clock))
+        registry.register(DiskCollector(core.lifecycle, self._audit, core.exporter, self._disks))
+        registry.register(RotationCollector(core.lifecycle, self._store, core.driver, core.schedule, core.job, clock))
+        Vitals(
+            dict(zip(("main", "admin"), self._servers, strict=False)),
+            version=__version__,
+            svid_expiry=self._svid_expiry,
+            memory_protection=self._memory.level,
+        ).register(registry)
 
     def _set_serving(self, serving: bool) -> None:
         for server in self._servers:
@@ -265,6 +271,7 @@ class Nexus:
 
     def _close(self) -> None:
         """Stop whatever may wait for a disk, and close the files."""
+        self._disks.stop()
         self._core.backups.stop()  # first: a job or a driver may be waiting for it
         self._core.job.stop()
         self._core.driver.stop()
@@ -302,6 +309,14 @@ def _find_backup_setup(config: NexusConfig, store: CopiedStore) -> BackupSetup |
         return None
     directory = BackupDirectory(Path(config.backup.directory), nexus=config.name)
     return BackupSetup(store, directory, config.backup.recipients)
+
+
+def _list_folders(config: NexusConfig) -> dict[str, Path]:
+    """Return the folders that a nexus writes to, by what metrics call them."""
+    folders = {"data": Path(config.storage.path).parent, "audit": Path(config.audit.directory)}
+    if config.backup.directory:
+        folders["backup"] = Path(config.backup.directory)
+    return folders
 
 
 def _find_addresses(config: NexusConfig) -> dict[tuple[str, str], str]:

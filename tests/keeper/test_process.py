@@ -335,6 +335,32 @@ def test_health_command(provider: IdentityProvider, tmp_path: Path) -> None:
     assert "keeper: error: no health" in ended.stderr
 
 
+def test_health_tells_whether_a_shard_is_held(keeper: KeeperProcess, nexus: grpc.Channel) -> None:
+    """`keeper health --holds-shard` exits with 1 while a keeper that serves holds none, and with 0 once it does."""
+    text = keeper.config.read_text()
+    keeper.config.write_text(text.replace('address = "127.0.0.1:0"', f'address = "127.0.0.1:{keeper.port}"'))
+    command = ("health", "--holds-shard", "--config", str(keeper.config))
+    empty = run(*command)
+    assert (empty.returncode, empty.stdout) == (1, "NOT_SERVING\n")
+    assert run("health", "--config", str(keeper.config)).returncode == 0
+    assert put_shard(nexus, make_put(ask_statement(nexus))).code is grpc.StatusCode.OK
+    full = run(*command)
+    assert (full.returncode, full.stdout) == (0, "SERVING\n")
+
+
+def test_holds_shard_is_an_option_of_health_alone() -> None:
+    """A keeper that runs ignores nothing that it was given."""
+    ended = run("--holds-shard")
+    assert (ended.returncode, "--holds-shard belongs to 'keeper health'" in ended.stderr) == (2, True)
+
+
+def test_configuration_has_a_default_place() -> None:
+    """Without --config it is where the image and the systemd units have it."""
+    ended = run("health")
+    assert ended.returncode == 2
+    assert "keeper: error: configuration file /etc/shardhold/keeper.toml cannot be read" in ended.stderr
+
+
 def test_probes_and_metrics(keeper: KeeperProcess, nexus: grpc.Channel) -> None:
     """Probes answer, and metrics tell sets, level and calls."""
     assert put_shard(nexus, make_put(ask_statement(nexus))).code is grpc.StatusCode.OK

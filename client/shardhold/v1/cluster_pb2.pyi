@@ -112,7 +112,7 @@ class GetStatusResponse(_message.Message):
     memory_protection: _builtins.int
     """3: memfd_secret, 2: locked memory, 1: plain (development only)."""
     calls: _builtins.int
-    """Calls answered since started_at, whatever the answer was."""
+    """Calls answered since started_at, whatever the answer was; probes of health do not count."""
     @_builtins.property
     def blocked_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Everything from here on is empty for callers without a role. Unless the state is ready, it is what the store says,
@@ -149,7 +149,7 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def svid_expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the SVID of the nexus expires; unset: it has none that is valid."""
+        """When the SVID of the nexus expires; in the past: it has expired, and there is no other one."""
 
     @_builtins.property
     def audit(self) -> Global___AuditStatus: ...

@@ -109,14 +109,14 @@ class Exporter:
         return self._failing
 
     @property
-    def waiting(self) -> int:
-        """How many entries of changes, committed by this process, are not in the files yet."""
-        return len(self._committed)
-
-    @property
     def alarms(self) -> tuple[Alarm, Alarm]:
         """Rows that were refused, and rows that are missing, since the start."""
         return self._refused, self._missing
+
+    @property
+    def waiting(self) -> int:
+        """How many entries of changes that this process committed are not in the files yet."""
+        return len(self._committed)
 
     def start(self) -> None:
         self._thread.start()

@@ -60,6 +60,7 @@ class AuditLog:
         self._failing = ""  # refuses appends
         self._is_displaced = False
         self._export_failing = ""
+        self._failures = 0
         self._is_closed = False
         self._since_checkpoint = 0
         self._last: CheckpointLine | None = None  # signed and not written, for the next line
@@ -127,6 +128,16 @@ class AuditLog:
         """Whether the files themselves do not take entries now."""
         return bool(self._failing)
 
+    @property
+    def failures(self) -> int:
+        """How often writing entries or exporting changes has begun to fail since the start."""
+        return self._failures
+
+    @property
+    def unsynced_lines(self) -> int:
+        """How many lines a power cut could take back now. Waits for nothing, so it may miss the last ones."""
+        return max(0, self._chain.seq - self._synced.seq)
+
     def list_obstacles(self) -> list[str]:
         """Say why all but a few calls are refused; empty when they are not."""
         failing = self.failing
@@ -153,14 +164,9 @@ class AuditLog:
         """Number of the last line. Waits for nothing: an append may be under way."""
         return self._chain.seq
 
-    @property
-    def unsynced(self) -> int:
-        """How many lines are not synced yet. Waits for nothing."""
-        synced, chain = self._synced, self._chain
-        return max(0, chain.seq - synced.seq) if chain.timeline == synced.timeline else chain.seq
-
     def set_export_failing(self, reason: str) -> None:
         """Show in `failing` why entries of changes do not leave the store; appends go on."""
+        self._failures += bool(reason and not self._export_failing)
         self._export_failing = reason
 
     def set_signer(self, signer: Signer | None, links: Sequence[bytes] = ()) -> None:
@@ -390,6 +396,7 @@ class AuditLog:
 
     def _fail(self, reason: str) -> AuditUnavailableError:
         if not self._failing:
+            self._failures += 1
             _log.error("audit is failing", reason=reason)
         self._failing = reason
         self._written.set()

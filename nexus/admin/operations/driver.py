@@ -102,7 +102,9 @@ class OperationDriver:
         self._has_ended = False  # somebody took an operation back, or replaced key or set without one
         self._expected: set[bytes] = set()  # ids of operations that are prepared here
         self.waits_for = ""  # in words; empty: it goes on
-        self.seen_step: Step | None = None  # of the operation in progress, as it was seen last
+        # Of the operation in progress, as it was seen last; None: there is none.
+        self.seen_step: Step | None = None
+        self.seen_started_at: int | None = None  # microseconds since 1970
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="operation", daemon=True)
 
@@ -177,7 +179,7 @@ class OperationDriver:
         self._memory = Memory(self._memory.driver, is_scrub_due=is_scrub_due)
         self._idle = None
         self._beside(None)
-        self.seen_step = None
+        self._show(None)
         return _IDLE_S, ""
 
     def step(self) -> float:
@@ -219,10 +221,14 @@ class OperationDriver:
         if facts.operation is not None and facts.operation.id in self._expected:
             self._expected.discard(facts.operation.id)
             self._memory = replace(self._memory, begun=facts.operation.id, key_of=facts.operation.id)
-        self.seen_step = None if facts.operation is None else facts.operation.step
+        self._show(facts.operation)
         seen = None if facts.operation is None else facts.operation.ticket
         if seen != self._memory.seen:
             self._memory = replace(self._memory, seen=seen, since=self._clock.monotonic())
+
+    def _show(self, operation: OperationRecord | None) -> None:
+        self.seen_step = None if operation is None else operation.step
+        self.seen_started_at = None if operation is None else operation.started_at
 
     def _make_view(self, facts: Facts) -> View:
         now = self._clock.monotonic()

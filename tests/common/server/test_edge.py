@@ -347,6 +347,56 @@ def read_health(outcome: Outcome) -> int:
     return health_pb2.HealthCheckResponse.FromString(outcome.answer).status  # type: ignore[no-any-return]
 
 
+def test_health_of_a_condition_follows_the_condition(serve: Callable[..., Bench]) -> None:
+    """It is asked at that moment, whether or not the server serves; it cannot be watched."""
+    held: list[int] = []
+    bench = serve(conditions={"holds": lambda: bool(held)})
+    channel = bench.connect()
+    body = health_pb2.HealthCheckRequest(service="holds").SerializeToString()
+    bench.server.set_serving(True)
+    assert read_health(call(channel, HEALTH, body)) == health_pb2.HealthCheckResponse.NOT_SERVING
+    held.append(1)
+    assert read_health(call(channel, HEALTH, body)) == health_pb2.HealthCheckResponse.SERVING
+    watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(WATCH)
+    with pytest.raises(grpc.RpcError) as refused:
+        next(watch(body, timeout=at_most(10)))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+
+
+def test_health_is_counted_as_a_probe(bench: Bench) -> None:
+    """It comes every few seconds, and would hide what callers do."""
+    channel = bench.connect()
+    call(channel, HEALTH)
+    call(channel, METHOD)
+    names = {
+        (sample.name, *sample.labels.values())
+        for family in bench.registry.collect()
+        for sample in family.samples
+        if sample.name in ("shardhold_calls_total", "shardhold_probes_total")
+    }
+    assert names == {("shardhold_probes_total", "Check", "OK"), ("shardhold_calls_total", "GetStatus", "OK")}
+
+
+def test_load_of_a_port(serve: Callable[..., Bench]) -> None:
+    """Its connections, the call that its one worker runs, and those that wait."""
+    go_on = threading.Event()
+
+    def answer(call: Call, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        go_on.wait(at_most(WAIT_S))
+        return pb.GetStatusResponse()
+
+    bench = serve(answer, workers=1)
+    assert bench.server.connections == 0
+    channels = [bench.connect() for _ in range(2)]
+    with ThreadPoolExecutor(3) as callers:
+        calls = [callers.submit(call, channel, METHOD) for channel in (*channels, channels[0])]
+        wait_until(lambda: (bench.server.calls_running, bench.server.calls_waiting) == (1, 2))
+        assert bench.server.connections == 2
+        go_on.set()
+        assert [one.result(at_most(WAIT_S)).code for one in calls] == 3 * [grpc.StatusCode.OK]
+    wait_until(lambda: (bench.server.calls_running, bench.server.calls_waiting) == (0, 0))
+
+
 @pytest.mark.parametrize("service", ["", SERVICE])
 def test_health_follows_set_serving(bench: Bench, service: str) -> None:
     """Health is NOT_SERVING until told otherwise, for "" and for each service, to any peer with an identity."""

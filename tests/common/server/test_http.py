@@ -26,6 +26,7 @@ class Process:
     reasons: list[str] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    probes: list[tuple[str, str]] = field(default_factory=list)
 
     def server(self, address: str = "127.0.0.1:0", *, timeout_s: float = 5.0) -> HttpServer:
         return HttpServer(
@@ -34,6 +35,7 @@ class Process:
             readiness=lambda: self.reasons,
             alarms=lambda: self.alarms,
             registry=self.registry,
+            count=lambda *probe: self.probes.append(probe),
             timeout_s=timeout_s,
         )
 
@@ -116,6 +118,18 @@ def test_metrics_come_from_the_registry(process: Process, server: HttpServer) ->
     assert response.status == 200
     assert response.headers["Content-Type"].startswith("text/plain; version=")
     assert b"shardhold_generation 3.0\n" in body
+
+
+def test_probes_are_counted_by_few_names(process: Process, server: HttpServer) -> None:
+    """Whoever can connect asks for any path, and must not fill the memory with counters."""
+    process.live, process.reasons = True, ["sealed"]
+    process.probes.clear()
+    for path in ("/livez", "/readyz", "/metrics", "/a", "/b?c"):
+        ask(server.port, path)
+    ask(server.port, "/livez", "POST")
+    send(server.port, b"nonsense\r\n\r\n")
+    wanted = [("/livez", "200"), ("/readyz", "503"), ("/metrics", "200"), *2 * [("other", "404")], ("/livez", "405")]
+    assert process.probes == [*wanted, ("other", "400")]
 
 
 @pytest.mark.parametrize("path", ["/", "/livez/", "/livez?x=1", "/../etc/passwd"])

@@ -163,6 +163,17 @@ def test_the_newest_mark_is_named_with_all_who_hold_it(cluster: FoundedCluster) 
     )
 
 
+def test_the_newest_own_mark_is_found(cluster: FoundedCluster) -> None:
+    """Whatever keepers remember."""
+    book = cluster.book()
+    book.take("keeper-1", cluster.sign_mark(1, 90))
+    assert book.find_own() is None
+    for revision in (40, 50):
+        mark = verify_mark(cluster.sign_mark(1, revision), cluster_id=cluster.cluster_id, genesis=cluster.genesis)
+        book.take_own(mark, cluster.chain)
+    assert book.find_own() == mark
+
+
 @pytest.mark.parametrize("later", [None, (1, 10)], ids=["nothing", "an older mark"])
 def test_what_a_keeper_told_once_counts_for_good(cluster: FoundedCluster, later: tuple[int, int] | None) -> None:
     """After a restart it remembers less; the mark was true all the same."""

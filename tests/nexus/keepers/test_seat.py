@@ -14,7 +14,7 @@ from common.keys.protected import ProtectedMemory
 from nexus.keepers.collection import Collection
 from nexus.keepers.conduct import MAX_DROPPED
 from nexus.keepers.plan import Plan
-from nexus.keepers.seat import RETRY_PAUSE, Seat, SeatStatus
+from nexus.keepers.seat import ACCUSED, RETRY_PAUSE, Seat, SeatStatus
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.played_keepers import PlayedKeeper
 
@@ -136,8 +136,10 @@ def test_a_liar_is_named_until_its_boot_id_changes(bench: Bench) -> None:
     status = bench.keep()
     assert (status.reachable, status.holds_current_set) == (True, False)
     assert "lies" in (accusation := status.fault)
+    assert status.fault_reason == "BAD_SHARD"
     bench.keeper.lies = False
     assert bench.keep().fault == accusation
+    assert bench.keep().fault_reason == ACCUSED
     bench.keeper.is_reachable = False
     assert "does not answer" in bench.keep().fault
     bench.keeper.is_reachable = True
@@ -178,17 +180,17 @@ def test_a_keeper_that_pretends_to_hold_its_shard_is_named(bench: Bench) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "reachable", "fault"),
+    ("change", "reachable", "fault", "reason"),
     [
-        pytest.param({"is_reachable": False}, False, "does not answer", id="unreachable"),
-        pytest.param({"accepts": False}, True, "does not accept this nexus", id="denies"),
-        pytest.param({"refusal": "serves another cluster"}, True, "serves another cluster", id="of another cluster"),
+        pytest.param({"is_reachable": False}, False, "does not answer", "KEEPER_UNREACHABLE", id="unreachable"),
+        pytest.param({"accepts": False}, True, "does not accept this nexus", "DENIED", id="denies"),
+        pytest.param({"refusal": "serves another"}, True, "serves another", "WRONG_STATE", id="of another cluster"),
     ],
 )
 def test_a_keeper_that_cannot_be_filled_is_named_and_filled_as_soon_as_it_can(
-    bench: Bench, change: dict[str, object], reachable: bool, fault: str
+    bench: Bench, change: dict[str, object], reachable: bool, fault: str, reason: str
 ) -> None:
-    """The fault is said in words and goes away with its cause."""
+    """The fault is said in words, with a stable reason, and goes away with its cause."""
     bench.keeper.sets.clear()
     before = {name: getattr(bench.keeper, name) for name in change}
     for name, value in change.items():
@@ -196,10 +198,12 @@ def test_a_keeper_that_cannot_be_filled_is_named_and_filled_as_soon_as_it_can(
     status = bench.keep()
     assert (status.reachable, status.holds_current_set) == (reachable, False)
     assert fault in status.fault
+    assert status.fault_reason == reason
     for name, value in before.items():
         setattr(bench.keeper, name, value)
     status = bench.keep()
     assert (status.reachable, status.holds_current_set, status.fault) == (True, True, "")
+    assert status.fault_reason == ""
 
 
 def test_a_keeper_that_is_not_in_the_set_is_watched_only(bench: Bench) -> None:

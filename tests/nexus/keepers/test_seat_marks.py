@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from common.clock import SystemClock
 from common.forms.delivery import SetLabel
 from common.forms.epoch import NO_EPOCH, StoreEpoch
 from common.forms.mark import SignedMark
@@ -12,6 +11,7 @@ from nexus.keepers.collection import Collection
 from nexus.keepers.plan import Plan
 from nexus.keepers.seat import Seat, SeatStatus
 from nexus.keys.shard_set import ShardSet
+from tests.kit.manual_clock import ManualClock
 from tests.nexus.cluster import FoundCluster, FoundedCluster, is_wiped, members
 from tests.nexus.keepers.sets import draw_next
 from tests.nexus.played_keepers import PlayedKeeper
@@ -26,9 +26,8 @@ class Bench:
         self.cluster = cluster
         self.keeper = cluster.keepers()[0]
         self.notes: list[tuple[str, str, str]] = []
-        self.seat = Seat(
-            members(1)[0], self.keeper, cluster.memory, SystemClock(), lambda *note: self.notes.append(note)
-        )
+        self.clock = ManualClock()
+        self.seat = Seat(members(1)[0], self.keeper, cluster.memory, self.clock, lambda *note: self.notes.append(note))
         self.shard_set = cluster.make_set()
         self.book = cluster.book()
         self.mark: SignedMark | None = None  # the newest one
@@ -97,6 +96,20 @@ def test_the_newest_mark_is_given_once_for_each_position(bench: Bench) -> None:
         assert bench.keep().holds_current_set
     assert bench.keeper.marks == [first, second]
     assert bench.keeper.calls.index("put_shard") < bench.keeper.calls.index("put_mark")
+
+
+def test_a_keeper_shows_since_when_it_lacks_the_newest_mark(bench: Bench) -> None:
+    """With each step that it has it, also of a store that stands still; not without a mark, nor one that is refused."""
+    assert bench.keep().marked_at is None
+    bench.mark = bench.cluster.sign_mark(1, 1)
+    for moment in (0.0, 7.0):
+        bench.clock.advance(moment)
+        assert bench.keep().marked_at == moment
+    bench.clock.advance(5)
+    bench.mark, bench.keeper.mark_refusal = bench.cluster.sign_mark(1, 2), "has seen a newer store"
+    assert (bench.keep().marked_at, bench.seat.status.fault_reason) == (7.0, "INVALID_ARGUMENT")
+    bench.keeper.mark_refusal = ""
+    assert bench.keep().marked_at == 12.0
 
 
 def test_a_keeper_that_restarted_is_given_the_same_mark_again(bench: Bench) -> None:
@@ -274,7 +287,7 @@ def test_a_keeper_of_no_set_is_emptied_too(bench: Bench) -> None:
     """One that configuration names and the current set does not."""
     stranger = PlayedKeeper("keeper-9")
     stranger.sets = dict(bench.keeper.sets)
-    Seat(members(9)[8], stranger, bench.cluster.memory, SystemClock()).empty(bench.book, None, EPOCH)
+    Seat(members(9)[8], stranger, bench.cluster.memory, bench.clock).empty(bench.book, None, EPOCH)
     assert stranger.sets == {}
 
 

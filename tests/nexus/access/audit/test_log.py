@@ -19,6 +19,7 @@ from common.forms.audit.verify import TornTail, verify
 from nexus.access.audit.log import CHECKPOINT_EVERY, AuditLog
 from nexus.access.audit.segment_file import AHEAD, RESERVE
 from tests.kit.seed import make_random
+from tests.nexus.access.audit.descriptor import replaced
 from tests.nexus.access.audit.keyed import make_entry
 from tests.nexus.store.contract import threads
 
@@ -166,6 +167,33 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with closing(open_log(tmp_path)), pytest.raises(AuditUnavailableError, match=r"nexus-1\.lock is held"):
         open_log(tmp_path)
     open_log(tmp_path).close()
+
+
+def test_failures_are_counted_when_they_begin(tmp_path: Path, wait_until: WaitUntil) -> None:
+    """Not again while they last, and apart for the files and for the export of changes."""
+    with closing(open_log(tmp_path)) as log:
+        assert log.failures == 0
+        with replaced(tmp_path / FIRST, by="/dev/full"):
+            for _ in range(3):
+                with pytest.raises(AuditUnavailableError):
+                    log.append(make_entry("a"), reserve=True)
+        assert log.failures == 1
+        for reason in ("store is busy", "store is gone", "", "store is busy"):
+            log.set_export_failing(reason)
+        assert log.failures == 3
+
+
+def test_lines_that_a_power_cut_would_take_are_counted(tmp_path: Path) -> None:
+    """None once they are synced."""
+    with closing(open_log(tmp_path)) as log:
+        log.sync()
+        assert log.unsynced_lines == 0
+        with log._syncing:  # as long as a sync takes
+            for path in ("a", "b"):
+                log.append(make_entry(path))
+            assert log.unsynced_lines == 2
+        log.sync()
+        assert log.unsynced_lines == 0
 
 
 def test_a_closed_log_refuses(tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.clock import to_micros
-from nexus.access.audit.alarm import Alarm
 from nexus.admin.status import OperationStep
 from nexus.keys.operation.record import Depth, Step
-from nexus.server.metrics import NexusCollector
+from nexus.server.metrics import KeeperCollector, RotationCollector
 from nexus.vault.secrets import Expected
 from tests.kit.waiting import wait_until
 from tests.nexus.admin.operations.reshared import Resharing
@@ -65,20 +64,9 @@ def test_keepers_are_listed_with_every_set_that_they_hold(resharing: Resharing) 
 def registry(resharing: Resharing) -> CollectorRegistry:
     """Scrape this nexus."""
     core, registry = resharing.core, CollectorRegistry()
+    registry.register(KeeperCollector(core.lifecycle, core.pool, core.warden, core.clock))
     registry.register(
-        NexusCollector(
-            core.lifecycle,
-            core.pool,
-            memory_protection=core.memory.level,
-            is_audit_failing=lambda: False,
-            count_lacking_shards=core.warden.count_lacking_shards,
-            outbox_alarms=(Alarm("a", core.clock), Alarm("b", core.clock)),
-            is_way_back_broken=lambda: False,
-            find_step=lambda: core.driver.seen_step,
-            job=core.job,
-            is_scrub_pending=lambda: bool(resharing.store.unscrubbed),
-            schedule=core.schedule,
-        )
+        RotationCollector(core.lifecycle, resharing.store, core.driver, core.schedule, core.job, core.clock)
     )
     return registry
 
@@ -92,16 +80,22 @@ def test_metrics_tell_the_step_and_what_is_still_held(resharing: Resharing, regi
     def count_dead(name: str) -> float | None:
         return registry.get_sample_value("shardhold_dead_sets_held", {"keeper": name})
 
-    assert (find_steps(), count_dead("keeper-1")) == ([], 0)
+    def find_seconds() -> float | None:
+        return registry.get_sample_value("shardhold_operation_seconds")
+
+    assert (find_steps(), find_seconds(), count_dead("keeper-1")) == ([], None, 0)
     resharing.begin()
     for step in Step:
         resharing.drive_to(step)
         resharing.core.driver.step()
         assert find_steps() in ([step], [resharing.step])
+    assert find_seconds() == 0
+    resharing.core.clock.advance(30)
+    assert find_seconds() == 30
     resharing.drive_to(None)
     resharing.keepers[0].is_reachable = False
     resharing.drive(until=lambda: (count_dead("keeper-1"), count_dead("keeper-2")) == (1, 0))
-    assert find_steps() == []
+    assert (find_steps(), find_seconds()) == ([], None)
     resharing.keepers[0].is_reachable = True
     resharing.drive_to_rest()
     assert count_dead("keeper-1") == 0
