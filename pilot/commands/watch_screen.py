@@ -217,8 +217,10 @@ def _tell_calls(sight: Sight) -> Text:
 
 def _tell_svid(status: dict[str, Any]) -> Text:
     left = find_seconds(status["told_at"], status["svid_expires_at"])
-    if left is None or left <= 0:
-        return Text("none that is valid", style=_TROUBLE)
+    if left is None:
+        return Text("unknown", style=_WARNING)
+    if left <= 0:
+        return Text(f"expired {show_duration(-left)} ago", style=_TROUBLE)
     return Text(f"expires in {show_duration(left)}", style=_WARNING if left < _SVID_SOON_S else "")
 
 

@@ -35,6 +35,7 @@ class Screen:
         self.resize(columns, lines)
         self.modes = termios.tcgetattr(self._follower)
         self.seen = ""
+        self._from = 0
         kept = {name: value for name, value in make_environ().items() if name not in ("COLUMNS", "LINES")}
         self._process = subprocess.Popen(
             [sys.executable, "-c", ON_A_TERMINAL, *arguments],
@@ -63,13 +64,17 @@ class Screen:
     @property
     def text(self) -> str:
         """What is on the screen, without colours: the last whole frame."""
-        frames = self.seen.split(_HOME)
+        frames = self.seen[self._from :].split(_HOME)
         frame = frames[-1] if len(frames) < 3 or len(frames[-1]) >= len(frames[-2]) / 2 else frames[-2]
         return _CONTROL.sub("", frame).replace("\r", "")
 
     def resize(self, columns: int, lines: int) -> None:
         """Give the terminal another size."""
         fcntl.ioctl(self._leader, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def forget(self) -> None:
+        """Count only what is drawn from now on as being on the screen."""
+        self._from = len(self.seen)
 
     def press(self, keys: str) -> None:
         """Type *keys*, as they are."""

@@ -42,7 +42,7 @@ def ago(seconds: int) -> Timestamp:
 def make_keeper(number: int, **changes: Any) -> pb.KeeperStatus:
     """Tell a keeper that is as it should be but for *changes*."""
     mark = pb.TakenMark(timeline=1, revision=18_204, made_at=ago(number))
-    usual = {"reachable": True, "holds_current_set": True, "mark": mark}
+    usual: dict[str, Any] = {"reachable": True, "holds_current_set": True, "mark": mark}
     return pb.KeeperStatus(name=f"keeper-{number}", address=f"10.0.0.{number}:8443", **(usual | changes))
 
 
@@ -163,7 +163,7 @@ def see(response: pb.GetStatusResponse, **more: Any) -> Sight:
         pytest.param({"rotation": pb.RotationStatus(paused=True)}, ["paused"], id="rotation is paused"),
         pytest.param({"backup": pb.BackupStatus()}, ["not configured"], id="no backups"),
         pytest.param({"backup": pb.BackupStatus(configured=True)}, ["none verified"], id="no backup yet"),
-        pytest.param({"svid_expires_at": None}, ["none that is valid"], id="no SVID"),
+        pytest.param({"svid_expires_at": ago(1)}, ["expired 1 s ago"], id="no SVID"),
         pytest.param({"memory_protection": 1}, ["plain, for development only"], id="plain memory"),
         pytest.param(
             {"state": pb.STATE_UNINITIALISED, "generation": 0, "set_number": 0, "keepers": [], "rotation": None},
@@ -266,7 +266,7 @@ class Answers:
 def test_calls_are_counted_between_two_looks_at_one_process() -> None:
     """A restarted nexus counts from 0: the first look after it tells no rate, and no negative one ever."""
     silence = UnavailableError("gone", code=grpc.StatusCode.UNAVAILABLE, reason="")
-    told = [
+    told: list[pb.GetStatusResponse | Exception] = [
         make_status(calls=1000),
         make_status(calls=1042),
         silence,
@@ -280,7 +280,7 @@ def test_calls_are_counted_between_two_looks_at_one_process() -> None:
 
 def test_silence_keeps_what_is_known_and_since_when() -> None:
     """The beginning of the silence stays, and its last reason is told; an answer ends it."""
-    told = [
+    told: list[pb.GetStatusResponse | Exception] = [
         make_status(),
         UnavailableError("one", code=grpc.StatusCode.UNAVAILABLE, reason=""),
         UnavailableError("two", code=grpc.StatusCode.UNAVAILABLE, reason=""),
