@@ -27,7 +27,13 @@ def test_a_watch_survives_restart_seal_and_rotation(cluster: Cluster) -> None:
     own = Identity(path=SUPERUSER_PATH)
     with Screen("watch", "--interval", "0.3", environ=cluster.dev.variables(own)) as screen:
         screen.wait("● ready", "keeper-2", "any 2 of 2 keepers", "any 3 of 5 custodians", "2 keepers, ", "all synced")
-        first = cluster.superuser.get_status().svid_expires_at.seconds
+        begin = cluster.superuser.get_status()
+        first = begin.svid_expires_at.seconds
+        cluster.wait("calls are counted", lambda: cluster.superuser.get_status().calls >= begin.calls + 2)
+        assert (begin.started_at.seconds, begin.backup.configured) == (
+            cluster.superuser.get_status().started_at.seconds,
+            True,
+        )
 
         cluster.kill("keeper-2")
         screen.wait("○ unreachable", "does not answer", "until 1 more keeper")
