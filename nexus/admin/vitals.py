@@ -70,15 +70,21 @@ class VitalSigns:
 
     def take(self) -> Vitals:
         """Return the signs of now."""
-        audit, svid_expires_at = self._audit, self._process.find_svid_expiry()
+        svid_expires_at = self._process.find_svid_expiry()
         return Vitals(
             told_at=to_micros(self._clock.now()),
             started_at=self._started_at,
             svid_expires_at=to_micros(svid_expires_at) if svid_expires_at else 0,
             calls=self._process.count_calls(),
-            audit=AuditSigns(audit.failing, audit.seq, audit.unsynced_lines, self._exporter.waiting),
+            audit=self._look_at_audit(),
             rotation=self._schedule.view,
             job=self._job.view(),
             makes_backups=self._backups.is_configured,
             backup=self._backups.newest,
         )
+
+    def _look_at_audit(self) -> AuditSigns:
+        """Wait for nothing: a disk may hang, and this is to say so."""
+        audit = self._audit
+        synced, unsynced = audit.synced_position.seq, audit.unsynced_lines
+        return AuditSigns(audit.failing, synced + unsynced, unsynced, self._exporter.waiting)

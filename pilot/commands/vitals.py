@@ -76,8 +76,11 @@ def _mark_document(mark: "pb.TakenMark") -> dict[str, Any]:
 
 
 def _find_newest_mark(response: "pb.GetStatusResponse") -> dict[str, Any] | None:
-    """Return the newest mark that a keeper took, and how many took one of that place of the store."""
-    taken = [keeper.mark for keeper in response.keepers if keeper.HasField("mark")]
+    """Return the newest mark that a keeper remembers, and how many remember one of that place of the store.
+
+    A keeper that does not answer may have ended, and forgotten it.
+    """
+    taken = [keeper.mark for keeper in response.keepers if keeper.reachable and keeper.HasField("mark")]
     if not taken:
         return None
     newest = max(taken, key=lambda mark: (mark.timeline, mark.revision, mark.made_at.seconds, mark.made_at.nanos))

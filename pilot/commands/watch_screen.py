@@ -84,9 +84,7 @@ def _render_status(status: dict[str, Any], sight: Sight, width: int, style: str)
     if work := _list_work(status):
         yield _panel("operation", work, style)
     if status["keepers"]:
-        yield Panel(
-            _render_keepers(status, width), title="keepers", title_align="left", box=box.ROUNDED, border_style=style
-        )
+        yield _frame("keepers", _render_keepers(status, width))
     yield from (Text(f"→ {clean(hint)}", style="cyan") for hint in list_hints(status))
 
 
@@ -96,7 +94,13 @@ def _panel(title: str, facts: Facts, style: str) -> Panel:
     table.add_column(overflow="fold", style=style)
     for name, value in facts:
         table.add_row(name, value)
-    return Panel(table, title=title, title_align="left", box=box.ROUNDED, border_style=style)
+    return _frame(title, table)
+
+
+def _frame(title: str, content: RenderableType) -> Panel:
+    return Panel(
+        content, title=Text(title, style="not dim bold"), title_align="left", box=box.ROUNDED, border_style=_FAINT
+    )
 
 
 def _list_root(status: dict[str, Any]) -> Facts:

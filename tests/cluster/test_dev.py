@@ -108,7 +108,7 @@ def test_one_command_brings_it_back_after_a_reboot(folder: Path) -> None:
 
     Without them it says what is missing, and who can help.
     """
-    up = ["dev", "up", "--dir", folder, "--detach"]
+    up: list[str | Path] = ["dev", "up", "--dir", folder, "--detach"]
     said = pilot(*up, "--keepers", "2", "--threshold", "2", "--no-init")
     assert "not initialised" in said
     commands = [line.strip() for line in said.splitlines() if "pilot init" in line]

@@ -159,11 +159,6 @@ class AuditLog:
         """How far the chain has come that no crash and no power cut takes back. Waits for nothing."""
         return self._synced
 
-    @property
-    def seq(self) -> int:
-        """Number of the last line. Waits for nothing: an append may be under way."""
-        return self._chain.seq
-
     def set_export_failing(self, reason: str) -> None:
         """Show in `failing` why entries of changes do not leave the store; appends go on."""
         self._failures += bool(reason and not self._export_failing)

@@ -196,6 +196,18 @@ def test_columns_give_way_to_faults(width: int, columns: list[str]) -> None:
     assert head.strip("│ ").split() == columns
 
 
+def test_who_does_not_answer_may_have_forgotten_its_mark() -> None:
+    """The newest mark is that of keepers that are there."""
+    keepers = [make_keeper(1), make_keeper(2), make_keeper(3, reachable=False)]
+    keepers[1].mark.revision = 18_100
+    assert vitals_document(make_status(keepers=keepers))["newest_mark"] == {
+        "timeline": 1,
+        "revision": 18_204,
+        "made_at": "2027-01-15T07:59:59Z",
+        "keepers": 1,
+    }
+
+
 def test_wide_screens_have_panels_side_by_side() -> None:
     """And narrow ones have them one below the other."""
     sides = {
