@@ -1,5 +1,6 @@
 """The identity of a server: the source that its configuration names, once it has a first SVID."""
 
+import logging
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from shardhold.identity import IdentityUnavailableError, SvidFiles, WorkloadAPI
 
 _TRY_S = 2.0  # seconds that one try may wait for the Workload API, and so the longest that a stop may take
 _LONGEST_PAUSE_S = 2.0
+_USUAL = 3  # tries that may fail, in the first second, because the provider was started together with this server
+_SAID_EVERY = 10  # tries; the tenth comes after some five seconds
 
 log = structlog.get_logger()
 
@@ -92,5 +95,6 @@ def list_obstacles(identity: IdentitySource) -> list[str]:
 
 def _report(state: RetryCallState) -> None:
     outcome = state.outcome
-    if outcome is not None and (state.attempt_number <= 3 or state.attempt_number % 10 == 0):
-        log.warning("no svid yet, trying again", attempt=state.attempt_number, error=str(outcome.exception()))
+    if outcome is not None and (state.attempt_number <= _USUAL or state.attempt_number % _SAID_EVERY == 0):
+        level = logging.INFO if state.attempt_number <= _USUAL else logging.WARNING
+        log.log(level, "no svid yet, trying again", attempt=state.attempt_number, error=str(outcome.exception()))

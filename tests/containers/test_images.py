@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from tests.containers.layers import Layer, list_layers, load_layers
-from tests.containers.stack import IMAGES, ROOT, docker, inspect, name_image
+from tests.containers.stack import IMAGES, REVISION, ROOT, docker, inspect, name_image
 
 SITE = re.compile(r"opt/shardhold/lib/python3\.\d+/site-packages")
 
@@ -149,7 +149,9 @@ def test_settings(role: str, image: str) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert labels["org.opencontainers.image.title"] == f"shardhold-{role}"
     assert labels["org.opencontainers.image.version"] == version
+    assert labels["org.opencontainers.image.revision"] == REVISION
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert not config["Cmd"] or role == "pilot"
     checks = {"nexus": ["CMD", "nexus", "health", "--live"], "keeper": ["CMD", "keeper", "health"], "pilot": []}
     assert config.get("Healthcheck", {"Test": []})["Test"][: len(checks[role])] == checks[role]
     names = {variable.partition("=")[0] for variable in config["Env"]}

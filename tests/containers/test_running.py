@@ -71,6 +71,10 @@ def call(target):
 with ThreadPoolExecutor(8) as pool:
     print(*pool.map(call, sys.argv[1:]))
 """
+SCRAPE = """
+import sys, urllib.request
+print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())
+"""
 LIST_SHARES = """
 import hashlib, pathlib, sys
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
@@ -204,11 +208,20 @@ def test_a_container_has_one_identity(seen: dict[str, dict[str, Any]], service: 
 @pytest.mark.parametrize(
     ("service", "targets"),
     [
-        pytest.param("app", {"nexus:8553": "open", "nexus:9553": "refused", "keeper-1:8443": "unknown"}, id="workload"),
+        pytest.param(
+            "app",
+            {"nexus:8553": "open", "nexus:9553": "refused", "metrics:9553": "unknown", "keeper-1:8443": "unknown"},
+            id="workload",
+        ),
         pytest.param("nexus", {f"{keeper}:8443": "open" for keeper in KEEPERS}, id="nexus"),
         pytest.param(
             "keeper-1",
-            {"nexus:9553": "refused", "keeper-2:8443": "unknown", "192.0.2.1:443": "unreachable"},
+            {
+                "nexus:9553": "refused",
+                "metrics:9553": "unknown",
+                "keeper-2:8443": "unknown",
+                "192.0.2.1:443": "unreachable",
+            },
             id="keeper",
         ),
         pytest.param("identity", {"192.0.2.1:443": "unreachable"}, id="identity provider"),
@@ -217,6 +230,20 @@ def test_a_container_has_one_identity(seen: dict[str, dict[str, Any]], service: 
 def test_who_reaches_whom(stack: Stack, service: str, targets: dict[str, str]) -> None:
     """Networks let through what is needed, and nothing more: no keeper knows another, and none has a way out."""
     assert dict(zip(targets, stack.python(service, CALL, *targets).split(), strict=True)) == targets
+
+
+def test_metrics_are_scraped_in_a_network_of_their_own(stack: Stack) -> None:
+    """Whoever is in it, as the Prometheus of the profile `monitoring` is, gets them; the process is seen whole."""
+    options = ("--rm", "--network", f"{stack.project}_monitoring", "--entrypoint", "python3")
+    page = docker("run", *options, name_image("pilot", stack.tag), "-c", SCRAPE, "http://metrics:9553/metrics")
+    assert 'shardhold_nexus_state{state="ready"} 1.0' in page
+    assert "process_open_fds" in page
+
+
+def test_health_needs_no_configuration_to_be_named(stack: Stack) -> None:
+    """As the image starts the program; a keeper says whether it holds a shard."""
+    assert stack.exec("nexus", "nexus", "health").stdout == "SERVING\n"
+    assert stack.exec("keeper-1", "keeper", "health", "--holds-shard").stdout == "SERVING\n"
 
 
 def test_no_keeper_reaches_another_by_its_address(stack: Stack, told: dict[str, dict[str, Any]]) -> None:

@@ -1,5 +1,7 @@
 """The files of the audit: which segments there are, and where the last one ends."""
 
+import fcntl
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from common.errors import CorruptRowError
+from common.errors import AuditUnavailableError, CorruptRowError
 from common.forms.audit.line import ChangeLine, TornTailLine, decode_first_line, decode_line
 from common.forms.audit.segment import Segment, list_segments
 from common.forms.documents import decode_document
@@ -32,6 +34,21 @@ class Tail:
     digest: bytes  # its hash
     end: int  # bytes up to the end of that line
     rest: bytes  # what follows it: nothing, or what a crash left
+
+
+def lock_process(path: Path) -> int:
+    """Take the lock that only one process has at a time; return its descriptor, whose closing gives it back.
+
+    Raises:
+        AuditUnavailableError: Another process has it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(fd)
+        raise AuditUnavailableError(f"audit lock {path} is held: another nexus writes this audit") from exc
+    return fd
 
 
 def find_tail(path: Path) -> Tail:

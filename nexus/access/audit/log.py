@@ -14,7 +14,6 @@ Rules:
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import threading
@@ -30,7 +29,7 @@ from common.errors import AuditUnavailableError, ConfigError, SealedError
 from common.forms.audit.entry import Entry
 from common.forms.audit.line import ChangeLine, CheckpointLine, EntryLine, Line, checkpoint_message
 from nexus.access.audit.chain import Chain
-from nexus.access.audit.directory import ChainPosition, find_digest, load_recent_changes
+from nexus.access.audit.directory import ChainPosition, find_digest, load_recent_changes, lock_process
 from nexus.access.audit.reader import ChainReader
 from nexus.keys.signer import Signer
 
@@ -56,7 +55,7 @@ class AuditLog:
         self._syncing = threading.Lock()  # held while a sync runs or the segment changes; taken before the next one
         self._lock = threading.Lock()  # guards all below
         self._lock_path = directory / f"{nexus}.lock"
-        self._process_lock = _lock_process(self._lock_path)
+        self._process_lock = lock_process(self._lock_path)
         self._failing = ""  # refuses appends
         self._is_displaced = False
         self._export_failing = ""
@@ -281,7 +280,7 @@ class AuditLog:
                 if not self._is_displaced:
                     self._chain.sync()
                 if not self._holds_lock():
-                    lock = _lock_process(self._lock_path)
+                    lock = lock_process(self._lock_path)
                     os.close(self._process_lock)
                     self._process_lock = lock
                 chain = Chain(self._directory, nexus=self._nexus, timeline=timeline, clock=self._clock, first=entry)
@@ -495,13 +494,3 @@ def _reading() -> Iterator[None]:
 
 def _describe(exc: OSError) -> str:
     return exc.strerror or type(exc).__name__
-
-
-def _lock_process(path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(fd)
-        raise AuditUnavailableError(f"audit lock {path} is held: another nexus writes this audit") from exc
-    return fd

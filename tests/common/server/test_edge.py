@@ -360,7 +360,7 @@ def test_health_of_a_condition_follows_the_condition(serve: Callable[..., Bench]
     watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(WATCH)
     with pytest.raises(grpc.RpcError) as refused:
         next(watch(body, timeout=at_most(10)))
-    assert refused.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_health_is_counted_as_a_probe(bench: Bench) -> None:

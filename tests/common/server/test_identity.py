@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import structlog
 
 from common.config.config import IdentityOptions
 from common.errors import ConfigError, IdentityUnavailableError
@@ -17,13 +18,14 @@ CA = Authority("example.test")
 
 
 class Patience:
-    """Gives up at the third pause."""
+    """Gives up at the last of some pauses."""
 
-    def __init__(self) -> None:
+    def __init__(self, pauses: int = 3) -> None:
         self.pauses = 0
+        self._most = pauses
 
     def is_set(self) -> bool:
-        return self.pauses >= 3
+        return self.pauses >= self._most
 
     def wait(self, timeout: float | None = None) -> bool:
         self.pauses += 1
@@ -47,6 +49,17 @@ def test_tries_leave_nothing_behind(tmp_path: Path) -> None:
         wait_for_identity(options, patience)
     assert patience.pauses == 3
     assert list_watchers() == before
+
+
+def test_the_first_tries_are_no_reason_to_worry(tmp_path: Path) -> None:
+    """A provider that starts at the same time needs a moment; a server without an SVID for seconds warns."""
+    options = IdentityOptions(trust_domain=CA.trust_domain, source="files", svid_dir=str(tmp_path))
+    with structlog.testing.capture_logs() as lines, pytest.raises(IdentityUnavailableError):
+        wait_for_identity(options, Patience(10))
+    assert [(line["attempt"], line["log_level"]) for line in lines] == [
+        *((attempt, "info") for attempt in (1, 2, 3)),
+        (10, "warning"),
+    ]
 
 
 def test_another_trust_domain_is_refused(tmp_path: Path) -> None:
