@@ -37,8 +37,7 @@ class Meter:
         """Return how many calls were answered."""
         if self._calls is None:
             return 0
-        samples = (sample for family in self._calls.collect() for sample in family.samples)
-        return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
+        return int(sum(sample.value for family in self._calls.collect() for sample in family.samples))
 
     def for_method(self, name: str) -> Record:
         """Return what records a call of the method with this full name."""

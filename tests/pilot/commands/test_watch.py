@@ -282,12 +282,14 @@ def test_calls_are_counted_between_two_looks_at_one_process() -> None:
         make_status(calls=1000),
         make_status(calls=1042),
         silence,
-        make_status(calls=5, started_at=ago(1)),
-        make_status(calls=12, started_at=ago(1)),
+        make_status(calls=5, started_at=ago(9)),
+        make_status(calls=12, started_at=ago(9)),
+        make_status(calls=20, started_at=ago(1)),  # restarted between two looks
+        make_status(calls=23, started_at=ago(1)),
     ]
     watcher = Answers(*told).watcher
-    assert [watcher.look().rate for _ in told] == [None, 42.0, None, None, 7.0]
-    assert watcher.sight.rates == (42.0, 7.0)
+    assert [watcher.look().rate for _ in told] == [None, 42.0, None, None, 7.0, None, 3.0]
+    assert watcher.sight.rates == (42.0, 7.0, 3.0)
 
 
 def test_silence_keeps_what_is_known_and_since_when() -> None:
