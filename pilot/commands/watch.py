@@ -90,11 +90,12 @@ def _print_lines(
     watcher = Watcher(fetch)
     with suppress(KeyboardInterrupt):
         for number in itertools.count(1):
-            document = watcher.look().to_document(time.monotonic())
+            sight = watcher.look()
+            document = sight.to_document(time.monotonic())
             print(escape_json(json.dumps(document, ensure_ascii=False)), flush=True)
             if number == count:
                 return
-            stopping.wait(interval)
+            stopping.wait(sight.find_interval(interval))
 
 
 def _show(

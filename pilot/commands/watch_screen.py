@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pilot.commands.following import describe_job, describe_wait
 from pilot.commands.status import list_hints, to_row
-from pilot.commands.watching import Sight
+from pilot.commands.watching import FAILING_S, Sight
 from pilot.plain import clean
 from pilot.terminal.progress import show_duration
 
@@ -69,6 +69,8 @@ def _render_silence(sight: Sight, now: float) -> list[RenderableType]:
 def _render_status(status: dict[str, Any], sight: Sight, width: int, style: str) -> Iterable[RenderableType]:
     yield from (Text(f"✗ {clean(line)}", style=_TROUBLE) for line in status["blocked_by"])
     yield from (Text(f"▲ {clean(line)}", style=_WARNING) for line in status["alarms"])
+    if status["audit"] and status["audit"]["fault"]:
+        yield Text(f"  looked at every {FAILING_S:.0f} s while the audit fails, to spare its reserve", style=_FAINT)
     if status["told_at"] is None:
         yield Text("only people with a role see more: superuser, operator, auditor or recover", style=_FAINT)
         return

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shardhold.v1.cluster_pb2 import GetStatusResponse
 
 HISTORY: Final = 60  # rates that are remembered
+FAILING_S: Final = 15.0  # at least between two looks while the audit fails: each takes of the room kept for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,12 @@ class Sight:
     def find_age(self, now: float) -> float:
         """Return how many seconds ago the status was seen; *now* is in monotonic seconds."""
         return max(0.0, now - self.seen_at)
+
+    def find_interval(self, interval: float) -> float:
+        """Return the seconds from this look to the next, of which somebody wants *interval*."""
+        audit = self.status["audit"] if self.status is not None else None
+        is_failing = self.silent_since is None and audit is not None and audit["fault"] is not None
+        return max(interval, FAILING_S) if is_failing else interval
 
     def to_document(self, now: float) -> dict[str, Any]:
         """Return what is known as JSON; *now* is in monotonic seconds."""
@@ -82,8 +89,8 @@ class Watcher:
         """Look every *interval* seconds until *stopping* is set; raises as `look`."""
         while not stopping.is_set():
             began = self._monotonic()
-            self.look()
-            stopping.wait(max(0.0, began + interval - self._monotonic()))
+            pause = self.look().find_interval(interval)
+            stopping.wait(max(0.0, began + pause - self._monotonic()))
 
     def _count(self, response: "GetStatusResponse", now: float) -> float | None:
         """Return the calls a second since the look before; None: another process answered it, or none did."""

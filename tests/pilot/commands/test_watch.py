@@ -151,7 +151,7 @@ def see(response: pb.GetStatusResponse, **more: Any) -> Sight:
         ),
         pytest.param(
             {"audit": pb.AuditStatus(fault="No space left on device", seq=7), "alarms": ["rotation due: old"]},
-            ["failing: No space left on device", "▲ rotation due: old"],
+            ["failing: No space left on device", "▲ rotation due: old", "looked at every 15 s while the audit fails"],
             id="the audit fails",
         ),
         pytest.param(
@@ -308,6 +308,22 @@ def test_silence_keeps_what_is_known_and_since_when() -> None:
     assert (back.silent_since, back.why) == (None, "")
     assert back.status is not None
     assert back.status["state"] == "sealed"
+
+
+@pytest.mark.parametrize(
+    ("sight", "wanted"),
+    [
+        pytest.param(Sight(), 1.0, id="never seen"),
+        pytest.param(see(make_status()), 1.0, id="all is well"),
+        pytest.param(see(make_status(audit=pb.AuditStatus(fault="full"))), 15.0, id="the audit fails"),
+        pytest.param(see(make_status(audit=pb.AuditStatus(fault="full")), silent_since=NOW), 1.0, id="silent"),
+        pytest.param(see(pb.GetStatusResponse(state=pb.STATE_READY)), 1.0, id="no role"),
+    ],
+)
+def test_a_failing_audit_is_looked_at_less_often(sight: Sight, wanted: float) -> None:
+    """Each look is an entry from the reserve, which people need to set things right."""
+    assert sight.find_interval(1.0) == wanted
+    assert sight.find_interval(60.0) == 60.0
 
 
 def test_who_is_refused_from_the_start_is_told() -> None:
