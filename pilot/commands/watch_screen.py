@@ -74,20 +74,19 @@ def _render_status(status: dict[str, Any], sight: Sight, width: int, style: str)
     if status["told_at"] is None:
         yield Text("only people with a role see more: superuser, operator, auditor or recover", style=_FAINT)
         return
+    yield from (Text(f"→ {clean(hint)}", style="cyan") for hint in list_hints(status))
     panels = [_panel("root key", _list_root(status), style), _panel("nexus", _list_nexus(status, sight), style)]
+    work = [_panel("operation", facts, style)] if (facts := _list_work(status)) else []
+    keepers = [_frame("keepers", _render_keepers(status, width))] if status["keepers"] else []
     if width >= WIDE:
         pair = Table.grid(expand=True)
         pair.add_column(ratio=1)
         pair.add_column(ratio=1)
         pair.add_row(*panels)
         yield pair
+        yield from (*work, *keepers)
     else:
-        yield from panels
-    if work := _list_work(status):
-        yield _panel("operation", work, style)
-    if status["keepers"]:
-        yield _frame("keepers", _render_keepers(status, width))
-    yield from (Text(f"→ {clean(hint)}", style="cyan") for hint in list_hints(status))
+        yield from (*work, *keepers, *panels)  # what a low screen cuts off is what changes least
 
 
 def _panel(title: str, facts: Facts, style: str) -> Panel:

@@ -217,6 +217,18 @@ def test_wide_screens_have_panels_side_by_side() -> None:
     assert sides == {50: False, 80: True, 120: True}
 
 
+def test_a_low_screen_shows_what_changes_most() -> None:
+    """What 24 lines of 50 columns cut off is neither trouble, nor what to do, nor a keeper."""
+    status = make_status(
+        shard_threshold=5,
+        keepers=[GONE, *(make_keeper(number) for number in (1, 3, 4, 5))],
+        alarms=["rotation due: old"],
+    )
+    shown = "\n".join(render(see(status), 50).splitlines()[:24])
+    for text in ("▲ rotation due", "→ ", "○ unreachable", "keeper-5", "root key"):
+        assert text in shown, shown
+
+
 def test_a_silent_nexus_is_shown_with_its_age() -> None:
     """What was known stays, with how old it is and since when nothing came."""
     sight = see(make_status(), seen_at=100.0, silent_since=NOW, why="connection refused")
