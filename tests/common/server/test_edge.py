@@ -390,9 +390,11 @@ def test_load_of_a_port(serve: Callable[..., Bench]) -> None:
     channels = [bench.connect() for _ in range(2)]
     with ThreadPoolExecutor(3) as callers:
         calls = [callers.submit(call, channel, METHOD) for channel in (*channels, channels[0])]
-        wait_until(lambda: (bench.server.calls_running, bench.server.calls_waiting) == (1, 2))
-        assert bench.server.connections == 2
-        go_on.set()
+        try:
+            wait_until(lambda: (bench.server.calls_running, bench.server.calls_waiting) == (1, 2))
+            assert bench.server.connections == 2
+        finally:
+            go_on.set()
         assert [one.result(at_most(WAIT_S)).code for one in calls] == 3 * [grpc.StatusCode.OK]
     wait_until(lambda: (bench.server.calls_running, bench.server.calls_waiting) == (0, 0))
 
