@@ -28,6 +28,7 @@ from pilot.usage import BaseUsageError, describe_usage
 # Command → module and name of its typer.Typer.
 _COMMANDS = {
     "status": "pilot.commands.status:status_app",
+    "watch": "pilot.commands.watch:app",
     "whoami": "pilot.commands.status:whoami_app",
     "init": "pilot.commands.init:app",
     "seal": "pilot.commands.seal:app",

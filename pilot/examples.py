@@ -7,6 +7,7 @@ from typing import Final
 EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "status": "pilot status --exit-code",
+        "watch": "pilot watch",
         "whoami": "pilot whoami --role operator",
         "version": "pilot version -o json",
         "init": "pilot init --recovery 3/5",

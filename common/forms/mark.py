@@ -156,7 +156,7 @@ def open_mark(signed: SignedMark, chain: Chain) -> Mark:
         Ed25519PublicKey.from_public_bytes(chain.audit_public_key).verify(signed.signature, signed.mark)
     except (InvalidSignature, ValueError) as exc:
         raise MarkError("rollback mark has a broken signature") from exc
-    mark = _decode(signed.mark)
+    mark = decode_mark(signed.mark)
     if mark.cluster_id != chain.genesis.cluster_id:
         raise MarkError("rollback mark is of another cluster")
     if (mark.generation, mark.chain_seq) != (chain.generation, chain.seq):
@@ -166,11 +166,12 @@ def open_mark(signed: SignedMark, chain: Chain) -> Mark:
     return mark
 
 
-def _is_after(mark: Mark, link: Link) -> bool:
-    return mark.position >= link.position and mark.control_revision >= link.control_revision
+def decode_mark(encoded: bytes) -> Mark:
+    """Return what an encoded mark says. Verifies no signature: for marks that were made or verified here.
 
-
-def _decode(encoded: bytes) -> Mark:
+    Raises:
+        MarkError: It does not decode.
+    """
     if len(encoded) > MAX_SIZE:
         raise MarkError(f"rollback mark is {len(encoded)} bytes, want at most {MAX_SIZE}")
     try:
@@ -181,6 +182,10 @@ def _decode(encoded: bytes) -> Mark:
     if mark is None or mark.encode() != encoded:
         raise MarkError("rollback mark does not decode")
     return mark
+
+
+def _is_after(mark: Mark, link: Link) -> bool:
+    return mark.position >= link.position and mark.control_revision >= link.control_revision
 
 
 def _read(parts: Sequence[bytes]) -> Mark | None:

@@ -33,6 +33,12 @@ class Meter:
                 registry=registry,
             )
 
+    def count(self) -> int:
+        """Return how many calls were answered."""
+        if self._calls is None:
+            return 0
+        return int(sum(sample.value for family in self._calls.collect() for sample in family.samples))
+
     def for_method(self, name: str) -> Record:
         """Return what records a call of the method with this full name."""
         calls = self._calls

@@ -12,6 +12,7 @@ from nexus.access.gate import Caller, Gate
 from nexus.access.roles import PEOPLE
 from nexus.admin.initialise import Initialisation
 from nexus.admin.unseal import Unseal
+from nexus.admin.vitals import Vitals, VitalSigns
 from nexus.keepers.marks import NewerMark
 from nexus.keepers.plan import find_record
 from nexus.keepers.pool import KeeperPool
@@ -45,6 +46,9 @@ class OperationStep:
 
     kind: str
     step: str
+    started_at: int = 0  # microseconds since 1970, as the next; 0: not known
+    stepped_at: int = 0
+    waits_for: str = ""  # empty: it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class ClusterView:
     operation: OperationStep | None
     newer: NewerMark | None  # when the store is older than it says
     unseal: tuple[int, int] | None  # recovery shares submitted and needed
+    vitals: Vitals
 
 
 class Status:
@@ -87,7 +92,10 @@ class Status:
         memory_protection: int,
         audit: AuditLog,
         list_alarms: Callable[[], list[str]],
+        find_wait: Callable[[], str],
+        vitals: VitalSigns,
     ) -> None:
+        """*find_wait* says what the operation on the root key waits for; empty: it goes on."""
         self._store = store
         self._gate = gate
         self._lifecycle = lifecycle
@@ -98,6 +106,8 @@ class Status:
         self._memory_protection = memory_protection
         self._audit = audit
         self._list_alarms = list_alarms
+        self._find_wait = find_wait
+        self._vitals = vitals
 
     def describe(self, caller: Caller) -> tuple[State, ClusterView | None]:
         """Return the state, and the rest when *caller* is a person with a role."""
@@ -130,6 +140,7 @@ class Status:
             operation=self._describe_init(state, meta) or operation,
             newer=newer,
             unseal=self._unseal.count(),
+            vitals=self._vitals.take(),
         )
 
     def _describe_init(self, state: State, meta: Meta) -> OperationStep | None:
@@ -144,7 +155,9 @@ class Status:
         def load(reader: Reader, root_key: RootKey) -> OperationStep | None:
             records.load_body(reader, *records.OPERATION)  # mostly there is none, and no manifest to verify
             record = load_facts(reader, root_key).operation
-            return None if record is None else OperationStep(record.depth, record.step)
+            if record is None:
+                return None
+            return OperationStep(record.depth, record.step, record.started_at, record.stepped_at, self._find_wait())
 
         with contextlib.suppress(ShardholdError), self._lifecycle.borrow() as serving:
             return read_with_key(self._store, serving, load)

@@ -64,6 +64,13 @@ class MarkExchange:
         """Whether the keeper took *mark* and held no newer one, or there is none to take."""
         return mark is None or self._given == (mark, report.boot_id, epoch, True)
 
+    def find_taken(self, boot_id: bytes) -> bytes:
+        """Return the last mark that the keeper took in this boot, encoded; empty: none, or it held a newer one."""
+        if self._given is None:
+            return b""
+        mark, boot, _, is_followed = self._given
+        return mark.mark if is_followed and boot == boot_id else b""
+
     def _take(self, mark: SignedMark | None, report: KeeperReport, book: MarkBook) -> None:
         try:
             book.take(self._link.name, mark)

@@ -77,6 +77,7 @@ class SeatStatus:
     reported: frozenset[bytes] | None = None  # ids of the sets that it last said it holds; None: it said nothing yet
     refuses_current_set: bool = False  # it has held a newer one
     marked: StoreEpoch = NO_EPOCH  # of the store when it took a mark last, in this boot
+    mark: bytes = b""  # the last that it took in this boot, encoded; empty: none
     marked_at: float | None = None  # monotonic seconds at which it last had the newest mark; None: not yet
 
     @property
@@ -203,7 +204,7 @@ class Seat:
         if not is_pinned:
             faults.append(self._try(lambda: self._marks.give(mark, report, book, self._epoch)))
         if self._marks.is_followed(mark, report, self._epoch):
-            self._set_status(marked=self._epoch)
+            self._set_status(marked=self._epoch, mark=self._marks.find_taken(report.boot_id))
             if mark is not None:
                 self._set_status(marked_at=self._clock.monotonic())
             faults.append(self._try(lambda: self._drop_dead(plan, report)))
@@ -322,6 +323,7 @@ class Seat:
             memory_protection=report.memory_protection,
             epoch=report.epoch,
             put_format=report.put_format,
+            mark=self._marks.find_taken(report.boot_id),
         )
         return report
 

@@ -1,14 +1,22 @@
 """ClusterService: message → status, init and seal → message."""
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from common.forms.mark import decode_mark
 from common.keys.recovery_key import ShareHash
 from common.server.edge import Call
 from nexus import __version__
 from nexus.admin.initialise import Initialisation, InitPlan, make_recovery
+from nexus.admin.operations.schedule import ScheduleView
 from nexus.admin.seal import Seal
 from nexus.admin.status import ClusterView, KeeperView, Status
+from nexus.admin.vitals import AuditSigns, Vitals
 from nexus.lifecycle.states import State
 from nexus.server.auth import Authenticator
+from nexus.server.moments import to_time, to_timestamp
+from nexus.server.root_messages import DEPTHS, to_job
 from shardhold.v1 import cluster_pb2 as pb
+from shardhold.v1.root_pb2 import DEPTH_UNSPECIFIED
 
 _STATES = {
     State.UNINITIALISED: pb.STATE_UNINITIALISED,
@@ -88,6 +96,10 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
     if view.operation is not None:
         response.operation.kind = view.operation.kind
         response.operation.step = view.operation.step
+        response.operation.waits_for = view.operation.waits_for
+        _set_time(response.operation.started_at, view.operation.started_at)
+        _set_time(response.operation.stepped_at, view.operation.stepped_at)
+    _fill_vitals(response, view.vitals)
     if view.newer is not None:
         mark = view.newer.mark
         response.newer_mark.timeline, response.newer_mark.revision = mark.timeline, mark.revision
@@ -106,6 +118,45 @@ def _fill(response: pb.GetStatusResponse, view: ClusterView) -> None:
             response.recovery_threshold, response.recovery_shares = recovery.threshold, len(recovery.shares)
 
 
+def _fill_vitals(response: pb.GetStatusResponse, vitals: Vitals) -> None:
+    response.told_at.CopyFrom(to_timestamp(vitals.told_at))
+    response.started_at.CopyFrom(to_timestamp(vitals.started_at))
+    _set_time(response.svid_expires_at, vitals.svid_expires_at)
+    response.calls = vitals.calls
+    response.audit.CopyFrom(_to_audit(vitals.audit))
+    response.rotation.CopyFrom(_to_rotation(vitals.rotation))
+    if (job := to_job(vitals.job)) is not None:
+        response.keyring_job.CopyFrom(job)
+    response.backup.CopyFrom(_to_backup(vitals))
+
+
+def _to_audit(signs: AuditSigns) -> pb.AuditStatus:
+    return pb.AuditStatus(fault=signs.fault, seq=signs.seq, unsynced=signs.unsynced, unexported=signs.unexported)
+
+
+def _to_rotation(view: ScheduleView) -> pb.RotationStatus:
+    return pb.RotationStatus(
+        activated_at=to_time(view.activated_at),
+        due=view.is_rotation_due,
+        next=DEPTHS[view.next.depth] if view.next else DEPTH_UNSPECIFIED,
+        next_at=to_time(view.next.at if view.next else 0),
+        paused=bool(view.hold),
+    )
+
+
+def _to_backup(vitals: Vitals) -> pb.BackupStatus:
+    record = vitals.backup
+    if record is None:
+        return pb.BackupStatus(configured=vitals.makes_backups)
+    return pb.BackupStatus(
+        configured=vitals.makes_backups,
+        created_at=to_time(record.made_at),
+        verified_at=to_time(record.verified_at),
+        timeline=record.timeline,
+        revision=record.revision,
+    )
+
+
 def _to_status(view: KeeperView) -> pb.KeeperStatus:
     return pb.KeeperStatus(
         name=view.member.name,
@@ -113,7 +164,20 @@ def _to_status(view: KeeperView) -> pb.KeeperStatus:
         reachable=view.status.reachable,
         holds_current_set=view.status.holds_current_set,
         fault=view.status.fault,
+        mark=_to_mark(view.status.mark),
     )
+
+
+def _to_mark(encoded: bytes) -> pb.TakenMark | None:
+    if not encoded:
+        return None
+    mark = decode_mark(encoded)
+    return pb.TakenMark(timeline=mark.timeline, revision=mark.revision, made_at=to_timestamp(mark.made_at))
+
+
+def _set_time(field: Timestamp, microseconds: int) -> None:
+    if (moment := to_time(microseconds)) is not None:
+        field.CopyFrom(moment)
 
 
 def _to_info(view: KeeperView) -> pb.KeeperInfo:

@@ -34,6 +34,7 @@ from nexus.admin.seal import Seal
 from nexus.admin.statement_signer import StatementSigner
 from nexus.admin.status import Status
 from nexus.admin.unseal import Unseal
+from nexus.admin.vitals import ProcessSigns, VitalSigns
 from nexus.keepers.pool import KeeperPool
 from nexus.keys.genesis_pin import GenesisPin
 from nexus.keys.operation.facts import Facts
@@ -53,6 +54,7 @@ from nexus.store.scrubs import LateScrubs
 from nexus.vault.secrets import Vault
 
 _ANY = GenesisPin()
+_NO_SIGNS = ProcessSigns()
 _USUAL = Terms()
 _KEEPING = Keeping()
 
@@ -105,6 +107,7 @@ def build_core(
     backup: BackupSetup | None = None,
     backup_interval: int = 0,
     keeping: Keeping = _KEEPING,
+    signs: ProcessSigns = _NO_SIGNS,
 ) -> Core:
     """Build every part on *store*, *audit* and *pool*, whose owner closes them. The exporter is not started yet.
 
@@ -112,7 +115,7 @@ def build_core(
     process. *roles* are those of the trust domain. *find_disk_free* says how many bytes the disk of the store has left.
     *pin* names the one cluster that may be served, *terms* say what begins by itself, *backup* how backups are made,
     None: there are none, and *backup_interval* after how many seconds; 0: never by itself. *keeping* says how many
-    versions of a secret are kept.
+    versions of a secret are kept, *signs* are what a status tells of the process.
     """
 
     def follow(now: State) -> None:
@@ -124,6 +127,7 @@ def build_core(
         on_state(now)
 
     def look_beside(facts: Facts | None) -> None:
+        backups.look(facts)
         if facts is None:
             schedule.forget()
         else:
@@ -254,6 +258,10 @@ def build_core(
         memory_protection=memory.level,
         audit=audit,
         list_alarms=list_alarms,
+        find_wait=lambda: driver.waits_for,
+        vitals=VitalSigns(
+            signs, audit=audit, exporter=exporter, schedule=schedule, job=job, backups=backups, clock=clock
+        ),
     )
     operations = Operations(
         store=store,

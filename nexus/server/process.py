@@ -34,6 +34,7 @@ from nexus.admin.backup.backups import BackupSetup
 from nexus.admin.backup.directory import BackupDirectory
 from nexus.admin.backup.retention import Retention
 from nexus.admin.disks import Disks
+from nexus.admin.vitals import ProcessSigns
 from nexus.config import KeeperOptions, NexusConfig
 from nexus.keepers.plan import list_leaving, list_members
 from nexus.keepers.pool import KeeperPool
@@ -99,6 +100,7 @@ class Nexus:
             note=self._journal.note_keeper,
             locate=functools.partial(_locate, addresses=_find_addresses(config)),
         )
+        self._svid_expiry = SvidExpiry(identity)
         self._core = build_core(
             self._store,
             self._audit,
@@ -118,8 +120,11 @@ class Nexus:
             backup=_find_backup_setup(config, self._store),
             backup_interval=config.backup.interval_hours * 3600,
             keeping=config.secrets.keeping,
+            signs=ProcessSigns(
+                find_svid_expiry=self._svid_expiry.find,
+                count_calls=lambda: self._servers[0].meter.count(),
+            ),
         )
-        self._svid_expiry = SvidExpiry(identity)
         self._disks = Disks(_list_folders(config), clock)
         registry = CollectorRegistry()
         self._servers = self._build_servers(identity, registry)

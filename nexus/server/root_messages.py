@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from nexus.admin.operations.impact import ImpactPage
 from nexus.admin.operations.operations import OperationView, RootView
 from nexus.admin.operations.progress import JobView
 from nexus.keys.operation.preflight import Check
 from nexus.keys.operation.record import Depth, EndedRecord, Outcome, Step
 from nexus.keys.records import GenerationRecord, GenerationState, KekState, KeyringRecord
-from nexus.server.moments import to_timestamp
+from nexus.server.moments import to_time
 from nexus.store.rewrapping import QuarantineRow, VersionKey
 from shardhold.v1 import root_pb2 as pb
 
@@ -54,15 +52,15 @@ def to_root(view: RootView) -> pb.GetOperationResponse:
         set_number=current.set_number,
         threshold=current.threshold,
         keepers=len(current.members),
-        drawn_at=_to_time(current.drawn_at),
+        drawn_at=to_time(current.drawn_at),
         operation=to_operation(view.operation),
         last=_to_ended(view.last),
         dead_sets=view.dead_sets,
-        created_at=_to_time(generation.created_at if generation else 0),
-        activated_at=_to_time(generation.activated_at if generation else 0),
-        job=_to_job(view.job),
+        created_at=to_time(generation.created_at if generation else 0),
+        activated_at=to_time(generation.activated_at if generation else 0),
+        job=to_job(view.job),
         keks=_to_keks(view.keyring),
-        next_scheduled_at=_to_time(view.next.at if view.next else 0),
+        next_scheduled_at=to_time(view.next.at if view.next else 0),
         paused=view.paused,
         next_scheduled=DEPTHS[view.next.depth] if view.next else pb.DEPTH_UNSPECIFIED,
     )
@@ -79,8 +77,8 @@ def to_operation(view: OperationView | None) -> pb.RootOperation | None:
         step=STEPS[record.step],
         reason=record.reason,
         actor=record.actor,
-        started_at=_to_time(record.started_at),
-        stepped_at=_to_time(record.stepped_at),
+        started_at=to_time(record.started_at),
+        stepped_at=to_time(record.stepped_at),
         set_from=record.source.set_number,
         set_to=record.target.set_number,
         threshold=view.threshold,
@@ -102,16 +100,16 @@ def to_generation(number: int, record: GenerationRecord) -> pb.Generation:
         generation=number,
         state=GENERATION_STATES[record.state],
         kcv=record.kcv,
-        created_at=_to_time(record.created_at),
-        activated_at=_to_time(record.activated_at),
-        retired_at=_to_time(record.retired_at),
-        suspected_at=_to_time(record.suspected_at),
-        found_at=_to_time(record.found_at),
+        created_at=to_time(record.created_at),
+        activated_at=to_time(record.activated_at),
+        retired_at=to_time(record.retired_at),
+        suspected_at=to_time(record.suspected_at),
+        found_at=to_time(record.found_at),
         actor=record.actor,
         reason=record.reason,
         is_emergency=record.is_emergency,
         without_backup=record.without_backup,
-        people_had_it_at=_to_time(record.people_had_it_at),
+        people_had_it_at=to_time(record.people_had_it_at),
     )
 
 
@@ -122,14 +120,14 @@ def to_impact(page: ImpactPage) -> pb.ListImpactResponse:
             path=one.path,
             versions=one.versions,
             newest_version=one.newest_version,
-            written_at=_to_time(one.written_at),
+            written_at=to_time(one.written_at),
             is_current=one.is_current,
         )
         for one in page.secrets
     )
     return pb.ListImpactResponse(
         state=GENERATION_STATES[page.state] if page.state else pb.GENERATION_STATE_UNSPECIFIED,
-        until=_to_time(page.until),
+        until=to_time(page.until),
         until_revision=page.until_revision,
         secrets=secrets,
         next=page.next,
@@ -142,7 +140,7 @@ def to_quarantined(row: QuarantineRow) -> pb.QuarantinedVersion:
         key=to_key(row.key),
         kek_id=row.kek_id,
         reason=row.reason,
-        found_at=_to_time(row.found_at),
+        found_at=to_time(row.found_at),
         abandoned_by=row.abandoned_by,
     )
 
@@ -161,7 +159,7 @@ def _to_ended(record: EndedRecord | None) -> pb.EndedOperation | None:
         depth=DEPTHS[record.depth],
         outcome=OUTCOMES[record.outcome],
         detail=record.detail,
-        ended_at=_to_time(record.ended_at),
+        ended_at=to_time(record.ended_at),
         set_from=record.source.set_number,
         set_to=record.target.set_number,
         generation_from=record.source.generation,
@@ -169,7 +167,8 @@ def _to_ended(record: EndedRecord | None) -> pb.EndedOperation | None:
     )
 
 
-def _to_job(view: JobView | None) -> pb.KeyringJob | None:
+def to_job(view: JobView | None) -> pb.KeyringJob | None:
+    """Tell how far the keyring job is."""
     if view is None:
         return None
     return pb.KeyringJob(
@@ -189,14 +188,9 @@ def _to_keks(keyring: KeyringRecord) -> list[pb.Kek]:
         pb.Kek(
             id=number,
             state=KEK_STATES[kek.state],
-            verified_at=_to_time(kek.verified_at),
+            verified_at=to_time(kek.verified_at),
             generation=kek.generation,
             abandoned=kek.abandoned,
         )
         for number, kek in keks
     ]
-
-
-def _to_time(microseconds: int) -> Timestamp | None:
-    """Return a moment since 1970, None for 0: it is not known, or has not come."""
-    return to_timestamp(microseconds) if microseconds > 0 else None

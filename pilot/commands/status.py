@@ -27,7 +27,7 @@ whoami_app = typer.Typer(add_completion=False)
 version_app = typer.Typer(add_completion=False)
 
 MEMORY_PROTECTION = {3: "3 (memfd_secret)", 2: "2 (locked)", 1: "1 (plain, for development)", 0: ""}
-_ANY_ROLE = ("operator", "superuser", "auditor", "recover")
+ANY_ROLE = ("operator", "superuser", "auditor", "recover")
 
 _EXIT_CODES = {
     "sealed": SEALED,
@@ -53,7 +53,7 @@ def status(
     from pilot.connection import Connection
     from shardhold.v1.cluster_pb2 import GetStatusRequest
 
-    with Connection(settings, preferred=_ANY_ROLE) as connection:
+    with Connection(settings, preferred=ANY_ROLE) as connection:
         response = connection.call(connection.cluster.GetStatus, GetStatusRequest())
     document = to_document(response)
     if settings.output is Output.JSON:

@@ -2,7 +2,7 @@
 
 Rules: the processes belong to the directory, not to the command that started them; every command finds them again in
 the state file. Ports are chosen once. A keeper that ends forgets its shard, so a cluster whose processes have all ended
-needs its recovery shares: restarting it brings back the processes but not the root key.
+needs its recovery shares, which lie in the directory: starting it brings back the processes, `unseal` the root key.
 """
 
 import functools
@@ -21,6 +21,7 @@ from pilot.dev.identities import (
     SUPERUSER_PATH,
     Identity,
     add_identities,
+    custodian_path,
     is_answering,
     list_people,
     server_identity,
@@ -162,6 +163,22 @@ class DevCluster:
         if done.returncode != 0:
             raise DevError("pilot init failed", hint=f"{done.stdout}{done.stderr}".strip())
         return aside
+
+    def unseal(self, needed: int) -> None:
+        """Submit the first *needed* recovery shares with the real command, each as its custodian.
+
+        Raises:
+            DevError: A share is not there, or the command fails; its output is the hint.
+        """
+        for number in range(1, needed + 1):
+            card = self.directory.recovery_share(number)
+            if not card.is_file():
+                raise DevError(f"{card} is not there")
+            path = custodian_path(number)
+            self.add_identity(Identity(path=path))
+            done = self.run_pilot(["unseal", f"@{card}"], path=path)
+            if done.returncode != 0:
+                raise DevError(f"custodian {number} could not unseal", hint=f"{done.stdout}{done.stderr}".strip())
 
     def run_pilot(self, arguments: Sequence[str], *, path: str = SUPERUSER_PATH) -> subprocess.CompletedProcess[str]:
         """Run pilot against this cluster, with the identity *path*."""

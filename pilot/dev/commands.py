@@ -13,22 +13,30 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 
-from pilot.dev.cluster import IDENTITY, RECOVERY_THRESHOLD, DevCluster
+from pilot.dev.cluster import IDENTITY, DevCluster
 from pilot.dev.directory import DevDirectory, DevError, Plan
 from pilot.dev.identities import (
     SUPERUSER_PATH,
     TRUST_DOMAIN,
     Identity,
     add_identities,
-    custodian_path,
     list_people,
     load_identities,
     parse_workload,
     server_identity,
+)
+from pilot.dev.upbringing import (
+    DEFAULT_DIRECTORY,
+    ByHand,
+    bring_up,
+    comes_back,
+    console,
+    describe_blocks,
+    is_initialised,
+    say,
+    show_way_on,
 )
 from pilot.errors import UNAVAILABLE, USAGE, described
 from pilot.terminal.signals import signals_as_interrupt
@@ -37,17 +45,12 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A whole cluster on this machine, for development only."
 )
 
-DEFAULT_DIRECTORY = Path("shardhold-dev")
-RECOVERY_TIMEOUT_S = 20.0  # a recovery takes a second
-UNAIDED_S = 2.0  # if it takes longer, find out why
 WATCH_INTERVAL_S = 0.5
 
 DirectoryOption = Annotated[
     Path, typer.Option("--dir", metavar="DIR", help="Directory of the cluster.", show_default=True)
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="nexus|keeper-N", help="The process.")]
-
-_console = Console(highlight=False)
 
 
 @app.command()
@@ -58,14 +61,20 @@ def up(
         int | None, typer.Option(min=2, max=255, help="Keepers that a recovery needs (default 3, or more than half).")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running and return.")] = False,
+    no_init: Annotated[
+        bool, typer.Option("--no-init", help="Leave a new cluster uninitialised, to practise 'pilot init'.")
+    ] = False,
+    no_unseal: Annotated[
+        bool, typer.Option("--no-unseal", help="Do not bring it back after a reboot, to practise 'pilot unseal'.")
+    ] = False,
 ) -> None:
-    """Start a cluster and initialise it; without --detach, take it down at Ctrl-C."""
+    """Start a cluster and initialise it, or bring it back after a reboot; without --detach, take it down at Ctrl-C."""
     if sys.platform != "linux":
         raise DevError("the servers run on Linux only", hint="run it in a container, and pilot wherever you like")
     with signals_as_interrupt():
         directory = DevDirectory(dir_)
         started = time.monotonic()
-        _console.print(
+        console.print(
             Panel(f"trust domain {TRUST_DOMAIN} · never keep a real secret here", title="FOR DEVELOPMENT ONLY")
         )
         cluster = _open(directory, keepers, threshold)
@@ -73,18 +82,19 @@ def up(
             cluster.reload()
             before = {name for name in cluster.names if cluster.is_alive(name)}
             try:
-                ready = _bring_up(cluster, before)
+                ready = bring_up(cluster, before, by_hand=ByHand(init=no_init, unseal=no_unseal))
             except BaseException:
                 with _undisturbed():
                     cluster.stop([name for name in cluster.names if name not in before])
                 raise
         if ready:
-            _console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s")
+            console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s")
         if not detach:
             _stay(cluster, dir_, ready=ready)
             return
-        _show_way_on(cluster, dir_, ready=ready)
-    raise typer.Exit(0 if ready else UNAVAILABLE)
+        show_way_on(cluster, dir_, ready=ready)
+        is_as_wanted = ready or (no_init and not is_initialised(cluster))
+    raise typer.Exit(0 if is_as_wanted else UNAVAILABLE)
 
 
 @app.command()
@@ -99,7 +109,7 @@ def kill(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Kill a process with SIGKILL."""
     with _changing(dir_, name) as cluster:
         ran = cluster.kill(name)
-    _console.print(f"{name} killed" if ran else f"{name} did not run")
+    console.print(f"{name} killed" if ran else f"{name} did not run")
 
 
 @app.command()
@@ -109,9 +119,9 @@ def restart(name: NameArgument, dir_: DirectoryOption = DEFAULT_DIRECTORY) -> No
         started = time.monotonic()
         cluster.stop([name])
         cluster.start([name])
-        if name == "nexus" and not _comes_back(cluster):
-            raise DevError("nexus runs and is not ready", hint=_describe_blocks(cluster), exit_code=UNAVAILABLE)
-    _console.print(f"{name} {'ready' if name == 'nexus' else 'runs'} after {time.monotonic() - started:.1f} s")
+        if name == "nexus" and not comes_back(cluster):
+            raise DevError("nexus runs and is not ready", hint=describe_blocks(cluster), exit_code=UNAVAILABLE)
+    console.print(f"{name} {'ready' if name == 'nexus' else 'runs'} after {time.monotonic() - started:.1f} s")
 
 
 @app.command()
@@ -198,6 +208,7 @@ def _changing(dir_: Path, name: str = "") -> Iterator[DevCluster]:
 
 def _open(directory: DevDirectory, keepers: int | None, threshold: int | None) -> DevCluster:
     if directory.exists:
+        directory.claim()
         cluster = DevCluster(directory)
         plan = cluster.state.plan
         if keepers not in (None, plan.keepers) or threshold not in (None, plan.threshold):
@@ -214,76 +225,11 @@ def _open(directory: DevDirectory, keepers: int | None, threshold: int | None) -
     return DevCluster.create(directory, Plan(keepers=keepers, threshold=threshold))
 
 
-def _bring_up(cluster: DevCluster, before: set[str]) -> bool:
-    """Start what does not run, initialise a new cluster; return whether the nexus is ready."""
-    plan = cluster.state.plan
-    with _console.status(f"starting an identity provider, {plan.keepers} keepers and a nexus"):
-        cluster.start()
-    _say(f"an identity provider, {plan.keepers} keepers and a nexus run, logs in {cluster.directory.logs}")
-    if cluster.is_ready():
-        return True
-    if cluster.load_status()["state"] in ("uninitialised", "initialising"):
-        with _console.status("initialising"):
-            aside = cluster.init()
-        if aside is not None:
-            _say(f"the recovery shares of an earlier cluster are kept in {aside}")
-        _say(
-            f"initialised: any {plan.threshold} of {plan.keepers} keepers bring the nexus back; "
-            f"recovery shares in {cluster.directory.recovery_shares}"
-        )
-        if cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is None:
-            raise DevError("the nexus is initialised and not ready", hint=cluster.log_tail("nexus"))
-        return True
-    # Keepers that have just been started are empty: with fewer than a threshold of others, waiting is pointless.
-    held = len(before - {"nexus", IDENTITY})
-    with _console.status("recovering"):
-        return _comes_back(cluster) if held >= plan.threshold else cluster.wait_ready(timeout=1) is not None
-
-
-def _comes_back(cluster: DevCluster) -> bool:
-    """Wait until the nexus is ready; return False if it is not ready in time, or at once if only people can help."""
-    if cluster.wait_ready(timeout=UNAIDED_S) is not None:
-        return True
-    status = cluster.load_status()
-    if status["state"] == "sealed" or status["newer_mark"]:
-        return False
-    return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is not None
-
-
-def _describe_blocks(cluster: DevCluster) -> str:
-    return "; ".join(cluster.load_status()["blocked_by"]) or cluster.log_tail("nexus")
-
-
-def _show_way_on(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
-    option = "" if directory == DEFAULT_DIRECTORY else f" --dir {shlex.quote(str(directory))}"
-    if ready:
-        _say(f'next:  eval "$(pilot dev env{option})" && pilot status')
-        return
-    status = cluster.load_status()
-    if status["newer_mark"]:
-        _say("[yellow]not ready[/]: the store is older than its keepers remember")
-        _say(f"look and decide:  pilot dev exec{option} --as {SUPERUSER_PATH} -- pilot status")
-        return
-    needed = status["recovery_threshold"] or RECOVERY_THRESHOLD
-    why = "sealed" if status["state"] == "sealed" else "the keepers were all down at once and forgot their shards"
-    _say(f"[yellow]not ready[/]: {why}. {needed} custodians bring it back:")
-    for number in range(1, needed + 1):
-        card = cluster.directory.recovery_shares / f"custodian-{number}.txt"
-        _say(
-            f"  pilot dev exec{option} --as {custodian_path(number)} -- pilot unseal {escape(shlex.quote(f'@{card}'))}"
-        )
-    _say(f'or, once for each share, as superuser:  eval "$(pilot dev env{option})" && pilot unseal')
-
-
-def _say(text: str) -> None:
-    _console.print(text, soft_wrap=True)
-
-
 def _stay(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
     """Stay until Ctrl-C, SIGTERM or a hang-up, then take everything down."""
     with contextlib.suppress(KeyboardInterrupt):
-        _show_way_on(cluster, directory, ready=ready)
-        _console.print("Ctrl-C takes it all down")
+        show_way_on(cluster, directory, ready=ready)
+        console.print("Ctrl-C takes it all down")
         _watch(cluster)
     with _undisturbed(), contextlib.ExitStack() as stack:
         if cluster.directory.exists:
@@ -301,18 +247,18 @@ def _watch(cluster: DevCluster) -> None:
         pause.wait(WATCH_INTERVAL_S)
         now = {name for name in cluster.names if cluster.is_alive(name)}
         for name in sorted(alive ^ now):
-            _console.print(f"{name} runs again" if name in now else f"[yellow]{name} ended[/]")
+            console.print(f"{name} runs again" if name in now else f"[yellow]{name} ended[/]")
         alive = now
         with contextlib.suppress(DevError):
             cluster.reload()
 
 
 def _take_down(cluster: DevCluster) -> None:
-    with _console.status("ending"):
+    with console.status("ending"):
         killed = cluster.stop()
     for name in killed:
-        _console.print(f"[yellow]{name} did not end in time and was killed[/]")
-    _say(f"down; the files stay in {cluster.directory.root}")
+        console.print(f"[yellow]{name} did not end in time and was killed[/]")
+    say(f"down; the files stay in {cluster.directory.root}")
 
 
 @contextlib.contextmanager

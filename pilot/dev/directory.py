@@ -20,6 +20,7 @@ This directory holds a Shardhold cluster for development, made by `pilot dev`.
 Its identities come from a certificate authority that trusts everyone who can open its sockets, all recovery shares are
 side by side in one folder, and everything runs as one user on one machine. Never keep a real secret in it.
 """
+GIT_IGNORE = ".gitignore"
 SOCKET_LIMIT = 107  # bytes of a unix socket's path, see unix(7)
 LONGEST_SOCKET_NAME = 40  # bytes
 
@@ -92,6 +93,10 @@ class DevDirectory:
     def recovery_shares(self) -> Path:
         return self.root / "recovery-shares"
 
+    def recovery_share(self, number: int) -> Path:
+        """File of the share card of the custodian with this number."""
+        return self.recovery_shares / f"custodian-{number}.txt"
+
     @property
     def identities(self) -> Path:
         return self.root / "identities.json"
@@ -137,7 +142,7 @@ class DevDirectory:
         return state
 
     def claim(self) -> None:
-        """Mark an empty or missing directory as one for development; a marked one stays as it is.
+        """Mark an empty or missing directory as one for development, which git ignores; a marked one stays as it is.
 
         Raises:
             DevError: The directory holds something else, or cannot be written.
@@ -151,10 +156,16 @@ class DevDirectory:
                     hint="name an empty or new directory with --dir",
                 )
             (self.root / MARKER).write_text(MARKER_TEXT)
+            self._ignore_in_git()
         except OSError as exc:
             raise DevError(
                 f"{self.root} cannot be used: {exc.strerror}", hint="name another directory with --dir"
             ) from exc
+
+    def _ignore_in_git(self) -> None:
+        """Have git ignore everything here, this rule included; whatever somebody wrote there stays."""
+        with contextlib.suppress(FileExistsError), (self.root / GIT_IGNORE).open("x") as file:
+            file.write("*\n")
 
     def load(self) -> State:
         """Read the state.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -88,7 +89,7 @@ def test_from_up_to_down(folder: Path) -> None:
     assert not any(cluster.is_alive(name) for name in cluster.names)
     assert "does not run" in pilot("dev", "env", "--dir", folder, exit_code=5)
     assert "does not run" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", "true", exit_code=5)
-    said = pilot("dev", "up", "--dir", folder, "--detach", exit_code=5)
+    said = pilot("dev", "up", "--dir", folder, "--detach", "--no-unseal", exit_code=5)
     assert "forgot their shards" in said
     environ = read_env(folder)
     assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "recovering"
@@ -100,6 +101,39 @@ def test_from_up_to_down(folder: Path) -> None:
             ["bash", "-c", spelled], env=clean_environ(), capture_output=True, timeout=at_most(60), check=True
         )
     assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "ready"
+
+
+def test_one_command_brings_it_back_after_a_reboot(folder: Path) -> None:
+    """Init is practised by hand; when all processes are gone, `up` unseals with the shares in the directory.
+
+    Without them it says what is missing, and who can help.
+    """
+    up: list[str | Path] = ["dev", "up", "--dir", folder, "--detach"]
+    said = pilot(*up, "--keepers", "2", "--threshold", "2", "--no-init")
+    assert "not initialised" in said
+    commands = [line.strip() for line in said.splitlines() if "pilot init" in line]
+    assert len(commands) == 2
+    environ = read_env(folder)
+    assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "uninitialised"
+    _, _, by_hand = commands[1].partition("pilot init ")
+    pilot("init", *shlex.split(by_hand), environ=environ)
+    pilot("secret", "put", "team/app", "@/dev/null", environ=environ)
+
+    cluster = DevCluster(DevDirectory(folder))
+    for name in cluster.names:
+        cluster.kill(name)
+    said = pilot(*up)
+    assert "unsealed: the keepers were all down at once and forgot their shards" in said
+    assert "3 recovery shares" in said
+    assert "ready after" in said
+    assert "team/app" in pilot("secret", "list", environ=read_env(folder))
+
+    pilot("dev", "down", "--dir", folder)
+    lost = folder / "recovery-shares" / "custodian-2.txt"
+    lost.unlink()
+    said = pilot(*up, exit_code=5)
+    assert f"not unsealed: {lost} is not there" in said
+    assert "3 custodians bring it back" in said
 
 
 def test_a_sealed_cluster_stays_sealed(folder: Path) -> None:

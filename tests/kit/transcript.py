@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 # Makes its stdin the controlling terminal, so that Ctrl-C reaches the program, then becomes the program. Tests that a
 # shell runs in the background ignore SIGINT, and the program would inherit that.
-_ON_A_TERMINAL = """
+ON_A_TERMINAL = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -35,7 +35,8 @@ class Transcript:
     err: str
 
 
-def _environ() -> dict[str, str]:
+def make_environ() -> dict[str, str]:
+    """Return the environment of a pilot that stands alone."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDHOLD_", "SPIFFE_"))}
     return kept | {"COLUMNS": "1000", "TERM": "dumb"}  # nothing wraps
 
@@ -45,7 +46,7 @@ def run_pilot(*arguments: str | Path, stdin: str = "", environ: dict[str, str] |
     done = run_captured(
         choose_spawn(),
         [sys.executable, "-P", "-m", "pilot", *map(str, arguments)],
-        environ=_environ() | (environ or {}),
+        environ=make_environ() | (environ or {}),
         directory=ROOT,
         given=stdin,
         timeout=at_most(60),
@@ -69,9 +70,9 @@ def run_program_at_terminal(
     """
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", _ON_A_TERMINAL, *map(str, command)],
+        [sys.executable, "-c", ON_A_TERMINAL, *map(str, command)],
         cwd=ROOT,
-        env=_environ() | (environ or {}),
+        env=make_environ() | (environ or {}),
         start_new_session=True,
         stdin=follower,
         stdout=subprocess.PIPE,

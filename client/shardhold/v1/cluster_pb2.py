@@ -23,57 +23,66 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from shardhold.v1 import root_pb2 as shardhold_dot_v1_dot_root__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashardhold/v1/cluster.proto\x12\x0cshardhold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xa1\x04\n\x11GetStatusResponse\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.shardhold.v1.State\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nblocked_by\x18\x03 \x03(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\x0c\x12\x0f\n\x07genesis\x18\x05 \x01(\x0c\x12\x12\n\ngeneration\x18\x06 \x01(\x04\x12\x17\n\x0fshard_threshold\x18\x07 \x01(\r\x12\x13\n\x0bshard_count\x18\x08 \x01(\r\x12\x12\n\nset_number\x18\t \x01(\x04\x12\x1a\n\x12recovery_threshold\x18\n \x01(\r\x12\x17\n\x0frecovery_shares\x18\x0b \x01(\r\x12\x10\n\x08timeline\x18\x0c \x01(\x04\x12\x10\n\x08revision\x18\r \x01(\x04\x12\x19\n\x11memory_protection\x18\x0e \x01(\r\x12+\n\x07keepers\x18\x0f \x03(\x0b\x32\x1a.shardhold.v1.KeeperStatus\x12*\n\toperation\x18\x10 \x01(\x0b\x32\x17.shardhold.v1.Operation\x12+\n\nnewer_mark\x18\x11 \x01(\x0b\x32\x17.shardhold.v1.NewerMark\x12,\n\x06unseal\x18\x12 \x01(\x0b\x32\x1c.shardhold.v1.UnsealProgress\x12\x0e\n\x06\x61larms\x18\x18 \x03(\t\x12\x10\n\x08restored\x18! \x01(\x08\"m\n\tNewerMark\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12+\n\x07made_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07keepers\x18\x04 \x03(\t\"3\n\x0eUnsealProgress\x12\x11\n\tsubmitted\x18\x01 \x01(\r\x12\x0e\n\x06needed\x18\x02 \x01(\r\"j\n\x0cKeeperStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\treachable\x18\x03 \x01(\x08\x12\x19\n\x11holds_current_set\x18\x04 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\"\'\n\tOperation\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\"\x93\x01\n\x10\x42\x65ginInitRequest\x12\x17\n\x0fshard_threshold\x18\x01 \x01(\r\x12\x1a\n\x12recovery_threshold\x18\x02 \x01(\r\x12\x1b\n\x13recovery_public_key\x18\x03 \x01(\x0c\x12-\n\x0cshare_hashes\x18\x04 \x03(\x0b\x32\x17.shardhold.v1.ShareHash\")\n\tShareHash\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"t\n\x11\x42\x65ginInitResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0f\n\x07genesis\x18\x03 \x01(\x0c\x12\x11\n\tchallenge\x18\x04 \x01(\x0c\x12\x16\n\x0evoided_attempt\x18\x05 \x01(\x04\"5\n\x12\x43onfirmInitRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"E\n\x13\x43onfirmInitResponse\x12\x16\n\x0ekeepers_filled\x18\x01 \x01(\r\x12\x16\n\x0ekeepers_wanted\x18\x02 \x01(\r\"#\n\x10\x41\x62ortInitRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\"\x13\n\x11\x41\x62ortInitResponse\"\x14\n\x12ListKeepersRequest\"@\n\x13ListKeepersResponse\x12)\n\x07keepers\x18\x01 \x03(\x0b\x32\x18.shardhold.v1.KeeperInfo\"\x90\x01\n\nKeeperInfo\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.shardhold.v1.KeeperStatus\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\t\n\x01x\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x19\n\x11memory_protection\x18\x05 \x01(\r\x12\x0c\n\x04sets\x18\x06 \x03(\x04\"\x1d\n\x0bSealRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"8\n\x0cSealResponse\x12\x17\n\x0fkeepers_emptied\x18\x01 \x01(\r\x12\x0f\n\x07keepers\x18\x02 \x01(\r\"=\n\x17\x41\x63\x63\x65ptOlderStoreRequest\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\",\n\x18\x41\x63\x63\x65ptOlderStoreResponse\x12\x10\n\x08timeline\x18\x01 \x01(\x04*\x88\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STATE_UNINITIALISED\x10\x01\x12\x16\n\x12STATE_INITIALISING\x10\x02\x12\x14\n\x10STATE_RECOVERING\x10\x03\x12\x10\n\x0cSTATE_SEALED\x10\x04\x12\x0f\n\x0bSTATE_READY\x10\x05\x32\xc4\x04\n\x0e\x43lusterService\x12L\n\tGetStatus\x12\x1e.shardhold.v1.GetStatusRequest\x1a\x1f.shardhold.v1.GetStatusResponse\x12L\n\tBeginInit\x12\x1e.shardhold.v1.BeginInitRequest\x1a\x1f.shardhold.v1.BeginInitResponse\x12R\n\x0b\x43onfirmInit\x12 .shardhold.v1.ConfirmInitRequest\x1a!.shardhold.v1.ConfirmInitResponse\x12L\n\tAbortInit\x12\x1e.shardhold.v1.AbortInitRequest\x1a\x1f.shardhold.v1.AbortInitResponse\x12=\n\x04Seal\x12\x19.shardhold.v1.SealRequest\x1a\x1a.shardhold.v1.SealResponse\x12\x61\n\x10\x41\x63\x63\x65ptOlderStore\x12%.shardhold.v1.AcceptOlderStoreRequest\x1a&.shardhold.v1.AcceptOlderStoreResponse\x12R\n\x0bListKeepers\x12 .shardhold.v1.ListKeepersRequest\x1a!.shardhold.v1.ListKeepersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashardhold/v1/cluster.proto\x12\x0cshardhold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17shardhold/v1/root.proto\"\x12\n\x10GetStatusRequest\"\xf7\x06\n\x11GetStatusResponse\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.shardhold.v1.State\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nblocked_by\x18\x03 \x03(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\x0c\x12\x0f\n\x07genesis\x18\x05 \x01(\x0c\x12\x12\n\ngeneration\x18\x06 \x01(\x04\x12\x17\n\x0fshard_threshold\x18\x07 \x01(\r\x12\x13\n\x0bshard_count\x18\x08 \x01(\r\x12\x12\n\nset_number\x18\t \x01(\x04\x12\x1a\n\x12recovery_threshold\x18\n \x01(\r\x12\x17\n\x0frecovery_shares\x18\x0b \x01(\r\x12\x10\n\x08timeline\x18\x0c \x01(\x04\x12\x10\n\x08revision\x18\r \x01(\x04\x12\x19\n\x11memory_protection\x18\x0e \x01(\r\x12+\n\x07keepers\x18\x0f \x03(\x0b\x32\x1a.shardhold.v1.KeeperStatus\x12*\n\toperation\x18\x10 \x01(\x0b\x32\x17.shardhold.v1.Operation\x12+\n\nnewer_mark\x18\x11 \x01(\x0b\x32\x17.shardhold.v1.NewerMark\x12,\n\x06unseal\x18\x12 \x01(\x0b\x32\x1c.shardhold.v1.UnsealProgress\x12\x0e\n\x06\x61larms\x18\x18 \x03(\t\x12+\n\x07told_at\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x1a \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fsvid_expires_at\x18\x1b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61lls\x18\x1c \x01(\x04\x12(\n\x05\x61udit\x18\x1d \x01(\x0b\x32\x19.shardhold.v1.AuditStatus\x12.\n\x08rotation\x18\x1e \x01(\x0b\x32\x1c.shardhold.v1.RotationStatus\x12-\n\x0bkeyring_job\x18\x1f \x01(\x0b\x32\x18.shardhold.v1.KeyringJob\x12*\n\x06\x62\x61\x63kup\x18  \x01(\x0b\x32\x1a.shardhold.v1.BackupStatus\x12\x10\n\x08restored\x18! \x01(\x08\"O\n\x0b\x41uditStatus\x12\r\n\x05\x66\x61ult\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x10\n\x08unsynced\x18\x03 \x01(\x04\x12\x12\n\nunexported\x18\x04 \x01(\x04\"\xaf\x01\n\x0eRotationStatus\x12\x30\n\x0c\x61\x63tivated_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03\x64ue\x18\x02 \x01(\x08\x12!\n\x04next\x18\x03 \x01(\x0e\x32\x13.shardhold.v1.Depth\x12+\n\x07next_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06paused\x18\x05 \x01(\x08\"\xa7\x01\n\x0c\x42\x61\x63kupStatus\x12\x12\n\nconfigured\x18\x01 \x01(\x08\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bverified_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08timeline\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x04\"m\n\tNewerMark\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12+\n\x07made_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07keepers\x18\x04 \x03(\t\"3\n\x0eUnsealProgress\x12\x11\n\tsubmitted\x18\x01 \x01(\r\x12\x0e\n\x06needed\x18\x02 \x01(\r\"\x91\x01\n\x0cKeeperStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\treachable\x18\x03 \x01(\x08\x12\x19\n\x11holds_current_set\x18\x04 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\x12%\n\x04mark\x18\x06 \x01(\x0b\x32\x17.shardhold.v1.TakenMark\"\\\n\tTakenMark\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12+\n\x07made_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9a\x01\n\tOperation\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstepped_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\twaits_for\x18\x05 \x01(\t\"\x93\x01\n\x10\x42\x65ginInitRequest\x12\x17\n\x0fshard_threshold\x18\x01 \x01(\r\x12\x1a\n\x12recovery_threshold\x18\x02 \x01(\r\x12\x1b\n\x13recovery_public_key\x18\x03 \x01(\x0c\x12-\n\x0cshare_hashes\x18\x04 \x03(\x0b\x32\x17.shardhold.v1.ShareHash\")\n\tShareHash\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"t\n\x11\x42\x65ginInitResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0f\n\x07genesis\x18\x03 \x01(\x0c\x12\x11\n\tchallenge\x18\x04 \x01(\x0c\x12\x16\n\x0evoided_attempt\x18\x05 \x01(\x04\"5\n\x12\x43onfirmInitRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"E\n\x13\x43onfirmInitResponse\x12\x16\n\x0ekeepers_filled\x18\x01 \x01(\r\x12\x16\n\x0ekeepers_wanted\x18\x02 \x01(\r\"#\n\x10\x41\x62ortInitRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\"\x13\n\x11\x41\x62ortInitResponse\"\x14\n\x12ListKeepersRequest\"@\n\x13ListKeepersResponse\x12)\n\x07keepers\x18\x01 \x03(\x0b\x32\x18.shardhold.v1.KeeperInfo\"\x90\x01\n\nKeeperInfo\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.shardhold.v1.KeeperStatus\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\t\n\x01x\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x19\n\x11memory_protection\x18\x05 \x01(\r\x12\x0c\n\x04sets\x18\x06 \x03(\x04\"\x1d\n\x0bSealRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"8\n\x0cSealResponse\x12\x17\n\x0fkeepers_emptied\x18\x01 \x01(\r\x12\x0f\n\x07keepers\x18\x02 \x01(\r\"=\n\x17\x41\x63\x63\x65ptOlderStoreRequest\x12\x10\n\x08timeline\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\",\n\x18\x41\x63\x63\x65ptOlderStoreResponse\x12\x10\n\x08timeline\x18\x01 \x01(\x04*\x88\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STATE_UNINITIALISED\x10\x01\x12\x16\n\x12STATE_INITIALISING\x10\x02\x12\x14\n\x10STATE_RECOVERING\x10\x03\x12\x10\n\x0cSTATE_SEALED\x10\x04\x12\x0f\n\x0bSTATE_READY\x10\x05\x32\xc4\x04\n\x0e\x43lusterService\x12L\n\tGetStatus\x12\x1e.shardhold.v1.GetStatusRequest\x1a\x1f.shardhold.v1.GetStatusResponse\x12L\n\tBeginInit\x12\x1e.shardhold.v1.BeginInitRequest\x1a\x1f.shardhold.v1.BeginInitResponse\x12R\n\x0b\x43onfirmInit\x12 .shardhold.v1.ConfirmInitRequest\x1a!.shardhold.v1.ConfirmInitResponse\x12L\n\tAbortInit\x12\x1e.shardhold.v1.AbortInitRequest\x1a\x1f.shardhold.v1.AbortInitResponse\x12=\n\x04Seal\x12\x19.shardhold.v1.SealRequest\x1a\x1a.shardhold.v1.SealResponse\x12\x61\n\x10\x41\x63\x63\x65ptOlderStore\x12%.shardhold.v1.AcceptOlderStoreRequest\x1a&.shardhold.v1.AcceptOlderStoreResponse\x12R\n\x0bListKeepers\x12 .shardhold.v1.ListKeepersRequest\x1a!.shardhold.v1.ListKeepersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shardhold.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATE']._serialized_start=1887
-  _globals['_STATE']._serialized_end=2023
-  _globals['_GETSTATUSREQUEST']._serialized_start=77
-  _globals['_GETSTATUSREQUEST']._serialized_end=95
-  _globals['_GETSTATUSRESPONSE']._serialized_start=98
-  _globals['_GETSTATUSRESPONSE']._serialized_end=643
-  _globals['_NEWERMARK']._serialized_start=645
-  _globals['_NEWERMARK']._serialized_end=754
-  _globals['_UNSEALPROGRESS']._serialized_start=756
-  _globals['_UNSEALPROGRESS']._serialized_end=807
-  _globals['_KEEPERSTATUS']._serialized_start=809
-  _globals['_KEEPERSTATUS']._serialized_end=915
-  _globals['_OPERATION']._serialized_start=917
-  _globals['_OPERATION']._serialized_end=956
-  _globals['_BEGININITREQUEST']._serialized_start=959
-  _globals['_BEGININITREQUEST']._serialized_end=1106
-  _globals['_SHAREHASH']._serialized_start=1108
-  _globals['_SHAREHASH']._serialized_end=1149
-  _globals['_BEGININITRESPONSE']._serialized_start=1151
-  _globals['_BEGININITRESPONSE']._serialized_end=1267
-  _globals['_CONFIRMINITREQUEST']._serialized_start=1269
-  _globals['_CONFIRMINITREQUEST']._serialized_end=1322
-  _globals['_CONFIRMINITRESPONSE']._serialized_start=1324
-  _globals['_CONFIRMINITRESPONSE']._serialized_end=1393
-  _globals['_ABORTINITREQUEST']._serialized_start=1395
-  _globals['_ABORTINITREQUEST']._serialized_end=1430
-  _globals['_ABORTINITRESPONSE']._serialized_start=1432
-  _globals['_ABORTINITRESPONSE']._serialized_end=1451
-  _globals['_LISTKEEPERSREQUEST']._serialized_start=1453
-  _globals['_LISTKEEPERSREQUEST']._serialized_end=1473
-  _globals['_LISTKEEPERSRESPONSE']._serialized_start=1475
-  _globals['_LISTKEEPERSRESPONSE']._serialized_end=1539
-  _globals['_KEEPERINFO']._serialized_start=1542
-  _globals['_KEEPERINFO']._serialized_end=1686
-  _globals['_SEALREQUEST']._serialized_start=1688
-  _globals['_SEALREQUEST']._serialized_end=1717
-  _globals['_SEALRESPONSE']._serialized_start=1719
-  _globals['_SEALRESPONSE']._serialized_end=1775
-  _globals['_ACCEPTOLDERSTOREREQUEST']._serialized_start=1777
-  _globals['_ACCEPTOLDERSTOREREQUEST']._serialized_end=1838
-  _globals['_ACCEPTOLDERSTORERESPONSE']._serialized_start=1840
-  _globals['_ACCEPTOLDERSTORERESPONSE']._serialized_end=1884
-  _globals['_CLUSTERSERVICE']._serialized_start=2026
-  _globals['_CLUSTERSERVICE']._serialized_end=2606
+  _globals['_STATE']._serialized_start=2933
+  _globals['_STATE']._serialized_end=3069
+  _globals['_GETSTATUSREQUEST']._serialized_start=102
+  _globals['_GETSTATUSREQUEST']._serialized_end=120
+  _globals['_GETSTATUSRESPONSE']._serialized_start=123
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1010
+  _globals['_AUDITSTATUS']._serialized_start=1012
+  _globals['_AUDITSTATUS']._serialized_end=1091
+  _globals['_ROTATIONSTATUS']._serialized_start=1094
+  _globals['_ROTATIONSTATUS']._serialized_end=1269
+  _globals['_BACKUPSTATUS']._serialized_start=1272
+  _globals['_BACKUPSTATUS']._serialized_end=1439
+  _globals['_NEWERMARK']._serialized_start=1441
+  _globals['_NEWERMARK']._serialized_end=1550
+  _globals['_UNSEALPROGRESS']._serialized_start=1552
+  _globals['_UNSEALPROGRESS']._serialized_end=1603
+  _globals['_KEEPERSTATUS']._serialized_start=1606
+  _globals['_KEEPERSTATUS']._serialized_end=1751
+  _globals['_TAKENMARK']._serialized_start=1753
+  _globals['_TAKENMARK']._serialized_end=1845
+  _globals['_OPERATION']._serialized_start=1848
+  _globals['_OPERATION']._serialized_end=2002
+  _globals['_BEGININITREQUEST']._serialized_start=2005
+  _globals['_BEGININITREQUEST']._serialized_end=2152
+  _globals['_SHAREHASH']._serialized_start=2154
+  _globals['_SHAREHASH']._serialized_end=2195
+  _globals['_BEGININITRESPONSE']._serialized_start=2197
+  _globals['_BEGININITRESPONSE']._serialized_end=2313
+  _globals['_CONFIRMINITREQUEST']._serialized_start=2315
+  _globals['_CONFIRMINITREQUEST']._serialized_end=2368
+  _globals['_CONFIRMINITRESPONSE']._serialized_start=2370
+  _globals['_CONFIRMINITRESPONSE']._serialized_end=2439
+  _globals['_ABORTINITREQUEST']._serialized_start=2441
+  _globals['_ABORTINITREQUEST']._serialized_end=2476
+  _globals['_ABORTINITRESPONSE']._serialized_start=2478
+  _globals['_ABORTINITRESPONSE']._serialized_end=2497
+  _globals['_LISTKEEPERSREQUEST']._serialized_start=2499
+  _globals['_LISTKEEPERSREQUEST']._serialized_end=2519
+  _globals['_LISTKEEPERSRESPONSE']._serialized_start=2521
+  _globals['_LISTKEEPERSRESPONSE']._serialized_end=2585
+  _globals['_KEEPERINFO']._serialized_start=2588
+  _globals['_KEEPERINFO']._serialized_end=2732
+  _globals['_SEALREQUEST']._serialized_start=2734
+  _globals['_SEALREQUEST']._serialized_end=2763
+  _globals['_SEALRESPONSE']._serialized_start=2765
+  _globals['_SEALRESPONSE']._serialized_end=2821
+  _globals['_ACCEPTOLDERSTOREREQUEST']._serialized_start=2823
+  _globals['_ACCEPTOLDERSTOREREQUEST']._serialized_end=2884
+  _globals['_ACCEPTOLDERSTORERESPONSE']._serialized_start=2886
+  _globals['_ACCEPTOLDERSTORERESPONSE']._serialized_end=2930
+  _globals['_CLUSTERSERVICE']._serialized_start=3072
+  _globals['_CLUSTERSERVICE']._serialized_end=3652
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from shardhold.v1 import root_pb2 as _root_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -81,6 +82,14 @@ class GetStatusResponse(_message.Message):
     NEWER_MARK_FIELD_NUMBER: _builtins.int
     UNSEAL_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
+    TOLD_AT_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    SVID_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
+    ROTATION_FIELD_NUMBER: _builtins.int
+    KEYRING_JOB_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
     RESTORED_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     version: _builtins.str
@@ -103,6 +112,8 @@ class GetStatusResponse(_message.Message):
     revision: _builtins.int
     memory_protection: _builtins.int
     """3: memfd_secret, 2: locked memory, 1: plain (development only)."""
+    calls: _builtins.int
+    """Calls answered since started_at, whatever the answer was; probes of health do not count."""
     restored: _builtins.bool
     """The store was made of a backup, and nobody has accepted it yet."""
     @_builtins.property
@@ -131,6 +142,28 @@ class GetStatusResponse(_message.Message):
     def alarms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One line for each thing that somebody has to see to although the nexus serves, such as an escrow that is damaged."""
 
+    @_builtins.property
+    def told_at(self) -> _timestamp_pb2.Timestamp:
+        """When this was told, by the clock of the nexus; compare the other moments with it, not with a clock of your own."""
+
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When the process started."""
+
+    @_builtins.property
+    def svid_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the SVID of the nexus expires; in the past: it has expired, and there is no other one."""
+
+    @_builtins.property
+    def audit(self) -> Global___AuditStatus: ...
+    @_builtins.property
+    def rotation(self) -> Global___RotationStatus: ...
+    @_builtins.property
+    def keyring_job(self) -> _root_pb2.KeyringJob:
+        """The work on rows under older KEKs; unset: there is none."""
+
+    @_builtins.property
+    def backup(self) -> Global___BackupStatus: ...
     def __init__(
         self,
         *,
@@ -153,15 +186,133 @@ class GetStatusResponse(_message.Message):
         newer_mark: Global___NewerMark | None = ...,
         unseal: Global___UnsealProgress | None = ...,
         alarms: _abc.Iterable[_builtins.str] | None = ...,
+        told_at: _timestamp_pb2.Timestamp | None = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        svid_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        calls: _builtins.int = ...,
+        audit: Global___AuditStatus | None = ...,
+        rotation: Global___RotationStatus | None = ...,
+        keyring_job: _root_pb2.KeyringJob | None = ...,
+        backup: Global___BackupStatus | None = ...,
         restored: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["newer_mark", b"newer_mark", "operation", b"operation", "unseal", b"unseal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "backup", b"backup", "keyring_job", b"keyring_job", "newer_mark", b"newer_mark", "operation", b"operation", "rotation", b"rotation", "started_at", b"started_at", "svid_expires_at", b"svid_expires_at", "told_at", b"told_at", "unseal", b"unseal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "blocked_by", b"blocked_by", "cluster_id", b"cluster_id", "generation", b"generation", "genesis", b"genesis", "keepers", b"keepers", "memory_protection", b"memory_protection", "newer_mark", b"newer_mark", "operation", b"operation", "recovery_shares", b"recovery_shares", "recovery_threshold", b"recovery_threshold", "restored", b"restored", "revision", b"revision", "set_number", b"set_number", "shard_count", b"shard_count", "shard_threshold", b"shard_threshold", "state", b"state", "timeline", b"timeline", "unseal", b"unseal", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "audit", b"audit", "backup", b"backup", "blocked_by", b"blocked_by", "calls", b"calls", "cluster_id", b"cluster_id", "generation", b"generation", "genesis", b"genesis", "keepers", b"keepers", "keyring_job", b"keyring_job", "memory_protection", b"memory_protection", "newer_mark", b"newer_mark", "operation", b"operation", "recovery_shares", b"recovery_shares", "recovery_threshold", b"recovery_threshold", "restored", b"restored", "revision", b"revision", "rotation", b"rotation", "set_number", b"set_number", "shard_count", b"shard_count", "shard_threshold", b"shard_threshold", "started_at", b"started_at", "state", b"state", "svid_expires_at", b"svid_expires_at", "timeline", b"timeline", "told_at", b"told_at", "unseal", b"unseal", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class AuditStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAULT_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    UNSYNCED_FIELD_NUMBER: _builtins.int
+    UNEXPORTED_FIELD_NUMBER: _builtins.int
+    fault: _builtins.str
+    """Why entries cannot be written or exported; empty: they can."""
+    seq: _builtins.int
+    """Number of the last line of the chain."""
+    unsynced: _builtins.int
+    """Lines that are not synced to the disk yet: a power cut may lose them."""
+    unexported: _builtins.int
+    """Entries of changes that are in the store and not in the files yet; kept there, so nothing is lost."""
+    def __init__(
+        self,
+        *,
+        fault: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        unsynced: _builtins.int = ...,
+        unexported: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "seq", b"seq", "unexported", b"unexported", "unsynced", b"unsynced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditStatus: _TypeAlias = AuditStatus  # noqa: Y015
+
+@_typing.final
+class RotationStatus(_message.Message):
+    """When the root key is replaced. All empty unless the state is ready."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVATED_AT_FIELD_NUMBER: _builtins.int
+    DUE_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    NEXT_AT_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    due: _builtins.bool
+    """The root key or the shard set is to be renewed now."""
+    next: _root_pb2.Depth.ValueType
+    """What begins by itself next, and when; unset: nothing does."""
+    paused: _builtins.bool
+    """The schedule is paused."""
+    @_builtins.property
+    def activated_at(self) -> _timestamp_pb2.Timestamp:
+        """When the current root key became current; unset: not known."""
+
+    @_builtins.property
+    def next_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        activated_at: _timestamp_pb2.Timestamp | None = ...,
+        due: _builtins.bool = ...,
+        next: _root_pb2.Depth.ValueType = ...,
+        next_at: _timestamp_pb2.Timestamp | None = ...,
+        paused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "next_at", b"next_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "due", b"due", "next", b"next", "next_at", b"next_at", "paused", b"paused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotationStatus: _TypeAlias = RotationStatus  # noqa: Y015
+
+@_typing.final
+class BackupStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIGURED_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    TIMELINE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    configured: _builtins.bool
+    """The nexus makes backups. False: everything else here is empty."""
+    timeline: _builtins.int
+    revision: _builtins.int
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """The newest backup that was verified: when it was made and verified, and where the store stood.
+        Unset and 0: none was, or the state is not ready.
+        """
+
+    @_builtins.property
+    def verified_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        configured: _builtins.bool = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        verified_at: _timestamp_pb2.Timestamp | None = ...,
+        timeline: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "verified_at", b"verified_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configured", b"configured", "created_at", b"created_at", "revision", b"revision", "timeline", b"timeline", "verified_at", b"verified_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupStatus: _TypeAlias = BackupStatus  # noqa: Y015
 
 @_typing.final
 class NewerMark(_message.Message):
@@ -231,6 +382,7 @@ class KeeperStatus(_message.Message):
     REACHABLE_FIELD_NUMBER: _builtins.int
     HOLDS_CURRENT_SET_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     """host:port."""
@@ -239,6 +391,10 @@ class KeeperStatus(_message.Message):
     """Proved by a shard that matched its commitment since the keeper's present boot."""
     fault: _builtins.str
     """What is wrong with this keeper, in words; empty: nothing known."""
+    @_builtins.property
+    def mark(self) -> Global___TakenMark:
+        """The newest rollback mark that this nexus knows it to have taken; unset: none."""
+
     def __init__(
         self,
         *,
@@ -247,14 +403,45 @@ class KeeperStatus(_message.Message):
         reachable: _builtins.bool = ...,
         holds_current_set: _builtins.bool = ...,
         fault: _builtins.str = ...,
+        mark: Global___TakenMark | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "fault", b"fault", "holds_current_set", b"holds_current_set", "name", b"name", "reachable", b"reachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "fault", b"fault", "holds_current_set", b"holds_current_set", "mark", b"mark", "name", b"name", "reachable", b"reachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeeperStatus: _TypeAlias = KeeperStatus  # noqa: Y015
+
+@_typing.final
+class TakenMark(_message.Message):
+    """How far the store had come, as a keeper remembers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    MADE_AT_FIELD_NUMBER: _builtins.int
+    timeline: _builtins.int
+    revision: _builtins.int
+    @_builtins.property
+    def made_at(self) -> _timestamp_pb2.Timestamp:
+        """By the clock of the nexus that made the mark."""
+
+    def __init__(
+        self,
+        *,
+        timeline: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        made_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at", "revision", b"revision", "timeline", b"timeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakenMark: _TypeAlias = TakenMark  # noqa: Y015
 
 @_typing.final
 class Operation(_message.Message):
@@ -262,19 +449,33 @@ class Operation(_message.Message):
 
     KIND_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    STEPPED_AT_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"init", "reshare", "rotate" or "emergency"."""
     step: _builtins.str
     """Step of the operation, in words."""
+    waits_for: _builtins.str
+    """What it waits for, in words; empty: it goes on."""
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When it began and when it came to this step; unset during init."""
+
+    @_builtins.property
+    def stepped_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
         kind: _builtins.str = ...,
         step: _builtins.str = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        stepped_at: _timestamp_pb2.Timestamp | None = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at", "stepped_at", b"stepped_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "started_at", b"started_at", "step", b"step", "stepped_at", b"stepped_at", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

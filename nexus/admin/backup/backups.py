@@ -95,10 +95,20 @@ class Backups:
         self._identity = ClusterIdentity(store, lifecycle, memory, clock, nexus)
         self._children = Children()
         self._one = threading.Lock()
+        self._newest: BackupRecord | None = None
 
     @property
     def is_configured(self) -> bool:
         return self._setup is not None
+
+    @property
+    def newest(self) -> BackupRecord | None:
+        """The newest backup that was verified, as of the last look; None: none, or the nexus is not ready."""
+        return self._newest
+
+    def look(self, facts: Facts | None) -> None:
+        """Take what the rows say; None: the nexus is not ready."""
+        self._newest = None if facts is None else find_record(facts)
 
     def stop(self) -> None:
         """End whatever makes or reads a backup now."""

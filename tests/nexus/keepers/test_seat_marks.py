@@ -62,6 +62,16 @@ def bench(found: FoundCluster) -> Bench:
     return Bench(found())
 
 
+def test_the_mark_that_a_keeper_took_is_known_until_it_restarts(bench: Bench) -> None:
+    """What the boot before took is not counted: the keeper has forgotten it."""
+    assert bench.keep().mark == b""
+    bench.mark = bench.cluster.sign_mark(1, 500)
+    assert bench.keep().mark == bench.mark.mark
+    bench.keeper.boot_id = b"another boot".ljust(16)
+    bench.mark = None
+    assert bench.keep().mark == b""
+
+
 @pytest.mark.parametrize("duty", ["keep", "collect", "empty"])
 def test_a_keeper_is_asked_for_its_mark_once_for_each_boot(bench: Bench, duty: str) -> None:
     """In every duty that has a cluster."""

@@ -3,6 +3,7 @@
 import resource
 import socket
 import stat
+import subprocess
 import tempfile
 import tomllib
 from pathlib import Path
@@ -39,6 +40,23 @@ def test_a_file_in_the_way_is_an_error_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DevError, match="cannot be used: File exists"):
         DevCluster.create(DevDirectory(tmp_path / "file"), Plan())
+
+
+def test_git_ignores_the_directory(tmp_path: Path) -> None:
+    """Shares and keys are not committed by accident; one that is there already is made so, and a rule of mine stays."""
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    directory = DevDirectory(tmp_path / "dev")
+    DevCluster.create(directory, Plan())
+    status = ["git", "-C", str(tmp_path), "status", "--porcelain", "--untracked-files=all"]
+    assert subprocess.run(status, check=True, capture_output=True).stdout == b""
+
+    ignored = directory.root / ".gitignore"
+    ignored.unlink()
+    directory.claim()
+    assert ignored.read_text() == "*\n"
+    ignored.write_text("*\n!logs\n")
+    directory.claim()
+    assert ignored.read_text() == "*\n!logs\n"
 
 
 def test_a_new_directory_says_what_it_is_for(tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ def test_a_backup_is_made_verified_and_remembered(world: World) -> None:
     assert verified.verified_at - header.created_at == 3_600_000_000
     assert find_backup(world.facts) == Backup(header.generation, header.created_at)  # verifying makes nothing younger
     assert world.core.backups.list(AUDITOR) == [(file, verified.verified_at)]
+    assert world.core.backups.newest is None  # until somebody looks
+    world.core.driver.step()  # it looks at the rows for others too
+    assert world.core.backups.newest == find_record(world.facts)
+    world.core.backups.look(None)
+    assert world.core.backups.newest is None
     entries = {entry.action: entry for entry in [*world.core.list_all_entries(), *list_changes(world.core)]}
     assert entries["backup.create"].detail == entries["backup.verify"].detail == file.name
     key = find_backup_key(world.facts)
