@@ -6,7 +6,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,6 +19,7 @@ from tests.cluster.operations import Operations
 from tests.cluster.strace import Injection, Strace
 from tests.kit.cluster import Cluster, running
 from tests.kit.patience import at_most
+from tests.kit.probes import Status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -34,7 +34,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def back_up(cluster: Cluster) -> Path:
     """Make a backup, and return its file."""
     made = json.loads(cluster.pilot("backup", "create", "-o", "json").stdout)
-    return cluster.directory.backups / made["name"]
+    return cluster.directory.backups / str(made["name"])
 
 
 def restore(
@@ -61,7 +61,7 @@ def lose_data(cluster: Cluster) -> None:
         folder.mkdir(mode=0o700)
 
 
-def accept(cluster: Cluster) -> dict[str, Any]:
+def accept(cluster: Cluster) -> Status:
     """Wait until the restored store waits for a superuser, accept it, and return the status of after."""
     status = cluster.wait_status(
         "it is to be accepted", lambda status: bool(status["blocked_by"]) and status["generation"]

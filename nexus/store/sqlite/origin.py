@@ -43,8 +43,8 @@ def check_origin(connection: sqlite3.Connection, path: Path) -> None:
 def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
         raise CorruptRowError(
-            f"store {path} is a copy that is not whole: its files were copied while a nexus had them open; take a backup, "
-            "a snapshot, or a copy of a stopped nexus"
+            f"store {path} is a copy that is not whole: its files were copied while a nexus had them open; "
+            "take a backup, a snapshot, or a copy of a stopped nexus"
         )
 
 
