@@ -1,13 +1,20 @@
-"""Versions that were destroyed or pruned, in a SQLite store that somebody damaged."""
+"""Versions that were destroyed or pruned, in a SQLite store that somebody damaged, or whose process is killed."""
 
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from common.errors import CorruptRowError
+from nexus.store.protocol import VersionState
 from nexus.store.sqlite.store import SqliteStore
+from tests.kit.patience import at_most
+from tests.kit.seed import make_random
 from tests.nexus.store.contract import CALLER, make_row, put
 
 
@@ -49,3 +56,34 @@ def test_only_what_was_destroyed_passes_as_destroyed(tmp_path: Path, damage: str
             list(map(reader.load_version, "a" * 5, range(5)))
         with pytest.raises(CorruptRowError, match=says):
             reader.load_history("a", limit=9)
+
+
+ROOT = Path(__file__).parents[4]
+
+
+@pytest.mark.final
+def test_a_kill_brings_nothing_back_and_leaves_nothing(tmp_path: Path) -> None:
+    """After `kill -9` at any moment: what was acknowledged stays destroyed, no version is lost, and a scrub ends it."""
+    file, moments = tmp_path / "nexus.db", make_random("destroys")
+    command = [sys.executable, "-m", "tests.nexus.store.sqlite.writing", "destroys", str(file)]
+    for _ in range(5):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writing:
+            assert writing.stdout is not None
+            lines = [writing.stdout.readline() for _ in range(moments.randrange(3, 12))]
+            killer = threading.Timer(moments.uniform(0, 0.02), writing.send_signal, [signal.SIGKILL])
+            killer.start()
+            lines += writing.stdout.readlines()
+            killer.join()
+        assert writing.returncode == -signal.SIGKILL
+        acknowledged = max(int(line) for line in lines if line.endswith("\n"))
+        with closing(SqliteStore.open(file)) as store:
+            with store.read() as reader:
+                kept = reader.load_kept_versions("a")
+                rows = reader.load_history("a", limit=99)
+            assert set(kept) <= {acknowledged, acknowledged + 1}
+            assert [row.version for row in rows if row.state is not VersionState.DESTROYED] == kept[::-1]
+            assert store.scrub(seconds=at_most(10))
+            content = b"".join(path.read_bytes() for path in (file, file.with_name("nexus.db-wal")))
+        gone = [version for version in range(1, acknowledged + 2) if version not in kept]
+        assert [version for version in gone if b"<value %d>" % version in content] == []
+        assert all(b"<value %d>" % version in content for version in kept)
