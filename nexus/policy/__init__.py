@@ -1,1 +1,1 @@
-"""Pure rules over names: paths, globs, and the policies made of them."""
+"""Pure rules over names: paths, globs, the policies made of them, and how many versions are kept."""

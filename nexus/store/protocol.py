@@ -467,7 +467,7 @@ class Store(Protocol):
 
     @property
     def unscrubbed(self) -> str:
-        """Why what was deleted or replaced may be in the files yet, as the last scrub found; empty: it is not."""
+        """Why what was deleted or replaced may be in the files yet, as the last scrub found; empty: it succeeded."""
         ...
 
     def scrub(self, *, seconds: float) -> bool:

@@ -5,7 +5,7 @@ from typing import Final
 from common.clock import Clock
 from nexus.store.protocol import Store
 
-LOOK_S: Final = 60.0  # one scrub reads the whole store
+LOOK_S: Final = 600.0  # one scrub reads the whole store, some 2 s for each GiB
 
 
 class LateScrubs:

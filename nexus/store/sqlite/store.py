@@ -339,23 +339,39 @@ class SqliteStore:
 
     def _try_scrub(self, *, wipes: bool = True) -> bool:
         """Scrub once, and hold changes up for no longer than `SCRUB_BUSY_S` when somebody reads."""
+        if not self._try_empty_wal():
+            return False
+        if wipes and (pages := self._find_remnants()):
+            return self._try_empty_wal(pages)
+        self.is_scrub_due |= not wipes
+        return True
+
+    def _find_remnants(self) -> list[int]:
+        """Look through the whole file, which may take long; changes go on."""
+        try:
+            return self._remnants.find()
+        except StoreUnavailableError as exc:
+            self.unscrubbed, self.is_scrub_due = str(exc), True
+            raise
+
+    def _try_empty_wal(self, pages: Sequence[int] = ()) -> bool:
+        """Empty the WAL, and wipe what is left behind in *pages*, in one go."""
         with self._writing:
             if self._refusal is not None:
                 kind, why = self._refusal
                 raise kind(why)
+            self.is_scrub_due = True
             try:
                 is_done = truncate_wal(self._writer, busy_s=SCRUB_BUSY_S)
-                if is_done and wipes:
-                    self._remnants.wipe()
+                if is_done and pages:
+                    self._remnants.wipe(pages)
                     forget_pages(self._writer)
-            except SQLITE_ERRORS as exc:
-                self.unscrubbed = str(translate(exc, "scrub"))
-                raise translate(exc, "scrub") from exc
-            except StoreUnavailableError as exc:
-                self.unscrubbed = str(exc)
-                raise
+            except (*SQLITE_ERRORS, StoreUnavailableError) as exc:
+                error = exc if isinstance(exc, StoreUnavailableError) else translate(exc, "scrub")
+                self.unscrubbed = str(error)
+                raise error from exc
             self.unscrubbed = "" if is_done else "somebody reads the database"
-            self.is_scrub_due = not (is_done and wipes)
+            self.is_scrub_due = not is_done
             if fault := self._files.find_fault():
                 self._refuse(StoreFileLostError, fault)
                 raise StoreFileLostError(fault)

@@ -203,7 +203,7 @@ def test_a_destroy_waits_five_seconds_at_most() -> None:
 
 
 def test_what_was_pruned_is_scrubbed_by_and_by(store: Store, tmp_path: Path) -> None:
-    """A minute later at most, once, and only if there is something; one that fails is tried again."""
+    """Ten minutes later at most, once, and only if there is something; one that fails is tried again."""
     clock, failing = ManualClock(), FailingStore(store)
     late = LateScrubs(failing, clock)
     store.scrub(seconds=0)

@@ -1,7 +1,7 @@
-"""Versions of a secret: patched, listed, undeleted, destroyed and pruned; and what callers are told of them."""
+"""Versions of a secret: listed, undeleted and destroyed; and what callers are told of them."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,151 +9,26 @@ import pytest
 from common.errors import (
     ConflictError,
     CorruptRowError,
-    DecryptionError,
     DeniedError,
     InvalidArgumentError,
     NotFoundError,
     ShardholdError,
 )
-from nexus.policy.keeping import DEFAULT_MAX_VERSIONS, HIGHEST_MAX_VERSIONS, Keeping
-from nexus.policy.rules import Permission, Policy
+from nexus.policy.keeping import DEFAULT_MAX_VERSIONS, HIGHEST_MAX_VERSIONS
 from nexus.store.protocol import MadeByRequest
 from nexus.vault.expected import Expected
-from nexus.vault.fields import MAX_BODY_BYTES
 from nexus.vault.history import name_versions
 from nexus.vault.secrets import MAX_PAGE, MAX_VERSIONS_NAMED
-from nexus.vault.writing import PRUNED_AT_ONCE
 from tests.nexus.cluster import tamper
 from tests.nexus.conftest import MakeNexus
 from tests.nexus.core import APP, STRANGER, NexusCore
-
-ANY = Expected()
-PATH = "team/app/db"
-TEAM = Policy(
-    name="team", spiffe_ids=("spiffe://example.org/team/*",), paths=("team/**",), permissions=tuple(Permission)
-)
+from tests.nexus.vault.asking import ANY, PATH, TEAM, delete, destroy, get, keep, list_states, patch, put, undelete
 
 
 @pytest.fixture
 def nexus(make_nexus: MakeNexus) -> NexusCore:
     """A ready one; APP may do everything below team/."""
     return make_nexus(TEAM)
-
-
-def put(nexus: NexusCore, count: int = 1, *, path: str = PATH) -> MadeByRequest:
-    """Put *count* versions, each with its number as the value."""
-    for _ in range(count):
-        with nexus.store.read() as reader:
-            secret = reader.load_secret(path)
-        value = b"v%d" % (secret.current_version + 1 if secret else 1)
-        made = nexus.vault.put(APP, path, {"value": value}, ANY, os.urandom(16))
-    return made
-
-
-def patch(
-    nexus: NexusCore, fields: Mapping[str, bytes], removed: Sequence[str] = (), expected: Expected = ANY
-) -> MadeByRequest:
-    return nexus.vault.patch(APP, PATH, fields, removed, expected, os.urandom(16))
-
-
-def delete(nexus: NexusCore, *versions: int) -> MadeByRequest:
-    return nexus.vault.delete(APP, PATH, versions, ANY, os.urandom(16))
-
-
-def undelete(nexus: NexusCore, *versions: int) -> MadeByRequest:
-    return nexus.vault.undelete(APP, PATH, versions, os.urandom(16))
-
-
-def destroy(nexus: NexusCore, *versions: int, expected: Expected = ANY) -> MadeByRequest:
-    return nexus.vault.destroy(APP, PATH, versions, expected, os.urandom(16))
-
-
-def keep(nexus: NexusCore, max_versions: int | None) -> MadeByRequest:
-    return nexus.vault.update_metadata(APP, PATH, max_versions, os.urandom(16))
-
-
-def get(nexus: NexusCore, version: int = 0) -> Mapping[str, bytes]:
-    return nexus.vault.get(APP, PATH, version).fields
-
-
-def list_states(nexus: NexusCore) -> str:
-    """List the states of all versions by their first letters, the oldest first; x: destroyed."""
-    letters = {"live": "l", "deleted": "d", "destroyed": "x"}
-    page = nexus.vault.list_versions(APP, PATH)
-    return "".join(letters[row.state] for row in reversed(page.versions))
-
-
-def test_a_patch_sets_some_fields_takes_some_out_and_keeps_the_others(nexus: NexusCore) -> None:
-    """It is the next version; the one before is as it was."""
-    nexus.vault.put(APP, PATH, {"user": b"app", "password": b"1", "old": b"x"}, ANY, os.urandom(16))
-    made = patch(nexus, {"password": b"2", "new": b"n"}, ["old", "never"])
-    assert made.versions == (2,)
-    assert get(nexus) == {"user": b"app", "password": b"2", "new": b"n"}
-    assert get(nexus, 1) == {"user": b"app", "password": b"1", "old": b"x"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "removed", "message"),
-    [
-        pytest.param({}, [], "fields: got none, and none in removed_fields", id="nothing"),
-        pytest.param({"a b": b""}, [], "fields: got the name 'a b'", id="a wrong name"),
-        pytest.param({}, ["a b"], "removed_fields: got the name 'a b'", id="a wrong name to take out"),
-        pytest.param({}, ["ä"], "removed_fields: got the name", id="a name to take out that is not ASCII"),
-        pytest.param({"a": b""}, ["a"], "removed_fields: got 'a', which is in fields", id="a name in both"),
-        pytest.param({str(n): b"" for n in range(65)}, [], "fields: got 65", id="65 fields"),
-        pytest.param({}, [str(n) for n in range(65)], "removed_fields: got 65", id="65 names"),
-        pytest.param({"a": bytes(MAX_BODY_BYTES)}, [], "bytes once encoded", id="too large"),
-        pytest.param({}, ["value"], "removed_fields: no field would be left", id="no field left"),
-        pytest.param({"a": bytes(MAX_BODY_BYTES - 20)}, [], "bytes once encoded", id="too large with what is there"),
-        pytest.param({str(n): b"" for n in range(64)}, [], "fields: got 65", id="65 with what is there"),
-    ],
-)
-def test_a_malformed_patch_is_refused(
-    nexus: NexusCore, fields: Mapping[str, bytes], removed: Sequence[str], message: str
-) -> None:
-    """Field and limit are named, and nothing is written."""
-    put(nexus)
-    with pytest.raises(InvalidArgumentError, match=message):
-        patch(nexus, fields, removed)
-    assert list_states(nexus) == "l"
-
-
-def test_a_patch_checks_what_is_current(nexus: NexusCore) -> None:
-    """Version and incarnation; that nothing is there cannot be expected."""
-    made = put(nexus, 2)
-    for expected in (Expected(1), Expected(2, os.urandom(16))):
-        with pytest.raises(ConflictError):
-            patch(nexus, {"a": b"b"}, expected=expected)
-    with pytest.raises(InvalidArgumentError, match="expected_version: got 0"):
-        patch(nexus, {"a": b"b"}, expected=Expected(0))
-    assert patch(nexus, {"a": b"b"}, expected=Expected(2, made.incarnation)).versions == (3,)
-
-
-def test_a_patch_of_what_does_not_open_writes_nothing(nexus: NexusCore, tmp_path: Path) -> None:
-    """A value that was changed in the store is never made into a good version."""
-    put(nexus)
-    tamper(tmp_path, "UPDATE versions SET value = zeroblob(length(value))")
-    with pytest.raises(DecryptionError):
-        patch(nexus, {"a": b"b"})
-    assert list_states(nexus) == "l"
-
-
-def test_a_patch_that_is_sent_again_makes_nothing_new(nexus: NexusCore) -> None:
-    """Another one under its id is refused: other values, other names, one moved from one list to the other."""
-    put(nexus)
-    request_id = os.urandom(16)
-
-    def send(fields: Mapping[str, bytes], removed: Sequence[str]) -> MadeByRequest:
-        return nexus.vault.patch(APP, PATH, fields, removed, ANY, request_id)
-
-    made = send({"a": b"b"}, ["c", "d"])
-    assert send({"a": b"b"}, ["d", "c", "d"]) == made
-    others: list[tuple[Mapping[str, bytes], Sequence[str]]]
-    others = [({"a": b"c"}, ["c", "d"]), ({"a": b"b"}, ["c"]), ({"a": b"b", "c": b"d"}, ["d"]), ({}, ["c", "d"])]
-    for fields, removed in others:
-        with pytest.raises(InvalidArgumentError, match="request_id: was used"):
-            send(fields, removed)
-    assert list_states(nexus) == "ll"
 
 
 def test_deleted_versions_come_back(nexus: NexusCore) -> None:
@@ -306,86 +181,6 @@ def test_a_malformed_call_is_refused(nexus: NexusCore, call: Callable[[object], 
     put(nexus)
     with pytest.raises(InvalidArgumentError, match=message):
         call(nexus.vault)
-
-
-def test_old_versions_are_destroyed_by_the_next_write(nexus: NexusCore) -> None:
-    """By a put, a patch and a new limit; deleted and destroyed ones count, and the entry says which went."""
-    put(nexus, 3)
-    keep(nexus, 3)
-    assert list_states(nexus) == "lll"
-    delete(nexus, 3)
-    destroy(nexus, 2)
-    put(nexus)
-    assert list_states(nexus) == "xdl"  # 2, 3 and 4
-    patch(nexus, {"a": b"b"})
-    assert list_states(nexus) == "dll"
-    keep(nexus, 1)
-    assert list_states(nexus) == "l"
-    for version in range(1, 5):
-        with pytest.raises(NotFoundError, match=f"^{PATH}: version {version} was destroyed; version left: 5$"):
-            get(nexus, version)
-    details = [entry.detail for _, entry in nexus.list_change_entries()]
-    assert [detail for detail in details if "destroyed" in detail] == [
-        "destroyed versions 1",
-        "destroyed versions 2",
-        "max_versions 1; destroyed versions 3 to 4",
-    ]
-
-
-def test_pruning_takes_some_versions_at_once_and_the_next_write_goes_on(nexus: NexusCore) -> None:
-    """A limit that is lowered by much holds up nobody."""
-    keep_all = PRUNED_AT_ONCE + 20
-    put(nexus)
-    keep(nexus, HIGHEST_MAX_VERSIONS)
-    put(nexus, keep_all - 1)
-    keep(nexus, 5)
-    assert [row.version for row in nexus.vault.list_versions(APP, PATH).versions] == list(
-        range(keep_all, PRUNED_AT_ONCE, -1)
-    )
-    put(nexus)
-    assert [row.version for row in nexus.vault.list_versions(APP, PATH).versions] == list(
-        range(keep_all + 1, keep_all - 4, -1)
-    )
-
-
-def test_the_limit_stays_with_the_path(nexus: NexusCore) -> None:
-    """A new incarnation has it; 0 gives it back to the configuration."""
-    put(nexus)
-    keep(nexus, 2)
-    delete(nexus)
-    put(nexus, 3)
-    page = nexus.vault.list_versions(APP, PATH)
-    assert (page.max_versions, page.max_versions_is_own, len(page.versions)) == (2, True, 2)
-    keep(nexus, 0)
-    page = nexus.vault.list_versions(APP, PATH)
-    assert (page.max_versions, page.max_versions_is_own) == (DEFAULT_MAX_VERSIONS, False)
-
-
-def test_a_destroyed_secret_takes_bounded_room(nexus: NexusCore) -> None:
-    """Written and destroyed for ever, it keeps no more rows than its limit."""
-    put(nexus)
-    keep(nexus, 3)
-    for _ in range(8):
-        newest = put(nexus).versions[0]
-        destroy(nexus, newest - 1)
-    assert list_states(nexus) == "xxl"
-
-
-@pytest.mark.parametrize(
-    ("path", "limit"),
-    [
-        pytest.param("other", 7, id="the limit of all"),
-        pytest.param("team", 5, id="at the prefix"),
-        pytest.param("team/x", 5, id="below it"),
-        pytest.param("team/app", 0, id="at the longer prefix"),
-        pytest.param("team/app/db/x", 0, id="below the longer prefix"),
-        pytest.param("team/application", 5, id="whole segments"),
-        pytest.param("teams", 7, id="another segment that begins alike"),
-    ],
-)
-def test_the_longest_prefix_says_how_many_are_kept(path: str, limit: int) -> None:
-    """By whole segments; 0 keeps all."""
-    assert Keeping(7, {"team": 5, "team/app": 0}).find_limit(path) == limit
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,19 @@ def test_sqlite_alone_leaves_something(store: SqliteStore, file: Path) -> None:
     assert count_found(file, history.destroyed) > 0
 
 
+def test_a_scrub_that_fails_to_wipe_says_so_and_stays_due(store: SqliteStore) -> None:
+    """As where the disk refuses: nobody is told that all is gone."""
+    History(random.Random(SEED)).go_on(store, ROUND)
+    unreadable = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(unreadable, store._remnants._fd)
+    os.close(unreadable)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="store failed to scrub: Bad file descriptor"):
+            store.scrub(seconds=0)
+        assert store.unscrubbed == "store failed to scrub: Bad file descriptor"
+        assert store.is_scrub_due
+
+
 @pytest.mark.parametrize("page_size", [512, 4096, 65536])
 def test_a_database_is_what_it_was(tmp_path: Path, page_size: int) -> None:
     """Whatever the size of its pages: SQLite finds nothing wrong, and every row."""
@@ -126,8 +139,10 @@ def test_a_database_is_what_it_was(tmp_path: Path, page_size: int) -> None:
         database.execute("COMMIT")
         before = database.execute("SELECT * FROM rows ORDER BY id").fetchall()
         with closing(Remnants(path)) as remnants:
-            assert remnants.wipe() > 0
-            assert remnants.wipe() == 0
+            pages = remnants.find()
+            assert pages
+            remnants.wipe(pages)
+            assert remnants.find() == []
         with closing(sqlite3.connect(path)) as again:
             assert again.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert again.execute("SELECT * FROM rows ORDER BY id").fetchall() == before
@@ -148,7 +163,8 @@ def test_a_page_that_is_damaged_or_of_another_kind_is_left_as_it_is(tmp_path: Pa
     content = head + page.ljust(4096, b"x")
     path.write_bytes(content)
     with closing(Remnants(path)) as remnants:
-        assert remnants.wipe() == 0
+        assert remnants.find() == []
+        remnants.wipe([0, 4096])
     assert path.read_bytes() == content
 
 
@@ -158,4 +174,4 @@ def test_a_file_in_which_page_numbers_look_like_kinds_is_refused(tmp_path: Path)
     path.write_bytes(b"SQLite format 3\0" + (512).to_bytes(2, "big"))
     os.truncate(path, 512 * (2 << 24))
     with closing(Remnants(path)) as remnants, pytest.raises(StoreUnavailableError, match="are too many"):
-        remnants.wipe()
+        remnants.find()

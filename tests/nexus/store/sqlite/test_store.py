@@ -26,12 +26,15 @@ from tests.nexus.store.contract import CALLER, StoreContract, load_audit, load_m
 from tests.nexus.store.keyring_contract import KeyringContract
 from tests.nexus.store.position_contract import PositionContract
 from tests.nexus.store.request_contract import RequestContract
+from tests.nexus.store.versions_contract import VersionsContract
 
 ROOT = Path(__file__).parents[4]
 WRITING = [sys.executable, "-m", "tests.nexus.store.sqlite.writing"]
 
 
-class TestSqliteStore(StoreContract, AuditContract, PositionContract, RequestContract, KeyringContract):
+class TestSqliteStore(
+    StoreContract, AuditContract, PositionContract, RequestContract, KeyringContract, VersionsContract
+):
     """SQLite keeps the contract of a store."""
 
     @pytest.fixture
@@ -482,44 +485,6 @@ def test_what_is_lost_is_not_passed_off_as_missing_or_older(file: Path, damage: 
         assert database.execute(damage).rowcount
     with closing(SqliteStore.open(file)) as store, store.read() as reader, pytest.raises(CorruptRowError, match=says):
         list(map(reader.load_version, ("a", "a"), (0, 1)))
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        pytest.param("DELETE FROM destroyed", "lost a version of a secret", id="what was destroyed forgotten"),
-        pytest.param("UPDATE destroyed SET version = 7", "lost a version of a secret", id="another one destroyed"),
-        pytest.param(
-            "UPDATE destroyed SET incarnation = zeroblob(16)", "lost a version of a secret", id="of another incarnation"
-        ),
-        pytest.param("UPDATE secrets SET first_version = 1", "lost a version of a secret", id="pruned ones missed"),
-        pytest.param("UPDATE secrets SET first_version = 4", "lost a version of a secret", id="kept ones pruned"),
-        pytest.param("UPDATE secrets SET current_version = 3", "lost a version of a secret", id="newest forgotten"),
-        pytest.param("UPDATE secrets SET first_version = -1", "nothing comes to by counting", id="below zero"),
-        pytest.param("DELETE FROM versions", "lost a version of a secret", id="all that is kept lost"),
-    ],
-)
-def test_only_what_was_destroyed_passes_as_destroyed(file: Path, damage: str, says: str) -> None:
-    """Of versions 1 to 4, where 1 is pruned and 4, the newest, destroyed; by each way to look."""
-    make_store(file, versions=4)
-    with closing(SqliteStore.open(file)) as store:
-        store.write(lambda writer: writer.prune("a", below=2))
-        store.write(lambda writer: writer.destroy("a", [4], caller=CALLER, destroyed_at=9))
-        with store.read() as reader:
-            assert [row is None for row in map(reader.load_version, "a" * 5, range(5))] == [
-                True,
-                True,
-                False,
-                False,
-                True,
-            ]
-    with closing(sqlite3.connect(file)) as database, database:
-        assert database.execute(damage).rowcount
-    with closing(SqliteStore.open(file)) as store, store.read() as reader:
-        with pytest.raises(CorruptRowError, match=says):
-            list(map(reader.load_version, "a" * 5, range(5)))
-        with pytest.raises(CorruptRowError, match=says):
-            reader.load_history("a", limit=9)
 
 
 def test_a_reader_that_stays_does_not_hold_up_writers(file: Path) -> None:

@@ -3,11 +3,13 @@
 `python -m tests.nexus.store.sqlite.writing threads FILE` writes on four threads until it is killed; each line is one
 put that was acknowledged. `… puts FILE COUNT` puts one after the other, and prints each outcome and the newest version
 read. `… repeated FILE` puts once, then puts and repeats that request in one batch, and prints each outcome.
+`… destroys FILE` puts and destroys versions of one secret, scrubs after each, and prints what was acknowledged.
 `… fill FILE FILLER` puts until the disk is full, removes FILLER, which takes room, and puts again.
 """
 
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -33,6 +35,32 @@ def write_on_threads(store: SqliteStore) -> None:
 
     with threads(work, 4):
         pass
+
+
+def write_destroys(store: SqliteStore) -> None:
+    """Put versions of one secret for ever, and destroy each after the next one is there; every tenth prunes."""
+    with store.read() as reader:
+        secret = reader.load_secret("a")
+        kept = reader.load_kept_versions("a")
+    for version in count(secret.current_version + 1 if secret else 1):
+        put(store, replace(make_row("a", version), value=f"<value {version}>".encode() * 40))
+        remove(store, kept, below=version)
+        kept = [version]
+        while not store.scrub(seconds=1):
+            pass
+        print(version, flush=True)
+
+
+def remove(store: SqliteStore, versions: Sequence[int], *, below: int) -> None:
+    """Destroy *versions*, or prune what is *below* one."""
+
+    def change(writer: Writer) -> None:
+        if below % 10 == 0:
+            writer.prune("a", below=below)
+        else:
+            writer.destroy("a", versions, caller=CALLER, destroyed_at=1)
+
+    store.write(change)
 
 
 def write_puts(store: SqliteStore, puts: int) -> None:
@@ -122,6 +150,8 @@ if __name__ == "__main__":
     opened = SqliteStore.open(Path(file))
     if mode == "threads":
         write_on_threads(opened)
+    elif mode == "destroys":
+        write_destroys(opened)
     elif mode == "repeated":
         write_repeated(opened)
     elif mode == "puts":
