@@ -17,6 +17,7 @@ from tests.kit.refusal import read_reason
 
 _NOT_MADE = {"STORE_UNAVAILABLE", "AUDIT_UNAVAILABLE", "NEXUS_SEALED", "NEXUS_RECOVERING", "WRONG_STATE"}
 _RECENT = 3  # secrets
+_MOST = 90  # versions of one secret, of which 100 are kept
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Ledger:
 
     def put(self) -> str:
         """Put a new value; return why that was refused, empty: it was not."""
+        if self._written[-1].tried >= _MOST:
+            self.turn()
         secret = self._written[-1]
         secret.tried += 1
         request = pb.PutSecretRequest(

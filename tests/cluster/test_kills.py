@@ -1,5 +1,7 @@
 """Random kill -9 of every process under load: what was acknowledged stays, and no get ever gives a wrong value."""
 
+import itertools
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -8,8 +10,10 @@ from dataclasses import dataclass, field
 import pytest
 
 import shardhold
+from shardhold.v1 import secrets_pb2 as pb
 from tests.kit.cluster import Cluster
 from tests.kit.patience import join, patiently
+from tests.kit.person import TIMEOUT_S, Person
 from tests.kit.seed import make_random
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive, pytest.mark.final, pytest.mark.timeout(1200)]
@@ -49,6 +53,16 @@ class Load:
         self.read = 0
         self._threads = [threading.Thread(target=self._write, args=(own,), daemon=True) for own in self.secrets]
         self._threads += [threading.Thread(target=self._read_any, args=(seed,), daemon=True) for seed in range(READERS)]
+
+    def keep_all(self, superuser: Person) -> None:
+        """Put a first version of each secret, and have all that follow kept."""
+        for secret in itertools.chain(*self.secrets):
+            secret.tried = secret.acknowledged = 1
+            secret.versions[self._client.put(secret.path, {"value": secret.value(1)}).version] = 1
+            request = pb.UpdateSecretMetadataRequest(
+                path=secret.path, max_versions=1_000_000, request_id=os.urandom(16)
+            )
+            superuser.secrets.UpdateSecretMetadata(request, timeout=TIMEOUT_S)
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -126,7 +140,9 @@ class Load:
 def load(fresh_cluster: Cluster) -> Iterator[Load]:
     """A load on a cluster that may break."""
     fresh_cluster.allow(APP, ["kills/**"], ["read", "write"])
-    with Load(fresh_cluster.workload(APP)) as running:
+    kept = Load(fresh_cluster.workload(APP))
+    kept.keep_all(fresh_cluster.superuser)
+    with kept as running:
         yield running
 
 
