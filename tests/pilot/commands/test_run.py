@@ -250,7 +250,7 @@ class TestWhatKeepsItFromStarting:
         refuse(nexus, error)
         told = run(*reach, *PASSWORD, "--", "echo", "started")
         assert (told.code, told.out) == (code, "")
-        assert told.err.startswith(f"pilot: error: {error}")
+        assert told.err.startswith(f"pilot: error: team/app/db: {error}")
         assert len(nexus.requests) == 1
 
     def test_a_sealed_nexus(self, nexus: Nexus, reach: list[str]) -> None:
