@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.errors import BackupError, BackupUnavailableError, ConfigError, InvalidArgumentError
+from common.errors import BackupError, ConfigError
 from common.forms.backup.header import Header, check_signature
 from common.keys import age
-from common.keys.protected_file import check_protected, is_protected, open_protected
+from common.keys.identity_file import load_identity
 from nexus.config import NexusConfig
 from nexus.store.protocol import Meta
 from nexus.store.sqlite.restored import store_place
@@ -43,7 +43,7 @@ def restore(config: NexusConfig, order: Order) -> str:
         BackupError: The backup is damaged, or of somebody else; nothing has changed.
         BackupUnavailableError, StoreUnavailableError: A file cannot be read or written; nothing has changed.
     """
-    identity = load_identity(order.identity)
+    identity = load_identity(order.identity, _ask)
     with store_place(Path(config.storage.path), replaces=order.replaces) as (place, present):
         with place.begin() as store:
             contents = age.read_rows(order.backup, identity, store.take)
@@ -70,27 +70,10 @@ def find_genesis(config: NexusConfig, given: str) -> bytes:
     return fingerprint
 
 
-def load_identity(path: Path) -> bytes:
-    """Return what an identity file holds; asks for the passphrase where one protects it.
-
-    Raises:
-        BackupUnavailableError: It cannot be read.
-        InvalidArgumentError: It is no identity file.
-        BackupError: The passphrase does not open it.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(age.MAX_IDENTITY_FILE + 1)
-    except OSError as exc:
-        raise BackupUnavailableError(f"{path}: {exc.strerror}") from exc
-    if len(content) > age.MAX_IDENTITY_FILE:
-        raise InvalidArgumentError(f"{path}: it is larger than {age.MAX_IDENTITY_FILE} bytes, so no identity file")
-    if not is_protected(content):
-        return content
-    check_protected(content)
+def _ask(prompt: str) -> str:
     if not sys.stdin.isatty():
-        raise BackupError(f"{path}: a passphrase protects it, and there is no terminal to ask for it")
-    return open_protected(content, getpass.getpass(f"passphrase of {path}: ").encode(errors="surrogateescape"))
+        raise BackupError("a passphrase protects the identity file, and there is no terminal to ask for it")
+    return getpass.getpass(prompt)
 
 
 def describe(header: Header, present: Meta | None, path: Path) -> str:
