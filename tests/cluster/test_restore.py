@@ -111,7 +111,7 @@ def test_a_store_that_is_put_back_over_a_newer_one(cluster: Cluster) -> None:
         assert (refused.returncode != 0, said in refused.stderr) == (True, True), refused.stderr
     done = restore(cluster, backup, "--genesis", genesis, "--replace")
     assert done.returncode == 0, done.stderr
-    assert "kept beside it as .replaced" in done.stdout
+    assert "kept beside it as nexus.db.replaced" in done.stdout
     assert cluster.directory.data.joinpath("nexus.db.replaced").exists()
     cluster.run("nexus")
     assert accept(cluster)["timeline"] == 2
