@@ -3,7 +3,8 @@
 1. One is due when the newest that was verified is older than the interval, or none was. Runs that were missed are made
    up for by one. Each run waits a little longer, by chance: several nexuses need not begin at once.
 2. What was made is verified at once; after that, what retention names is removed.
-3. What failed is tried again, after twice the time of before, an hour at most. It is an alarm until one succeeds.
+3. What failed is tried again, after twice the time of before, an hour at most. It is an alarm until one succeeds; that
+   the directory cannot be looked at is one until it can, and then what is due is made at once.
 4. It is an alarm too when none was verified for twice the interval, whatever the reason.
 5. Without an interval nothing is made; what there is is looked at all the same.
 """
@@ -71,6 +72,7 @@ class BackupSchedule:
         self._jitter = self._draw_jitter()
         self._retry = 0.0  # seconds after the last failure; 0: none since a success
         self._retry_at = 0.0  # of the monotonic clock
+        self._is_blind = False  # the last look failed
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="backup-schedule", daemon=True)
         self._is_started = False
@@ -107,7 +109,7 @@ class BackupSchedule:
         if self._lifecycle.find_serving() is None:
             return LOOK_S
         try:
-            self._look()
+            self._look_first()
             if self._is_due():
                 self._back_up()
                 self._look()
@@ -120,6 +122,15 @@ class BackupSchedule:
     def _run(self) -> None:
         while not self._ended.is_set():
             self._clock.wait(self._ended, self.step())
+
+    def _look_first(self) -> None:
+        """Look, and forget a failure to look once it is over."""
+        was_blind, self._is_blind = self._is_blind, True
+        self._look()
+        self._is_blind = False
+        if was_blind:
+            self._retry = 0.0
+            self._view = replace(self._view, failure="")
 
     def _look(self) -> None:
         files, newest = self._backups.find_own(), self._backups.find_newest()
