@@ -75,7 +75,7 @@ def load_identity(path: Path) -> bytes:
     Raises:
         BackupUnavailableError: It cannot be read.
         InvalidArgumentError: It is no identity file.
-        BackupError: The passphrase does not open it.
+        BackupError: The passphrase does not open it, or is not given.
     """
     try:
         with path.open("rb") as file:
@@ -89,7 +89,11 @@ def load_identity(path: Path) -> bytes:
     check_protected(content)
     if not sys.stdin.isatty():
         raise BackupError(f"{path}: a passphrase protects it, and there is no terminal to ask for it")
-    return open_protected(content, getpass.getpass(f"passphrase of {path}: ").encode(errors="surrogateescape"))
+    try:
+        passphrase = getpass.getpass(f"passphrase of {path}: ")
+    except EOFError:
+        raise BackupError(f"{path}: no passphrase was given") from None
+    return open_protected(content, passphrase.encode(errors="surrogateescape"))
 
 
 def describe(header: Header, place: StorePlace) -> str:
