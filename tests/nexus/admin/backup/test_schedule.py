@@ -174,6 +174,16 @@ def test_an_old_backup_is_an_alarm_whatever_the_reason(scheduled: Scheduled, mon
     assert scheduled.schedule.list_alarms() == ["the newest verified backup is 49 hours old"]
 
 
+def test_none_at_all_is_an_alarm_too(scheduled: Scheduled) -> None:
+    """As when the directory hangs from the first look on; not where no backups are configured."""
+    scheduled.world.core.clock.advance(47 * HOUR)
+    assert scheduled.schedule.list_alarms() == []
+    scheduled.world.core.clock.advance(2 * HOUR)
+    assert scheduled.schedule.list_alarms() == ["no backup was verified since the start, 49 hours ago"]
+    scheduled.world.core.backups._setup = None
+    assert scheduled.schedule.list_alarms() == []
+
+
 def test_what_retention_does_not_keep_goes_after_the_next_one(scheduled: Scheduled) -> None:
     """By a note in the audit that names it; a hold keeps one."""
     scheduled.keep(Retention(last=2, minimum=1))
