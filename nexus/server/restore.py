@@ -19,8 +19,7 @@ from common.forms.backup.header import Header, check_signature
 from common.keys import age
 from common.keys.identity_file import load_identity
 from nexus.config import NexusConfig
-from nexus.store.protocol import Meta
-from nexus.store.sqlite.restored import store_place
+from nexus.store.sqlite.restored import StorePlace, store_place
 
 _FINGERPRINT_SIZE = 32  # bytes
 
@@ -39,16 +38,16 @@ def restore(config: NexusConfig, order: Order) -> str:
     """Make the store, and say in words what it is.
 
     Raises:
-        WrongStateError: There is a store, and it is not to be replaced.
+        WrongStateError, CorruptRowError: There is a store, whole or not, and it is not to be replaced.
         BackupError: The backup is damaged, or of somebody else; nothing has changed.
         BackupUnavailableError, StoreUnavailableError: A file cannot be read or written; nothing has changed.
     """
     identity = load_identity(order.identity, _ask)
-    with store_place(Path(config.storage.path), replaces=order.replaces) as (place, present):
+    with store_place(Path(config.storage.path), replaces=order.replaces) as place:
         with place.begin() as store:
             contents = age.read_rows(order.backup, identity, store.take)
             check_signature(contents, genesis=order.genesis)
-        return describe(contents.header, present, place.path)
+        return describe(contents.header, place)
 
 
 def find_genesis(config: NexusConfig, given: str) -> bytes:
@@ -73,18 +72,23 @@ def find_genesis(config: NexusConfig, given: str) -> bytes:
 def _ask(prompt: str) -> str:
     if not sys.stdin.isatty():
         raise BackupError("a passphrase protects the identity file, and there is no terminal to ask for it")
-    return getpass.getpass(prompt)
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        raise BackupError("no passphrase was given") from None
 
 
-def describe(header: Header, present: Meta | None, path: Path) -> str:
+def describe(header: Header, place: StorePlace) -> str:
     """Say what was restored, what it replaced, and what has to come."""
     made_at = datetime.fromtimestamp(header.created_at // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     lines = [
         f"restored  timeline {header.timeline}, revision {header.revision}, generation {header.generation}, "
         f"as of {made_at}",
-        f"store     {path}",
+        f"store     {place.path}",
     ]
-    if present is not None:
-        lines.append(f"replaced  timeline {present.timeline}, revision {present.revision}: kept beside it as .replaced")
+    if place.kept is not None:
+        present = place.present
+        what = f"timeline {present.timeline}, revision {present.revision}" if present else "what is no whole store"
+        lines.append(f"replaced  {what}: kept beside it as {place.kept.name}")
     lines.append("next      start the nexus; keepers or 'pilot unseal' give the key back; 'pilot accept-older-store'")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from nexus.store.protocol import Meta
 from nexus.store.sqlite.store import SqliteStore
 from pilot.dev.cluster import clean_environ, server_command
 from pilot.dev.directory import Plan
+from shardhold.v1 import root_pb2 as pb
 from tests.cluster.ledger import Ledger
 from tests.cluster.operations import Operations
 from tests.cluster.strace import Injection, Strace
@@ -121,11 +122,34 @@ def test_a_store_that_is_put_back_over_a_newer_one(cluster: Cluster, tmp_path: P
     command = [*make_command(cluster, backup, identity=protected), "--genesis", genesis, "--replace"]
     done = run_program_at_terminal(*command, script=[("passphrase of", "seven herons")])
     assert done.code == 0, done
-    assert "kept beside it as .replaced" in done.out
+    assert "kept beside it as nexus.db.replaced" in done.out
     assert cluster.directory.data.joinpath("nexus.db.replaced").exists()
     cluster.run("nexus")
     assert accept(cluster)["timeline"] == 2
     cluster.pilot("secret", "get", "ledger/0", exit_code=3)
+
+
+def test_a_backup_from_the_middle_of_a_rotation(cluster: Cluster) -> None:
+    """Keepers are a root key further, so custodians bring the earlier one back; nothing is left of the rotation."""
+    genesis, operations = find_genesis(cluster), Operations(cluster)
+    operations.back_up()  # the first one waits for the end of an operation
+    assert operations.ledger.put() == ""
+    cluster.wait_filled()
+    cluster.kill("keeper-3")
+    operations.begin(pb.DEPTH_ROTATE)
+    operations.wait_waiting("keeper-3")
+    backup = back_up(cluster)
+    cluster.run("keeper-3")
+    operations.wait_ended()
+    cluster.kill("nexus")
+    done = restore(cluster, backup, "--genesis", genesis, "--replace")
+    assert done.returncode == 0, done.stderr
+    cluster.run("nexus")
+    cluster.unseal()
+    assert accept(cluster)["timeline"] == 2
+    operations.check_world(is_everybody=False)
+    cluster.restart_nexus()
+    operations.check_world(is_everybody=False)
 
 
 @pytest.mark.needs("strace")
