@@ -166,15 +166,26 @@ def count_destroyed(nexus: NexusCore, count: int) -> int:
 
 
 def test_a_scrub_of_before_is_none_for_what_was_destroyed_since(failing: FailingStore) -> None:
-    """Where nothing was written since, one is enough."""
+    """Where nothing was destroyed since, one is enough."""
     scrub = SharedScrub(failing)
     insert(failing, make_row("a"))
     for wanted in (1, 1):
-        scrub.run()
+        scrub.run(1)
         assert failing.scrubs == wanted
     failing.write(lambda writer: writer.destroy("a", [1], caller=CALLER, destroyed_at=1))
-    scrub.run()
+    scrub.run(2)
     assert failing.scrubs == 2
+
+
+def test_a_destroy_that_is_repeated_needs_no_other_scrub_than_its_own(nexus: NexusCore, failing: FailingStore) -> None:
+    """Whatever else was written meanwhile: else a scrub that takes longer than callers wait would never be enough."""
+    put(nexus)
+    request_id = os.urandom(16)
+    made = destroy(nexus, 1, request_id=request_id)
+    scrubs = failing.scrubs
+    put(nexus, path="team/other")
+    assert destroy(nexus, 1, request_id=request_id) == made
+    assert failing.scrubs == scrubs
 
 
 def test_a_destroy_does_not_wait_for_another_scrub_for_ever(failing: FailingStore) -> None:
@@ -189,10 +200,10 @@ def test_a_destroy_does_not_wait_for_another_scrub_for_ever(failing: FailingStor
     insert(failing, make_row("a"))
     failing.at_scrub = wait
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(scrub.run)
+        first = pool.submit(scrub.run, 1)
         assert begun.wait(LONG_S)
         with pytest.raises(NotScrubbedError, match="other scrubs are under way"):
-            scrub.run()
+            scrub.run(1)
         may_go_on.set()
         first.result(LONG_S)
 
