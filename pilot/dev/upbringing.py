@@ -92,9 +92,13 @@ def comes_back(cluster: DevCluster) -> bool:
     if cluster.wait_ready(timeout=UNAIDED_S) is not None:
         return True
     status = cluster.load_status()
-    if status["state"] == "sealed" or status["newer_mark"]:
+    if status["state"] == "sealed" or _is_to_be_accepted(status):
         return False
     return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is not None
+
+
+def _is_to_be_accepted(status: dict[str, Any]) -> bool:
+    return bool(status["newer_mark"] or status["restored"])
 
 
 def is_initialised(cluster: DevCluster) -> bool:
@@ -113,8 +117,9 @@ def show_way_on(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
     status = cluster.load_status()
     if status["state"] in _UNBORN:
         _show_init(cluster, option)
-    elif status["newer_mark"]:
-        say("[yellow]not ready[/]: the store is older than its keepers remember")
+    elif _is_to_be_accepted(status):
+        why = "is older than its keepers remember" if status["newer_mark"] else "was restored from a backup"
+        say(f"[yellow]not ready[/]: the store {why}")
         say(f"look and decide:  pilot dev exec{option} --as {SUPERUSER_PATH} -- pilot status")
     else:
         _show_unseal(cluster, status, option)

@@ -233,7 +233,8 @@ def store_place(path: Path, *, replaces: bool) -> Iterator[StorePlace]:
         with contextlib.suppress(*([CorruptRowError] if replaces else [])):
             place.look()
         if place.present is not None and not replaces:
-            raise WrongStateError(f"there is a store at {path}, of cluster {place.present.cluster_id.hex()}")
+            cluster = place.present.cluster_id.hex()
+            raise WrongStateError(f"there is a store at {path}, of cluster {cluster}: --replace keeps it aside")
         yield place
     finally:
         lock.release()

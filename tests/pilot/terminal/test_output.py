@@ -96,6 +96,7 @@ STATUS_KEYS = [
     "memory_protection",
     "operation",
     "newer_mark",
+    "restored",
     "unseal",
     "keepers",
     "version",
@@ -109,7 +110,8 @@ def test_status_document_of_nothing() -> None:
     assert document["state"] == "uninitialised"
     assert document["blocked_by"] == document["alarms"] == document["keepers"] == []
     empty = [key for key, value in document.items() if value is None]
-    assert empty == [key for key in STATUS_KEYS if key not in ("state", "blocked_by", "alarms", "keepers", "version")]
+    known = ("state", "blocked_by", "alarms", "restored", "keepers", "version")
+    assert empty == [key for key in STATUS_KEYS if key not in known]
     assert to_facts(document) == {"state": "uninitialised", "version": "0.1.0"}
 
 
@@ -166,6 +168,13 @@ BLOCKED = cluster_pb2.GetStatusResponse(
         timeline=1, revision=42, made_at=Timestamp(seconds=1_770_000_000), keepers=["k1", "k3"]
     ),
 )
+RESTORED = cluster_pb2.GetStatusResponse(
+    state=cluster_pb2.STATE_RECOVERING,
+    timeline=1,
+    revision=17,
+    restored=True,
+    blocked_by=["store was restored from a backup"],
+)
 SEALED = cluster_pb2.GetStatusResponse(
     state=cluster_pb2.STATE_SEALED,
     blocked_by=["sealed"],
@@ -199,6 +208,7 @@ def test_status_of_an_unseal() -> None:
     ("response", "said"),
     [
         pytest.param(BLOCKED, "'pilot accept-older-store --timeline 1 --revision 17'", id="blocked by a mark"),
+        pytest.param(RESTORED, "a superuser accepts it with 'pilot accept-older-store --timeline 1 --", id="restored"),
         pytest.param(SEALED, "custodians bring it back: 'pilot unseal'", id="sealed"),
         pytest.param(UNAUDITED, "put the audit files back", id="blocked by the audit"),
         pytest.param(WAITING, "if the keepers that it waits for do not return", id="too few keepers"),

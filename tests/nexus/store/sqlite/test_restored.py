@@ -113,7 +113,7 @@ def test_a_store_that_is_there_stays_unless_it_is_to_be_replaced(
     put(store, make_row("app/late"))
     initialise(store)
     store.close()
-    with pytest.raises(WrongStateError, match="there is a store at"), restoring(path, rows):
+    with pytest.raises(WrongStateError, match="there is a store at .*: --replace keeps"), restoring(path, rows):
         pass
     before = read_all(path)
     with restoring(path, rows, replaces=True):
