@@ -9,12 +9,13 @@
 """
 
 import getpass
+import os
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.errors import BackupError, ConfigError
+from common.errors import BackupError, ConfigError, StoreUnavailableError
 from common.forms.backup.header import Header, check_signature
 from common.keys import age
 from common.keys.identity_file import load_identity
@@ -42,6 +43,9 @@ def restore(config: NexusConfig, order: Order) -> str:
         BackupError: The backup is damaged, or of somebody else; nothing has changed.
         BackupUnavailableError, StoreUnavailableError: A file cannot be read or written; nothing has changed.
     """
+    folder = Path(config.storage.path).resolve().parent
+    if folder.is_dir():
+        check_owner(folder, owner=folder.stat().st_uid, user=os.geteuid())
     identity = load_identity(order.identity, _ask)
     with store_place(Path(config.storage.path), replaces=order.replaces) as place:
         with place.begin() as store:
@@ -76,6 +80,19 @@ def _ask(prompt: str) -> str:
         return getpass.getpass(prompt)
     except EOFError:
         raise BackupError("no passphrase was given") from None
+
+
+def check_owner(folder: Path, *, owner: int, user: int) -> None:
+    """Check that a store that *user* makes in a *folder* of *owner* is one that *owner* can open.
+
+    Raises:
+        StoreUnavailableError: Root would leave one that the nexus cannot open.
+    """
+    if user == 0 and owner != 0:
+        raise StoreUnavailableError(
+            f"store: folder {folder} belongs to user {owner}, who could not open what root makes there: "
+            "restore as that user"
+        )
 
 
 def describe(header: Header, place: StorePlace) -> str:

@@ -1,11 +1,14 @@
 """`nexus restore` asks for the passphrase of an identity file, and says in one line why it stopped."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from common.errors import StoreUnavailableError
 from common.keys.protected_file import protect
+from nexus.server.restore import check_owner
 from tests.kit.transcript import ROOT, Transcript, run_program_at_terminal
 
 PASSPHRASE = "seven tired herons, 4 boats"
@@ -41,3 +44,19 @@ def test_a_passphrase_is_asked_for(tmp_path: Path, typed: str, code: int, said: 
     assert f"nexus: error: {said}" in told.err.replace(f"{tmp_path}/identity.age: ", "")
     assert "Traceback" not in told.err
     assert PASSPHRASE not in told.err
+
+
+@pytest.mark.parametrize(
+    ("owner", "user", "is_right"),
+    [
+        pytest.param(990, 990, True, id="the user of the nexus"),
+        pytest.param(0, 0, True, id="root's own"),
+        pytest.param(990, 0, False, id="root in a folder of the nexus"),
+    ],
+)
+def test_root_leaves_no_store_that_the_nexus_cannot_open(
+    tmp_path: Path, owner: int, user: int, *, is_right: bool
+) -> None:
+    """The folder says whose store it is."""
+    with nullcontext() if is_right else pytest.raises(StoreUnavailableError, match="belongs to user 990"):
+        check_owner(tmp_path, owner=owner, user=user)
