@@ -122,6 +122,10 @@ class AsyncCached:
                 called = self._on_change(secret)
                 if inspect.isawaitable(called):
                     await called
+            except asyncio.CancelledError:
+                if _is_being_cancelled():
+                    raise
+                _logger.exception("%s: on_change awaited what was cancelled", self.path)
             except Exception:
                 _logger.exception("%s: on_change raised", self.path)
 
@@ -132,3 +136,9 @@ class AsyncCached:
                 await self._fetch()
             except Exception as exc:  # noqa: BLE001 — whatever it was, the next refresh is due
                 self._last_good.fail(exc)
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody cancelled this task, rather than what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
