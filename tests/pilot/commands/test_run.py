@@ -316,6 +316,13 @@ class TestEnd:
         """The code is the program's, or 128 and the number of the signal."""
         assert run(*reach, *PASSWORD, "--", "sh", "-c", script) == Transcript(code, "", "")
 
+    def test_the_exit_code_of_a_silent_program(self, reach: list[str]) -> None:
+        """Pilot writes nothing of its own, so nothing of its own fails where nothing can be written."""
+        told = run_by_exec(
+            "sh", "-c", '"$@" > /dev/full', "sh", *PILOT, "run", *reach, *PASSWORD, "--", "sh", "-c", "exit 3"
+        )
+        assert told == Transcript(3, "", "")
+
     def test_signals_are_passed_on(self, reach: list[str], tmp_path: Path) -> None:
         """Each signal reaches the program, which decides; TERM ends it, by its own code."""
         with running(tmp_path, *reach, *PASSWORD, "--", sys.executable, "-c", NAMES_SIGNALS) as pilot:
