@@ -339,6 +339,16 @@ def test_a_table_fits_its_terminal(
     assert all(name in shown for name in names)
 
 
+@pytest.mark.parametrize("columns", ["0", ""])
+def test_a_terminal_that_does_not_say_how_wide_it_is(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is then shown whole, as in a pipe."""
+    screen = _Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", columns)
+    print_table(("field", "value"), [("password", "x" * 100)])
+    assert screen.getvalue().splitlines()[-1].split() == ["password", "x" * 100]
+
+
 def test_a_row_becomes_facts_where_a_table_would_be_too_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Name and value stand side by side, long values wrap, empty ones are left out."""
     screen = _Screen()
