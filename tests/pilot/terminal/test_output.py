@@ -96,6 +96,7 @@ STATUS_KEYS = [
     "memory_protection",
     "operation",
     "newer_mark",
+    "restored",
     "unseal",
     "keepers",
     "version",
@@ -108,8 +109,10 @@ def test_status_document_of_nothing() -> None:
     assert list(document) == STATUS_KEYS
     assert document["state"] == "uninitialised"
     assert document["blocked_by"] == document["alarms"] == document["keepers"] == []
+    assert document["restored"] is False
     empty = [key for key, value in document.items() if value is None]
-    assert empty == [key for key in STATUS_KEYS if key not in ("state", "blocked_by", "alarms", "keepers", "version")]
+    told = ("state", "blocked_by", "alarms", "restored", "keepers", "version")
+    assert empty == [key for key in STATUS_KEYS if key not in told]
     assert to_facts(document) == {"state": "uninitialised", "version": "0.1.0"}
 
 
