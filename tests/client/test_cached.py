@@ -301,6 +301,15 @@ def test_closed_without_waiting(
 class TestAsync:
     """What only the asyncio one has."""
 
+    async def test_started_by_two_tasks(self, nexus: Nexus, identity: FixedIdentity) -> None:
+        """One of them is refused at once: a second task that refreshes would be closed by nobody."""
+        async with AsyncClient(nexus.address, identity, timeout=at_most(5)) as client:
+            cached = AsyncCached(client, PATH)
+            ends = await asyncio.gather(cached.start(), cached.start(), return_exceptions=True)
+            assert list(map(type, ends)) == [type(None), RuntimeError]
+            await cached.close()
+            assert [task.get_name() for task in asyncio.all_tasks() if "shardhold" in task.get_name()] == []
+
     async def test_a_callback_whose_work_is_cancelled(
         self, nexus: Nexus, identity: FixedIdentity, eventually: Eventually, caplog: pytest.LogCaptureFixture
     ) -> None:
