@@ -71,6 +71,8 @@ def test_from_up_to_down(folder: Path) -> None:
     assert "unix:" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", *print_environ)
     assert "/team/app" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", *PILOT, "whoami")
     pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", "sh", "-c", "exit 7", exit_code=7)
+    shows = ("sh", "-c", "grep SigIgn /proc/self/status; echo ${GRPC_VERBOSITY-unset}")
+    assert f"{0:016x}\nunset\n" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", *shows)
 
     cluster = DevCluster(DevDirectory(folder))
     assert "keeper-2 killed" in pilot("dev", "kill", "keeper-2", "--dir", folder)
