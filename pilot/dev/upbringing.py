@@ -44,7 +44,9 @@ def bring_up(cluster: DevCluster, before: set[str], by_hand: ByHand) -> bool:
     # Keepers that have just been started are empty: with fewer than a threshold of others, waiting is pointless.
     if len(before - {"nexus", IDENTITY}) >= plan.threshold:
         with console.status("recovering"):
-            return comes_back(cluster)
+            if comes_back(cluster):
+                return True
+        status = cluster.load_status()
     return _unseal(cluster, status, by_hand)
 
 
@@ -92,9 +94,14 @@ def comes_back(cluster: DevCluster) -> bool:
     if cluster.wait_ready(timeout=UNAIDED_S) is not None:
         return True
     status = cluster.load_status()
-    if status["state"] == "sealed" or status["newer_mark"]:
+    if status["state"] == "sealed" or status["newer_mark"] or _have_forgotten(status):
         return False
     return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is not None
+
+
+def _have_forgotten(status: dict[str, Any]) -> bool:
+    """Say whether too many keepers have lost their shards: all answer, and there are not enough that hold one."""
+    return all(keeper["reachable"] for keeper in status["keepers"]) and bool(status["keepers_short"])
 
 
 def is_initialised(cluster: DevCluster) -> bool:
