@@ -274,7 +274,7 @@ def test_a_callback_that_ends_its_thread(
     ):
         for version in (2, 3):
             write(nexus, version)
-            wait_until(lambda version=version: cached.current.version == version)  # type: ignore[misc]
+            wait_until(lambda version=version: cached.current.version == version)
         wait_until(lambda: caplog.messages == [f"{PATH}: on_change raised"] * 2)
 
 

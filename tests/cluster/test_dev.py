@@ -139,7 +139,7 @@ def test_one_command_brings_it_back_after_a_reboot(folder: Path) -> None:
 
     elsewhere.rename(lost)
     first = folder / "recovery-shares" / "custodian-1.txt"
-    custodian = ("dev", "exec", "--dir", folder, "--as", custodian_path(1), "--", *PILOT)
+    custodian: list[str | Path] = ["dev", "exec", "--dir", folder, "--as", custodian_path(1), "--", *PILOT]
     assert "1 of 3" in pilot(*custodian, "unseal", f"@{first}")
     assert "ready after" in pilot(*up)
 
