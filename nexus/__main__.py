@@ -6,7 +6,8 @@
 `--live` any answer will do, as of a nexus that waits to be initialised or for its custodians: to start it again would
 not help it.
 
-Exit codes: 0 ended as told, or healthy; 1 failed, or not serving; 2 wrong configuration, before a port is opened.
+Exit codes: 0 ended as told, or healthy; 1 failed, or not serving; 2 wrong configuration, before a port is opened; 130
+interrupted at a terminal while it restored.
 """
 
 import argparse
@@ -97,7 +98,11 @@ def _restore(config: NexusConfig, arguments: argparse.Namespace) -> int:
     harden_process()  # what opens every backup is about to be in this process's memory
     genesis = find_genesis(config, arguments.genesis)
     order = Order(arguments.backup, arguments.identity, genesis, replaces=arguments.replace)
-    sys.stdout.write(restore(config, order) + "\n")
+    try:
+        sys.stdout.write(restore(config, order) + "\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("\nnexus: error: interrupted\n")
+        return 130
     return 0
 
 

@@ -131,7 +131,7 @@ class LastGood:
             _logger.error("%s: a refresh failed unexpectedly", self.path, exc_info=error)
             error = InternalError(f"the refresh failed with {type(error).__name__}")
         if type(error) is not type(self.error):
-            why = str(error).removeprefix(f"{self.path}: ")
+            why = str(error).removeprefix(f"{self.path}: ")  # which some name, and others do not
             _logger.warning("%s: not refreshed, the last value stays: %s", self.path, why)
         self.error = error
         self._failures += 1

@@ -133,7 +133,7 @@ def read_rows(file: Path, identity: bytes, on_row: Callable[[Table, Row], None])
     except OSError as exc:
         if exc.errno is None:  # pyrage's own
             raise BackupError(f"{file.name}: it is damaged or cut off") from exc
-        raise BackupUnavailableError(f"{file.name}: {exc.strerror}") from exc
+        raise BackupUnavailableError(f"{file}: {exc.strerror}") from exc
     except pyrage.DecryptError as exc:
         raise BackupError(f"{file.name}: {_describe(str(exc))}") from exc
     except BackupError as exc:

@@ -80,7 +80,8 @@ class Policies:
             unchanged: list[str] = []
 
             def plan(writer: Writer, serving: Serving) -> _Plan:
-                put = _leave_out(manifest.load(writer, serving.root_key, serving.floor), bodies)
+                found = manifest.load(writer, serving.root_key, serving.floor)
+                put = _leave_out(found, bodies, serving.view)
                 unchanged.extend(name for kind, name in bodies if (kind, name) not in put)
                 if not put:
                     raise _UnchangedError(writer.load_meta().revision)
@@ -182,9 +183,15 @@ class Policies:
         return self._store.write(change, alone=True, on_commit=follow)[0]
 
 
-def _leave_out(found: manifest.Controls, bodies: Mapping[manifest.Key, bytes]) -> dict[manifest.Key, bytes]:
-    """Return those of *bodies* that differ from what is stored; all while a policy is damaged: the change finds it."""
-    if found.damaged_of_kind(records.POLICY):
+def _leave_out(
+    found: manifest.Controls, bodies: Mapping[manifest.Key, bytes], view: PolicyView
+) -> dict[manifest.Key, bytes]:
+    """Return those of *bodies* that differ from what is stored.
+
+    All, while a policy is damaged, or was when *view* was made and is not any more: the change puts in force what it
+    finds.
+    """
+    if found.damaged_of_kind(records.POLICY) or view.damaged:
         return dict(bodies)
     return {key: body for key, body in bodies.items() if found.bodies.get(key) != body}
 

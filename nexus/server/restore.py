@@ -9,18 +9,18 @@
 """
 
 import getpass
+import os
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.errors import BackupError, BackupUnavailableError, ConfigError, InvalidArgumentError
+from common.errors import BackupError, ConfigError, StoreUnavailableError
 from common.forms.backup.header import Header, check_signature
 from common.keys import age
-from common.keys.protected_file import check_protected, is_protected, open_protected
+from common.keys.identity_file import load_identity
 from nexus.config import NexusConfig
-from nexus.store.protocol import Meta
-from nexus.store.sqlite.restored import store_place
+from nexus.store.sqlite.restored import StorePlace, store_place
 
 _FINGERPRINT_SIZE = 32  # bytes
 
@@ -39,16 +39,19 @@ def restore(config: NexusConfig, order: Order) -> str:
     """Make the store, and say in words what it is.
 
     Raises:
-        WrongStateError: There is a store, and it is not to be replaced.
+        WrongStateError, CorruptRowError: There is a store, whole or not, and it is not to be replaced.
         BackupError: The backup is damaged, or of somebody else; nothing has changed.
         BackupUnavailableError, StoreUnavailableError: A file cannot be read or written; nothing has changed.
     """
-    identity = load_identity(order.identity)
-    with store_place(Path(config.storage.path), replaces=order.replaces) as (place, present):
+    folder = Path(config.storage.path).resolve().parent
+    if folder.is_dir():
+        check_owner(folder, owner=folder.stat().st_uid, user=os.geteuid())
+    identity = load_identity(order.identity, _ask)
+    with store_place(Path(config.storage.path), replaces=order.replaces) as place:
         with place.begin() as store:
             contents = age.read_rows(order.backup, identity, store.take)
             check_signature(contents, genesis=order.genesis)
-        return describe(contents.header, present, place.path)
+        return describe(contents.header, place)
 
 
 def find_genesis(config: NexusConfig, given: str) -> bytes:
@@ -70,38 +73,39 @@ def find_genesis(config: NexusConfig, given: str) -> bytes:
     return fingerprint
 
 
-def load_identity(path: Path) -> bytes:
-    """Return what an identity file holds; asks for the passphrase where one protects it.
+def _ask(prompt: str) -> str:
+    if not sys.stdin.isatty():
+        raise BackupError("a passphrase protects the identity file, and there is no terminal to ask for it")
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        raise BackupError("no passphrase was given") from None
+
+
+def check_owner(folder: Path, *, owner: int, user: int) -> None:
+    """Check that a store that *user* makes in a *folder* of *owner* is one that *owner* can open.
 
     Raises:
-        BackupUnavailableError: It cannot be read.
-        InvalidArgumentError: It is no identity file.
-        BackupError: The passphrase does not open it.
+        StoreUnavailableError: Root would leave one that the nexus cannot open.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(age.MAX_IDENTITY_FILE + 1)
-    except OSError as exc:
-        raise BackupUnavailableError(f"{path}: {exc.strerror}") from exc
-    if len(content) > age.MAX_IDENTITY_FILE:
-        raise InvalidArgumentError(f"{path}: it is larger than {age.MAX_IDENTITY_FILE} bytes, so no identity file")
-    if not is_protected(content):
-        return content
-    check_protected(content)
-    if not sys.stdin.isatty():
-        raise BackupError(f"{path}: a passphrase protects it, and there is no terminal to ask for it")
-    return open_protected(content, getpass.getpass(f"passphrase of {path}: ").encode(errors="surrogateescape"))
+    if user == 0 and owner != 0:
+        raise StoreUnavailableError(
+            f"store: folder {folder} belongs to user {owner}, who could not open what root makes there: "
+            "restore as that user"
+        )
 
 
-def describe(header: Header, present: Meta | None, path: Path) -> str:
+def describe(header: Header, place: StorePlace) -> str:
     """Say what was restored, what it replaced, and what has to come."""
     made_at = datetime.fromtimestamp(header.created_at // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     lines = [
         f"restored  timeline {header.timeline}, revision {header.revision}, generation {header.generation}, "
         f"as of {made_at}",
-        f"store     {path}",
+        f"store     {place.path}",
     ]
-    if present is not None:
-        lines.append(f"replaced  timeline {present.timeline}, revision {present.revision}: kept beside it as .replaced")
+    if place.kept is not None:
+        present = place.present
+        what = f"timeline {present.timeline}, revision {present.revision}" if present else "what is no whole store"
+        lines.append(f"replaced  {what}: kept beside it as {place.kept.name}")
     lines.append("next      start the nexus; keepers or 'pilot unseal' give the key back; 'pilot accept-older-store'")
     return "\n".join(lines)

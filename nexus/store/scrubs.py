@@ -6,6 +6,7 @@ from common.clock import Clock
 from nexus.store.protocol import Store
 
 LOOK_S: Final = 600.0  # one scrub reads the whole store, some 2 s for each GiB
+AGAIN_S: Final = 10.0  # after one that did not succeed
 
 
 class LateScrubs:
@@ -25,6 +26,6 @@ class LateScrubs:
         now = self._clock.monotonic()
         if now < self._due:
             return
-        self._due = now + LOOK_S
-        if self._store.is_scrub_due:
-            self._store.scrub(seconds=0)
+        self._due = now + AGAIN_S
+        if not self._store.is_scrub_due or self._store.scrub(seconds=0):
+            self._due = now + LOOK_S

@@ -42,6 +42,23 @@ def check_patch(fields: Mapping[str, bytes], removed: Sequence[str]) -> None:
             raise InvalidArgumentError(f"removed_fields: got {abbreviate(name)}, which is in fields as well")
 
 
+def check_patched(fields: Mapping[str, bytes]) -> None:
+    """Check what a patch would leave. Refusals tell nothing of fields that its caller may not read.
+
+    Raises:
+        InvalidArgumentError: No field, more than 64, or more than 1 MiB once encoded.
+    """
+    if not fields:
+        raise InvalidArgumentError("removed_fields: no field would be left, want 1 or more")
+    try:
+        check_fields(fields)
+    except InvalidArgumentError:
+        raise InvalidArgumentError(
+            f"fields: got too much together with the fields that stay, want at most {MAX_FIELDS}, and "
+            f"{MAX_BODY_BYTES} bytes once encoded"
+        ) from None
+
+
 def encode_body(fields: Mapping[str, bytes]) -> bytes:
     """Encode checked fields as the body of a secret: the codec over name and value of each, sorted by name."""
     return encode_parts(*(part for name in sorted(fields) for part in (name.encode("ascii"), fields[name])))

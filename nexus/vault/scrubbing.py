@@ -19,19 +19,21 @@ class SharedScrub:
         self._scrubbing = threading.Lock()
         self._covered = 0  # revision up to which a scrub of this process has covered all changes
 
-    def run(self) -> None:
-        """Leave nothing in the files of what was committed as destroyed before the call.
+    def run(self, revision: int) -> None:
+        """Leave nothing in the files of what was destroyed by the change with this *revision*, or before it.
+
+        A scrub that began after it is enough, however long it took and whatever was changed since: a request that is
+        repeated because its scrub took too long finds that it is done.
 
         Raises:
             NotScrubbedError: It did not succeed in time; the message says why.
         """
         deadline = time.monotonic() + self._seconds
         try:
-            wanted = self._load_revision()
             if not self._scrubbing.acquire(timeout=self._seconds):
                 raise NotScrubbedError("other scrubs are under way")
             try:
-                if wanted > self._covered:
+                if revision > self._covered:
                     self._scrub(max(deadline - time.monotonic(), 0.0))
             finally:
                 self._scrubbing.release()

@@ -265,7 +265,7 @@ class Vault:
             request = _describe(record, expected, encode_versions(wanted))
             made = self._changes.make(record, request, lambda change: removing.destroy(change, wanted, expected))
         try:
-            self._scrub.run()  # without keys, which a seal would wait for
+            self._scrub.run(made.revision)  # without keys, which a seal would wait for
         except NotScrubbedError as exc:
             raise NotScrubbedError(
                 f"{path}: destroyed, but the files may have it yet ({exc}): the same request tries once more"

@@ -4,12 +4,11 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from common.errors import InvalidArgumentError
 from nexus.policy.keeping import Keeping
 from nexus.store.protocol import MadeByRequest, Reader, SecretRow
 from nexus.vault.change import SecretChange, check_current
 from nexus.vault.expected import INCARNATION_SIZE, Expected
-from nexus.vault.fields import check_fields, decode_body, encode_body
+from nexus.vault.fields import check_patched, decode_body, encode_body
 from nexus.vault.history import explain_missing, name_versions
 from nexus.vault.sealed import open_row, seal_row
 
@@ -46,9 +45,7 @@ def patch(
     check_current(change.serving.keyring.current_id, change.writer.basis.kek_id)
     patched = {**decode_body(open_row(newest, change.serving)), **fields}
     left = {name: value for name, value in patched.items() if name not in removed}
-    if not left:
-        raise InvalidArgumentError("removed_fields: no field would be left, want 1 or more")
-    check_fields(left)
+    check_patched(left)
     return _append(change, secret, encode_body(left), keeping)
 
 

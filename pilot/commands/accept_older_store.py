@@ -1,4 +1,4 @@
-"""`pilot accept-older-store`: continue with a store older than keepers remember, and lose what came after it."""
+"""`pilot accept-older-store`: continue with a store older than keepers remember, or restored from a backup."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,9 +28,9 @@ def accept_older_store(
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing; for automation.")] = False,
 ) -> None:
-    """Accept that the store is older than a rollback mark says: what was committed after it is lost.
+    """Accept a store that is older than a rollback mark says, or restored: what was committed after it is lost.
 
-    'pilot status' shows the store's timeline and revision, and the mark. Role: superuser.
+    'pilot status' shows the store's timeline and revision, and the mark if there is one. Role: superuser.
     """
     from pilot.connection import Connection
     from pilot.terminal.terminal import Terminal

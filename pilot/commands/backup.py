@@ -173,7 +173,7 @@ def _verify_file(settings: Settings, file: Path, identity: Path, genesis: bytes)
     from common.keys.hardening import harden_process
 
     harden_process()  # what opens every backup is about to be in this process's memory
-    opened = decode_opened(age.read_backup(str(file).encode(), identities.load_identity(identity)))
+    opened = decode_opened(age.read_backup(str(file).encode(), identities.open_identity(identity)))
     chain = check_signature(opened.contents, genesis=genesis)
     document = _to_offline_document(file, opened, chain.genesis.fingerprint)
     if settings.output is Output.JSON:

@@ -38,6 +38,7 @@ def new(
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     from common.keys.hardening import harden_process
+    from common.keys.identity_file import encode_passphrase
     from common.keys.protected_file import protect
     from pilot.custody.passphrase import choose_passphrase, hand_out_passphrase
 
@@ -51,7 +52,7 @@ def new(
     secret = os.urandom(KEY_SIZE)
     recipient = encode_recipient(X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw())
     content = f"# public key: {recipient}\n{encode_identity(secret)}\n"
-    _write(file, protect(content.encode(), _to_bytes(passphrase)))
+    _write(file, protect(content.encode(), encode_passphrase(passphrase)))
     _show(settings, file, recipient)
     print(
         "pilot: hint: the recipient goes into backup.recipients of the nexus; 'pilot backup identity check' asks for "
@@ -67,47 +68,28 @@ def check(settings: Settings, file: FileArgument) -> None:
     from common.keys.hardening import harden_process
 
     harden_process()  # as in `new`
-    content = load_identity(file)
+    content = open_identity(file)
     from common.keys.age import find_recipient
 
     _show(settings, file, find_recipient(content))
 
 
-def load_identity(path: Path) -> bytes:
+def open_identity(path: Path) -> bytes:
     """Return what an identity file holds; asks for the passphrase where one protects it.
 
     Raises:
-        PilotError: It cannot be read.
-        UsageError: It is too large, or protected and there is no terminal.
-        BackupError: The passphrase does not open it.
-        InvalidArgumentError: It would cost too much, or is of another kind.
+        UsageError: A passphrase protects it, and there is no terminal.
+        BackupUnavailableError, InvalidArgumentError, BackupError: As `common.keys.identity_file.load_identity`.
     """
-    from common.keys.age import MAX_IDENTITY_FILE
+    from common.keys.identity_file import load_identity
 
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_IDENTITY_FILE + 1)
-    except OSError as exc:
-        raise PilotError(f"{path}: {exc.strerror}") from exc
-    if len(content) > MAX_IDENTITY_FILE:
-        raise UsageError(f"{path}: it is larger than {MAX_IDENTITY_FILE} bytes, so no identity file")
-    from common.keys.protected_file import check_protected, is_protected, open_protected
+    def ask(prompt: str) -> str:
+        terminal = Terminal()
+        terminal.check(f"a passphrase protects {path}: type it at a terminal, or open it first with age -d")
+        with signals_as_interrupt():
+            return terminal.ask_hidden(prompt)
 
-    if not is_protected(content):
-        return content
-    check_protected(content)
-    terminal = Terminal()
-    terminal.check(f"a passphrase protects {path}: type it at a terminal, or open it first with age -d")
-    with signals_as_interrupt():
-        passphrase = terminal.ask_hidden(f"passphrase of {path}: ")
-    return open_protected(content, _to_bytes(passphrase))
-
-
-def _to_bytes(passphrase: str) -> bytes:
-    try:
-        return passphrase.encode()
-    except UnicodeEncodeError:  # the cause is not chained: it carries the passphrase
-        raise UsageError("the passphrase is not text") from None
+    return load_identity(path, ask)
 
 
 def _write(path: Path, content: bytes) -> None:

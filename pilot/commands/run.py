@@ -49,7 +49,13 @@ def run(
     ] = 60.0,
     grace: Annotated[
         float,
-        typer.Option("--grace", min=0, max=_LONGEST_S, metavar="SECONDS", help="To end in, before a restart kills it."),
+        typer.Option(
+            "--grace",
+            min=0,
+            max=_LONGEST_S,
+            metavar="SECONDS",
+            help="How long a restart waits for its end.",
+        ),
     ] = 10.0,
     allow_disk: Annotated[
         bool, typer.Option("--allow-disk", help="Let files with secrets be on something other than a tmpfs.")

@@ -218,7 +218,10 @@ def list_hints(document: dict[str, Any]) -> list[str]:
         ]
     if document["restored"]:
         store = f"--timeline {document['timeline'] or 0} --revision {document['revision'] or 0}"
-        return [f"once keepers or 'pilot unseal' brought its key back: 'pilot accept-older-store {store}'"]
+        return [
+            f"a superuser accepts it with 'pilot accept-older-store {store}'; if it lacks shards, keepers or "
+            "'pilot unseal' give its key back before"
+        ]
     if any("accept-new-chain" in line for line in document["blocked_by"]):
         return [
             "put the audit files back and start the nexus again, or accept that they are lost with "

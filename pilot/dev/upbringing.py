@@ -42,7 +42,7 @@ def bring_up(cluster: DevCluster, before: set[str], by_hand: ByHand) -> bool:
     if status["state"] in _UNBORN:
         return _init(cluster, by_hand)
     # Keepers that have just been started are empty: with fewer than a threshold of others, waiting is pointless.
-    if len(before - {"nexus", IDENTITY}) >= plan.threshold:
+    if len(before - {"nexus", IDENTITY}) >= plan.threshold and not _have_forgotten(status):
         with console.status("recovering"):
             if comes_back(cluster):
                 return True
@@ -94,7 +94,7 @@ def comes_back(cluster: DevCluster) -> bool:
     if cluster.wait_ready(timeout=UNAIDED_S) is not None:
         return True
     status = cluster.load_status()
-    if status["state"] == "sealed" or status["newer_mark"] or _have_forgotten(status):
+    if status["state"] == "sealed" or _is_to_be_accepted(status):
         return False
     return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is not None
 
@@ -102,6 +102,10 @@ def comes_back(cluster: DevCluster) -> bool:
 def _have_forgotten(status: dict[str, Any]) -> bool:
     """Say whether too many keepers have lost their shards: all answer, and there are not enough that hold one."""
     return all(keeper["reachable"] for keeper in status["keepers"]) and bool(status["keepers_short"])
+
+
+def _is_to_be_accepted(status: dict[str, Any]) -> bool:
+    return bool(status["newer_mark"] or status["restored"])
 
 
 def is_initialised(cluster: DevCluster) -> bool:
@@ -120,8 +124,9 @@ def show_way_on(cluster: DevCluster, directory: Path, *, ready: bool) -> None:
     status = cluster.load_status()
     if status["state"] in _UNBORN:
         _show_init(cluster, option)
-    elif status["newer_mark"]:
-        say("[yellow]not ready[/]: the store is older than its keepers remember")
+    elif _is_to_be_accepted(status):
+        why = "is older than its keepers remember" if status["newer_mark"] else "was restored from a backup"
+        say(f"[yellow]not ready[/]: the store {why}")
         say(f"look and decide:  pilot dev exec{option} --as {SUPERUSER_PATH} -- pilot status")
     else:
         _show_unseal(cluster, status, option)

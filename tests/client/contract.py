@@ -107,6 +107,8 @@ class TestWriting:
             client.patch(path, {"a": b"2"}, expected_version=7)
         with pytest.raises(shardhold.InvalidArgumentError, match="no field would be left"):
             client.patch(path, remove=["a"])
+        with pytest.raises(shardhold.InvalidArgumentError, match="fields: got too much together with the fields"):
+            client.patch(path, {"b": bytes(2**20 - 10)})
         assert (client.get(path).version, client.get(path)["a"]) == (1, b"1")
 
     def test_patch_needs_a_current_version(self, client: Client, path: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pilot.dev.cluster import DevCluster, clean_environ
+from pilot.dev.cluster import DevCluster, clean_environ, server_command
 from pilot.dev.directory import MARKER, DevDirectory
 from pilot.dev.identities import OPERATOR_PATH, custodian_path
 from tests.kit.patience import at_most, wait_until
@@ -142,6 +142,26 @@ def test_one_command_brings_it_back_after_a_reboot(folder: Path) -> None:
     custodian: list[str | Path] = ["dev", "exec", "--dir", folder, "--as", custodian_path(1), "--", *PILOT]
     assert "1 of 3" in pilot(*custodian, "unseal", f"@{first}")
     assert "ready after" in pilot(*up)
+
+
+def test_a_restored_store_waits_for_a_superuser(folder: Path) -> None:
+    """Brought up on a store from a backup, it has its key and says at once what is missing: that it is accepted."""
+    up: list[str | Path] = ["dev", "up", "--dir", folder, "--keepers", "2", "--threshold", "2", "--detach"]
+    pilot(*up)
+    environ, directory = read_env(folder), DevDirectory(folder)
+    backup = json.loads(pilot("backup", "create", "-o", "json", environ=environ).partition("pilot: ")[0])["name"]
+    genesis = json.loads(pilot("status", "-o", "json", environ=environ))["genesis"]
+    pilot("dev", "down", "--dir", folder)
+    restore = [*server_command(directory, "nexus"), "restore", "--from", str(directory.backups / backup), "--replace"]
+    restore += ["--identity", str(directory.backup_identity), "--genesis", genesis]
+    subprocess.run(restore, env=clean_environ(), capture_output=True, timeout=at_most(60), check=True)
+    said = pilot(*up, exit_code=5)
+    assert "not ready: the store was restored from a backup" in said
+    assert "forgot their shards" not in said
+    environ = read_env(folder)
+    (hint,) = re.findall(r"'pilot (accept-older-store [^']*)'", pilot("status", environ=environ))
+    pilot(*shlex.split(hint), "--yes", environ=environ)
+    assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "ready"
 
 
 def test_a_sealed_cluster_stays_sealed(folder: Path) -> None:

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from common.forms.bech32 import encode_identity
+from common.keys.protected_file import protect
 from nexus.store.protocol import Meta
 from nexus.store.sqlite.store import SqliteStore
 from pilot.dev.cluster import clean_environ, server_command
 from pilot.dev.directory import Plan
+from shardhold.v1 import root_pb2 as pb
 from tests.cluster.ledger import Ledger
 from tests.cluster.operations import Operations
 from tests.cluster.strace import Injection, Strace
 from tests.kit.cluster import Cluster, running
 from tests.kit.patience import at_most
 from tests.kit.probes import Status
+from tests.kit.transcript import run_program_at_terminal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
 
@@ -37,13 +40,18 @@ def back_up(cluster: Cluster) -> Path:
     return cluster.directory.backups / str(made["name"])
 
 
+def make_command(cluster: Cluster, backup: Path, *, identity: Path) -> list[str]:
+    """Return the command line that restores *backup*."""
+    command = server_command(cluster.directory, "nexus")
+    command.insert(command.index("--config"), "restore")
+    return [*command, "--from", str(backup), "--identity", str(identity)]
+
+
 def restore(
     cluster: Cluster, backup: Path, *more: str, wrap: Callable[[Sequence[str]], list[str]] = list
 ) -> subprocess.CompletedProcess[str]:
     """Run `nexus restore` while no nexus runs, by the command that *wrap* makes of it."""
-    command = server_command(cluster.directory, "nexus")
-    command.insert(command.index("--config"), "restore")
-    command += ["--from", str(backup), "--identity", str(cluster.directory.backup_identity), *more]
+    command = [*make_command(cluster, backup, identity=cluster.directory.backup_identity), *more]
     return subprocess.run(
         wrap(command), env=clean_environ(), capture_output=True, text=True, timeout=at_most(60), check=False
     )
@@ -96,8 +104,8 @@ def test_a_server_that_is_lost_with_all_keepers(cluster: Cluster) -> None:
     assert cluster.status()["generation"] == 2
 
 
-def test_a_store_that_is_put_back_over_a_newer_one(cluster: Cluster) -> None:
-    """Keepers give the key back and remember more; the newer store is kept beside the restored one."""
+def test_a_store_that_is_put_back_over_a_newer_one(cluster: Cluster, tmp_path: Path) -> None:
+    """Keepers give the key back and remember more; the newer store is kept beside. A passphrase is asked for."""
     genesis = find_genesis(cluster)
     backup = back_up(cluster)
     late = Ledger(cluster.superuser)
@@ -109,13 +117,39 @@ def test_a_store_that_is_put_back_over_a_newer_one(cluster: Cluster) -> None:
     for more, said in (((), "--genesis: got none"), (("--genesis", genesis), "there is a store at")):
         refused = restore(cluster, backup, *more)
         assert (refused.returncode != 0, said in refused.stderr) == (True, True), refused.stderr
-    done = restore(cluster, backup, "--genesis", genesis, "--replace")
-    assert done.returncode == 0, done.stderr
-    assert "kept beside it as .replaced" in done.stdout
+    protected = tmp_path / "identity.age"
+    protected.write_bytes(protect(cluster.directory.backup_identity.read_bytes(), b"seven herons", work=10))
+    command = [*make_command(cluster, backup, identity=protected), "--genesis", genesis, "--replace"]
+    done = run_program_at_terminal(*command, script=[("passphrase of", "seven herons")])
+    assert done.code == 0, done
+    assert "kept beside it as nexus.db.replaced" in done.out
     assert cluster.directory.data.joinpath("nexus.db.replaced").exists()
     cluster.run("nexus")
     assert accept(cluster)["timeline"] == 2
     cluster.pilot("secret", "get", "ledger/0", exit_code=3)
+
+
+def test_a_backup_from_the_middle_of_a_rotation(cluster: Cluster) -> None:
+    """Keepers are a root key further, so custodians bring the earlier one back; nothing is left of the rotation."""
+    genesis, operations = find_genesis(cluster), Operations(cluster)
+    operations.back_up()  # the first one waits for the end of an operation
+    assert operations.ledger.put() == ""
+    cluster.wait_filled()
+    cluster.kill("keeper-3")
+    operations.begin(pb.DEPTH_ROTATE)
+    operations.wait_waiting("keeper-3")
+    backup = back_up(cluster)
+    cluster.run("keeper-3")
+    operations.wait_ended()
+    cluster.kill("nexus")
+    done = restore(cluster, backup, "--genesis", genesis, "--replace")
+    assert done.returncode == 0, done.stderr
+    cluster.run("nexus")
+    cluster.unseal()
+    assert accept(cluster)["timeline"] == 2
+    operations.check_world(is_everybody=False)
+    cluster.restart_nexus()
+    operations.check_world(is_everybody=False)
 
 
 @pytest.mark.needs("strace")

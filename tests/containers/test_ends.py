@@ -151,7 +151,7 @@ def test_down_and_up_waits_for_recovery_shares(stack: Stack, tmp_path: Path) -> 
     assert "0 of 3 shards" in " ".join(status["blocked_by"])
     assert "initialised before" in stack.logs("init")
     assert "policies are as they were" in stack.logs("policy")
-    stack.wait("the example says why", lambda: f"no {PATH}: " in stack.logs("app"))
+    stack.wait("the example says why", lambda: "not read: " in stack.logs("app"))
     printed = [
         step
         for step in read_steps(DOCUMENT, "What an operator does, and what happens")

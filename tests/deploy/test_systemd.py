@@ -48,6 +48,19 @@ def test_systemd_understands_every_line(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [NEXUS, KEEPER])
+def test_it_is_started_again_however_often_it_ends(name: str) -> None:
+    """By default systemd gives a unit up that ends five times in ten seconds, as on a disk that is away."""
+    section, _, _ = (FOLDER / name).read_text().partition("[Service]")
+    assert "\nStartLimitIntervalSec=0\n" in section
+    assert "\nRestart=always\n" in (FOLDER / name).read_text()
+
+
+def test_a_child_that_runs_out_of_memory_ends_alone() -> None:
+    """By default systemd stops the whole unit: a nexus, with its key, for one backup."""
+    assert "\nOOMPolicy=continue\n" in (FOLDER / NEXUS).read_text()
+
+
+@pytest.mark.parametrize("name", [NEXUS, KEEPER])
 def test_the_sandbox_is_tight(name: str) -> None:
     """Exposure is below 2.0 by systemd's own measure, and it sees what is missing."""
     options = ("security", "--offline=yes", f"--threshold={MOST_EXPOSED}")

@@ -37,7 +37,8 @@ class Transcript:
 
 def make_environ() -> dict[str, str]:
     """Return the environment of a pilot that stands alone."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDHOLD_", "SPIFFE_"))}
+    dropped = ("SHARDHOLD_", "SPIFFE_", "LINES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {"COLUMNS": "1000", "TERM": "dumb"}  # nothing wraps
 
 

@@ -11,6 +11,13 @@ from tests.kit.played_nexus import CUSTODIAN_PATH, PlayedNexus
 from tests.pilot.served_nexus import ServedNexus
 
 
+@pytest.fixture(autouse=True)
+def _no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let terminals say how large they are: what runs the tests may have its own in the environment."""
+    for variable in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture(scope="session")
 def ca() -> Authority:
     """Return the authority of example.test."""

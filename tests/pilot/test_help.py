@@ -66,7 +66,7 @@ def test_help_fits_a_narrow_terminal(
 
 def test_what_an_option_means_has_room_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """It stands below the option there, and beside it elsewhere."""
-    option, meaning = "-o, --output table|json", "Form of the output"
+    option, meaning = "-o, --output table|json|toml", "Form of the output"
     command = ROOT.get_command(CONTEXT, "status")
     assert f"  {option}\n          {meaning}" in show_help(command, ("status",), monkeypatch, columns=50)
     assert f"  {option}  {meaning}" in show_help(command, ("status",), monkeypatch, columns=80)

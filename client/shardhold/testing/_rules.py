@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from shardhold._errors import InvalidArgumentError
 from shardhold.testing._refusals import conflict, invalid
 
 MAX_PATH_BYTES = 512
@@ -85,6 +86,19 @@ def check_fields(fields: Mapping[str, bytes]) -> None:
     if not fields:
         raise invalid(f"fields: got none, want 1 to {MAX_FIELDS}")
     _check_some_fields(fields)
+
+
+def check_patched(fields: Mapping[str, bytes]) -> None:
+    """Check what a patch would leave; a refusal tells nothing of the fields that stay."""
+    if not fields:
+        raise invalid("removed_fields: no field would be left, want 1 or more")
+    try:
+        check_fields(fields)
+    except InvalidArgumentError:
+        raise invalid(
+            f"fields: got too much together with the fields that stay, want at most {MAX_FIELDS}, and "
+            f"{MAX_BODY_BYTES} bytes once encoded"
+        ) from None
 
 
 def check_patch(fields: Mapping[str, bytes], removed: Sequence[str]) -> None:

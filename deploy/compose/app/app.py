@@ -33,7 +33,7 @@ def ask(client: Client) -> str:
     try:
         secret = client.get(PATH)
     except Error as exc:
-        return f"no {PATH}: {exc}"
+        return f"not read: {exc}"
     return f"got {PATH} version {secret.version}: {', '.join(sorted(secret.fields))}"
 
 

@@ -216,7 +216,7 @@ class Backups:
         with self._alone():
             opened = self._open(file)
         with self._lifecycle.borrow() as serving:
-            prove_backup(opened, serving)
+            prove_backup(opened, serving, read_with_key(self._store, serving, load_facts).meta)
         now = self._now
         self._remember(file, opened.contents, write_entry, now)
         return Verified(file, opened.contents, now)

@@ -1,19 +1,22 @@
 """Whether a backup that is whole is one of this cluster."""
 
 from common.errors import BackupError, CorruptRowError
-from common.forms.backup.header import check_signature
+from common.forms.backup.header import Header, check_signature
 from common.forms.backup.opened import OpenedBackup
 from common.forms.backup.tables import META
+from common.forms.chain import Chain
 from nexus.keys import manifest
 from nexus.keys.opened import Serving
 from nexus.store.protocol import ControlRow, Meta, Phase
 
 
-def prove_backup(opened: OpenedBackup, serving: Serving) -> None:
-    """Hold a backup that is whole against what this nexus serves.
+def prove_backup(opened: OpenedBackup, serving: Serving, store: Meta) -> None:
+    """Hold a backup that is whole against what this nexus serves, and where its *store* stands now.
 
-    Its signer has to be in the chain of this cluster. If it is of the current generation, its control rows have to
-    verify under the root key, all of them.
+    1. Its signer has to be in the chain of this cluster.
+    2. It comes before the change that replaced its generation, and is not ahead of the store: an older root key may
+       have leaked, and a store that was put back has later backups. Either would count as the newest for ever.
+    3. If it is of the current generation, its control rows have to verify under the root key, all of them.
 
     Raises:
         BackupError: It is of another cluster, of a history that this one has left, or of a store that was edited.
@@ -22,6 +25,7 @@ def prove_backup(opened: OpenedBackup, serving: Serving) -> None:
     chain = check_signature(opened.contents, genesis=serving.genesis.fingerprint)
     if chain.seq > serving.chain.seq or serving.chain.cut(chain.seq).digest != chain.digest:
         raise BackupError(f"backup is of generation {header.generation} of a history that this cluster has left")
+    _check_position(header, serving.chain, store)
     if header.generation != serving.root_key.generation:
         return
     rows = [ControlRow(*row) for row in opened.controls]
@@ -32,6 +36,22 @@ def prove_backup(opened: OpenedBackup, serving: Serving) -> None:
     if controls.damaged:
         names = ", ".join(sorted("/".join(key) for key in controls.damaged))
         raise BackupError(f"control rows of the backup do not verify: {names}")
+
+
+def _check_position(header: Header, chain: Chain, store: Meta) -> None:
+    """Hold a backup against the chain and the store (rule 2); revisions go on from one timeline to the next."""
+    what = f"backup is of timeline {header.timeline}, revision {header.revision}"
+    end = next((link for link in chain.links if link.generation > header.generation), None)
+    if end is not None and (header.timeline > end.timeline or header.revision >= end.revision):
+        raise BackupError(
+            f"{what}, and generation {header.generation} ended before that: it is of a history that this cluster has "
+            "left, or forged"
+        )
+    if header.position > (store.timeline, store.revision):
+        raise BackupError(
+            f"{what}, and the store is at {store.timeline}, {store.revision}: the store was put back, or the backup is "
+            "forged"
+        )
 
 
 def _to_meta(opened: OpenedBackup) -> Meta:

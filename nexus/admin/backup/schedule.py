@@ -3,8 +3,10 @@
 1. One is due when the newest that was verified is older than the interval, or none was. Runs that were missed are made
    up for by one. Each run waits a little longer, by chance: several nexuses need not begin at once.
 2. What was made is verified at once; after that, what retention names is removed.
-3. What failed is tried again, after twice the time of before, an hour at most. It is an alarm until one succeeds.
-4. It is an alarm too when none was verified for twice the interval, whatever the reason.
+3. What failed is tried again, after twice the time of before, an hour at most. It is an alarm until one succeeds; that
+   the directory cannot be looked at is one until it can, and then what is due is made at once.
+4. It is an alarm too when none was verified for twice the interval, or since the start for as long, whatever the
+   reason: a directory that hangs fails nothing.
 5. Without an interval nothing is made; what there is is looked at all the same.
 """
 
@@ -71,6 +73,8 @@ class BackupSchedule:
         self._jitter = self._draw_jitter()
         self._retry = 0.0  # seconds after the last failure; 0: none since a success
         self._retry_at = 0.0  # of the monotonic clock
+        self._began = clock.monotonic()
+        self._is_blind = False  # the last look failed
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="backup-schedule", daemon=True)
         self._is_started = False
@@ -85,9 +89,12 @@ class BackupSchedule:
         """Return what somebody has to see to (rules 3 and 4)."""
         view = self._view
         alarms = [f"backup by schedule failed: {view.failure}"] if view.failure else []
-        age = to_micros(self._clock.now()) - view.verified_at
-        if self._interval and view.verified_at and age > 2 * self._interval * _SECOND:
-            alarms.append(f"the newest verified backup is {age // (3600 * _SECOND)} hours old")
+        if view.verified_at:
+            age, what = (self._now - view.verified_at) / _SECOND, "the newest verified backup is {} hours old"
+        else:
+            age, what = self._clock.monotonic() - self._began, "no backup was verified since the start, {} hours ago"
+        if self._interval and self._backups.is_configured and age > 2 * self._interval:
+            alarms.append(what.format(int(age // 3600)))
         return alarms
 
     def start(self) -> None:
@@ -107,7 +114,7 @@ class BackupSchedule:
         if self._lifecycle.find_serving() is None:
             return LOOK_S
         try:
-            self._look()
+            self._look_first()
             if self._is_due():
                 self._back_up()
                 self._look()
@@ -120,6 +127,15 @@ class BackupSchedule:
     def _run(self) -> None:
         while not self._ended.is_set():
             self._clock.wait(self._ended, self.step())
+
+    def _look_first(self) -> None:
+        """Look, and forget a failure to look once it is over."""
+        was_blind, self._is_blind = self._is_blind, True
+        self._look()
+        self._is_blind = False
+        if was_blind:
+            self._retry = 0.0
+            self._view = replace(self._view, failure="")
 
     def _look(self) -> None:
         files, newest = self._backups.find_own(), self._backups.find_newest()

@@ -68,7 +68,7 @@ def _start(program: str, fd: int, time_limit: float, children: Children) -> Iter
     deadline = threading.Timer(time_limit, child.kill)
     deadline.daemon = True
     try:
-        deadline.start()
+        _limit(deadline)
         children.adopt(child)
         yield child
     finally:
@@ -79,6 +79,13 @@ def _start(program: str, fd: int, time_limit: float, children: Children) -> Iter
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         child.wait()
+
+
+def _limit(deadline: threading.Timer) -> None:
+    try:
+        deadline.start()
+    except RuntimeError as exc:
+        raise BackupUnavailableError("the backup process has no time limit: no thread can be started") from exc
 
 
 def _talk(child: Child, message: Request | Signature) -> Answer:

@@ -5,20 +5,24 @@
    reads the backup says that it is whole; else it is removed.
 3. It takes its place by one rename. What was there is kept as `<path>.replaced`, or with a later number, whole without
    a WAL: a WAL that was left would be read into the new file. Killed at any moment, there is the old store or the new.
-4. Its meta row says that it was restored: a nexus serves it only once a superuser has accepted that.
+   What is no store that can be read is kept as it is, with its WAL.
+4. It holds what the store held: a version whose secret was lost there comes back without it, and is damage here too.
+5. Its meta row says that it was restored: a nexus serves it only once a superuser has accepted that.
 """
 
 import contextlib
+import itertools
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from common.errors import BackupError, CorruptRowError, StoreUnavailableError, WrongStateError
 from common.forms.backup.tables import META, Row, Table
-from nexus.store.protocol import Meta, Phase
+from nexus.store.protocol import Phase
 from nexus.store.sqlite.connection import (
     APPLICATION_ID,
     SQLITE_ERRORS,
@@ -29,13 +33,13 @@ from nexus.store.sqlite.connection import (
     truncate_wal,
 )
 from nexus.store.sqlite.migrations import migrate
-from nexus.store.sqlite.reader import SqliteReader
 
 _OTHER_NAMES: Final = {("audit_head", "digest"): "hash"}
 _COUNT_LIVE: Final = """
     UPDATE secrets SET live_versions =
         (SELECT count(*) FROM versions AS v WHERE v.path = secrets.path AND v.deleted = 0)"""
 _SUFFIXES: Final = ("", "-journal", "-wal", "-shm")
+_KEPT: Final = _SUFFIXES[:3]  # the last one is made of the WAL
 
 
 class RestoredStore:
@@ -84,16 +88,13 @@ class RestoredStore:
             raise translate(exc, "restore a row") from exc
 
     def finish(self) -> None:
-        """Complete the file, and see that it is a store; it is closed and synced then.
+        """Complete the file; it is closed and synced then.
 
         Raises:
-            BackupError: The rows do not fit each other.
             StoreUnavailableError: The disk refuses.
         """
         try:
             self._connection.execute(_COUNT_LIVE)
-            if self._connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
-                raise BackupError("a row of the backup belongs to a secret that is not in it")
             self._connection.execute("COMMIT")
             self._connection.execute("PRAGMA optimize")
             self._connection.close()
@@ -118,24 +119,43 @@ class RestoredStore:
         return self._inserts[table.name]
 
 
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What a store says of itself, whatever its schema."""
+
+    cluster_id: bytes
+    timeline: int
+    revision: int
+
+
 class StorePlace:
     """Where a store is put, or put back: no nexus runs on it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.present: Present | None = None  # the store that was there; None: none, or it cannot be read
+        self.kept: Path | None = None  # where what was there is now
 
-    def find_present(self) -> Meta | None:
-        """Return what the store that is there says of itself; None: there is none, or an empty one.
+    def look(self) -> None:
+        """Look what is there.
 
         Raises:
-            StoreUnavailableError, CorruptRowError: Something is there that cannot be read.
+            StoreUnavailableError: It cannot be looked at.
+            CorruptRowError: It is no store that can be read.
         """
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return None
+        wal = _add(self.path, "-wal")
+        if not _has_content(self.path):
+            if _has_content(wal):
+                raise CorruptRowError(f"store {self.path} is missing, but its {wal.name} is there: put the file back")
+            return
         prepare_file(self.path)
         with self._connect() as connection:
-            meta = SqliteReader(connection).load_meta()
-        return None if meta.phase is Phase.EMPTY else meta
+            if not connection.execute("PRAGMA user_version").fetchone()[0]:
+                return  # its nexus was killed before it made a table
+            row = connection.execute("SELECT phase, cluster_id, timeline, revision FROM meta").fetchone()
+        if row is None:
+            raise CorruptRowError("store has no meta row")
+        self.present = None if row[0] == Phase.EMPTY else Present(*row[1:])
 
     @contextmanager
     def begin(self) -> Iterator[RestoredStore]:
@@ -157,29 +177,34 @@ class StorePlace:
 
     def _put_in_place(self, new: Path) -> None:
         try:
-            if self.path.exists() and self.path.stat().st_size:
+            if self.present is not None:
                 self._empty_wal()
-                os.link(self.path, self._choose_name())
+            self._keep()
             for suffix in _SUFFIXES[1:]:
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+                _add(self.path, suffix).unlink(missing_ok=True)
             new.rename(self.path)
             _sync(self.path.parent)
         except OSError as exc:
             raise StoreUnavailableError(f"store {self.path} cannot be replaced: {exc.strerror}") from exc
 
     def _empty_wal(self) -> None:
-        """Bring everything into the database file; only then can the WAL go."""
-        with self._connect() as connection:
+        """Bring everything into the database file, unless that is damaged: then the WAL is kept as well."""
+        with contextlib.suppress(CorruptRowError), self._connect() as connection:
             if not truncate_wal(connection):
                 raise StoreUnavailableError("somebody reads the store that is to be replaced")
 
-    def _choose_name(self) -> Path:
-        number = 1
-        while (
-            path := self.path.with_name(f"{self.path.name}.replaced" + (f".{number}" if number > 1 else ""))
-        ).exists():
-            number += 1
-        return path
+    def _keep(self) -> None:
+        """Give what is there a second name."""
+        there = [suffix for suffix in _KEPT if _has_content(_add(self.path, suffix))]
+        if not there:
+            return
+        names = (
+            _add(self.path, f".replaced{number}")
+            for number in itertools.chain([""], map(".{}".format, itertools.count(2)))
+        )
+        self.kept = next(name for name in names if not any(_add(name, suffix).exists() for suffix in _KEPT))
+        for suffix in there:
+            os.link(_add(self.path, suffix), _add(self.kept, suffix))
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -191,12 +216,13 @@ class StorePlace:
 
 
 @contextmanager
-def store_place(path: Path, *, replaces: bool) -> Iterator[tuple[StorePlace, Meta | None]]:
-    """Hold the place of a store, with what is there; nothing may be, unless *replaces*.
+def store_place(path: Path, *, replaces: bool) -> Iterator[StorePlace]:
+    """Hold the place of a store; nothing may be there, unless *replaces*.
 
     Raises:
-        StoreUnavailableError: A nexus runs on it, or it cannot be read.
+        StoreUnavailableError: A nexus runs on it, or it cannot be looked at.
         WrongStateError: There is a store.
+        CorruptRowError: There is something else, or a damaged store.
     """
     path = path.resolve()
     if not path.parent.is_dir():
@@ -204,15 +230,12 @@ def store_place(path: Path, *, replaces: bool) -> Iterator[tuple[StorePlace, Met
     lock = StoreLock(path)
     try:
         place = StorePlace(path)
-        try:
-            present = place.find_present()
-        except CorruptRowError:
-            if not replaces:
-                raise
-            present = None
-        if present is not None and not replaces:
-            raise WrongStateError(f"there is a store at {path}, of cluster {present.cluster_id.hex()}")
-        yield place, present
+        with contextlib.suppress(*([CorruptRowError] if replaces else [])):
+            place.look()
+        if place.present is not None and not replaces:
+            cluster = place.present.cluster_id.hex()
+            raise WrongStateError(f"there is a store at {path}, of cluster {cluster}: --replace keeps it aside")
+        yield place
     finally:
         lock.release()
 
@@ -224,7 +247,15 @@ def remove(path: Path) -> None:
         OSError: The disk refuses.
     """
     for suffix in _SUFFIXES:
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+        _add(path, suffix).unlink(missing_ok=True)
+
+
+def _add(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _sync(path: Path) -> None:

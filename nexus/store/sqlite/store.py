@@ -360,6 +360,7 @@ class SqliteStore:
             if self._refusal is not None:
                 kind, why = self._refusal
                 raise kind(why)
+            has_removed = bool(pages) and self.is_scrub_due  # versions, since somebody began to look for the pages
             self.is_scrub_due = True
             try:
                 is_done = truncate_wal(self._writer, busy_s=SCRUB_BUSY_S)
@@ -371,7 +372,7 @@ class SqliteStore:
                 self.unscrubbed = str(error)
                 raise error from exc
             self.unscrubbed = "" if is_done else "somebody reads the database"
-            self.is_scrub_due = not is_done
+            self.is_scrub_due = not is_done or has_removed
             if fault := self._files.find_fault():
                 self._refuse(StoreFileLostError, fault)
                 raise StoreFileLostError(fault)

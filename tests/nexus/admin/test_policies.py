@@ -1,6 +1,8 @@
 """Policies of a cluster: applied whole, in force at once, and safe from whoever edits the database."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -143,6 +145,19 @@ def test_while_a_policy_is_damaged_all_are_applied(nexus: NexusCore, tmp_path: P
     before = load_revision(nexus)
     assert nexus.policies.apply(SUPERUSER, [policy("one")]) == Applied(before + 1, (), ())
     assert nexus.policies.list(SUPERUSER).damaged == ("evil",)
+
+
+def test_what_was_damaged_and_put_back_is_in_force_again_when_it_is_applied(nexus: NexusCore, tmp_path: Path) -> None:
+    """No policy counted while one was damaged: what is stored is as given, and yet not in force."""
+    with closing(sqlite3.connect(tmp_path / "nexus.db")) as database:
+        (body,) = database.execute("SELECT body FROM control WHERE name = 'one'").fetchone()
+    tamper(tmp_path, "UPDATE control SET body = ? WHERE name = 'one'", EVIL)
+    nexus.policies.apply(SUPERUSER, [policy("two")])
+    tamper(tmp_path, "UPDATE control SET body = ? WHERE name = 'one'", body)
+    assert nexus.policies.list(SUPERUSER).damaged == ("one",)
+    assert nexus.policies.apply(SUPERUSER, [policy("one")]).unchanged == ()
+    assert nexus.policies.list(SUPERUSER).damaged == ()
+    assert nexus.policies.explain(SUPERUSER, APP.spiffe_id, READ, "team/x").policies == ("one", "two")
 
 
 def test_one_policy_is_got_by_its_name(nexus: NexusCore) -> None:

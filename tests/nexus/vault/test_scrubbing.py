@@ -10,7 +10,7 @@ import pytest
 from common.errors import NotFoundError, NotScrubbedError, StoreUnavailableError
 from nexus.policy.rules import Permission, Policy
 from nexus.store.protocol import MadeByRequest, Store, VersionRow
-from nexus.store.scrubs import LOOK_S, LateScrubs
+from nexus.store.scrubs import AGAIN_S, LOOK_S, LateScrubs
 from nexus.vault import scrubbing
 from nexus.vault.expected import Expected
 from nexus.vault.scrubbing import SharedScrub
@@ -166,15 +166,26 @@ def count_destroyed(nexus: NexusCore, count: int) -> int:
 
 
 def test_a_scrub_of_before_is_none_for_what_was_destroyed_since(failing: FailingStore) -> None:
-    """Where nothing was written since, one is enough."""
+    """Where nothing was destroyed since, one is enough."""
     scrub = SharedScrub(failing)
     insert(failing, make_row("a"))
     for wanted in (1, 1):
-        scrub.run()
+        scrub.run(1)
         assert failing.scrubs == wanted
     failing.write(lambda writer: writer.destroy("a", [1], caller=CALLER, destroyed_at=1))
-    scrub.run()
+    scrub.run(2)
     assert failing.scrubs == 2
+
+
+def test_a_destroy_that_is_repeated_needs_no_other_scrub_than_its_own(nexus: NexusCore, failing: FailingStore) -> None:
+    """Whatever else was written meanwhile: else a scrub that takes longer than callers wait would never be enough."""
+    put(nexus)
+    request_id = os.urandom(16)
+    made = destroy(nexus, 1, request_id=request_id)
+    scrubs = failing.scrubs
+    put(nexus, path="team/other")
+    assert destroy(nexus, 1, request_id=request_id) == made
+    assert failing.scrubs == scrubs
 
 
 def test_a_destroy_does_not_wait_for_another_scrub_for_ever(failing: FailingStore) -> None:
@@ -189,10 +200,10 @@ def test_a_destroy_does_not_wait_for_another_scrub_for_ever(failing: FailingStor
     insert(failing, make_row("a"))
     failing.at_scrub = wait
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(scrub.run)
+        first = pool.submit(scrub.run, 1)
         assert begun.wait(LONG_S)
         with pytest.raises(NotScrubbedError, match="other scrubs are under way"):
-            scrub.run()
+            scrub.run(1)
         may_go_on.set()
         first.result(LONG_S)
 
@@ -203,7 +214,7 @@ def test_a_destroy_waits_five_seconds_at_most() -> None:
 
 
 def test_what_was_pruned_is_scrubbed_by_and_by(store: Store, tmp_path: Path) -> None:
-    """Ten minutes later at most, once, and only if there is something; one that fails is tried again."""
+    """Ten minutes later at most, once, and only if there is something; one that fails is tried again soon."""
     clock, failing = ManualClock(), FailingStore(store)
     late = LateScrubs(failing, clock)
     store.scrub(seconds=0)
@@ -212,8 +223,8 @@ def test_what_was_pruned_is_scrubbed_by_and_by(store: Store, tmp_path: Path) -> 
     late.look()
     assert failing.scrubs == 0
     failing.cannot_scrub = True
-    for scrubs in (1, 2):
-        clock.advance(LOOK_S)
+    for scrubs, seconds in ((1, LOOK_S), (1, AGAIN_S / 2), (2, AGAIN_S / 2)):
+        clock.advance(seconds)
         late.look()
         assert failing.scrubs == scrubs
     failing.cannot_scrub = False

@@ -25,6 +25,7 @@ from tests.nexus.admin.backup.world import World
 from tests.nexus.cluster import tamper
 from tests.nexus.core import OPERATOR
 from tests.nexus.rotated import rotate
+from tests.nexus.store.contract import make_row, put
 
 
 def test_a_damaged_key_is_replaced(world: World) -> None:
@@ -82,6 +83,35 @@ def test_a_backup_of_a_history_that_was_left_is_refused(world: World) -> None:
         serving.root = replace(serving.root, chain=serving.chain.cut(0))
     with pytest.raises(BackupError, match="history that this cluster has left"):
         world.core.backups.verify(OPERATOR)
+
+
+def test_a_backup_that_comes_after_the_end_of_its_generation_is_refused(world: World) -> None:
+    """Whoever has an earlier root key can sign one, and it would be the newest for ever."""
+    file = world.core.backups.create(OPERATOR)
+    world.core.close()
+    world.core = world.start(rotate(world.cluster))
+    with world.core.lifecycle.borrow() as serving:
+        chain = serving.chain
+        early = replace(chain.links[0], revision=file.revision)
+        serving.root = replace(serving.root, chain=replace(chain, links=(early, *chain.links[1:])))
+    with pytest.raises(BackupError, match="generation 1 ended before that"):
+        world.core.backups.verify(OPERATOR)
+    assert find_backup(world.facts) is None
+
+
+def test_a_backup_that_is_ahead_of_the_store_is_refused(world: World) -> None:
+    """It shows that the store was put back; remembered, it would keep later ones from being it."""
+    world.core.backups.create(OPERATOR)
+    put(world.store, replace(make_row("app/late"), kek_id=world.facts.kek_id))
+    file = world.core.backups.create(OPERATOR)
+    tamper(world.database.parent, "UPDATE meta SET revision = revision - 1")
+    with world.core.lifecycle.borrow() as serving:  # as of a nexus that was started on it
+        standing = serving.floor.standing
+        position = standing.position._replace(revision=file.revision - 1)
+        serving.floor.raise_to(replace(standing, position=position))
+    with pytest.raises(BackupError, match="the store was put back, or the backup is forged"):
+        world.core.backups.verify(OPERATOR)
+    assert find_backup(world.facts) is None
 
 
 class RotatedCopies:

@@ -52,6 +52,21 @@ def test_one_at_a_time(world: World) -> None:
     assert len(answers) == 1
 
 
+def test_a_machine_that_is_out_of_threads_fails_the_backup_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an error that the schedule knows: one that it does not would end its thread, and the nexus with it."""
+
+    def fail(timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Timer, "start", fail)
+        with pytest.raises(BackupUnavailableError, match="no thread can be started"):
+            world.core.backups.create(OPERATOR)
+    assert world.list_names() == []
+    made = world.core.backups.create(OPERATOR)
+    assert world.list_names() == [made.name]
+
+
 def test_a_full_disk_leaves_nothing_half(world: World) -> None:
     """The process that writes says so, and the file is gone."""
     full = os.open("/dev/full", os.O_WRONLY)

@@ -138,6 +138,32 @@ def test_a_failure_is_an_alarm_and_tried_again_later_and_later(scheduled: Schedu
     assert scheduled.schedule.list_alarms() == []
 
 
+@pytest.mark.parametrize("interval", [0, 24 * HOUR])
+def test_a_directory_that_was_away_is_no_alarm_once_it_is_back(world: World, tmp_path: Path, interval: int) -> None:
+    """Nothing was due meanwhile, so no backup would end the alarm for long, or ever."""
+    scheduled = Scheduled(world, interval=interval)
+    scheduled.step_after(0)
+    directory = world.directory
+    world.use(BackupDirectory(tmp_path / "gone", nexus="n1"))
+    scheduled.step_after(LOOK_S)
+    assert len(scheduled.schedule.list_alarms()) == 1
+    world.use(directory)
+    scheduled.step_after(LOOK_S)
+    assert scheduled.schedule.list_alarms() == []
+
+
+def test_what_was_due_while_the_directory_was_away_is_made_once_it_is_back(
+    scheduled: Scheduled, tmp_path: Path
+) -> None:
+    """Not an hour later, as after backups that fail."""
+    directory = scheduled.world.directory
+    scheduled.world.use(BackupDirectory(tmp_path / "gone", nexus="n1"))
+    for _ in range(10):
+        scheduled.step_after(LONGEST_RETRY_S)
+    scheduled.world.use(directory)
+    assert scheduled.step_after(LOOK_S) == 1
+
+
 def test_an_old_backup_is_an_alarm_whatever_the_reason(scheduled: Scheduled, monkeypatch: pytest.MonkeyPatch) -> None:
     """At twice the interval."""
     scheduled.step_after(0)
@@ -146,6 +172,16 @@ def test_an_old_backup_is_an_alarm_whatever_the_reason(scheduled: Scheduled, mon
     assert scheduled.schedule.list_alarms() == []
     scheduled.step_after(2 * HOUR)
     assert scheduled.schedule.list_alarms() == ["the newest verified backup is 49 hours old"]
+
+
+def test_none_at_all_is_an_alarm_too(scheduled: Scheduled) -> None:
+    """As when the directory hangs from the first look on; not where no backups are configured."""
+    scheduled.world.core.clock.advance(47 * HOUR)
+    assert scheduled.schedule.list_alarms() == []
+    scheduled.world.core.clock.advance(2 * HOUR)
+    assert scheduled.schedule.list_alarms() == ["no backup was verified since the start, 49 hours ago"]
+    scheduled.world.core.backups._setup = None
+    assert scheduled.schedule.list_alarms() == []
 
 
 def test_what_retention_does_not_keep_goes_after_the_next_one(scheduled: Scheduled) -> None:

@@ -122,6 +122,21 @@ def test_a_scrub_that_fails_to_wipe_says_so_and_stays_due(store: SqliteStore) ->
         assert store.is_scrub_due
 
 
+def test_what_is_pruned_while_a_scrub_looks_for_remnants_stays_due(store: SqliteStore) -> None:
+    """It may be in pages that the scrub has looked at before, and nobody waits for a scrub of its own."""
+    History(random.Random(SEED)).go_on(store, ROUND)
+    for version in (1, 2):
+        put(store, make_row("late", version))
+    assert store._try_empty_wal()
+    pages = store._find_remnants()
+    assert pages
+    store.write(lambda writer: writer.prune("late", below=2))
+    assert store._try_empty_wal(pages)
+    assert store.is_scrub_due
+    assert store.scrub(seconds=0)
+    assert not store.is_scrub_due
+
+
 @pytest.mark.parametrize("page_size", [512, 4096, 65536])
 def test_a_database_is_what_it_was(tmp_path: Path, page_size: int) -> None:
     """Whatever the size of its pages: SQLite finds nothing wrong, and every row."""
