@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; `pilot.errors` has the table."""
     try:
         code = _run(arguments)
-        print(end="", flush=True)  # if the reader is gone, it shows here
+        sys.stdout.flush()  # if the reader is gone, it shows here
         return code
     except PilotError as exc:
         error = exc

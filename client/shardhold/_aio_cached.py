@@ -55,6 +55,7 @@ class AsyncCached:
         self._last_good = LastGood(path, interval=interval, max_age=max_age, start_timeout=start_timeout)
         self._on_change = on_change
         self._refresher: asyncio.Task[None] | None = None
+        self._is_started = False
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -95,16 +96,14 @@ class AsyncCached:
         Raises:
             RuntimeError: It was started or closed before.
         """
-        if self._refresher is not None or self._is_closed:
+        if self._is_started or self._is_closed:
             raise RuntimeError("this was started or closed before: make another one")
-        start = Start(self._last_good)
-        while True:
-            try:
-                await self._fetch(timeout=start.left())
-                break
-            except Error as exc:
-                pause = start.choose_pause(exc)
-            await asyncio.sleep(pause)
+        self._is_started = True
+        try:
+            await self._fetch_first(Start(self._last_good))
+        except BaseException:
+            self._is_started = False  # it may be tried again
+            raise
         self._refresher = asyncio.create_task(self._keep_fresh(), name="shardhold-cached")
 
     async def close(self) -> None:
@@ -114,6 +113,14 @@ class AsyncCached:
             self._refresher.cancel()
             await asyncio.wait([self._refresher])
 
+    async def _fetch_first(self, start: Start) -> None:
+        while True:
+            try:
+                return await self._fetch(timeout=start.left())
+            except Error as exc:
+                pause = start.choose_pause(exc)
+            await asyncio.sleep(pause)
+
     async def _fetch(self, *, timeout: float | None = None) -> None:
         asked_at = read_clock()
         secret = await self._client.get(self.path, timeout=timeout)
@@ -122,6 +129,10 @@ class AsyncCached:
                 called = self._on_change(secret)
                 if inspect.isawaitable(called):
                     await called
+            except asyncio.CancelledError:
+                if _is_being_cancelled():
+                    raise
+                _logger.exception("%s: on_change awaited what was cancelled", self.path)
             except Exception:
                 _logger.exception("%s: on_change raised", self.path)
 
@@ -132,3 +143,9 @@ class AsyncCached:
                 await self._fetch()
             except Exception as exc:  # noqa: BLE001 — whatever it was, the next refresh is due
                 self._last_good.fail(exc)
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody cancelled this task, rather than what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

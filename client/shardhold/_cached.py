@@ -41,7 +41,7 @@ class Cached:
         max_age: Seconds after which `current` raises if the value was not confirmed; None: never. More than *interval*.
         start_timeout: Seconds that the first value may take.
         on_change: Called with the new secret, in the thread that refreshes, once it is current. No refresh happens
-            while it runs. What it raises is logged and changes nothing.
+            while it runs. What it raises is logged and changes nothing, `SystemExit` too: it is not the main thread.
 
     Raises:
         InvalidArgumentError: The path or a number of seconds is not usable.
@@ -126,7 +126,7 @@ class Cached:
         if self._last_good.take(secret, asked_at=asked_at) and self._on_change is not None:
             try:
                 self._on_change(secret)
-            except Exception:
+            except (Exception, SystemExit):  # which would end this thread alone, and without a word
                 _logger.exception("%s: on_change raised", self.path)
 
     def _keep_fresh(self) -> None:

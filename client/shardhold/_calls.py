@@ -372,9 +372,9 @@ def _encode(name: str, value: bytes | str) -> bytes:
     if isinstance(value, str):
         try:
             return value.encode()
-        except UnicodeEncodeError:
-            # Without its cause, which would carry the value.
-            raise InvalidArgumentError(f"fields: the text of {name!r} is not Unicode, want bytes") from None
+        except UnicodeEncodeError:  # which carries the value
+            pass
+        raise InvalidArgumentError(f"fields: the text of {name!r} is not Unicode, want bytes")
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"fields: {name!r} is {type(value).__name__}, want bytes or str")
     return bytes(value)

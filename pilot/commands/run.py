@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pilot.errors import UsageError
-from pilot.options import Settings, with_globals
+from pilot.options import Settings, complete_address, with_globals
 from pilot.programs.hand_over import HandOver, list_references, parse_files
 from pilot.programs.supervisor import PASSED, Supervisor, parse_reaction
 from pilot.programs.variables import parse_variables
@@ -102,8 +102,9 @@ def _followed(
     from pilot.connection import open_identity
     from shardhold import Cached, Client
 
+    address = complete_address(settings.address)
     with contextlib.closing(open_identity(settings, preferred=_ROLES)) as identity:
-        client = Client(settings.address, identity, timeout=settings.timeout)
+        client = Client(address, identity, timeout=settings.timeout)
         secrets: dict[str, Cached] = {}
         try:
             for path in paths:

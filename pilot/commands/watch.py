@@ -105,13 +105,11 @@ def _show(
     stopping: threading.Event,
     executor: Executor,
 ) -> None:
-    from rich.console import Console
-
     from pilot.commands.vitals import vitals_document
     from pilot.commands.watching import Sight, Watcher
-    from pilot.terminal.live import can_be_live, show_live
+    from pilot.terminal.live import can_be_live, open_console, show_live
 
-    console = Console(highlight=False)
+    console = open_console()
     if not can_be_live(console):
         _print_plain(Sight(vitals_document(fetch()), time.monotonic()), address)
         return

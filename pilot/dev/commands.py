@@ -149,6 +149,10 @@ def exec_(
     with directory.locked():
         cluster.add_identity(identity)
     environ = {**os.environ, **cluster.variables(identity)}
+    if environ.get("GRPC_VERBOSITY") == "NONE":  # pilot's own setting, as `pilot run` has it
+        del environ["GRPC_VERBOSITY"]
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, which a program need not expect
+        signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execvpe(command[0], command, environ)
     except OSError as exc:

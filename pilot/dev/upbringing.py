@@ -42,9 +42,11 @@ def bring_up(cluster: DevCluster, before: set[str], by_hand: ByHand) -> bool:
     if status["state"] in _UNBORN:
         return _init(cluster, by_hand)
     # Keepers that have just been started are empty: with fewer than a threshold of others, waiting is pointless.
-    if len(before - {"nexus", IDENTITY}) >= plan.threshold:
+    if len(before - {"nexus", IDENTITY}) >= plan.threshold and not _have_forgotten(status):
         with console.status("recovering"):
-            return comes_back(cluster)
+            if comes_back(cluster):
+                return True
+        status = cluster.load_status()
     return _unseal(cluster, status, by_hand)
 
 
@@ -95,6 +97,11 @@ def comes_back(cluster: DevCluster) -> bool:
     if status["state"] == "sealed" or _is_to_be_accepted(status):
         return False
     return cluster.wait_ready(timeout=RECOVERY_TIMEOUT_S) is not None
+
+
+def _have_forgotten(status: dict[str, Any]) -> bool:
+    """Say whether too many keepers have lost their shards: all answer, and there are not enough that hold one."""
+    return all(keeper["reachable"] for keeper in status["keepers"]) and bool(status["keepers_short"])
 
 
 def _is_to_be_accepted(status: dict[str, Any]) -> bool:

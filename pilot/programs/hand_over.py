@@ -42,7 +42,7 @@ def parse_files(arguments: Sequence[str]) -> list[FileOrder]:
         order = FileOrder(parse_template(_read(Path(file)), name=file), Path(target).absolute())
         if order.target in [other.target for other in orders]:
             raise UsageError(f"--template: {target} is a target twice")
-        if order.target.exists() and order.target.samefile(file):
+        if _are_same(order.target, Path(file)):
             raise UsageError(f"--template: {target} is the template itself")
         orders.append(order)
     return orders
@@ -69,7 +69,7 @@ class HandOver:
         self._variables = variables
         self._references = list_references(variables, files)
         self._get_secrets = get_secrets
-        self._values: dict[Reference, bytes] = {}
+        self._values: dict[Reference, bytes] | None = None  # nothing was handed over yet
         self._environment: dict[bytes, bytes] = {}
         self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
@@ -99,13 +99,13 @@ class HandOver:
         Raises:
             PilotError: A field is missing, a value does not fit where it goes, or a file cannot be written.
         """
-        values = pick_values(self._references, self._get_secrets())
-        if values == self._values:
+        values, before = pick_values(self._references, self._get_secrets()), self._values
+        if values == before:
             return False
         environment = make_environment(self._variables, values)
         contents = [template.render(values) for template, _ in self._files]  # all of them, before any is written
         for content, (template, file) in zip(contents, self._files, strict=True):
-            if any(values[one] != self._values.get(one) for one in template.references) or not self._values:
+            if before is None or any(values[one] != before[one] for one in template.references):
                 file.write(content)
         self._values, self._environment = values, environment
         return True
@@ -131,6 +131,13 @@ def _own_environment() -> dict[bytes, bytes]:
     if environ.get(b"GRPC_VERBOSITY") == b"NONE":  # pilot's own setting, which would silence the program's gRPC
         del environ[b"GRPC_VERBOSITY"]
     return environ
+
+
+def _are_same(target: Path, file: Path) -> bool:
+    try:
+        return target.samefile(file)
+    except OSError:  # no such file, or one that writing it will complain of
+        return False
 
 
 def _read(file: Path) -> bytes:

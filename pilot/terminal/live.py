@@ -20,6 +20,12 @@ _END_KEYS: Final = b"qQ\x04"  # and Ctrl-D
 Draw = Callable[[int], RenderableType]  # for a number of columns
 
 
+def open_console() -> Console:
+    """Return the console of standard output. COLUMNS and LINES win, unless they say nothing, as 0 does."""
+    silent = {name for name in ("COLUMNS", "LINES") if not os.environ.get(name, "").strip("0")}
+    return Console(highlight=False, _environ={name: value for name, value in os.environ.items() if name not in silent})
+
+
 def can_be_live(console: Console) -> bool:
     """Say whether there is a terminal that can be redrawn."""
     return console.is_terminal and not console.is_dumb_terminal

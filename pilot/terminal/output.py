@@ -59,9 +59,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
-    if sys.stdout.isatty():
+    if width is not None:
         # Without a height rich takes a terminal that it calls dumb to have 80 columns.
-        Console(highlight=False, width=width, height=None if width is None else _HEIGHT).print(table)
+        Console(highlight=False, width=width, height=_HEIGHT).print(table)
         return
     console = Console(width=1000, highlight=False)
     with console.capture() as captured:

@@ -4,6 +4,7 @@ Every test of `TestBoth` runs with both; the asyncio one is called through a loo
 """
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -263,6 +264,20 @@ def test_closed_by_its_callback(
     assert caplog.messages == []
 
 
+def test_a_callback_that_ends_its_thread(
+    nexus: Nexus, identity: FixedIdentity, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`sys.exit` in the callback ends nothing but itself, and is logged: the secret is kept fresh all the same."""
+    with (
+        Client(nexus.address, identity, timeout=at_most(5)) as client,
+        Cached(client, PATH, interval=0.1, on_change=lambda _: sys.exit(1)) as cached,
+    ):
+        for version in (2, 3):
+            write(nexus, version)
+            wait_until(lambda version=version: cached.current.version == version)
+        wait_until(lambda: caplog.messages == [f"{PATH}: on_change raised"] * 2)
+
+
 def test_closed_without_waiting(
     nexus: Nexus, identity: FixedIdentity, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -285,6 +300,35 @@ def test_closed_without_waiting(
 
 class TestAsync:
     """What only the asyncio one has."""
+
+    async def test_started_by_two_tasks(self, nexus: Nexus, identity: FixedIdentity) -> None:
+        """One of them is refused at once: a second task that refreshes would be closed by nobody."""
+        async with AsyncClient(nexus.address, identity, timeout=at_most(5)) as client:
+            cached = AsyncCached(client, PATH)
+            ends = await asyncio.gather(cached.start(), cached.start(), return_exceptions=True)
+            assert list(map(type, ends)) == [type(None), RuntimeError]
+            await cached.close()
+            assert [task.get_name() for task in asyncio.all_tasks() if "shardhold" in task.get_name()] == []
+
+    async def test_a_callback_whose_work_is_cancelled(
+        self, nexus: Nexus, identity: FixedIdentity, eventually: Eventually, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A callback that awaits what somebody cancels is logged, and the secret is kept fresh all the same."""
+
+        async def await_cancelled(_: Secret) -> None:
+            work = asyncio.create_task(asyncio.sleep(3600))
+            asyncio.get_running_loop().call_soon(work.cancel)
+            await work
+
+        async with (
+            AsyncClient(nexus.address, identity, timeout=at_most(5)) as client,
+            AsyncCached(client, PATH, interval=0.1, on_change=await_cancelled) as cached,
+        ):
+            write(nexus, 2)
+            await eventually(lambda: cached.current.version == 2)
+            write(nexus, 3)
+            await eventually(lambda: cached.current.version == 3)
+            await eventually(lambda: caplog.messages == [f"{PATH}: on_change awaited what was cancelled"] * 2)
 
     async def test_closed_by_its_callback(self, nexus: Nexus, identity: FixedIdentity, eventually: Eventually) -> None:
         """A callback that is a coroutine is awaited, and may close it."""

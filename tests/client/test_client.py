@@ -372,8 +372,7 @@ class TestArguments:
         """The error for text that UTF-8 cannot hold contains nothing of it."""
         with pytest.raises(shardhold.InvalidArgumentError, match="the text of 'pin' is not Unicode") as caught:
             client.put("a", {"pin": "canary\ud800"})
-        assert caught.value.__cause__ is None
-        assert caught.value.__suppress_context__
+        assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 def _describe(method: Any) -> tuple[list[tuple[str, Any, Any]], str]:

@@ -15,7 +15,7 @@ import pytest
 
 from pilot.dev.cluster import DevCluster, clean_environ, server_command
 from pilot.dev.directory import MARKER, DevDirectory
-from pilot.dev.identities import OPERATOR_PATH
+from pilot.dev.identities import OPERATOR_PATH, custodian_path
 from tests.kit.patience import at_most, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.destructive]
@@ -71,6 +71,8 @@ def test_from_up_to_down(folder: Path) -> None:
     assert "unix:" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", *print_environ)
     assert "/team/app" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", *PILOT, "whoami")
     pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", "sh", "-c", "exit 7", exit_code=7)
+    shows = ("sh", "-c", "grep SigIgn /proc/self/status; echo ${GRPC_VERBOSITY-unset}")
+    assert f"{0:016x}\nunset\n" in pilot("dev", "exec", "--dir", folder, "--as", "/team/app", "--", *shows)
 
     cluster = DevCluster(DevDirectory(folder))
     assert "keeper-2 killed" in pilot("dev", "kill", "keeper-2", "--dir", folder)
@@ -106,7 +108,7 @@ def test_from_up_to_down(folder: Path) -> None:
 def test_one_command_brings_it_back_after_a_reboot(folder: Path) -> None:
     """Init is practised by hand; when all processes are gone, `up` unseals with the shares in the directory.
 
-    Without them it says what is missing, and who can help.
+    Without them it says what is missing, and who can help; once they are back, the same command does the rest.
     """
     up: list[str | Path] = ["dev", "up", "--dir", folder, "--detach"]
     said = pilot(*up, "--keepers", "2", "--threshold", "2", "--no-init")
@@ -117,7 +119,7 @@ def test_one_command_brings_it_back_after_a_reboot(folder: Path) -> None:
     assert json.loads(pilot("status", "-o", "json", environ=environ))["state"] == "uninitialised"
     _, _, by_hand = commands[1].partition("pilot init ")
     pilot("init", *shlex.split(by_hand), environ=environ)
-    pilot("secret", "put", "team/app", "@/dev/null", environ=environ)
+    pilot("secret", "put", "team/app", "@/dev/null", "--allow-empty", environ=environ)
 
     cluster = DevCluster(DevDirectory(folder))
     for name in cluster.names:
@@ -130,10 +132,16 @@ def test_one_command_brings_it_back_after_a_reboot(folder: Path) -> None:
 
     pilot("dev", "down", "--dir", folder)
     lost = folder / "recovery-shares" / "custodian-2.txt"
-    lost.unlink()
+    elsewhere = lost.rename(folder.with_name("card.txt"))
     said = pilot(*up, exit_code=5)
     assert f"not unsealed: {lost} is not there" in said
     assert "3 custodians bring it back" in said
+
+    elsewhere.rename(lost)
+    first = folder / "recovery-shares" / "custodian-1.txt"
+    custodian: list[str | Path] = ["dev", "exec", "--dir", folder, "--as", custodian_path(1), "--", *PILOT]
+    assert "1 of 3" in pilot(*custodian, "unseal", f"@{first}")
+    assert "ready after" in pilot(*up)
 
 
 def test_a_restored_store_waits_for_a_superuser(folder: Path) -> None:

@@ -208,6 +208,13 @@ class TestWhatAProgramGets:
         assert list(memory.iterdir()) == []
         assert len(nexus.requests) == 1
 
+    def test_a_template_without_secrets(self, reach: list[str], tmp_path: Path, memory: Path) -> None:
+        """It is a file like any other, also when nothing else is handed over."""
+        (tmp_path / "a.tmpl").write_text("plain\n")
+        told = run(*reach, "--template", f"{tmp_path}/a.tmpl:{memory}/a", "--", "cat", f"{memory}/a")
+        assert told == Transcript(0, "plain\n", "")
+        assert list(memory.iterdir()) == []
+
     def test_stdin_is_the_programs(self, reach: list[str]) -> None:
         """What is piped into pilot goes to the program."""
         assert run_pilot("run", *reach, *PASSWORD, "--", "cat", stdin="typed").out == "typed"
@@ -228,6 +235,7 @@ class TestWhatKeepsItFromStarting:
             pytest.param(["--template", "x"], 2, "--template: got 'x', want FILE:TARGET", id="no target"),
             pytest.param(["--template", "/no:/dev/shm/x"], 2, "--template: /no: No such file", id="no template"),
             pytest.param(["--template", "README.md:README.md"], 2, "README.md is the template itself", id="itself"),
+            pytest.param(["--template", f"LICENSE:/dev/shm/{'x' * 256}"], 1, ": File name too long", id="long name"),
             pytest.param(["--template", "LICENSE:/proc/x"], 2, "/proc/x: the folder is on proc, want tmpfs", id="disk"),
         ],
     )
@@ -252,6 +260,12 @@ class TestWhatKeepsItFromStarting:
         assert (told.code, told.out) == (code, "")
         assert told.err.startswith(f"pilot: error: team/app/db: {error}")
         assert len(nexus.requests) == 1
+
+    def test_an_address_without_a_port(self, reach: list[str]) -> None:
+        """The port is then that of every nexus, as for other commands."""
+        told = run(*reach, "--address", "localhost", "--timeout", "0.5", *PASSWORD, "--", "echo", "started")
+        assert (told.code, told.out) == (5, "")
+        assert ":8553: " in told.err
 
     def test_a_sealed_nexus(self, nexus: Nexus, reach: list[str]) -> None:
         """An outage that lasts for --timeout is pilot's error."""
@@ -301,6 +315,13 @@ class TestEnd:
     def test_exit_codes(self, reach: list[str], script: str, code: int) -> None:
         """The code is the program's, or 128 and the number of the signal."""
         assert run(*reach, *PASSWORD, "--", "sh", "-c", script) == Transcript(code, "", "")
+
+    def test_the_exit_code_of_a_silent_program(self, reach: list[str]) -> None:
+        """Pilot writes nothing of its own, so nothing of its own fails where nothing can be written."""
+        told = run_by_exec(
+            "sh", "-c", '"$@" > /dev/full', "sh", *PILOT, "run", *reach, *PASSWORD, "--", "sh", "-c", "exit 3"
+        )
+        assert told == Transcript(3, "", "")
 
     def test_signals_are_passed_on(self, reach: list[str], tmp_path: Path) -> None:
         """Each signal reaches the program, which decides; TERM ends it, by its own code."""

@@ -422,6 +422,14 @@ def test_a_new_size_is_followed(reach: list[str]) -> None:
         assert screen.wait_end() == 0
 
 
+def test_columns_that_say_nothing(reach: list[str]) -> None:
+    """The terminal itself is then asked how wide it is."""
+    with Screen("watch", *reach, columns=120, environ={"COLUMNS": "0"}) as screen:
+        assert "10.0.0.3:8443" in screen.wait("● ready", "keeper-3")
+        screen.press("q")
+        assert screen.wait_end() == 0
+
+
 def test_json_tells_silence_too(nexus: PlayedNexus, reach: list[str]) -> None:
     """A nexus that does not answer is a line as well, and no error; so many lines as were asked for."""
     nexus.stop()
