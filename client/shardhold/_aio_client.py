@@ -213,7 +213,7 @@ class AsyncClient:
             except FAILURES as exc:
                 wait_s = tries.wait_after(exc)
                 if wait_s is None:
-                    raise call.explain(exc) from None
+                    raise call.explain(tries.choose(exc)) from None
             else:
                 return call.read(response)
             await asyncio.sleep(wait_s)

@@ -261,7 +261,7 @@ class Client:
             except FAILURES as exc:
                 wait_s = tries.wait_after(exc)
                 if wait_s is None:
-                    raise call.explain(exc) from None
+                    raise call.explain(tries.choose(exc)) from None
             else:
                 return call.read(response)
             time.sleep(wait_s)

@@ -7,7 +7,8 @@
 3. What no repetition within the deadline can change is raised at once: a certificate that this side refuses, a server
    without TLS, a name that does not exist. A refused connection is repeated, for a nexus may be starting, and so is one
    that breaks during the handshake: a server that refuses this SVID looks like one that is stopping.
-4. The waits between tries grow, with full jitter, and no try begins after the deadline.
+4. The waits between tries grow, with full jitter, and no try begins after the deadline. A call that failed before is
+   not said to have taken too long: what it failed with is said.
 """
 
 import random
@@ -44,6 +45,7 @@ class Tries:
     def __init__(self, timeout_s: float) -> None:
         self._deadline = monotonic() + timeout_s
         self._longest_wait_s = _FIRST_WAIT_S
+        self._repeated: Exception | None = None
 
     def left(self) -> float:
         """Return the seconds that the next try may take, always above 0."""
@@ -53,9 +55,15 @@ class Tries:
         """Return the seconds to wait after *failure*; None: the call has failed."""
         if not (isinstance(failure, grpc.RpcError) and _may_pass(from_rpc(failure))):
             return None
+        self._repeated = failure
         wait = random.uniform(0, self._longest_wait_s)  # noqa: S311 — spreads clients, protects nothing
         self._longest_wait_s = min(2 * self._longest_wait_s, _LONGEST_WAIT_S)
         return wait if monotonic() + wait < self._deadline else None
+
+    def choose(self, failure: Exception) -> Exception:
+        """Return what the call failed with: a try that was cut off by the deadline says less than the one before."""
+        is_cut_off = isinstance(failure, grpc.RpcError) and failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return self._repeated if is_cut_off and self._repeated is not None else failure
 
 
 def _may_pass(error: Error) -> bool:

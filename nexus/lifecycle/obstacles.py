@@ -83,6 +83,8 @@ class Obstacles:
     def _describe_mark(self) -> str:
         try:
             newer = self._marks.find_newer(self._executor.held)
+            if newer is None and self._lifecycle.state is not State.RECOVERING:
+                return ""
             meta = self._marks.load_meta()
             if newer is None and meta.is_restored:
                 at = f"timeline {meta.timeline}, revision {meta.revision}"

@@ -1,6 +1,8 @@
 """One flipped bit in each page of a store's file: damage is named, and no value is ever another."""
 
+import contextlib
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -50,8 +52,13 @@ def cluster(folder: Path) -> FoundedCluster:
 
 @pytest.fixture(scope="module")
 def file(cluster: FoundedCluster, folder: Path) -> bytes:
-    """The file of its store."""
-    return (folder / "nexus.db").read_bytes()
+    """The file of its store, which does not know that it is copied: a copy would be read through at its start."""
+    copy = folder / "copied.db"
+    copy.write_bytes((folder / "nexus.db").read_bytes())
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        connection.execute("UPDATE meta SET file = ''")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return copy.read_bytes()
 
 
 def read_all(core: NexusCore) -> int:

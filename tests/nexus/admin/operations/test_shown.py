@@ -34,7 +34,9 @@ def test_status_tells_the_step_of_an_operation(resharing: Resharing, step: Step)
     assert find_operation(resharing) is None
     resharing.begin()
     resharing.drive_to(step)
-    assert find_operation(resharing) == OperationStep("reshare", step)
+    shown = find_operation(resharing)
+    assert shown is not None
+    assert (shown.kind, shown.step) == ("reshare", step)
     resharing.drive_to(None)
     assert find_operation(resharing) is None
 
