@@ -20,6 +20,12 @@ LONG = (
     "test_strangers.py",
     "test_dev.py",
     "test_canaries.py",
+    "test_lying_nexus.py",
+    "test_methods.py",
+    "test_run.py",
+    "test_secret.py",
+    "test_contract.py",
+    "test_store.py",
 )
 
 

@@ -29,7 +29,7 @@ POLICY = str(Path(__file__).parent / "policy.toml")
 COMMANDS = [
     ("status",),
     ("status", "--exit-code"),
-    ("watch", "--count", "2", "--interval", "0.2"),
+    ("watch", "--count", "1", "--interval", "0.2"),
     ("keeper", "list"),
     ("keeper", "add", "k", "k:1", "spiffe://example.test/k", "--dry-run"),
     ("root", "status"),
