@@ -23,6 +23,7 @@ from nexus.config import NexusConfig
 from nexus.store.sqlite.restored import StorePlace, store_place
 
 _FINGERPRINT_SIZE = 32  # bytes
+_LATEST = 253_402_300_799  # seconds since 1970 at the end of the year 9999
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def check_owner(folder: Path, *, owner: int, user: int) -> None:
 
 def describe(header: Header, place: StorePlace) -> str:
     """Say what was restored, what it replaced, and what has to come."""
-    made_at = datetime.fromtimestamp(header.created_at // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    made_at = datetime.fromtimestamp(min(header.created_at // 1_000_000, _LATEST), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     lines = [
         f"restored  timeline {header.timeline}, revision {header.revision}, generation {header.generation}, "
         f"as of {made_at}",

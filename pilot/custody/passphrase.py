@@ -16,6 +16,7 @@ SHORTEST: Final = 16  # characters
 FEWEST_GUESSES: Final = 14.0  # as a power of ten
 
 _LONGEST_RATED: Final = 100  # characters: the meter's time grows with their square
+_DIFFER: Final = "the two differ; nothing was written"
 _KNOWN_HERE: Final = ("shardhold", "backup", "identity", "recovery", "nexus", "keeper", "pilot", "escrow")
 
 
@@ -47,7 +48,8 @@ def choose_passphrase(terminal: Terminal) -> str:
     """Ask for a new passphrase, twice; raises as `check_strength`, or when the two differ."""
     passphrase = terminal.ask_hidden("new passphrase: ")
     check_strength(passphrase)
-    _ask_again(terminal, "once more: ", passphrase)
+    if terminal.ask_hidden("once more: ") != passphrase:
+        raise UsageError(_DIFFER)
     return passphrase
 
 
@@ -56,10 +58,7 @@ def hand_out_passphrase(terminal: Terminal) -> str:
     passphrase = draw_passphrase()
     with terminal.alone(f"The passphrase, to be written down and kept apart from the file:\n\n    {passphrase}\n"):
         terminal.ask("press Enter once every word is written down; this is not shown again ")
-    _ask_again(terminal, "the passphrase, as written down: ", passphrase)
+    typed = terminal.ask_hidden("the passphrase, as written down: ")
+    if typed.split() != passphrase.split():  # the words count; the file is protected by the form that was shown
+        raise UsageError(_DIFFER)
     return passphrase
-
-
-def _ask_again(terminal: Terminal, prompt: str, passphrase: str) -> None:
-    if " ".join(terminal.ask_hidden(prompt).split()) != " ".join(passphrase.split()):
-        raise UsageError("the two differ; nothing was written")

@@ -123,9 +123,16 @@ def test_weak_passphrases_are_refused(tmp_path: Path, passphrase: str, error: st
     assert not path.exists()
 
 
-def test_two_that_differ_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param(PASSPHRASE.title(), id="another case"),
+        pytest.param(PASSPHRASE.replace(" ", "  ", 1), id="another space"),
+    ],
+)
+def test_two_that_differ_are_refused(tmp_path: Path, second: str) -> None:
     """Nobody knows which one was meant."""
-    told = make(tmp_path / "identity.age", PASSPHRASE, PASSPHRASE.title())
+    told = make(tmp_path / "identity.age", PASSPHRASE, second)
     assert told.code == 2
     assert "the two differ; nothing was written" in told.err
     assert list(tmp_path.iterdir()) == []
