@@ -146,11 +146,12 @@ def test_refused_by_the_nexus(make: MakeClient, ca: Authority) -> None:
 
 
 class _Failure(grpc.RpcError):
-    def __init__(self, details: str) -> None:
+    def __init__(self, details: str, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
         self._details = details
+        self._code = code
 
     def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
+        return self._code
 
     def details(self) -> str:
         return self._details
@@ -183,3 +184,14 @@ def test_waits_grow_up_to_a_second() -> None:
     assert all(wait is not None and 0 <= wait <= min(0.05 * 2**number, 1) for number, wait in enumerate(waits))
     assert Tries(0.0).wait_after(_Failure("Socket closed")) is None
     assert Tries(3600).wait_after(ValueError("closed")) is None
+
+
+def test_a_try_that_the_deadline_cut_off_does_not_hide_why_the_one_before_failed() -> None:
+    """A call that only ever ran out of time says that."""
+    tries, failed = Tries(3600), _Failure("Socket closed")
+    cut_off = _Failure("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert tries.choose(cut_off) is cut_off
+    tries.wait_after(failed)
+    assert tries.choose(cut_off) is failed
+    other = _Failure("no such secret", grpc.StatusCode.NOT_FOUND)
+    assert tries.choose(other) is other
